@@ -1,0 +1,142 @@
+"""The Jinja filters of this template, and the rules that every answer must follow.
+
+Cookiecutter imports this file when it asks its questions. The rules are checked there, before anything is
+written; the pre_gen hook checks them again, for answers that are replayed from a file.
+"""
+
+import json
+import keyword
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from jinja2.ext import Extension
+
+LONGEST_TEXT = 100
+LONGEST_NAME = 40
+JINJA = re.compile(r"\{\{|\{%|\{#")
+TEMPLATE = Path(__file__).resolve().parent
+
+
+class ConsumerTemplate(Extension):
+    """Adds the filters, and keeps cookiecutter from evaluating an answer as a Jinja template."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        filters: list[Callable[..., Any]] = [
+            check_answers,
+            class_name,
+            handler_names,
+            markdown,
+            public_answers,
+            quoted,
+            refusal,
+        ]
+        environment.filters.update({function.__name__: function for function in filters})
+        questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+        hooks = [path.read_text(encoding="utf-8") for path in (TEMPLATE / "hooks").glob("*.py")]
+        self.own_sources = {*map(str, questions.values()), *hooks}
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        # Cookiecutter renders an answer given on its command line: `description={{ 7*7 }}` would become
+        # 49, and worse could run. Files have a name here; of the texts without one only the questions,
+        # the hooks and the paths of this template may be evaluated.
+        is_path = not JINJA.search(re.sub(r"\{\{cookiecutter\.\w+\}\}", "", source))
+        if name is None and not is_path and source not in self.own_sources:
+            sys.exit(f"the answer {_shown(source)} must not hold {{{{, {{% or {{#.")
+        return source
+
+
+def handler_names(answer: str) -> list[str]:
+    """``"Order created, refund-paid, OrderSent"`` is order_created, refund_paid, order_sent."""
+    words_apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", answer)
+    names = [re.sub("_+", "_", name).strip("_").lower() for name in words_apart.split(",")]
+    return [name for name in names if name]
+
+
+def class_name(name: str) -> str:
+    """``order_created`` is OrderCreated."""
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def public_answers(answers: Mapping[str, Any]) -> dict[str, str]:
+    """What was asked, without the template's own data."""
+    return {name: answer for name, answer in answers.items() if not name.startswith("_")}
+
+
+def quoted(text: str) -> str:
+    """A string literal of TOML, JSON and Python."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def markdown(text: str) -> str:
+    """Text that means nothing but itself in Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", text)
+
+
+def check_answers(answers: Mapping[str, Any]) -> str:
+    """Nothing, or the end of the program with one sentence on standard error."""
+    if reason := refusal(answers):
+        sys.exit(reason)
+    return "checked"
+
+
+def refusal(answers: Mapping[str, Any]) -> str:
+    """Why these answers are refused, in one sentence that names the answer; empty if they are not."""
+    return next(_refusals(answers), "")
+
+
+def _refusals(answers: Mapping[str, Any]) -> Iterator[str]:
+    for question, answer in public_answers(answers).items():
+        if not answer.strip():
+            yield f"{question} is empty."
+        if not answer.isprintable():
+            yield f"{question} {_shown(answer)} must be one line of printable characters."
+        if JINJA.search(answer):
+            yield f"{question} {_shown(answer)} must not hold {{{{, {{% or {{#."
+    for question in ("project_name", "description"):
+        if len(answers[question]) > LONGEST_TEXT:
+            yield f"{question} {_shown(answers[question])} is longer than {LONGEST_TEXT} characters."
+
+    slug, package = answers["project_slug"], answers["package_name"]
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", slug):
+        yield f"project_slug {_shown(slug)} must be lower-case letters, digits and dashes, a letter first."
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", package):
+        yield (
+            f"package_name {_shown(package)} must be lower-case letters, digits and underscores,"
+            " a letter first."
+        )
+    for question, name in (("project_slug", slug), ("package_name", package)):
+        yield from _name_refusals(question, name)
+        if name.replace("-", "_") in answers["_taken_names"]:
+            yield f"{question} {_shown(name)} is the name of something that the service needs."
+    if package in sys.stdlib_module_names:
+        yield f"package_name {_shown(package)} is the name of a module of the standard library."
+
+    names = handler_names(answers["handlers"])
+    if not names:
+        yield f"handlers {_shown(answers['handlers'])} has no name in it."
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            yield f"handlers: {_shown(name)} must be letters, digits and underscores, a letter first."
+        yield from _name_refusals("handlers:", name)
+        if keyword.iskeyword(class_name(name)):
+            yield f"handlers: {_shown(name)} would make the Python keyword {class_name(name)} a class."
+        if name in answers["_taken_handlers"]:
+            yield f"handlers: {_shown(name)} is a name that the handlers' files use themselves."
+        if names.count(name) > 1:
+            yield f"handlers: {_shown(name)} is there more than once."
+
+
+def _name_refusals(question: str, name: str) -> Iterator[str]:
+    if len(name) > LONGEST_NAME:
+        yield f"{question} {_shown(name)} is longer than {LONGEST_NAME} characters."
+    if keyword.iskeyword(name):
+        yield f"{question} {_shown(name)} is a Python keyword."
+
+
+def _shown(answer: str) -> str:
+    return repr(answer if len(answer) <= 60 else f"{answer[:60]}...")

@@ -1,0 +1,91 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""Ends the process when its event loop cannot: a handler that blocks it, or a thread that never returns.
+
+Everything else about stopping happens in the event loop (consumer.py), each step bounded. This thread is
+the last resort behind it, so that "gone by the deadline" holds whatever a handler does.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+import structlog
+
+from .cancellation import CancellationEvent
+
+log = structlog.get_logger()
+
+CLOSE_SECONDS = 10
+"""How long closing may take after the drain time; the consumer's own bounds add up to less."""
+FORCED_SECONDS = 2
+"""How long a forced stop may take."""
+PAIR_SECONDS = 0.3
+"""Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
+EXIT_DEADLINE = 75
+
+_POLL_SECONDS = 0.25
+_LAST_WORDS_SECONDS = 1
+
+
+def forces(signum: signal.Signals, seconds_after_first: float) -> bool:
+    """Whether this signal, after the one that began the stop, means: now."""
+    return signum is signal.SIGINT and seconds_after_first >= PAIR_SECONDS
+
+
+class Watchdog(threading.Thread):
+    """Watches a stop from outside the event loop.
+
+    ``in_hand`` names what the handlers hold, for the last log lines.
+    """
+
+    def __init__(
+        self, event: CancellationEvent, drain_seconds: float, in_hand: Callable[[], list[str]]
+    ) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._event = event
+        self._drain_seconds = drain_seconds
+        self._in_hand = in_hand
+        self._final: tuple[float, int] | None = None
+
+    def finish(self, exit_code: int, within_seconds: float = 1) -> None:
+        """The service is done: the process is to end with this code, threads or no threads."""
+        self._final = (time.monotonic() + within_seconds, exit_code)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(_POLL_SECONDS)
+            limit = self._limit()
+            if limit is not None and time.monotonic() > limit[0]:
+                self._end_process(limit[1])
+
+    def _limit(self) -> tuple[float, int] | None:
+        """When the process has to be gone (``time.monotonic()``), and with which exit code."""
+        if self._final is not None or not self._event.signals:
+            return self._final
+        (_, first), *later = self._event.signals
+        for signum, received in later:
+            if forces(signum, received - first):
+                return received + FORCED_SECONDS, 128 + signum
+        return first + self._drain_seconds + CLOSE_SECONDS, EXIT_DEADLINE
+
+    def _end_process(self, exit_code: int) -> None:
+        # In a thread of their own: the main thread may hold the lock of the log it is blocked on.
+        last_words = threading.Thread(target=self._say_last_words, args=(exit_code,), daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_SECONDS)
+        os._exit(exit_code)
+
+    def _say_last_words(self, exit_code: int) -> None:
+        if self._final is None:
+            main_thread = threading.main_thread().ident
+            frame = sys._current_frames().get(main_thread) if main_thread is not None else None
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            for message_id in self._in_hand():
+                log.error("message_abandoned", id=message_id, reason="the event loop is blocked")
+            log.error("event_loop_blocked", stack=stack)
+            log.error("stopped", exit_code=exit_code)
+        sys.stdout.flush()

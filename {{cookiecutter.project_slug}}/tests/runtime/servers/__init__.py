@@ -1,0 +1,76 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Real brokers for the tests: one module for each, with the same two functions.
+
+``shared(directory)`` gives a server that all tests may use at once, each with a queue of its own.
+``private(directory)`` gives one that a test may kill and start again. Both are context managers, and both
+raise `ServerMissing`, with the reason, where no server is to be had.
+"""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+
+class ServerMissing(Exception):
+    """No server of this broker can be had here; the text says what was looked for."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the broker itself says of one queue, read without the runtime."""
+
+    ready: int
+    """Waiting to be delivered now, or in hand of nobody."""
+    delayed: int
+    """Waiting for a retry delay to pass."""
+    dead: int
+
+
+class Server(Protocol):
+    url: str
+    """For CONSUMER_BROKER_URL."""
+
+    def counts(self, queue: str) -> Counts:
+        """Counts of messages; a message in hand of a live consumer may be missing from all of them."""
+
+    def consumers(self, queue: str) -> int:
+        """How many consumers the broker sees on the queue; -1 where a broker cannot tell."""
+
+    def delete(self, queue: str) -> None:
+        """Remove the queue and all that belongs to it; no error if it is not there."""
+
+
+class PrivateServer(Server, Protocol):
+    def kill(self) -> None:
+        """SIGKILL: the broker is gone from one moment to the next."""
+
+    def restart(self) -> None:
+        """Start it again on the same address with what it had stored."""
+
+
+class ServerModule(Protocol):
+    def shared(self, directory: Path) -> AbstractContextManager[Server]: ...
+
+    def private(self, directory: Path) -> AbstractContextManager[PrivateServer]: ...
+
+
+BROKERS = [name for name in ("sqlite", "rabbitmq") if find_spec(f".{name}", __name__)]
+"""The embedded broker and the one this service was scaffolded with."""
+
+
+def server_module(broker: str) -> ServerModule:
+    module: ServerModule = import_module(f".{broker}", __name__)  # type: ignore[assignment]
+    return module
+
+
+def skip_without_server(missing: ServerMissing) -> None:
+    """Skip the test with the reason; with REQUIRE_BROKERS=1 (CI) fail instead."""
+    if os.environ.get("REQUIRE_BROKERS") == "1":
+        pytest.fail(f"REQUIRE_BROKERS=1, but {missing}")
+    pytest.skip(str(missing))
