@@ -28,11 +28,11 @@ class ConsumerTemplate(Extension):
         super().__init__(environment)
         filters: list[Callable[..., Any]] = [
             check_answers,
-            class_name,
+            escaped,
+            handler_classes,
             handler_names,
             markdown,
             public_answers,
-            quoted,
             refusal,
         ]
         environment.filters.update({function.__name__: function for function in filters})
@@ -62,14 +62,19 @@ def class_name(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 
+def handler_classes(answer: str) -> dict[str, str]:
+    """The name of each handler, and of its model."""
+    return {name: class_name(name) for name in handler_names(answer)}
+
+
 def public_answers(answers: Mapping[str, Any]) -> dict[str, str]:
     """What was asked, without the template's own data."""
     return {name: answer for name, answer in answers.items() if not name.startswith("_")}
 
 
-def quoted(text: str) -> str:
-    """A string literal of TOML, JSON and Python."""
-    return json.dumps(text, ensure_ascii=False)
+def escaped(text: str) -> str:
+    """What stands between the quotes of a TOML string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def markdown(text: str) -> str:

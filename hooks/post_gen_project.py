@@ -1,20 +1,20 @@
 """Makes one service of the rendered tree: its handlers, its broker, and the list of the template's files.
 
-Standard library only, offline, and the same after a second time: what exists already is the user's.
+Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
 """
 
 import hashlib
 import json
 import re
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
 
-PACKAGE = Path("src") / ANSWERS["package_name"]
+PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
 STUBS = Path("stubs")
@@ -24,31 +24,92 @@ MANIFEST = RUNTIME / "MANIFEST.sha256"
 def main() -> None:
     Path(__file__).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
     if STUBS.exists():
-        write_handlers()
-        prune_other_brokers()
-    drop_bytecode()
-    write_manifest()
+        write_handlers(sorted(HANDLERS, key=natural_order))
+        shutil.rmtree(STUBS)
+        for path in other_brokers():
+            path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
+        for cache in caches():
+            shutil.rmtree(cache)
+        write_manifest()
     print_next_steps()
 
 
-def write_handlers() -> None:
-    """One handler and one test for each name, and the registry, from the stubs; then no stubs."""
+def write_handlers(names: list[str]) -> None:
+    """One handler file and one test file for each name, and the registry of them all, from the stubs."""
     stub = STUBS / ANSWERS["handler_stub"]
-    write(PACKAGE / "handlers/__init__.py", registry((STUBS / "registry.py").read_text(encoding="utf-8")))
-    for name, class_name in HANDLERS.items():
-        for source, target in (
-            ("handler.py", PACKAGE / f"handlers/{name}.py"),
-            ("test_handler.py", Path(f"tests/handlers/test_{name}.py")),
-        ):
-            write(target, named((stub / source).read_text(encoding="utf-8"), name, class_name))
-    shutil.rmtree(STUBS)
+    for name in names:
+        write(PACKAGE / f"handlers/{name}.py", named(read(stub / "handler.py"), name))
+        write(Path(f"tests/handlers/test_{name}.py"), named(read(stub / "test_handler.py"), name))
+
+    def for_each_handler(line: str) -> str:
+        return "".join(named(line, name) for name in names) if "order_created" in line else line
+
+    lines = read(STUBS / "registry.py").splitlines(keepends=True)
+    write(PACKAGE / "handlers/__init__.py", "".join(map(for_each_handler, lines)))
 
 
-def registry(stub: str) -> str:
-    """The stub with each line about its one handler repeated for every handler."""
-    lines = stub.splitlines(keepends=True)
-    return "".join(
-        named(line, name, HANDLERS[name])
-        for line in lines
-        for name in (sorted(HANDLERS, key=natural_order) if "order_created" in line else [...])
+def named(stub: str, name: str) -> str:
+    """The stub, which is written for a service order_events, for this service and this handler."""
+    words = {
+        "order_events": ANSWERS["package_name"],
+        "order_created": name,
+        "OrderCreated": HANDLERS[name],
+    }
+    return re.sub(rf"\b({'|'.join(words)})\b", lambda word: words[word[0]], stub)
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Handlers sort as ruff sorts imports: order_2 is before order_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def other_brokers() -> Iterator[Path]:
+    """The files of the brokers that were not chosen."""
+    for name, broker in BROKERS.items():
+        if name != ANSWERS["broker"]:
+            yield from (RUNTIME / file for file in broker["runtime"])
+            yield from (RUNTIME_TESTS / file for file in broker["tests"])
+
+
+def caches() -> list[Path]:
+    """What tools leave in the template's tree when they run there."""
+    names = ("__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
+    folders = [Path(), *Path("src").rglob("*/"), *Path("tests").rglob("*/")]
+    return [cache for folder in folders for name in names if (cache := folder / name).is_dir()]
+
+
+def write_manifest() -> None:
+    """The template's files with their hashes, as sha256sum writes them; tests/runtime/test_drift.py reads it."""
+    files = [*RUNTIME.rglob("*"), *RUNTIME_TESTS.rglob("*")]
+    paths = sorted(file.as_posix() for file in files if file.is_file() and file != MANIFEST)
+    hashes = (hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths)
+    MANIFEST.write_text(
+        "".join(f"{sha256}  {path}\n" for sha256, path in zip(hashes, paths, strict=True)),
+        encoding="utf-8",
+        newline="\n",
     )
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def write(path: Path, text: str) -> None:
+    if path.exists():
+        print(f"kept as it is: {path.as_posix()}")
+    else:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def print_next_steps() -> None:
+    slug = ANSWERS["project_slug"]
+    print(
+        f"\n{slug} is ready. Next:\n\n"
+        f"    cd {slug}\n"
+        f"    uv run {slug} demo     sample messages on the embedded broker; Ctrl-C stops it\n"
+        f"    uv run pytest{' ' * len(slug)}    its own tests, with real signals\n\n"
+        "README.md says how to do the same with a plain venv and pip."
+    )
+
+
+main()

@@ -16,6 +16,8 @@ Event = dict[str, Any]
 WAIT_SECONDS = 30
 """How long an expected event may take before the test fails; far more than on an idle machine."""
 
+PROJECT = Path(__file__).resolve().parents[2]
+
 NOISE = ("Traceback", "never retrieved", "never awaited", "was destroyed", "Unclosed", "Warning")
 
 
@@ -26,7 +28,12 @@ class ServiceProcess:
         self.events: list[Event] = []
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            cwd=Path(environment["LEDGER"]).parent,  # where no developer's .env lies
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.pid = self._process.pid
         self._stderr: list[str] = []
@@ -130,6 +137,7 @@ def service_command(*arguments: str) -> list[str]:
 def service_environment(url: str, queue: str, ledger: Ledger, **variables: object) -> dict[str, str]:
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("CONSUMER_")}
+    inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}
     others = {k: str(v) for k, v in variables.items() if k.isupper()}
     return {

@@ -16,6 +16,7 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel
 
+from {{ cookiecutter.package_name }}.runtime import watchdog
 from {{ cookiecutter.package_name }}.runtime.cli import main
 from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
 
@@ -104,6 +105,7 @@ async def lifespan() -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
+    watchdog.CLOSE_SECONDS = float(os.environ.get("CLOSE_SECONDS", watchdog.CLOSE_SECONDS))
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: HANDLERS[name] for name in chosen}
     sys.exit(main(name="shutdown-suite", handlers=handlers, lifespan=lifespan))

@@ -21,12 +21,11 @@ The pattern is from the 2019 article "A Python asyncio cancellation pattern". St
 """
 
 import asyncio
-import inspect
+import os
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -55,12 +54,12 @@ class CancellationEvent(asyncio.Event):
         self.signals: list[tuple[signal.Signals, float]] = []
         self.on_repeat: Callable[[signal.Signals], None] | None = None
         self._loop_to_wake = loop
-        self._thread_id = threading.get_ident()
+        self._process_id = os.getpid()
         self._earlier_handlers: dict[signal.Signals, Any] = {}
 
     def set(self, reason: signal.Signals | str | None = None) -> None:
         """Set the event, from any thread; only the first reason counts."""
-        if threading.get_ident() != self._thread_id:
+        if asyncio._get_running_loop() is not self._loop_to_wake:
             # asyncio.Event.set() from another thread does not wake the loop, and raises in debug mode.
             self._loop_to_wake.call_soon_threadsafe(self.set, reason)
         elif not self.is_set():
@@ -81,7 +80,7 @@ class CancellationEvent(asyncio.Event):
         for signum in signals:
             # signal.signal and not loop.add_signal_handler: it exists on every system, leaves no
             # moment without a handler, and runs (see `signals`) when the loop itself is blocked.
-            self._earlier_handlers[signum] = signal.signal(signum, self._on_signal)
+            self._earlier_handlers.setdefault(signum, signal.signal(signum, self._on_signal))
 
     def restore_signals(self) -> None:
         """Put back the handlers that `install_signals` found."""
@@ -97,7 +96,8 @@ class CancellationEvent(asyncio.Event):
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         signum = signal.Signals(number)
-        if self._loop_to_wake.is_closed():  # nobody is left to stop: the earlier handlers take over
+        if self._loop_to_wake.is_closed() or os.getpid() != self._process_id:
+            # Nobody is left to stop, or this is a forked child: the earlier handlers take over.
             self.restore_signals()
             signal.raise_signal(signum)
             return
@@ -133,11 +133,15 @@ async def cancellable_aiter(
     item is delivered and then the loop ends. If the event is set already, nothing is taken. Errors of the
     source, and a cancellation from outside, pass through. The source's iterator is closed at the end if it
     has ``aclose``; after a ``break`` that happens when this generator is closed (`contextlib.aclosing`).
+
+    What the source awaits is seen through tasks and `asyncio.gather`. A source that waits behind anything
+    else (a thread, `asyncio.shield`, a TaskGroup) must itself keep what it took when it is cancelled.
     """
     # The consuming task itself is cancelled, and only while it is inside `anext`; then `uncancel` takes
     # that back, as asyncio.timeout does. So there is no task per item, and context variables flow.
     loop = asyncio.get_running_loop()
     iterator = aiter(source)
+    waiting = event.wait()
     pulling: asyncio.Task[Any] | None = None
     interrupted = False
     outside_cancellation = False
@@ -156,61 +160,59 @@ async def cancellable_aiter(
             return
         # Step the coroutine of wait() by hand: it hands out the future that set() resolves. This costs
         # no task, and closing the coroutine takes the future out of the event again.
-        waiting = event.wait()
         stop: asyncio.Future[bool] = waiting.send(None)
         stop.add_done_callback(interrupt)
-        try:
-            while not stop.done():
-                task = asyncio.current_task()
-                assert task is not None
-                cancelling_before = task.cancelling()
-                pulling = task
-                try:
-                    item = await anext(iterator)
-                except StopAsyncIteration:
-                    return
-                except asyncio.CancelledError:
-                    if interrupted and task.cancelling() == cancelling_before + 1:
-                        return
+        while not stop.done():
+            pulling = task = asyncio.current_task(loop)
+            assert task is not None
+            cancelling_before = task.cancelling()
+            try:
+                item = await anext(iterator)
+            except StopAsyncIteration:
+                break
+            except asyncio.CancelledError:
+                if not interrupted:
                     raise
-                finally:
-                    pulling = None
-                    if interrupted:
-                        # A source that answers our cancellation with an item may have swallowed
-                        # someone else's with it.
-                        outside_cancellation = task.uncancel() > cancelling_before
-                yield item
-            if outside_cancellation:
-                raise asyncio.CancelledError
-        finally:
-            waiting.close()
+                break
+            finally:
+                pulling = None
+                if interrupted:
+                    outside_cancellation = task.uncancel() > cancelling_before
+            yield item
+        if outside_cancellation:
+            # Someone else cancelled at the same instant. An anyio scope does so again on the next loop
+            # iteration, and catches only that CancelledError, which names it: let it.
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
     finally:
+        waiting.close()
         if (aclose := getattr(iterator, "aclose", None)) is not None:
             await aclose()
 
 
-def _holds_a_result(task: asyncio.Task[Any]) -> bool:
-    """Whether what ``task`` awaits is done, so that cancelling it now would throw the result away."""
-    awaited: Any = task
-    while isinstance(awaited, asyncio.Task) and not awaited.done():
-        awaited = awaited._fut_waiter  # type: ignore[attr-defined]  # as anyio's cancel scopes do
+def _holds_a_result(awaited: Any) -> bool:
+    """Whether ``awaited`` is done, all the way down: a cancellation now would throw its result away."""
+    if isinstance(awaited, asyncio.Task) and not awaited.done():
+        return _holds_a_result(awaited._fut_waiter)  # type: ignore[attr-defined]  # as anyio does
+    if children := getattr(awaited, "_children", None):  # of asyncio.gather
+        return all(map(_holds_a_result, children))
     return awaited is not None and awaited.done()
 
 
 async def cancellable_wait(awaitable: Awaitable[T], event: asyncio.Event) -> T:
     """Wait for a result or for the event, whichever is first; a result at the same instant wins.
 
-    Raises CancellationRequested if the event was first; the awaitable is then cancelled, or never
-    started if the event was set already.
+    Raises CancellationRequested if the event was first; the awaitable is then cancelled. If the event is
+    set already, the awaitable is not even started.
     """
 
     async def one_item() -> AsyncGenerator[T, None]:
         yield await awaitable
 
-    async with aclosing(cancellable_aiter(one_item(), event)) as results:
-        async for result in results:
-            return result
-    if inspect.iscoroutine(awaitable):
+    results = [result async for result in cancellable_aiter(one_item(), event)]
+    if results:
+        return results[0]
+    if isinstance(awaitable, Coroutine):
         awaitable.close()
     elif asyncio.isfuture(awaitable):
         awaitable.cancel()

@@ -24,7 +24,7 @@ import structlog
 from pydantic_settings import BaseSettings
 
 from .brokers import make_source
-from .brokers.source import BrokerError, BrokerRefused, Source
+from .brokers.source import BrokerError, BrokerUnavailable, Source
 from .cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -37,6 +37,7 @@ from .handlers import HandlerError, HandlerFunction, Router
 from .logs import configure_logs, secrets_of, without_credentials
 from .message import OutgoingMessage
 from .settings import ConsumerSettings, SettingsError, load_settings
+from .watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -99,16 +100,17 @@ def main(
         exit_code: int = arguments.command(service, arguments)
     except CancellationRequested:
         exit_code = 128 + signal.SIGINT
-    except BrokerError as error:
-        exit_code = EXIT_USAGE if isinstance(error, BrokerRefused) else EXIT_UNAVAILABLE
-        _complain(name, without_credentials(str(error), secrets))
-    except (SettingsError, HandlerError, UsageError) as error:
-        exit_code = EXIT_USAGE
-        _complain(name, without_credentials(str(error), secrets))
+    except (BrokerError, SettingsError, HandlerError, UsageError) as error:
+        exit_code = _exit_code_for(error)
+        print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
     if arguments.command is _run:
         log.info("stopped", exit_code=exit_code)
     _flush_output()
     return exit_code
+
+
+def _exit_code_for(error: Exception) -> int:
+    return EXIT_UNAVAILABLE if isinstance(error, BrokerUnavailable) else EXIT_USAGE
 
 
 def _make_parser(name: str) -> argparse.ArgumentParser:
@@ -166,17 +168,23 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         log.info(
             "starting", service=service.name, broker=settings.broker_scheme, source=settings.source
         )
+        consumer = Consumer(source, router, event, settings, service.lifespan)
+        watchdog = Watchdog(event, settings.drain_seconds, consumer)
+        watchdog.start()
+        exit_code = EXIT_CRASHED
         try:
-            return await Consumer(source, router, event, settings, service.lifespan).run()
-        except BrokerError:
+            exit_code = await consumer.run()
+        except BrokerError as error:
+            exit_code = _exit_code_for(error)
             raise
         except Exception as error:  # the lifespan could not start
             log.error("crashed", error=str(error), exc_info=error)
-            return EXIT_CRASHED
         finally:
+            watchdog.finish(exit_code)
             # From here on the exit code stands: a late signal must not replace it.
             for signum in STOP_SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
+        return exit_code
 
     with asyncio.Runner() as runner:
         event = make_cancellation_event(STOP_SIGNALS, runner.get_loop())
@@ -403,10 +411,6 @@ class _Progress:
         start = "\r\033[K" if sys.stderr.isatty() else ""
         plural = "" if self.count == 1 else "s"
         print(f"{start}{self._verb} {self.count:,} message{plural} {where}", file=sys.stderr)
-
-
-def _complain(name: str, sentence: str) -> None:
-    print(f"{name}: {sentence}", file=sys.stderr)
 
 
 def _flush_output() -> None:

@@ -35,13 +35,15 @@ from .cancellation import (
 from .handlers import Handler, Router
 from .message import Message, Reject, Retry, Stop
 from .settings import ConsumerSettings
-from .watchdog import EXIT_DEADLINE, Watchdog, forces
 
 log = structlog.get_logger()
 
 EXIT_DRAINED = 0
 EXIT_CRASHED = 1
+EXIT_DEADLINE = 75
 
+PAIR_SECONDS = 0.3
+"""Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
 CLOSE_SOURCE_SECONDS = 4
@@ -82,9 +84,6 @@ class Consumer:
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
         self._forced: asyncio.Future[Signals] = asyncio.get_running_loop().create_future()
-        self._watchdog = Watchdog(
-            event, settings.drain_seconds, lambda: [message.id for message in list(self.in_hand)]
-        )
         event.on_repeat = self._on_repeated_signal
 
     async def run(self) -> int:
@@ -92,7 +91,6 @@ class Consumer:
 
         Raises BrokerUnavailable or BrokerRefused if it could not start.
         """
-        self._watchdog.start()
         exit_code = EXIT_DRAINED
         try:
             exit_code = await self._run_in_lifespan()
@@ -103,10 +101,7 @@ class Consumer:
             self._threads.shutdown(wait=False, cancel_futures=True)
             for error in self.errors:
                 log.error("crashed", error=str(error), exc_info=error)
-            if self.errors and exit_code == EXIT_DRAINED:
-                exit_code = EXIT_CRASHED
-            self._watchdog.finish(exit_code)
-        return exit_code
+        return EXIT_CRASHED if self.errors and exit_code == EXIT_DRAINED else exit_code
 
     async def _run_in_lifespan(self) -> int:
         if self.lifespan is None:
@@ -171,6 +166,7 @@ class Consumer:
 
     async def _work(self) -> None:
         async for message in cancellable_aiter(self.source, self.event):
+            structlog.contextvars.bind_contextvars(message_id=message.id)
             message.stop = self._stop
             try:
                 handler = self.router.route(message)
@@ -190,7 +186,6 @@ class Consumer:
     async def _process(
         self, handler: Handler, messages: list[Message], payloads: list[Any]
     ) -> None:
-        structlog.contextvars.bind_contextvars(handler=handler.name, message_id=messages[0].id)
         failure: BaseException | None = None
         try:
             await handler.call(payloads, messages, self._threads)
@@ -223,6 +218,9 @@ class Consumer:
             batch.full.set()
 
     async def _process_batch(self, handler: Handler, batch: "_Batch") -> None:
+        structlog.contextvars.unbind_contextvars(
+            "message_id"
+        )  # that of the message which began the batch
         try:
             with suppress(TimeoutError, CancellationRequested):
                 async with asyncio.timeout(self.settings.batch_seconds):
@@ -358,6 +356,11 @@ class _Batch:
         self.messages: list[Message] = []
         self.payloads: list[Any] = []
         self.full = asyncio.Event()
+
+
+def forces(signum: Signals, seconds_after_first: float) -> bool:
+    """Whether this signal, coming after the one that began the stop, means: now."""
+    return signum is Signals.SIGINT and seconds_after_first >= PAIR_SECONDS
 
 
 def _backoff_seconds(attempt: int, first: float, longest: float) -> float:

@@ -4,12 +4,11 @@
 import logging
 import re
 import sys
-from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, Processor
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 _SHORTEST_SECRET = 4
@@ -30,11 +29,17 @@ def configure_logs(
     if log_format == "json":
         renderers = [
             structlog.processors.format_exc_info,
-            _mask(secrets),
+            lambda _logger, _method, event: _masked(_in_reading_order(event), secrets),
             structlog.processors.JSONRenderer(default=repr),
         ]
     else:
-        renderers = [_mask(secrets), structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        renderers = [
+            # Plain tracebacks: the pretty ones show the values of local variables.
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+            lambda _logger, _method, line: _masked(line, secrets),
+        ]
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -69,15 +74,16 @@ def without_credentials(text: str, secrets: tuple[str, ...] = ()) -> str:
     return text
 
 
-def _mask(secrets: tuple[str, ...]) -> Callable[[WrappedLogger, str, EventDict], EventDict]:
-    def masked(value: Any) -> Any:
-        if isinstance(value, str):
+def _in_reading_order(event: EventDict) -> EventDict:
+    return {**{key: event[key] for key in ("timestamp", "level", "event") if key in event}, **event}
+
+
+def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
+    match value:
+        case str():
             return without_credentials(value, secrets)
-        if isinstance(value, list | tuple):
-            return [masked(item) for item in value]
-        return value
-
-    def mask(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-        return {key: masked(value) for key, value in event_dict.items()}
-
-    return mask
+        case dict():
+            return {key: _masked(item, secrets) for key, item in value.items()}
+        case list() | tuple():
+            return [_masked(item, secrets) for item in value]
+    return value

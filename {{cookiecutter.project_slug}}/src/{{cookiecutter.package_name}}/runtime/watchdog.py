@@ -6,49 +6,34 @@ the last resort behind it, so that "gone by the deadline" holds whatever a handl
 """
 
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 
 import structlog
 
 from .cancellation import CancellationEvent
+from .consumer import EXIT_DEADLINE, Consumer, forces
 
 log = structlog.get_logger()
 
-CLOSE_SECONDS = 10
+CLOSE_SECONDS = 10.0
 """How long closing may take after the drain time; the consumer's own bounds add up to less."""
 FORCED_SECONDS = 2
 """How long a forced stop may take."""
-PAIR_SECONDS = 0.3
-"""Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
-EXIT_DEADLINE = 75
-
 _POLL_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 1
 
 
-def forces(signum: signal.Signals, seconds_after_first: float) -> bool:
-    """Whether this signal, after the one that began the stop, means: now."""
-    return signum is signal.SIGINT and seconds_after_first >= PAIR_SECONDS
-
-
 class Watchdog(threading.Thread):
-    """Watches a stop from outside the event loop.
+    """Watches a consumer's stop from outside its event loop."""
 
-    ``in_hand`` names what the handlers hold, for the last log lines.
-    """
-
-    def __init__(
-        self, event: CancellationEvent, drain_seconds: float, in_hand: Callable[[], list[str]]
-    ) -> None:
+    def __init__(self, event: CancellationEvent, drain_seconds: float, consumer: Consumer) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._event = event
         self._drain_seconds = drain_seconds
-        self._in_hand = in_hand
+        self._consumer = consumer
         self._final: tuple[float, int] | None = None
 
     def finish(self, exit_code: int, within_seconds: float = 1) -> None:
@@ -84,8 +69,13 @@ class Watchdog(threading.Thread):
             main_thread = threading.main_thread().ident
             frame = sys._current_frames().get(main_thread) if main_thread is not None else None
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            for message_id in self._in_hand():
-                log.error("message_abandoned", id=message_id, reason="the event loop is blocked")
+            for message, handler in list(self._consumer.in_hand.items()):
+                log.error(
+                    "message_abandoned",
+                    id=message.id,
+                    handler=handler.name,
+                    attempt=message.attempt,
+                )
             log.error("event_loop_blocked", stack=stack)
             log.error("stopped", exit_code=exit_code)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -90,7 +91,8 @@ class Buffer:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.cancelled():
-                    self._waiters.remove(waiter)
+                    with suppress(ValueError):  # a put at the same instant has passed over it already
+                        self._waiters.remove(waiter)
                 elif self._messages:
                     self._wake_one()  # this worker was woken for a message: pass the call on
                 raise

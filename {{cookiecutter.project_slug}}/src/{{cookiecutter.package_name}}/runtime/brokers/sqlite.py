@@ -1,35 +1,33 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
 """The embedded broker: durable queues in one SQLite file, shared by the processes of one machine.
 
-``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. The file may hold many
-queues and is made when it is not there; its directory must exist, on a local disk (not a network share).
+``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may hold many
+queues; it is made when it is not there. It must be on a local disk, not on a network share.
 
-A consumer is a row with an expiry time that it renews while it lives, also while a handler runs for
-hours; a message in hand carries its consumer's number. When a consumer dies, whoever sees its row expired
-takes the row away and its messages are ready again, with the same ``attempt``. ``?lease_seconds=30`` says
-after how long. A loop that is blocked for longer than that counts as dead.
+A consumer is a row with an expiry time, which it renews while it lives, also while a handler runs for
+hours. A message in hand carries its consumer's number. When a consumer dies, whoever sees its row
+expired removes it, and its messages are ready again with the same ``attempt``. ``?lease_seconds=30`` in
+the URL says after how long; an event loop that is blocked for longer counts as dead.
 
-Every transaction reaches the disk before it counts: a confirmed publish survives a loss of power.
-Settlements are written in the next transaction, within milliseconds, many at a time; a process killed
-in between sees those messages again.
+A confirmed publish survives a loss of power. Settlements are gathered and written with the next
+transaction, within milliseconds; a process killed in between sees those messages again.
 
-The clock is the machine's: set back, it makes delayed retries and the messages of dead consumers
-late by as much; set forward by more than the lease, it may deliver messages in hand twice.
-Messages that are simply waiting do not depend on it.
+Times are the machine's wall clock. Set back, it makes delayed retries and the messages of dead consumers
+late by as much; set forward by more than the lease, it may deliver messages in hand a second time.
+Messages that simply wait do not depend on it.
 """
 
 import asyncio
 import json
-import os
+import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 
@@ -37,148 +35,144 @@ from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Source
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.05
-"""How often to look for what other processes wrote; costs about 0.3 % of a core while idle."""
+"""How often to look for what other processes have written."""
 LOCK_SECONDS = 0.25
-"""How long SQLite itself waits for a lock: the database's thread is never busy for longer."""
+"""How long SQLite waits for a lock, and so the longest time that nothing else can be asked of it."""
 PATIENCE_SECONDS = 5.0
-"""How long a file may stay locked by others before that is an outage."""
+"""How long others may keep the file locked before that is an outage."""
 LONGEST_PAUSE_SECONDS = 5.0
 STOP_SECONDS = 2.0
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 3.0
 CRASH_LIMIT = 100
-"""So many consumers may die with a message in hand; then the message is taken for the cause."""
+"""When so many consumers died with a message in hand, the message is taken for the cause."""
 STEP = 500
 """Rows per transaction in long work, so that other processes get their turn."""
 
-APPLICATION_ID = 0x63637131  # "ccq1", in the file's header: the file is one of ours
+APPLICATION_ID = 0x63637131  # in the file's header: it is one of ours
 SCHEMA_VERSION = 1
+# Each index holds only what it is for, so taking a message costs the same however many others wait for
+# their time or are in hand. IF NOT EXISTS: two processes may make the same file at once.
 SCHEMA = f"""
-CREATE TABLE consumers (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice, so an old lease fits no new consumer
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS consumers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: an old lease fits no new consumer
     source TEXT NOT NULL,
     expires_at REAL NOT NULL
 );
-CREATE TABLE messages (
+CREATE TABLE IF NOT EXISTS messages (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of publishing
     source TEXT NOT NULL,
-    consumer INTEGER, -- who has it in hand; NULL while it waits
+    consumer INTEGER, -- in whose hand it is; NULL while it waits
     due_at REAL NOT NULL DEFAULT 0, -- 0: at once, whatever the clock says
     failures INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     headers TEXT NOT NULL, -- JSON, or empty
-    body BLOB NOT NULL -- last, so that the other columns are read without it
+    body BLOB NOT NULL
 );
--- Each index holds only what it is for: taking messages costs the same however many are in hand or wait.
-CREATE INDEX messages_waiting ON messages (source, due_at) WHERE consumer IS NULL;
-CREATE INDEX messages_in_hand ON messages (consumer) WHERE consumer IS NOT NULL;
-CREATE TABLE dead_letters (
+CREATE INDEX IF NOT EXISTS messages_waiting ON messages (source, due_at) WHERE consumer IS NULL;
+CREATE INDEX IF NOT EXISTS messages_in_hand ON messages (consumer) WHERE consumer IS NOT NULL;
+CREATE TABLE IF NOT EXISTS dead_letters (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     source TEXT NOT NULL,
-    id TEXT NOT NULL,
-    type TEXT NOT NULL,
-    headers TEXT NOT NULL,
     reason TEXT NOT NULL,
     attempts INTEGER NOT NULL,
     died_at REAL NOT NULL,
+    id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    headers TEXT NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX dead_letters_by_source ON dead_letters (source);
+CREATE INDEX IF NOT EXISTS dead_letters_of_source ON dead_letters (source);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
 """
 
 PUBLISH = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
+
 ANYTHING_TO_DO = """
-    SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NULL AND due_at <= :now)
-        OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
+SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NULL AND due_at <= :now)
+    OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
-# What had to wait for its time goes first: it is older than anything that is ready and never waited.
 FIND_DUE = """
-    SELECT seq, id, type, headers, body, failures FROM messages
-    WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
-    ORDER BY due_at LIMIT :limit
+SELECT body, id, type, headers, failures + 1, seq FROM messages
+WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
+ORDER BY due_at LIMIT :limit
 """
 FIND_READY = """
-    SELECT seq, id, type, headers, body, failures FROM messages
-    WHERE source = :source AND consumer IS NULL AND due_at = 0
-    ORDER BY seq LIMIT :limit
+SELECT body, id, type, headers, failures + 1, seq FROM messages
+WHERE source = :source AND consumer IS NULL AND due_at = 0
+ORDER BY seq LIMIT :limit
 """
 TAKE = "UPDATE messages SET consumer = ? WHERE seq = ?"
 
-# A settlement counts only while its consumer's lease does; the last statement tells by its row count.
+# Settling counts only while the lease does: the last statement changes one row, or none.
 ACK = ("DELETE FROM messages WHERE seq = :seq AND consumer = :consumer",)
 RETRY = (
-    """
-    UPDATE messages SET consumer = NULL, due_at = :due_at, failures = failures + 1
-    WHERE seq = :seq AND consumer = :consumer
-    """,
+    """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = failures + 1
+    WHERE seq = :seq AND consumer = :consumer""",
 )
 GIVE_BACK = (
     "UPDATE messages SET consumer = NULL, due_at = 0 WHERE seq = :seq AND consumer = :consumer",
 )
 REJECT = (
-    """
-    INSERT INTO dead_letters (source, id, type, headers, reason, attempts, died_at, body)
-    SELECT source, id, type, headers, :reason, failures + 1, :died_at, body
-    FROM messages WHERE seq = :seq AND consumer = :consumer
-    """,
+    """INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
+    SELECT source, :reason, failures + 1, :now, id, type, headers, body
+    FROM messages WHERE seq = :seq AND consumer = :consumer""",
     *ACK,
 )
 
 RENEW = "UPDATE consumers SET expires_at = ? WHERE id = ?"
 REGISTER = "INSERT INTO consumers (expires_at, source) VALUES (?, ?)"
-EXPIRED = "SELECT id FROM consumers WHERE expires_at <= ? AND id != ?"
-BURY_CRASHED = (
-    """
-    INSERT INTO dead_letters (source, id, type, headers, reason, attempts, died_at, body)
-    SELECT source, id, type, headers, :reason, failures, :died_at, body
-    FROM messages WHERE consumer = :consumer AND crashes + 1 >= :crash_limit
-    """,
-    "DELETE FROM messages WHERE consumer = :consumer AND crashes + 1 >= :crash_limit",
-)
-BRING_BACK = (
-    "UPDATE messages SET consumer = NULL, crashes = crashes + 1 WHERE consumer = :consumer",
-    "DELETE FROM consumers WHERE id = :consumer",
-)
 LEAVE = (
     "UPDATE messages SET consumer = NULL WHERE consumer = :consumer",
     "DELETE FROM consumers WHERE id = :consumer",
 )
+FIND_EXPIRED = "SELECT id FROM consumers WHERE expires_at <= :now AND id != :consumer"
+BRING_BACK = (
+    "UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer",
+    f"""INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
+    SELECT source, '{CRASH_LIMIT} consumers died with it in hand', failures, :now,
+        id, type, headers, body
+    FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}""",
+    f"DELETE FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}",
+    *LEAVE,
+)
 
 COUNTS = """
-    SELECT
-        (SELECT count(*) FROM messages
-            WHERE source = :source AND consumer IS NULL AND due_at <= :now),
-        (SELECT count(*) FROM messages
-            WHERE source = :source AND consumer IS NULL AND due_at > :now),
-        (SELECT count(*) FROM messages
-            WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)),
-        (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now),
-        (SELECT count(*) FROM dead_letters WHERE source = :source)
+SELECT
+    (SELECT count(*) FROM messages
+        WHERE source = :source AND consumer IS NULL AND due_at <= :now) AS ready,
+    (SELECT count(*) FROM messages
+        WHERE source = :source AND consumer IS NULL AND due_at > :now) AS delayed,
+    (SELECT count(*) FROM messages
+        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_hand,
+    (SELECT count(*) FROM dead_letters WHERE source = :source) AS dead,
+    (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now) AS consumers
 """
-COUNT_DEAD = "SELECT count(*) FROM dead_letters WHERE source = ?"
-LAST_DEAD = "SELECT max(seq) FROM dead_letters WHERE source = ?"
-READ_DEAD = """
-    SELECT seq, body, id, type, reason, attempts, died_at FROM dead_letters
-    WHERE source = ? AND seq > ? ORDER BY seq LIMIT ?
+COUNT_DEAD = "SELECT count(*), max(seq) FROM dead_letters WHERE source = :source"
+NEXT_DEAD = """
+SELECT seq, body, id, type, reason, attempts, died_at FROM dead_letters
+WHERE source = :source AND seq > :after ORDER BY seq LIMIT 1
 """
-OLDEST_DEAD = """
-    SELECT seq FROM dead_letters WHERE source = :source AND seq <= :last ORDER BY seq LIMIT :limit
+OLDEST_DEAD = f"""
+SELECT seq FROM dead_letters WHERE source = :source AND seq <= :last ORDER BY seq LIMIT {STEP}
 """
+PURGE = (f"DELETE FROM dead_letters WHERE seq IN ({OLDEST_DEAD})",)
 REPLAY = (
-    f"""
-    INSERT INTO messages (source, id, type, headers, body)
-    SELECT source, id, type, headers, body FROM dead_letters WHERE seq IN ({OLDEST_DEAD}) ORDER BY seq
-    """,
-    f"DELETE FROM dead_letters WHERE seq IN ({OLDEST_DEAD})",
+    f"""INSERT INTO messages (source, id, type, headers, body)
+    SELECT source, id, type, headers, body FROM dead_letters
+    WHERE seq IN ({OLDEST_DEAD}) ORDER BY seq""",
+    *PURGE,
 )
-PURGE = REPLAY[1:]
 
 
 class Lease(NamedTuple):
@@ -194,18 +188,19 @@ class Settlement(NamedTuple):
     parameters: dict[str, Any]
 
 
+Row = tuple[bytes, str, str, str, int, int]  # body, id, type, headers, attempt, seq
+
+
 class Exchange(NamedTuple):
     """What one transaction of the filler brought."""
 
     consumer: int
-    renewed: bool
     lost: list[Message]
-    """Their settlement came too late: the lease had expired, and somebody else has them."""
-    rows: list[tuple[int, str, str, str, bytes, int]]
+    rows: list[Row]
 
 
 class SqliteSource(Source):
-    """One queue in the file that ``CONSUMER_BROKER_URL`` names."""
+    """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(
         delayed_retry=True, attempts=True, give_back=True, dead_letters=True
@@ -213,23 +208,23 @@ class SqliteSource(Source):
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
-        self._path, self._lease_seconds = _parse(settings.broker_url.get_secret_value())
         self._name = settings.source
-        self._thread: ThreadPoolExecutor | None = None
-        self._connection: sqlite3.Connection | None = None
+        self._file, self._lease_seconds = _parse(settings.broker_url.get_secret_value())
         self._file_identity: tuple[int, int] | None = None
-        self._consumer = 0
-        self._renew_at = 0.0  # time.monotonic(), in seconds
-        self._filler: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
-        self._flushed = asyncio.Event()
+        self._thread: ThreadPoolExecutor | None = None  # the only one that uses the connection
+        self._connection: sqlite3.Connection | None = None
         self._online = False
+        self._consumer = 0  # our row in the table of consumers; no row has the number 0
+        self._renew_at = -math.inf  # time.monotonic(), in seconds
+        self._filler: asyncio.Task[None] | None = None
         self._taking = False
         self._closing = False
+        self._wake = asyncio.Event()
+        self._flushed = asyncio.Event()
         self._unsettled: set[Message] = set()
         self._settlements: list[Settlement] = []
 
-    # Connecting and closing
+    # -- connecting and closing
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
@@ -249,12 +244,12 @@ class SqliteSource(Source):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._filler is not None:
                     await asyncio.wait({self._filler})
-                await self._call(self._leave, self._settlements)
-                self._settlements.clear()
+                    await self._call(self._leave, self._settlements)
+                    self._settlements.clear()
                 await self._call(self._close)
         except (TimeoutError, BrokerError) as error:
             for settlement in self._settlements:
-                _log_lost(settlement.message, str(error) or "the file did not answer in time")
+                _log_lost(settlement.message, str(error) or f"{self._file} does not answer")
         finally:
             self._online = False
             self._unsettled.clear()
@@ -267,41 +262,35 @@ class SqliteSource(Source):
         return self._online
 
     def _open(self) -> None:
-        if not self._path.parent.is_dir():
-            msg = f"the directory of {self._path} does not exist"
+        if not self._file.parent.is_dir():
+            msg = f"the directory of {self._file} does not exist"
             raise BrokerRefused(msg)
-        connection = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None)
-        self._connection = connection
-        if not self._is_ours():
-            # Written only after the check: a file of another program stays as it is.
-            (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            if journal_mode != "wal":
-                msg = f"{self._path} is on a file system that SQLite cannot share between processes"
-                raise BrokerRefused(msg)
-            with self._transaction():
-                if not self._is_ours():
-                    for statement in SCHEMA.split(";"):
-                        connection.execute(statement)
-        connection.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
-            pass  # raises if the file is read-only or locked: now, and not with the first message
-        self._file_identity = _identity(self._path)
+        self._connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
+        try:
+            self._prepare(self._connection)
+        except BaseException:
+            self._close()
+            raise
+        self._file_identity = _identity(self._file)
 
-    def _is_ours(self) -> bool:
-        """Whether the file holds our tables; False if it is empty. Raises BrokerRefused for any other."""
-        assert self._connection is not None
-        (application_id,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        (table_count,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
-            return True
-        if application_id == APPLICATION_ID:
-            msg = f"{self._path} was made by another version of this service (schema {version}, not {SCHEMA_VERSION})"
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (table_count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application_id != APPLICATION_ID and (application_id or version or table_count):
+            msg = f"{self._file} is the database of another program"
             raise BrokerRefused(msg)
-        if application_id or version or table_count:
-            msg = f"{self._path} is the database of another program"
+        if version not in (0, SCHEMA_VERSION):
+            msg = f"{self._file} has schema {version}; this version of the service knows {SCHEMA_VERSION}"
             raise BrokerRefused(msg)
-        return False
+        # Nothing is written before this line: the file of another program stays as it is.
+        (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if journal_mode != "wal":
+            msg = f"{self._file} is on a file system that cannot share it between processes"
+            raise BrokerRefused(msg)
+        connection.execute("PRAGMA synchronous = FULL")
+        # Also when the tables are there: a read-only or locked file shows now, not at the first message.
+        connection.executescript(SCHEMA)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -309,44 +298,18 @@ class SqliteSource(Source):
             self._connection = None
 
     def _end_thread(self) -> None:
-        """Close after whatever the thread still does, without waiting for it."""
+        """Close, after what the thread still does and without waiting for it."""
         if self._thread is not None:
             self._thread.submit(self._close)
             self._thread.shutdown(wait=False)
             self._thread = None
 
-    async def _call(self, job: Callable[..., T], *arguments: Any) -> T:
-        """Run the job on the database's thread; raises BrokerUnavailable or BrokerRefused.
-
-        While the file is locked it is tried again, for `PATIENCE_SECONDS`.
-        """
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + PATIENCE_SECONDS
-        while True:
-            try:
-                return await loop.run_in_executor(self._thread, job, *arguments)
-            except sqlite3.Error as error:
-                failure = _explain(error, self._path)
-                if not _is_locked(error) or loop.time() > give_up_at:
-                    raise failure from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        assert self._connection is not None
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._connection
-            self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
-    # Consuming
+    # -- consuming
 
     async def start(self) -> None:
         self._taking = True
-        self._filler = asyncio.create_task(self._fill(), name=f"fill-{self._name}")
-        log.info("connected", broker="sqlite", file=str(self._path))
+        self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._name}")
+        self._log_connected()
 
     async def stop(self) -> None:
         self._taking = False
@@ -355,38 +318,37 @@ class SqliteSource(Source):
         self.buffer.close()
         if self._filler is None or self._filler.done():
             return
-        self._flushed.clear()
+        self._flushed.clear()  # until the transaction that may be under way has been answered too
         self._wake.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._flushed.wait()
 
     async def _fill(self) -> None:
-        """Write settlements and take messages, in one transaction each time; until closed."""
+        """Write settlements and take messages, both in one transaction, until closed."""
+        loop = asyncio.get_running_loop()
         pause = POLL_SECONDS
         try:
             while not self._closing:
                 self._wake.clear()
                 try:
                     await self._exchange_once()
-                except BrokerUnavailable as error:
+                except BrokerUnavailable as outage:
                     if self._online:
-                        log.warning("reconnecting", reason=str(error))
+                        log.warning("reconnecting", reason=str(outage))
                     self._online = False
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 else:
                     if not self._online:
-                        log.info("connected", broker="sqlite", file=str(self._path))
+                        self._log_connected()
                     self._online = True
                     pause = POLL_SECONDS
-                    if not self._settlements:
-                        self._flushed.set()
-                timer = asyncio.get_running_loop().call_later(pause, self._wake.set)
+                timer = loop.call_later(pause, self._wake.set)
                 await self._wake.wait()
                 timer.cancel()
-        except Exception as error:
+        except Exception as failure:
             self._online = False
-            self.buffer.fail(error)
+            self.buffer.fail(failure)
         finally:
             self._flushed.set()
 
@@ -394,53 +356,278 @@ class SqliteSource(Source):
         settlements = self._settlements.copy()
         room = self.prefetch - len(self._unsettled) if self._taking else 0
         exchange = await self._call(self._exchange, settlements, room)
-        if exchange is None:
-            return
-        del self._settlements[: len(settlements)]
-        for message in exchange.lost:
-            _log_lost(message, LEASE_LOST)
+        del self._settlements[
+            : len(settlements)
+        ]  # not earlier: after an outage they are written again
         if exchange.consumer != self._consumer:
-            # Late: we were taken for dead, and what we had is in other hands.
+            # We were taken for dead: what we had is in other hands, so what nobody started is dropped unseen.
             self._consumer = exchange.consumer
             self._unsettled.clear()
             self.buffer.take_all()
-        for seq, id, type, headers, body, failures in exchange.rows:
+        for message in exchange.lost:
+            _log_lost(message, "its lease had expired")
+        for body, id, type, headers, attempt, seq in exchange.rows:
             message = Message(
                 body,
                 id,
                 type,
                 json.loads(headers) if headers else {},
-                failures + 1,
+                attempt,
                 Lease(seq, exchange.consumer),
             )
             self._unsettled.add(message)
             if self._taking:
                 self.buffer.put(message)
-            else:  # stopped while the transaction ran
+            else:
                 await self.give_back(message)
+        if not self._settlements:
+            self._flushed.set()
 
-    def _exchange(self, settlements: list[Settlement], room: int) -> Exchange | None:
+    def _exchange(self, settlements: list[Settlement], room: int) -> Exchange:
         assert self._connection is not None
-        now = time.time()
-        what = {"source": self._name, "consumer": self._consumer, "now": now}
         renewing = time.monotonic() >= self._renew_at
-        if not settlements and not renewing:
-            if room <= 0 or not self._connection.execute(ANYTHING_TO_DO, what).fetchone()[0]:
-                return None
-        if renewing and _identity(self._path) != self._file_identity:
-            msg = f"{self._path} was deleted or replaced"
+        consumer = self._consumer
+        now = time.time()
+        queue = {"source": self._name, "consumer": consumer, "now": now}
+        # Looking needs no lock: an idle consumer keeps nobody waiting.
+        if not (settlements or renewing) and not (
+            room > 0 and self._fetch(ANYTHING_TO_DO, queue)[0]
+        ):
+            return Exchange(consumer, [], [])
+        if renewing and _identity(self._file) != self._file_identity:
+            msg = f"{self._file} was deleted or replaced"
             raise BrokerRefused(msg)
         with self._transaction() as connection:
             lost = _settle(connection, settlements)
-            consumer = self._consumer
             if renewing:
-                consumer = self._renew(connection, now)
-            for (dead,) in connection.execute(EXPIRED, (now, consumer)).fetchall():
-                for statement in (*BURY_CRASHED, *BRING_BACK):
-                    connection.execute(...)
-            rows = []
-            if room > 0:
-                rows = ...
+                consumer = self._renew(connection, now + self._lease_seconds)
+            for (dead,) in connection.execute(FIND_EXPIRED, queue).fetchall():
+                _execute(connection, BRING_BACK, {"consumer": dead, "now": now})
+            rows: list[Row] = []
+            for find in (FIND_DUE, FIND_READY):  # what had to wait for its time is the older
+                limit = max(0, room - len(rows))
+                rows += connection.execute(find, {**queue, "limit": limit}).fetchall()
+            connection.executemany(TAKE, [(consumer, row[-1]) for row in rows])
         if renewing:
             self._renew_at = time.monotonic() + self._lease_seconds / 3
         return Exchange(consumer, lost, rows)
+
+    def _renew(self, connection: sqlite3.Connection, expires_at: float) -> int:
+        """Returns our number, which is a new one at the start, and after we were taken for dead."""
+        if connection.execute(RENEW, (expires_at, self._consumer)).rowcount:
+            return self._consumer
+        return connection.execute(REGISTER, (expires_at, self._name)).lastrowid or 0
+
+    def _leave(self, settlements: list[Settlement]) -> None:
+        with self._transaction() as connection:
+            _settle(connection, settlements)
+            _execute(connection, LEAVE, {"consumer": self._consumer})
+
+    # -- settling
+
+    async def ack(self, message: Message) -> None:
+        self._settle(message, ACK)
+
+    async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        self._settle(message, RETRY, due_at=time.time() + delay_seconds)
+
+    async def reject(self, message: Message, reason: str) -> None:
+        self._settle(message, REJECT, reason=reason, now=time.time())
+
+    async def give_back(self, message: Message) -> None:
+        self.returned_count += 1
+        self._settle(message, GIVE_BACK)
+
+    def _settle(self, message: Message, statements: tuple[str, ...], **parameters: Any) -> None:
+        if message not in self._unsettled:
+            _log_lost(message, "it was settled before, or its lease had expired")
+            return
+        self._unsettled.remove(message)
+        parameters |= message.receipt._asdict()
+        self._settlements.append(Settlement(message, statements, parameters))
+        self._flushed.clear()
+        self._wake.set()
+
+    # -- publishing, counting, dead letters
+
+    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+        rows = [
+            (
+                self._name,
+                message.id,
+                message.type,
+                json.dumps(dict(message.headers)) if message.headers else "",
+                message.body,
+            )
+            for message in messages
+        ]
+        await self._call(self._publish, rows)
+        self._wake.set()
+
+    def _publish(self, rows: list[tuple[str, str, str, str, bytes]]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(PUBLISH, rows)
+
+    async def describe(self) -> dict[str, int | str]:
+        ready, delayed, in_hand, dead, consumers = await self._read(COUNTS, now=time.time())
+        return {
+            "file": str(self._file),
+            self._name: ready,
+            f"{self._name} delayed": delayed,
+            f"{self._name} in hand": in_hand,
+            f"{self._name} dead letters": dead,
+            f"{self._name} consumers": consumers,
+        }
+
+    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
+        after = 0
+        for _ in range(limit):
+            row = await self._read(NEXT_DEAD, after=after)
+            if row is None:
+                return
+            after, *letter = row
+            yield DeadLetter(*letter)
+
+    async def count_dead_letters(self) -> int:
+        count, _ = await self._read(COUNT_DEAD)
+        return int(count)
+
+    async def replay_dead_letters(self) -> AsyncIterator[int]:
+        async for moved in self._in_steps(REPLAY):
+            yield moved
+
+    async def purge_dead_letters(self) -> int:
+        counts = [deleted async for deleted in self._in_steps(PURGE)]
+        return counts[-1] if counts else 0
+
+    async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
+        """Work through the dead letters that are there now; yields how many are done."""
+        done = 0
+        _, last = await self._read(COUNT_DEAD)
+        while changed := await self._call(
+            self._write, statements, {"source": self._name, "last": last}
+        ):
+            done += changed
+            yield done
+
+    async def _read(self, query: str, **parameters: Any) -> Any:
+        """The first row, or None."""
+        return await self._call(self._fetch, query, {"source": self._name, **parameters})
+
+    def _fetch(self, query: str, parameters: dict[str, Any]) -> Any:
+        assert self._connection is not None
+        return self._connection.execute(query, parameters).fetchone()
+
+    def _write(self, statements: tuple[str, ...], parameters: dict[str, Any]) -> int:
+        with self._transaction() as connection:
+            return _execute(connection, statements, parameters)
+
+    # -- the database's thread
+
+    async def _call(self, job: Callable[..., T], *arguments: Any) -> T:
+        """Run the job on the database's thread. Raises BrokerUnavailable or BrokerRefused."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + PATIENCE_SECONDS
+        while True:
+            if self._thread is None:
+                msg = f"{self._file} is not open"
+                raise BrokerUnavailable(msg)
+            try:
+                return await loop.run_in_executor(self._thread, job, *arguments)
+            except sqlite3.Error as error:
+                if _code(error) not in _LOCKED or loop.time() >= give_up_at:
+                    raise _explain(error, self._file) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+    def _log_connected(self) -> None:
+        log.info("connected", broker="sqlite", file=str(self._file))
+
+
+def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqliteSource:
+    """Raises BrokerRefused if the URL names no file."""
+    return SqliteSource(settings, prefetch)
+
+
+def _parse(url: str) -> tuple[Path, float]:
+    """The file, and the lease in seconds."""
+    parts = urlsplit(url, allow_fragments=False)
+    name = unquote(parts.path.removeprefix("/"))
+    if parts.netloc or not name or name == ":memory:":
+        msg = "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+        raise BrokerRefused(msg)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    lease = options.pop("lease_seconds", str(LEASE_SECONDS))
+    with suppress(ValueError):
+        if not options and 0 < float(lease) < math.inf:
+            return Path(name).absolute(), float(lease)
+    msg = "CONSUMER_BROKER_URL: the only option of sqlite is ?lease_seconds=, a number above 0"
+    raise BrokerRefused(msg)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Which file this is, whatever it is called; None if it is gone."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _settle(connection: sqlite3.Connection, settlements: list[Settlement]) -> list[Message]:
+    """Returns the messages that were settled too late."""
+    return [
+        settlement.message
+        for settlement in settlements
+        if not _execute(connection, settlement.statements, settlement.parameters)
+    ]
+
+
+def _execute(
+    connection: sqlite3.Connection, statements: tuple[str, ...], parameters: dict[str, Any]
+) -> int:
+    """Returns how many rows the last statement changed."""
+    changed = 0
+    for statement in statements:
+        changed = connection.execute(statement, parameters).rowcount
+    return changed
+
+
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_TRY_AGAIN = {
+    sqlite3.SQLITE_BUSY: "is locked by another program",
+    sqlite3.SQLITE_LOCKED: "is locked by another program",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk fails, or a limit is reached",
+}
+_GIVE_UP = {
+    sqlite3.SQLITE_READONLY: "is read-only",
+    sqlite3.SQLITE_NOTADB: "is not an SQLite database",
+    sqlite3.SQLITE_CORRUPT: "is damaged",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened or made: this user may not read and write it and its directory",
+}
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _explain(error: sqlite3.Error, file: Path) -> BrokerError:
+    code = _code(error)
+    if code in _TRY_AGAIN:
+        return BrokerUnavailable(f"{file} {_TRY_AGAIN[code]}")
+    return BrokerRefused(f"{file} {_GIVE_UP.get(code, f'cannot be used: {error}')}")
+
+
+def _log_lost(message: Message, reason: str) -> None:
+    log.warning("settlement_lost", id=message.id, reason=reason)

@@ -1,0 +1,99 @@
+"""Renders with pytest-cookies, starts one RabbitMQ for all services, and sums up at the end what was proved."""
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rendered import BIN, COMBINATIONS, PUBLIC_QUESTIONS, Combination, Service
+
+Render = Callable[..., Service]
+Prove = Callable[[str, str], None]
+
+
+@pytest.fixture(scope="session")
+def render(cookies_session: Any) -> Render:
+    """Render with these answers; the same answers give the same service, so a test must not change it."""
+    services: dict[tuple[tuple[str, str], ...], Service] = {}
+
+    def bake(**answers: str) -> Service:
+        assert answers.keys() <= set(PUBLIC_QUESTIONS), "cookiecutter ignores unknown questions"
+        key = tuple(sorted(answers.items()))
+        if key not in services:
+            result = cookies_session.bake(extra_context=answers)
+            assert result.exit_code == 0, result.exception
+            services[key] = Service(result.project_path, result.context["package_name"])
+        return services[key]
+
+    return bake
+
+
+@pytest.fixture
+def render_own(render: Render, tmp_path: Path) -> Render:
+    """As `render`, for a test that changes the service."""
+    return lambda **answers: render(**answers).copy_to(tmp_path)
+
+
+@pytest.fixture(params=COMBINATIONS, ids=str)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    one: Combination = request.param
+    return one
+
+
+@pytest.fixture
+def service(render: Render, combination: Combination) -> Service:
+    """The service of each combination of answers."""
+    return render(**combination.answers)
+
+
+RABBITMQ = """\
+import sys
+from pathlib import Path
+from tests.runtime.servers import ServerMissing, rabbitmq
+try:
+    with rabbitmq.shared(Path(sys.argv[1])) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()
+except ServerMissing:
+    pass
+"""
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One RabbitMQ for all suites, started as a service's own tests do; empty if there is none to be had."""
+    service = render(broker="rabbitmq")
+    with subprocess.Popen(
+        [service.environment() / BIN / "python", "-c", RABBITMQ, tmp_path_factory.mktemp("rabbitmq")],
+        cwd=service.path,
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        yield program.stdout.readline().strip()
+        program.communicate()  # closes its standard input, at which it stops the broker
+
+
+@pytest.fixture
+def prove(record_property: Callable[[str, object], None]) -> Prove:
+    """Count something for the summary, if the test passes: ``prove("suites", "whole")``."""
+    return record_property
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    proved: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for what, which in report.user_properties:
+            proved.setdefault(what, Counter())[which] += 1
+    skipped = [(report.longrepr[2], 1) for report in terminalreporter.stats.get("skipped", [])]
+    terminalreporter.section("what was proved")
+    for what, counts in sorted(proved.items()):
+        terminalreporter.line(f"{what}: {counts.total()}")
+        for which, count in sorted(counts.items()):
+            terminalreporter.line(f"    {count} x {which}")
+    terminalreporter.line(f"skipped here: {len(skipped)}")

@@ -1,0 +1,164 @@
+"""What the tests render: every combination of answers, and a rendered service as something to ask and to run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+TEMPLATE = Path(__file__).resolve().parents[1]
+TREE = TEMPLATE / "{{cookiecutter.project_slug}}"
+QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
+PUBLIC_QUESTIONS = [name for name in QUESTIONS if not name.startswith("_")]
+ENVIRONMENTS = TEMPLATE / ".cache/environments"
+CACHES = {"__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+
+LONG_NAME = "order_events_" * 3 + "x"  # 40 characters, as long as a name may be
+NAMES = {
+    "short": {"project_slug": "order-events", "package_name": "order_events"},
+    "long": {"project_slug": LONG_NAME.replace("_", "-"), "package_name": LONG_NAME},
+}
+HANDLERS = {
+    ("one", "short"): ["order_created"],
+    ("two", "short"): ["order_created", "payment_received"],
+    ("one", "long"): ["order_created_" * 2 + "order_create"],
+    ("two", "long"): ["order_created_" * 2 + "order_create", "p" * 40],
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One set of answers out of the full product."""
+
+    broker: str
+    handler_stub: str
+    handlers: str
+    names: str
+
+    @property
+    def handler_names(self) -> list[str]:
+        return HANDLERS[self.handlers, self.names]
+
+    @property
+    def answers(self) -> dict[str, str]:
+        return {
+            **NAMES[self.names],
+            "broker": self.broker,
+            "handler_stub": self.handler_stub,
+            "handlers": ", ".join(self.handler_names),
+        }
+
+    def __str__(self) -> str:
+        return "-".join(f"{question}={answer}" for question, answer in vars(self).items())
+
+
+COMBINATIONS = [
+    Combination(*answers)
+    for answers in product(
+        QUESTIONS["broker"], QUESTIONS["handler_stub"], ("one", "two"), ("short", "long")
+    )
+]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A rendered service."""
+
+    path: Path
+    package: str
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        (self.path / name).write_text(text, encoding="utf-8")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return tomllib.loads(self.read("pyproject.toml"))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Every file's content, without what tools leave behind."""
+        return {
+            file.relative_to(self.path).as_posix(): file.read_bytes()
+            for file in self.path.rglob("*")
+            if file.is_file() and not CACHES.intersection(file.parts)
+        }
+
+    def copy_to(self, folder: Path) -> "Service":
+        shutil.copytree(self.path, folder / self.path.name, ignore=shutil.ignore_patterns(*CACHES))
+        return Service(folder / self.path.name, self.package)
+
+    def environment(self, python: str = sys.executable, resolution: str = "highest") -> Path:
+        """A virtual environment with what this service declares, and nothing else; not the service itself.
+
+        Services that declare the same share it, and it is kept for the next run.
+        """
+        metadata = self.metadata
+        declared = [
+            metadata["project"]["dependencies"],
+            metadata["project"]["requires-python"],
+            metadata["dependency-groups"],
+            str(Path(python).resolve()),
+            resolution,
+        ]
+        environment = ENVIRONMENTS / sha256(json.dumps(declared).encode()).hexdigest()[:16]
+        environment.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{environment}.lock"):
+            if not (environment / ".complete").exists():
+                scratch = environment.with_suffix(".declared")
+                scratch.mkdir(exist_ok=True)
+                shutil.copy(self.path / "pyproject.toml", scratch)
+                sync = ["uv", "sync", "--quiet", "--no-install-project", "--group", "dev"]
+                run(
+                    *sync, "--python", python, "--resolution", resolution, cwd=scratch,
+                    UV_PROJECT_ENVIRONMENT=str(environment),
+                )  # fmt: skip
+                (environment / ".complete").touch()
+        return environment
+
+    def run(self, *command: str, environment: Path, **variables: str) -> "Result":
+        """Run a command of the environment in the service's folder, with the service importable."""
+        path = f"{environment / BIN}{os.pathsep}{os.environ['PATH']}"
+        return run(*command, cwd=self.path, check=False, PATH=path, PYTHONPATH="src", **variables)
+
+
+BIN = "Scripts" if os.name == "nt" else "bin"
+Result = subprocess.CompletedProcess[str]
+INHERITED = ("CONSUMER_TEST_BROKER_URL", "HOME", "LANG", "PATH", "REQUIRE_BROKERS", "TMPDIR")
+INSTALLERS = ("PIP_", "UV_", "SSL_", "HTTP", "http")
+
+
+def run(*command: str, cwd: Path, check: bool = True, **variables: str) -> Result:
+    """Run a command that sees of this process's environment only what it must."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in INHERITED or name.startswith(INSTALLERS)
+    }
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if check:
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
+    return result

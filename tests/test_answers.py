@@ -1,0 +1,217 @@
+"""Every answer is either made safe or refused with one sentence, before anything is written; none is executed."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Render
+from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TEMPLATE, TREE, Result, run
+
+from local_extensions import class_name, handler_names
+
+PWNED = "open('pwned', 'w')"
+
+REFUSED = [
+    *((question, "", "is empty") for question in PUBLIC_QUESTIONS if isinstance(QUESTIONS[question], str)),
+    ("project_name", " ", "is empty"),
+    ("project_name", "Order\nevents", "one line of printable"),
+    ("project_name", "Order\x00events", "one line of printable"),
+    ("project_name", "Order\u2028events", "one line of printable"),
+    ("project_name", "x" * 101, "longer than 100"),
+    ("description", "two\nlines", "one line of printable"),
+    ("description", "x" * 101, "longer than 100"),
+    ("project_slug", "3d-prints", "a letter first"),
+    ("project_slug", "Order-Events", "lower-case"),
+    ("project_slug", "order events", "lower-case"),
+    ("project_slug", "-order", "a letter first"),
+    ("project_slug", "größe", "lower-case"),
+    ("project_slug", "../evil", "lower-case"),
+    ("project_slug", "/tmp/evil", "lower-case"),
+    ("project_slug", "a/b", "lower-case"),
+    ("project_slug", "a\\b", "lower-case"),
+    ("project_slug", ".", "lower-case"),
+    ("project_slug", "o'brien", "lower-case"),
+    ("project_slug", "x" * 41, "longer than 40"),
+    ("project_slug", "aio-pika", "the service needs"),
+    ("project_slug", "pydantic", "the service needs"),
+    ("package_name", "order-events", "lower-case"),
+    ("package_name", "OrderEvents", "lower-case"),
+    ("package_name", "1st", "a letter first"),
+    ("package_name", "_private", "a letter first"),
+    ("package_name", "..evil", "lower-case"),
+    ("package_name", "größe", "lower-case"),
+    ("package_name", "x" * 41, "longer than 40"),
+    ("package_name", "class", "keyword"),
+    ("package_name", "asyncio", "standard library"),
+    ("package_name", "json", "standard library"),
+    ("package_name", "aio_pika", "the service needs"),
+    ("package_name", "structlog", "the service needs"),
+    ("package_name", "tests", "the service needs"),
+    ("handlers", ", ,", "no name in it"),
+    ("handlers", "order_created, order_created", "more than once"),
+    ("handlers", "order_created, Order Created", "more than once"),
+    ("handlers", "2nd_order", "a letter first"),
+    ("handlers", "class", "keyword"),
+    ("handlers", "Import", "keyword"),
+    ("handlers", "none", "keyword"),
+    ("handlers", "order.created", "must be letters"),
+    ("handlers", "größe", "must be letters"),
+    ("handlers", "../evil", "must be letters"),
+    ("handlers", "a'b", "must be letters"),
+    ("handlers", "order_created\nimport os", "one line of printable"),
+    ("handlers", "x" * 41, "longer than 40"),
+    ("handlers", "message", "use themselves"),
+    ("handlers", "lifespan", "use themselves"),
+    *((question, "{{ 7 * 7 }}", "must not hold") for question in PUBLIC_QUESTIONS[:4]),
+    ("handlers", "{{ 7 * 7 }}", "must not hold"),
+    ("description", f"{{{{ cycler.__init__.__globals__.__builtins__.{PWNED} }}}}", "must not hold"),
+    ("description", "two\n{{ lines }}", "must not hold"),
+    ("description", "# {% if 1 %}", "must not hold"),
+    ("description", "{% raw %}", "must not hold"),
+    ("description", "{# a comment #}", "must not hold"),
+]  # fmt: skip
+
+SAFE = [
+    ("project_name", 'Order "events"'),
+    ("project_name", "O'Brien's orders"),
+    ("project_name", "C:\\new\\table\\"),
+    ("project_name", "Größe 大 Ελ 🐘"),
+    ("project_name", "../../evil"),
+    ("project_name", "<script>*[x](y)_`$(touch pwned)`"),
+    ("project_name", "x" * 100),
+    ("description", '"""'),
+    ("description", "'''"),
+    ("description", "# not a heading, } } %} %s {0} $HOME"),
+    ("description", f'""" + {PWNED} + """'),
+    ("description", f"'); {PWNED} #"),
+    ("description", f'\\"; {PWNED}; \\'),
+    ("description", "ends with a backslash \\"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an answer that is executed would leave the file `pwned`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("question", "answer", "reason"), REFUSED)
+def test_it_is_refused_with_one_sentence(
+    cookies: Any, folder: Path, question: str, answer: str, reason: str
+) -> None:
+    result = cookies.bake(extra_context={question: answer})
+    assert isinstance(result.exception, SystemExit)
+    sentence = str(result.exception)
+    assert reason in sentence
+    assert question in sentence or repr(answer)[:60] in sentence
+    assert sentence.endswith(".")
+    assert sentence.isprintable()
+    assert len(sentence) < 200
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("question", "answer"), SAFE)
+def test_it_is_made_safe(render: Render, folder: Path, question: str, answer: str) -> None:
+    service = render(**{question: answer}, package_name="order_events", project_slug="order-events")
+    assert json.loads(service.read(".template-answers.json"))["answers"][question] == answer
+    assert service.metadata["project"]["description"] == (
+        answer if question == "description" else QUESTIONS["description"]
+    )
+    unescaped = re.sub(r"\\([\\`*_\[\]<>|~#&])", r"\1", service.read("README.md"))
+    assert answer in unescaped
+    for name, content in service.files.items():
+        if name.endswith(".py"):
+            ast.parse(content, name)
+    assert not (folder / "pwned").exists()
+    assert not service.has("pwned")
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("order_created", ["order_created"]),
+        ("order_created,payment_received", ["order_created", "payment_received"]),
+        ("Order Created,  refund-paid ,", ["order_created", "refund_paid"]),
+        ("OrderCreated, HTTPRequest2Sent", ["order_created", "httprequest2_sent"]),
+        ("__order__created__", ["order_created"]),
+        (LONG_NAME, [LONG_NAME]),
+    ],
+)
+def test_handler_names_are_made_snake_case(answer: str, names: list[str]) -> None:
+    assert handler_names(answer) == names
+
+
+def names_in(stub: Path) -> set[str]:
+    """What a stub imports, defines or looks up."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(stub.read_text("utf-8"))):
+        if isinstance(node, ast.alias | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    return names - {"order_created", "OrderCreated"}
+
+
+def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
+    in_the_registry = names_in(TREE / "stubs/registry.py")
+    in_its_files = set[str]().union(*map(names_in, (TREE / "stubs").glob("*/*.py")))
+    taken = QUESTIONS["_taken_handlers"]
+    # The registry imports the handler by its name; its own files have only the model's name of it.
+    unusable = {name for name in in_the_registry if re.fullmatch("[a-z][a-z_]*", name)}
+    assert unusable <= set(taken)
+    models = {name for name in in_its_files if re.fullmatch("([A-Z][a-z]+)+", name)}
+    assert models <= set(map(class_name, taken))
+
+
+def cookiecutter(folder: Path, *arguments: str, **variables: str) -> Result:
+    """Run cookiecutter's own command line into the folder."""
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--default-config"]
+    (folder / "home").mkdir(exist_ok=True)
+    return run(
+        *command, *arguments, cwd=folder, check=False, HOME=str(folder / "home"), **variables
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        pytest.param("handlers=class", "handlers: 'class' is a Python keyword.", id="keyword"),
+        pytest.param("project_slug=../x", "project_slug '../x' must be", id="path"),
+        pytest.param("description={{ 7*7 }}", "the answer '{{ 7*7 }}' must not hold", id="Jinja"),
+    ],
+)
+def test_the_command_prints_nothing_but_that_sentence(
+    tmp_path: Path, answer: str, sentence: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    result = cookiecutter(tmp_path, "--no-input", "-o", "out", answer)
+    assert result.returncode == 1
+    assert result.stdout.startswith(sentence)
+    assert result.stdout.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "out"}
+    assert list(out.iterdir()) == []
+
+
+def test_an_unknown_broker_is_refused_by_cookiecutter_itself(tmp_path: Path) -> None:
+    result = cookiecutter(tmp_path, "--no-input", "broker=kafka")
+    assert result.returncode == 1
+    assert "kafka provided for choice variable broker, but the choices are" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_replayed_answers_are_checked_too(tmp_path: Path) -> None:
+    assert cookiecutter(tmp_path, "--no-input").returncode == 0
+    [replay] = (tmp_path / "home").rglob("*.json")
+    answers = json.loads(replay.read_text("utf-8"))
+    answers["cookiecutter"] |= {"handlers": "class", "project_slug": "other"}
+    replay.write_text(json.dumps(answers), "utf-8")
+    result = cookiecutter(tmp_path, "--replay-file", str(replay))
+    assert result.returncode == 1
+    assert "handlers: 'class' is a Python keyword." in result.stdout
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,29 @@
+"""What to do with a message of the type ``order_created``: yours to edit."""
+
+import structlog
+from pydantic import AwareDatetime, BaseModel, Field
+
+from ..runtime.message import Message, Retry
+
+log = structlog.get_logger()
+
+EXAMPLE = b'{"reference": "A-1001", "occurred_at": "2026-11-22T09:30:00Z"}'
+
+
+class OrderCreated(BaseModel):
+    """The message's JSON. One that does not fit becomes a dead letter, with the reason."""
+
+    reference: str = Field(min_length=1)
+    occurred_at: AwareDatetime
+
+
+def handle(event: OrderCreated, message: Message) -> None:
+    """Runs in a thread, so it may block. Return, and the message is done. Raise `Reject`, and it is a dead
+    letter. Raise anything else, and it comes back later; `Retry` says when.
+    """
+    # A thread cannot be interrupted: look at message.stopping before each long step.
+    if message.stopping.is_set():
+        raise Retry("the service is stopping", delay_seconds=0)
+    # Your work goes here. A message can come twice, when the process or the connection dies between the
+    # work and its acknowledgement: let the work be the same the second time, say by a unique message.id.
+    log.info("order_created", reference=event.reference, id=message.id, attempt=message.attempt)

@@ -1,0 +1,335 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from {{ cookiecutter.package_name }}.runtime.brokers.rabbitmq import delays_ms
+
+from . import Counts, PrivateServer, Server, ServerMissing
+
+T = TypeVar("T")
+
+START_SECONDS = 90
+IMAGE = "rabbitmq:4"
+
+BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
+"""What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
+
+ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
+ODD_VHOST = "eu/order events"
+READER = ("reader", "reads-and-writes")
+"""May not declare queues."""
+
+# The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
+SCRIPTS = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server",
+    "/opt/homebrew/opt/rabbitmq/sbin/rabbitmq-server",
+    "/usr/local/opt/rabbitmq/sbin/rabbitmq-server",
+)
+
+
+class RabbitServer:
+    """Reads the broker's own counts by its protocol."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def counts(self, queue: str) -> Counts:
+        async def count(connection: AbstractConnection) -> Counts:
+            delayed = [(await _declared(connection, name))[0] for name in _retry_queues(queue)]
+            ready, _ = await _declared(connection, queue)
+            dead, _ = await _declared(connection, f"{queue}.dead")
+            return Counts(ready, sum(delayed), dead)
+
+        return self._ask(count)
+
+    def consumers(self, queue: str) -> int:
+        async def count(connection: AbstractConnection) -> int:
+            return (await _declared(connection, queue))[1]
+
+        return self._ask(count)
+
+    def delete(self, queue: str) -> None:
+        async def delete(connection: AbstractConnection) -> None:
+            channel = await connection.channel()
+            for name in (queue, f"{queue}.dead", *_retry_queues(queue)):
+                await channel.queue_delete(name)
+
+        self._ask(delete)
+
+    def _ask(self, question: Callable[[AbstractConnection], Coroutine[Any, Any, T]]) -> T:
+        async def ask() -> T:
+            async with await aio_pika.connect(self.url, timeout=10) as connection:
+                return await question(connection)
+
+        with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
+            return thread.submit(asyncio.run, ask()).result()
+
+
+def _retry_queues(queue: str) -> list[str]:
+    delays = {ms for back_off in BACK_OFFS_SECONDS for ms in delays_ms(*back_off)}
+    return [f"{queue}.retry.{ms}" for ms in delays]
+
+
+async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
+    """How many messages are ready and how many consumers there are; nothing of a queue that is not there."""
+    try:
+        async with connection.channel() as channel:
+            queue = await channel.declare_queue(name, passive=True)
+    except ChannelNotFoundEntity:
+        return 0, 0
+    return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
+
+
+class Node(RabbitServer):
+    """An installed RabbitMQ as a process of one's own: own port, own data, own Erlang port mapper."""
+
+    def __init__(self, script: str, directory: Path) -> None:
+        self._script = script
+        self._directory = directory
+        self._port, distribution_port, epmd_port = _free_ports(3)
+        super().__init__(f"amqp://guest:guest@127.0.0.1:{self._port}/")
+        definitions = directory / "definitions.json"
+        definitions.write_text(json.dumps(_definitions()))
+        (directory / "rabbitmq.conf").write_text(
+            f"load_definitions = {definitions}\ndisk_free_limit.absolute = 10MB\n"
+        )
+        (directory / "enabled_plugins").write_text("[].")
+        self._environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(directory),  # the Erlang cookie lies there
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test{self._port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
+            ),
+        }
+        # Started here, because one that the node starts would outlive it.
+        self._epmd = self._spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"])
+        self._process = self._start()
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self._directory / "output").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = self._spawn([self._script])
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self._port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                _kill_group(process)
+                msg = f"{self._script} did not start: {(self._directory / 'output').read_text()[-2000:]}"
+                raise ServerMissing(msg)
+            time.sleep(0.1)
+        return process
+
+    def kill(self) -> None:
+        _kill_group(self._process)
+
+    def restart(self) -> None:
+        self.kill()
+        self._process = self._start()
+
+    def close(self) -> None:
+        self.kill()
+        _kill_group(self._epmd)
+
+
+class Container(RabbitServer):
+    """RabbitMQ in Docker."""
+
+    def __init__(self) -> None:
+        (self._port,) = _free_ports(1)
+        super().__init__(f"amqp://guest:guest@127.0.0.1:{self._port}/")
+        publish = f"127.0.0.1:{self._port}:5672"
+        # The data is found again under the host's name, so that must stay.
+        self._id = _docker("run", "-d", "-p", publish, "--hostname", "rabbitmq", IMAGE)
+        try:
+            self._wait()
+        except ServerMissing:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self._port):
+            if time.monotonic() > deadline:
+                msg = f"the container of {IMAGE} did not answer within {START_SECONDS} seconds"
+                raise ServerMissing(msg)
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        _docker("kill", self._id)
+
+    def restart(self) -> None:
+        _docker("restart", "-t", "0", self._id)
+        self._wait()
+
+    def close(self) -> None:
+        _docker("rm", "-f", "-v", self._id)
+
+
+_own: Node | Container | None = None
+"""The server that `shared` started for this process alone: `private` may kill it just as well."""
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    if _own is not None:
+        yield _own
+        _own.restart()
+        return
+    server = _start_server(directory)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    global _own
+    url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
+    if url.startswith("amqp"):
+        yield RabbitServer(url)
+    elif run := os.environ.get("PYTEST_XDIST_TESTRUNUID"):
+        with _shared_by_workers(Path(tempfile.gettempdir()) / f"rabbitmq-{run}") as server:
+            yield server
+    else:
+        _own = _start_server(directory)
+        try:
+            yield _own
+        finally:
+            _own.close()
+            _own = None
+
+
+@contextmanager
+def _shared_by_workers(directory: Path) -> Iterator[Server]:
+    """One server for all the processes of a test run: who needs it first starts it, and waits for the rest."""
+    from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock  # not on Windows
+
+    directory.mkdir(exist_ok=True)
+    url = directory / "url"
+    with (directory / "starting").open("w") as starting, (directory / "using").open("w") as using:
+        flock(starting, LOCK_EX)
+        if url.exists():
+            flock(using, LOCK_SH)
+            flock(starting, LOCK_UN)
+            yield RabbitServer(url.read_text())
+            return
+        with private(directory) as server:
+            url.write_text(server.url)
+            flock(starting, LOCK_UN)
+            try:
+                yield server
+            finally:
+                flock(starting, LOCK_EX)
+                flock(using, LOCK_EX)
+                shutil.rmtree(directory)
+
+
+def _start_server(directory: Path) -> Node | Container:
+    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
+    script = str(found[0]) if found else shutil.which("rabbitmq-server")
+    if script is not None and shutil.which("epmd"):
+        return Node(script, directory)
+    if shutil.which("docker"):
+        return Container()
+    msg = (
+        "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server is "
+        "installed, and there is no docker"
+    )
+    raise ServerMissing(msg)
+
+
+def _docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        msg = f"there is no RabbitMQ for the tests: docker {arguments[0]}: {done.stderr.strip()[-500:]}"
+        raise ServerMissing(msg)
+    return done.stdout.strip()
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def _answers(port: int) -> bool:
+    """Whether a broker opens the conversation: the port alone may be open long before that."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"AMQP\0\0\x09\x01")
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _definitions() -> dict[str, Any]:
+    users = [("guest", "guest"), ODD_USER, READER]
+    rights = [("guest", "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*"), (READER[0], "/", "^$")]
+    return {
+        "vhosts": [{"name": "/"}, {"name": ODD_VHOST}],
+        "users": [
+            {"name": name, "password_hash": _password_hash(password), "tags": ""}
+            for name, password in users
+        ],
+        "permissions": [
+            {"user": user, "vhost": vhost, "configure": configure, "write": ".*", "read": ".*"}
+            for user, vhost, configure in rights
+        ],
+    }
+
+
+def _password_hash(password: str) -> str:
+    """As RabbitMQ keeps it: a salt of four bytes, and the SHA-256 of salt and password."""
+    salt = os.urandom(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

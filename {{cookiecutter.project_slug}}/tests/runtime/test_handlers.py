@@ -1,0 +1,175 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Handlers: which signatures are understood, how payloads are decoded, and which handler gets a message."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+
+from {{ cookiecutter.package_name }}.runtime.handlers import Handler, HandlerError, Router
+from {{ cookiecutter.package_name }}.runtime.message import Message, Reject
+
+
+class Order(BaseModel):
+    id: int = Field(gt=0)
+    secret: str = "-"
+
+    @field_validator("secret")
+    @classmethod
+    def _breaks(cls, value: str) -> str:
+        if value == "break":
+            msg = "a bug in the model"
+            raise KeyError(msg)
+        return value
+
+
+async def call(function: Callable[..., Any], *bodies: bytes) -> None:
+    handler = Handler("handler", function)
+    messages = [Message(body, id=str(number)) for number, body in enumerate(bodies)]
+    with ThreadPoolExecutor(1) as threads:
+        await handler.call([handler.decode(m) for m in messages], messages, threads)
+
+
+async def test_a_model_is_validated_from_json() -> None:
+    seen: list[tuple[Order, str]] = []
+
+    async def handle(event: Order, message: Message) -> None:
+        seen.append((event, message.id))
+
+    await call(handle, b'{"id": 7}')
+    assert seen == [(Order(id=7), "0")]
+
+
+async def test_the_message_is_optional() -> None:
+    seen: list[Order] = []
+
+    async def handle(event: Order) -> None:
+        seen.append(event)
+
+    await call(handle, b'{"id": 7}')
+    assert seen == [Order(id=7)]
+
+
+async def test_bytes_come_as_they_are() -> None:
+    seen: list[bytes] = []
+
+    async def handle(body: bytes, message: Message) -> None:
+        seen.append(body)
+
+    await call(handle, b"\xff not JSON")
+    assert seen == [b"\xff not JSON"]
+
+
+async def test_a_list_is_a_batch() -> None:
+    seen: list[tuple[list[Order], list[str]]] = []
+
+    async def handle(events: list[Order], messages: list[Message]) -> None:
+        seen.append((events, [message.id for message in messages]))
+
+    await call(handle, b'{"id": 1}', b'{"id": 2}')
+    assert seen == [([Order(id=1), Order(id=2)], ["0", "1"])]
+
+
+async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> None:
+    context: ContextVar[str] = ContextVar("context")
+    seen: list[tuple[bool, str]] = []
+
+    def handle(event: Order) -> None:
+        seen.append((threading.current_thread() is threading.main_thread(), context.get()))
+
+    context.set("of the worker")
+    await call(handle, b'{"id": 7}')
+    assert seen == [(False, "of the worker")]
+
+
+async def test_annotations_may_be_strings() -> None:
+    async def handle(event: "Order", message: "Message") -> None: ...
+
+    await call(handle, b'{"id": 7}')
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: None,
+        lambda event: None,
+        pytest.param(lambda *events: None, id="star"),
+    ],
+)
+def test_an_unusable_signature_is_refused_by_name(function: Callable[..., Any]) -> None:
+    with pytest.raises(HandlerError, match="handler 'order_created': cannot use the signature"):
+        Handler("order_created", function)
+
+
+def test_a_wrong_message_parameter_is_refused() -> None:
+    async def swapped(message: Message, event: Order) -> None: ...
+
+    async def single_in_a_batch(events: list[Order], message: Message) -> None: ...
+
+    async def three(event: Order, message: Message, more: int) -> None: ...
+
+    async def unknown(event: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    async def keyword_only(*, event: Order) -> None: ...
+
+    for function in (swapped, single_in_a_batch, three, unknown, keyword_only):
+        with pytest.raises(HandlerError):
+            Handler("handler", function)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[" * 100_000, "Invalid JSON"),
+        (b'{"id": "hidden-value"}', "id: Input should be a valid integer"),
+        (b"{}", "id: Field required"),
+        (b'{"id": 0}', "id: Input should be greater than 0"),
+        (b'{"id": 1, "secret": "break"}', "KeyError in the model"),
+    ],
+)
+def test_what_does_not_validate_is_rejected_with_a_reason_without_the_value(
+    body: bytes, reason: str
+) -> None:
+    async def handle(event: Order) -> None: ...
+
+    with pytest.raises(Reject) as rejection:
+        Handler("handler", handle).decode(Message(body))
+    assert reason in str(rejection.value)
+    assert "hidden-value" not in str(rejection.value)
+    assert len(str(rejection.value)) <= 500
+
+
+def test_one_handler_gets_every_type() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"order_created": handle})
+    assert router.route(Message(b"", type="anything")).name == "order_created"
+
+
+def test_of_many_handlers_the_type_picks_one() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"order_created": handle, "payment_received": handle})
+    assert router.route(Message(b"", type="payment_received")).name == "payment_received"
+    with pytest.raises(Reject, match="unknown type 'order_deleted'"):
+        router.route(Message(b"", type="order_deleted"))
+
+
+def test_a_service_without_handlers_is_refused() -> None:
+    with pytest.raises(HandlerError, match="HANDLERS"):
+        Router({})
+
+
+async def test_the_stop_is_far_away_for_a_message_made_by_hand() -> None:
+    message = Message(b"")
+    assert not message.stopping.is_set()
+    assert message.seconds_left() == float("inf")
+    message.stopping.set()
+    await asyncio.wait_for(message.stopping.wait(), 1)

@@ -1,0 +1,139 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Settings and logs: a bad value is one line that names the variable, and no password is ever shown."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import structlog
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from {{ cookiecutter.package_name }}.runtime.logs import (
+    configure_logs,
+    secrets_of,
+    without_credentials,
+)
+from {{ cookiecutter.package_name }}.runtime.settings import (
+    ConsumerSettings,
+    SettingsError,
+    load_settings,
+)
+
+URL = "amqp://user:p%40ss-word@localhost/"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no .env
+    for name in ConsumerSettings.model_fields:
+        monkeypatch.delenv(f"CONSUMER_{name}".upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("BROKER_URL", None, "is not set"),
+        ("BROKER_URL", "", "is not set"),
+        ("SOURCE", "q" * 201, "at most 200 characters"),
+        ("CONCURRENCY", "many", "valid integer"),
+        ("CONCURRENCY", "0", "greater than or equal to 1"),
+        ("CONCURRENCY", "1000000", "less than or equal to 10000"),
+        ("PREFETCH", "-1", "greater than or equal to 1"),
+        ("PREFETCH", "70000", "less than or equal to 65535"),
+        ("DRAIN_SECONDS", "soon", "valid number"),
+        ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
+        ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
+        ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
+        ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+        ("RETRY_SECONDS", "0", "greater than 0"),
+        ("RETRY_MAX_SECONDS", "x", "valid number"),
+        ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
+        ("BATCH_SIZE", "0", "greater than or equal to 1"),
+        ("BATCH_SECONDS", "0", "greater than 0"),
+        ("LOG_FORMAT", "xml", "'json' or 'console'"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None, reason: str
+) -> None:
+    monkeypatch.setenv("CONSUMER_BROKER_URL", URL)
+    if value is None:
+        monkeypatch.delenv(f"CONSUMER_{variable}")
+    else:
+        monkeypatch.setenv(f"CONSUMER_{variable}", value)
+    with pytest.raises(SettingsError) as error:
+        load_settings(ConsumerSettings)
+    assert str(error.value).startswith(f"CONSUMER_{variable}")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_service_names_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="ORDERS_")
+        limit: int = Field(gt=0)
+
+    monkeypatch.setenv("ORDERS_LIMIT", "-3")
+    with pytest.raises(SettingsError, match="^ORDERS_LIMIT: Input should be greater than 0$"):
+        load_settings(Settings)
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = f"CONSUMER_BROKER_URL={URL}\nCONSUMER_CONCURRENCY=3\nCONSUMER_PREFETCH=4\nOTHER=1\n"
+    (tmp_path / ".env").write_text(lines)
+    monkeypatch.setenv("CONSUMER_PREFETCH", "5")
+    settings = load_settings(ConsumerSettings)
+    assert (settings.concurrency, settings.prefetch) == (3, 5)
+    assert settings.broker_url.get_secret_value() == URL
+
+
+def test_settings_do_not_show_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_BROKER_URL", URL)
+    assert "p%40ss-word" not in repr(load_settings(ConsumerSettings))
+
+
+def test_passwords_are_masked_as_written_and_as_meant() -> None:
+    secrets = secrets_of(URL)
+    text = f"cannot reach {URL}: p@ss-word was refused, also amqp://a:b@other"
+    masked = without_credentials(text, secrets)
+    assert masked == "cannot reach amqp://***@localhost/: *** was refused, also amqp://***@other"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_holds_a_password(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    configure_logs("json" if log_format == "json" else "console", "info", secrets_of(URL))
+    try:
+        structlog.get_logger().info("connected", url=URL, nested=[f"to {URL}"])
+        try:
+            msg = f"no route to {URL}"
+            raise OSError(msg)
+        except OSError:
+            structlog.get_logger().exception("crashed")
+        logging.getLogger("aio_pika").warning("connection to %s lost", URL)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "crashed" in output
+    assert "connection to" in output
+    assert "ss-word" not in output
+
+
+def test_a_log_line_is_one_json_object_whatever_it_carries(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("json", "info")
+    try:
+        structlog.get_logger().info("handling", id='a"b\n{"event": "forged"}', raw=b"\xff")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "handling"

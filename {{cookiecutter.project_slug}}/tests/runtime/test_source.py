@@ -1,0 +1,139 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The buffer between the filler and the workers: each message reaches exactly one of them."""
+
+import asyncio
+
+import pytest
+
+from {{ cookiecutter.package_name }}.runtime.brokers.source import Buffer, SourceFailed
+from {{ cookiecutter.package_name }}.runtime.message import Message
+
+
+def message(number: int = 0) -> Message:
+    return Message(b"", id=str(number))
+
+
+async def waiting(buffer: Buffer, count: int) -> list[asyncio.Task[Message]]:
+    """So many workers, all of them asleep in `get`, in the order of the list."""
+    workers = [asyncio.create_task(buffer.get()) for _ in range(count)]
+    await asyncio.sleep(0)
+    return workers
+
+
+async def let_all_run() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def end(workers: list[asyncio.Task[Message]]) -> list[Message | BaseException]:
+    for worker in workers:
+        worker.cancel()
+    return await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def test_messages_come_in_the_order_they_were_put() -> None:
+    buffer = Buffer()
+    for number in range(3):
+        buffer.put(message(number))
+    assert len(buffer) == 3
+    assert [(await buffer.get()).id for _ in range(3)] == ["0", "1", "2"]
+
+
+async def test_one_put_wakes_one_waiting_worker() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    buffer.put(message())
+    await let_all_run()
+    assert [worker.done() for worker in workers] == [True, False, False]
+    await end(workers)
+
+
+async def test_many_puts_at_once_wake_as_many_workers() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    for number in range(2):
+        buffer.put(message(number))
+    await let_all_run()
+    assert [worker.done() for worker in workers] == [True, True, False]
+    await end(workers)
+
+
+async def test_a_worker_cancelled_after_its_call_passes_the_call_on() -> None:
+    buffer = Buffer()
+    first, second = await waiting(buffer, 2)
+    buffer.put(message())
+    first.cancel()  # it was woken, and has not run yet
+    await let_all_run()
+    assert first.cancelled()
+    assert second.done()
+    assert len(buffer) == 0
+
+
+async def test_a_put_at_the_instant_of_a_cancellation_goes_to_the_next_worker() -> None:
+    buffer = Buffer()
+    first, second = await waiting(buffer, 2)
+    first.cancel()  # it does not know yet
+    buffer.put(message())
+    await let_all_run()
+    assert first.cancelled()
+    assert second.done()
+
+
+async def test_a_put_at_the_instant_of_the_only_workers_cancellation_stays_in_the_buffer() -> None:
+    buffer = Buffer()
+    (worker,) = await waiting(buffer, 1)
+    worker.cancel()
+    buffer.put(message(7))
+    await let_all_run()
+    assert worker.cancelled()
+    assert (await buffer.get()).id == "7"
+
+
+async def test_a_worker_that_was_overtaken_waits_again() -> None:
+    buffer = Buffer()
+    (slow,) = await waiting(buffer, 1)
+    buffer.put(message(0))
+    assert (await buffer.get()).id == "0"  # before the woken worker runs
+    await let_all_run()
+    assert not slow.done()
+    buffer.put(message(1))
+    assert (await slow).id == "1"
+
+
+async def test_cancelled_workers_leave_nothing_in_the_buffer() -> None:
+    buffer = Buffer()
+    for _ in range(100):
+        await end(await waiting(buffer, 1))
+    assert not buffer._waiters
+
+
+async def test_a_closed_buffer_is_emptied_and_then_ends_every_worker() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    buffer.put(message())
+    buffer.close()
+    results = await asyncio.gather(*workers, return_exceptions=True)
+    assert [type(result) for result in results] == [Message, StopAsyncIteration, StopAsyncIteration]
+    with pytest.raises(StopAsyncIteration):
+        await buffer.get()
+
+
+async def test_a_failure_reaches_every_worker_even_past_waiting_messages() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 2)
+    buffer.put(message())
+    buffer.fail(OSError("the disk is gone"))
+    results = await asyncio.gather(*workers, return_exceptions=True)
+    assert [type(result) for result in results] == [SourceFailed, SourceFailed]
+    with pytest.raises(SourceFailed, match="the disk is gone"):
+        await buffer.get()
+
+
+async def test_taking_all_empties_the_buffer_and_wakes_nobody() -> None:
+    buffer = Buffer()
+    for number in range(3):
+        buffer.put(message(number))
+    assert [message.id for message in buffer.take_all()] == ["0", "1", "2"]
+    workers = await waiting(buffer, 1)
+    assert not workers[0].done()
+    await end(workers)
