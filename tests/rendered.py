@@ -1,5 +1,6 @@
 """What the tests render: every combination of answers, and a rendered service as something to ask and to run."""
 
+import ast
 import json
 import os
 import shutil
@@ -97,6 +98,18 @@ class Service:
             if file.is_file() and not CACHES.intersection(file.parts)
         }
 
+    def example(self, handler: str) -> str:
+        """The message that the handler's file gives as an example."""
+        text = self.read(f"src/{self.package}/handlers/{handler}.py")
+        tree = ast.parse(text)
+        [example] = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLE"
+        ]
+        assert isinstance(example, bytes)
+        return example.decode()
+
     def copy_to(self, folder: Path) -> "Service":
         shutil.copytree(self.path, folder / self.path.name, ignore=shutil.ignore_patterns(*CACHES))
         return Service(folder / self.path.name, self.package)
@@ -162,3 +175,10 @@ def run(*command: str, cwd: Path, check: bool = True, **variables: str) -> Resul
     if check:
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
     return result
+
+
+def cookiecutter(folder: Path, *arguments: str, template: Path = TEMPLATE, **variables: str) -> Result:
+    """Run cookiecutter's own command line in this folder, with a home of its own."""
+    (folder / "home").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "cookiecutter", str(template), "--default-config", *arguments]
+    return run(*command, cwd=folder, check=False, HOME=str(folder / "home"), **variables)

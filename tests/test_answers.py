@@ -3,13 +3,12 @@
 import ast
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Render
-from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TEMPLATE, TREE, Result, run
+from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
 
 from local_extensions import class_name, handler_names
 
@@ -168,13 +167,12 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     assert models <= set(map(class_name, taken))
 
 
-def cookiecutter(folder: Path, *arguments: str, **variables: str) -> Result:
-    """Run cookiecutter's own command line into the folder."""
-    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--default-config"]
-    (folder / "home").mkdir(exist_ok=True)
-    return run(
-        *command, *arguments, cwd=folder, check=False, HOME=str(folder / "home"), **variables
-    )
+def test_a_package_cannot_take_a_name_that_is_installed_beside_it(render: Render) -> None:
+    [site_packages] = render(broker="rabbitmq").environment().glob("lib/*/site-packages")
+    installed = {path.stem for path in site_packages.iterdir() if path.suffix in ("", ".py", ".so")}
+    modules = {name for name in installed if re.fullmatch("[a-z][a-z0-9_]*", name)}
+    assert {"aio_pika", "structlog", "pytest"} <= modules
+    assert sorted(modules - set(QUESTIONS["_taken_names"])) == []
 
 
 @pytest.mark.parametrize(

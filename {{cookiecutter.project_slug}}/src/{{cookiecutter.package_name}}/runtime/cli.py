@@ -7,7 +7,6 @@ reached; 75 the drain time passed and work went back to the broker; 128 + n ende
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import structlog
 from pydantic_settings import BaseSettings
@@ -347,12 +346,12 @@ async def _read_messages(argument: str) -> AsyncIterator[list[bytes]]:
 
     def read() -> None:
         # A daemon thread: a read that never ends keeps neither the connection's heartbeat nor the process.
-        stdin = cast("io.BufferedReader", sys.stdin.buffer)
+        # And past sys.stdin, whose lock, held by a thread at exit, would abort the interpreter.
         chunk = b"-"
         with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
             while chunk:
                 room.acquire()
-                chunk = stdin.read1(65_536)
+                chunk = os.read(sys.stdin.fileno(), 65_536)
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     threading.Thread(target=read, name="stdin", daemon=True).start()

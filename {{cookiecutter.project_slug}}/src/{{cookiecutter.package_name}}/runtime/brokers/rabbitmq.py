@@ -472,6 +472,7 @@ class RabbitSource(Source):
         self._returning = True
         for message in self.buffer.take_all():
             await self.give_back(message)
+        self.buffer.close()
         if self._deliveries is not None and connected:
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):

@@ -1,0 +1,75 @@
+"""A service runs and is tested as its README says, and installed as any package is."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Prove, Render
+from rendered import BIN, QUESTIONS, Service, run
+
+BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
+
+
+def commands_in_readme(service: Service, about: str) -> str:
+    """The one block of shell commands in which this word stands."""
+    blocks = re.findall(r"```sh\n(.*?)```", service.read("README.md"), re.S)
+    [block] = [block for block in blocks if about in block]
+    assert isinstance(block, str)
+    return block
+
+
+@BROKERS
+@pytest.mark.parametrize("way", ["uv run", "-m venv"])
+def test_the_commands_of_the_readme_work(
+    render_own: Render, prove: Prove, broker: str, way: str, rabbitmq_url: str
+) -> None:
+    service = render_own(broker=broker)
+    result = run(
+        "sh", "-ex", "-c", commands_in_readme(service, way), cwd=service.path,
+        CONSUMER_TEST_BROKER_URL=rabbitmq_url, PYTEST_ADDOPTS="-m 'not slow'",
+    )  # fmt: skip
+    assert re.search(r"published 20, handled 20, dead letters 0", result.stdout), result.stdout
+    assert re.search(r"\d+ passed", result.stdout), result.stdout
+    prove("ways of the README that work", f"{way}, broker={broker}")
+
+
+@BROKERS
+def test_an_installed_service_needs_nothing_but_its_package(
+    render_own: Render, prove: Prove, tmp_path: Path, broker: str
+) -> None:
+    service = render_own(broker=broker)
+    environment = tmp_path / "environment"
+    wheels = tmp_path / "wheels"
+    run("uv", "build", "--quiet", "--wheel", "--out-dir", str(wheels), cwd=service.path)
+    [wheel] = wheels.glob("*.whl")
+    run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=tmp_path)
+    install = ["uv", "pip", "install", "--quiet", "--python", str(environment)]
+    run(*install, str(wheel), cwd=tmp_path)
+    variables = {
+        "PATH": f"{environment / BIN}{os.pathsep}{os.environ['PATH']}",
+        "CONSUMER_BROKER_URL": f"sqlite:///{tmp_path}/messages.db",
+    }
+    message = service.example("order_created")
+    published = run("order-events", "publish", message, cwd=tmp_path, **variables)
+    assert "published 1 message to order-events" in published.stdout
+    checked = run("order-events", "check", cwd=tmp_path, **variables)
+    assert "broker     ok, sqlite" in checked.stdout
+    prove("installed from a wheel", f"broker={broker}")
+
+
+@BROKERS
+def test_the_example_of_an_env_file_says_what_is_true(render_own: Render, broker: str) -> None:
+    service = render_own(broker=broker)
+    example = service.read(".env.example")
+    settings = service.read("src/order_events/runtime/settings.py")
+    fields = re.findall(r"^    (\w+): [\w |]+ = Field|^    (broker_url|log_\w+): ", settings, re.M)
+    variables = {f"CONSUMER_{''.join(names)}".upper() for names in fields}
+    assert variables == set(re.findall(r"^(?:# )?(CONSUMER_\w+)=", example, re.M))
+    service.write(".env", re.sub(r"^# (CONSUMER_\w+=)", r"\1", example, flags=re.M))
+    checked = service.run(
+        "python", "-m", "order_events", "check",
+        environment=service.environment(), CONSUMER_BROKER_URL="sqlite:///messages.db",
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
