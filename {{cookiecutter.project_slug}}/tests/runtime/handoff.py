@@ -22,7 +22,6 @@ class Handoff:
         self.closed = False
         """Whether the source's iterator was closed, or ended, after it had started."""
         self._waiter: asyncio.Future[int | None] | None = None
-        self._waiter_has_it = False
 
     def put(self, item: int | None | Exception) -> None:
         """Hand over an item, an error, or None for the end."""
@@ -33,22 +32,12 @@ class Handoff:
         else:
             self._waiter.set_result(item)
 
-    @property
-    def on_its_way(self) -> int | None:
-        """The item that was handed over and not received yet."""
-        if self._waiter is None or not self._waiter.done() or self._waiter.cancelled():
-            return None
-        return None if self._waiter.exception() else self._waiter.result()
-
     async def get(self) -> int | None:
         self.takes += 1
         if not self.left:
             self._waiter = asyncio.get_running_loop().create_future()
-            item: int | None | Exception = await self._waiter
-            self._waiter = None
-        else:
-            item = self.left.popleft()
-        if isinstance(item, Exception):
+            return await self._waiter
+        if isinstance(item := self.left.popleft(), Exception):
             raise item
         return item
 

@@ -238,7 +238,7 @@ class TestContract:
                 assert time.monotonic() - retried_at >= RETRY_SECONDS * 0.98
                 assert (message.id, message.attempt) == ("id-1", attempt)
                 assert (message.body, message.type) == (b"body", "kind")
-                assert dict(message.headers) == {"trace": "t"}
+                assert message.headers["trace"] == "t"
             await source.ack(message)
 
     async def test_a_message_that_waits_for_its_retry_holds_up_nothing(
@@ -271,7 +271,7 @@ class TestContract:
             assert letter.reason == "cannot be read: größe"
             assert letter.attempts == 1
             assert before - 1 <= letter.died_at <= time.time() + 1
-            assert await source.count_dead_letters() == 1  # looking takes nothing away
+            await become(1, source.count_dead_letters)  # looking takes nothing away
 
     async def test_a_message_given_back_goes_to_another_consumer_at_once_as_it_was(
         self, connect: Connect
@@ -407,7 +407,7 @@ class TestContract:
                 letters = [letter async for letter in source.dead_letters(3)]
                 assert ids(letters) == published[:3]
                 assert [letter.reason for letter in letters] == ["reason 0", "reason 1", "reason 2"]
-            assert await source.count_dead_letters() == 5
+                await become(5, source.count_dead_letters)
 
     async def test_replayed_dead_letters_are_new_messages(
         self, connect: Connect, broker: Server, queue: str

@@ -122,13 +122,17 @@ class _Deliveries:
     def add(self, tag: int, message: Message) -> None:
         self._unsettled[tag] = message
 
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._unsettled and tag not in self._acked
+
     def ack(self, tag: int) -> None:
-        if tag in self._unsettled:
+        if tag in self:
             self._acked.add(tag)
             self._wake()
 
     def give_back(self, tag: int) -> None:
-        if tag not in self._acked and self._unsettled.pop(tag, None) is not None:
+        if tag in self:
+            del self._unsettled[tag]
             self._returned.append(tag)
             self._wake()
 
@@ -502,7 +506,10 @@ class RabbitSource(Source):
 
     async def reject(self, message: Message, reason: str) -> None:
         await self._move(
-            message, _dead(self.settings.source), {REASON: reason, DIED_AT: time.time()}
+            # Whole seconds: a float header has 32 bits, so it would be a minute off.
+            message,
+            _dead(self.settings.source),
+            {REASON: reason, DIED_AT: int(time.time())},
         )
 
     async def _move(
@@ -532,7 +539,8 @@ class RabbitSource(Source):
             deliveries.ack(tag)
 
     def _lost(self, message: Message, settlement: str) -> bool:
-        if message.receipt.stale:
+        deliveries, _, tag = message.receipt
+        if message.receipt.stale or tag not in deliveries:
             log.warning("settlement_lost", id=message.id, settlement=settlement)
             return True
         return False
