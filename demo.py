@@ -90,7 +90,10 @@ def main() -> int:
     done = count(effects, "SELECT count(*) FROM effects")
     say("stopped", f"{STOP.name} with {in_hand} messages in hand: it finished them, took no other,")
     say("", f"and was gone after {seconds:.2f} s with exit code {first.exit_code}")
-    say("", f"{done} done so far; {first.event('drained')['returned']} taken but not started went back")
+    say(
+        "",
+        f"{done} done so far; {first.event('drained')['returned']} taken but not started went back",
+    )
 
     second = Run(program, environment)
     say("started", "again: it goes on where the first one left")
@@ -110,11 +113,14 @@ def report(queue: Path, effects: Path, runs: list["Run"]) -> int:
     lost = published - len(handled) - left - dead
     twice = sum(times - 1 for times in handled.values())
     by_run = [
-        count(effects, "SELECT count(*) FROM effects WHERE process = ?", run.process.pid) for run in runs
+        count(effects, "SELECT count(*) FROM effects WHERE process = ?", run.process.pid)
+        for run in runs
     ]
     print("\nCounted in the two databases:\n")
     print(f"    published       {published:4}")
-    print(f"    handled         {len(handled):4}   {by_run[0]} before the stop, {by_run[1]} after it")
+    print(
+        f"    handled         {len(handled):4}   {by_run[0]} before the stop, {by_run[1]} after it"
+    )
     print(f"    left, dead      {left + dead:4}")
     print(f"    lost            {lost:4}")
     print(f"    handled twice   {twice:4}")

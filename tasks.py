@@ -22,13 +22,20 @@ ENVIRONMENT = ROOT / ".venv"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
+TREE = "{{cookiecutter.project_slug}}"
+PYTHON_FILES = [
+    *("demo.py", "local_extensions.py", "tasks.py", "hooks", "tests", "benchmarks"),
+    # The rest of the tree is Python only once it is rendered; the tests check it then.
+    *(f"{TREE}/src", f"{TREE}/stubs"),
+]
+
 COMMANDS = {
     "demo": [["demo.py"]],
     "test": [["-m", "pytest"]],
     "bench": [["benchmarks/run.py"]],
     "lint": [
-        ["-m", "ruff", "check"],
-        ["-m", "ruff", "format", "--check"],
+        ["-m", "ruff", "check", *PYTHON_FILES],
+        ["-m", "ruff", "format", "--check", *PYTHON_FILES],
         ["-m", "mypy"],
     ],
 }
@@ -36,7 +43,9 @@ COMMANDS = {
 
 def requirements(group: str) -> list[str]:
     """The requirements of a dependency group in pyproject.toml, with those of the groups it includes."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "dependency-groups"
+    ]
     found: list[str] = []
     for entry in groups[group]:
         found += [entry] if isinstance(entry, str) else requirements(entry["include-group"])

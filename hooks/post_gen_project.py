@@ -22,7 +22,9 @@ MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
 def main() -> None:
-    Path(__file__).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
+    Path(
+        __file__
+    ).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
         shutil.rmtree(STUBS)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 [refusal] = json.loads(r"""{{ [cookiecutter | refusal] | jsonify }}""")
 
-Path(__file__).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
+Path(
+    __file__
+).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
 if refusal:
     sys.exit(refusal)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rendered import BIN, COMBINATIONS, PUBLIC_QUESTIONS, Combination, Service
 
 Render = Callable[..., Service]
@@ -67,7 +68,12 @@ def rabbitmq_url(render: Render, tmp_path_factory: pytest.TempPathFactory) -> It
     """One RabbitMQ for all suites, started as a service's own tests do; empty if there is none to be had."""
     service = render(broker="rabbitmq")
     with subprocess.Popen(
-        [service.environment() / BIN / "python", "-c", RABBITMQ, tmp_path_factory.mktemp("rabbitmq")],
+        [
+            service.environment() / BIN / "python",
+            "-c",
+            RABBITMQ,
+            tmp_path_factory.mktemp("rabbitmq"),
+        ],
         cwd=service.path,
         env={**os.environ, "PYTHONPATH": "src"},
         stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -135,17 +136,16 @@ class Service:
                 scratch.mkdir(exist_ok=True)
                 shutil.copy(self.path / "pyproject.toml", scratch)
                 sync = ["uv", "sync", "--quiet", "--no-install-project", "--group", "dev"]
-                run(
-                    *sync, "--python", python, "--resolution", resolution, cwd=scratch,
-                    UV_PROJECT_ENVIRONMENT=str(environment),
-                )  # fmt: skip
+                sync += ["--python", python, "--resolution", resolution]
+                run(*sync, cwd=scratch, env={"UV_PROJECT_ENVIRONMENT": str(environment)})
                 (environment / ".complete").touch()
         return environment
 
     def run(self, *command: str, environment: Path, **variables: str) -> "Result":
         """Run a command of the environment in the service's folder, with the service importable."""
         path = f"{environment / BIN}{os.pathsep}{os.environ['PATH']}"
-        return run(*command, cwd=self.path, check=False, PATH=path, PYTHONPATH="src", **variables)
+        env = {"PATH": path, "PYTHONPATH": "src", **variables}
+        return run(*command, cwd=self.path, check=False, env=env)
 
 
 BIN = "Scripts" if os.name == "nt" else "bin"
@@ -154,7 +154,7 @@ INHERITED = ("CONSUMER_TEST_BROKER_URL", "HOME", "LANG", "PATH", "REQUIRE_BROKER
 INSTALLERS = ("PIP_", "UV_", "SSL_", "HTTP", "http")
 
 
-def run(*command: str, cwd: Path, check: bool = True, **variables: str) -> Result:
+def run(*command: str, cwd: Path, check: bool = True, env: Mapping[str, str] = {}) -> Result:
     """Run a command that sees of this process's environment only what it must."""
     inherited = {
         name: value
@@ -164,7 +164,7 @@ def run(*command: str, cwd: Path, check: bool = True, **variables: str) -> Resul
     result = subprocess.run(
         command,
         cwd=cwd,
-        env={**inherited, **variables},
+        env={**inherited, **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -177,8 +177,10 @@ def run(*command: str, cwd: Path, check: bool = True, **variables: str) -> Resul
     return result
 
 
-def cookiecutter(folder: Path, *arguments: str, template: Path = TEMPLATE, **variables: str) -> Result:
+def cookiecutter(
+    folder: Path, *arguments: str, template: Path = TEMPLATE, env: Mapping[str, str] = {}
+) -> Result:
     """Run cookiecutter's own command line in this folder, with a home of its own."""
     (folder / "home").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cookiecutter", str(template), "--default-config", *arguments]
-    return run(*command, cwd=folder, check=False, HOME=str(folder / "home"), **variables)
+    return run(*command, cwd=folder, check=False, env={"HOME": str(folder / "home"), **env})

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Render
-from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
 
+from conftest import Render
 from local_extensions import class_name, handler_names
+from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
 
 PWNED = "open('pwned', 'w')"
 

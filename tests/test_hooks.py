@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cookiecutter.hooks import run_hook_from_repo_dir
+
 from conftest import Render
 from rendered import CACHES, TEMPLATE, TREE, Service, cookiecutter, run
-
-from cookiecutter.hooks import run_hook_from_repo_dir
 
 # Imported by every Python that starts with it on its path, so by cookiecutter and by its hooks.
 WATCHED = """
@@ -35,7 +35,7 @@ def watched(tmp_path: Path) -> dict[str, str]:
 
 
 def test_it_renders_offline_and_without_git(tmp_path: Path, watched: dict[str, str]) -> None:
-    result = cookiecutter(tmp_path, "--no-input", **watched)
+    result = cookiecutter(tmp_path, "--no-input", env=watched)
     assert result.returncode == 0, result.stdout
     assert "order-events is ready" in result.stdout
     assert (tmp_path / "order-events/src/order_events/handlers/order_created.py").exists()
@@ -50,7 +50,7 @@ def test_it_renders_offline_and_without_git(tmp_path: Path, watched: dict[str, s
     ],
 )
 def test_the_watch_for_that_sees(tmp_path: Path, watched: dict[str, str], program: str) -> None:
-    result = run(sys.executable, "-c", program, cwd=tmp_path, check=False, **watched)
+    result = run(sys.executable, "-c", program, cwd=tmp_path, check=False, env=watched)
     assert "WATCHED: the render" in result.stdout
 
 
@@ -58,7 +58,9 @@ def test_the_watch_for_that_sees(tmp_path: Path, watched: dict[str, str], progra
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, answer: str) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    cookiecutter(tmp_path, "--no-input", answer, TMPDIR=str(temporary), TEMP=str(temporary))
+    cookiecutter(
+        tmp_path, "--no-input", answer, env={"TMPDIR": str(temporary), "TEMP": str(temporary)}
+    )
     assert list(temporary.iterdir()) == []
 
 
@@ -89,7 +91,7 @@ def test_what_tools_left_in_the_template_does_not_reach_a_service(
         for cache in CACHES:
             left_behind = template_copy / TREE.name / folder / cache / "deep/left.behind"
             left_behind.parent.mkdir(parents=True, exist_ok=True)
-            left_behind.write_bytes(b"\0")
+            left_behind.write_bytes(b"{{ nonsense }} \xff")
     result = cookiecutter(tmp_path, "--no-input", template=template_copy)
     assert result.returncode == 0, result.stdout
     service = Service(tmp_path / "order-events", "order_events")
@@ -122,7 +124,9 @@ def test_a_second_run_of_the_hook_changes_nothing(render_own: Render, cookies: A
 def test_rendering_again_keeps_what_the_user_wrote(tmp_path: Path) -> None:
     assert cookiecutter(tmp_path, "--no-input").returncode == 0
     service = Service(tmp_path / "order-events", "order_events")
-    handler, registry = (f"src/order_events/handlers/{name}.py" for name in ("order_created", "__init__"))
+    handler, registry = (
+        f"src/order_events/handlers/{name}.py" for name in ("order_created", "__init__")
+    )
     service.write(handler, "# mine\n")
     again = cookiecutter(
         tmp_path, "--no-input", "--overwrite-if-exists", "handlers=order_created,payment_received"

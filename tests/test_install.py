@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import Prove, Render
 from rendered import BIN, QUESTIONS, Service, run
 
@@ -28,7 +29,7 @@ def test_the_commands_of_the_readme_work(
     service = render_own(broker=broker)
     result = run(
         "sh", "-ex", "-c", commands_in_readme(service, way), cwd=service.path,
-        CONSUMER_TEST_BROKER_URL=rabbitmq_url, PYTEST_ADDOPTS="-m 'not slow'",
+        env={"CONSUMER_TEST_BROKER_URL": rabbitmq_url, "PYTEST_ADDOPTS": "-m 'not slow'"},
     )  # fmt: skip
     assert re.search(r"published 20, handled 20, dead letters 0", result.stdout), result.stdout
     assert re.search(r"\d+ passed", result.stdout), result.stdout
@@ -52,9 +53,9 @@ def test_an_installed_service_needs_nothing_but_its_package(
         "CONSUMER_BROKER_URL": f"sqlite:///{tmp_path}/messages.db",
     }
     message = service.example("order_created")
-    published = run("order-events", "publish", message, cwd=tmp_path, **variables)
+    published = run("order-events", "publish", message, cwd=tmp_path, env=variables)
     assert "published 1 message to order-events" in published.stdout
-    checked = run("order-events", "check", cwd=tmp_path, **variables)
+    checked = run("order-events", "check", cwd=tmp_path, env=variables)
     assert "broker     ok, sqlite" in checked.stdout
     prove("installed from a wheel", f"broker={broker}")
 

@@ -5,58 +5,66 @@ import re
 from itertools import chain
 
 import pytest
+
 from conftest import Prove, Render
 from rendered import QUESTIONS, TREE, Combination, Service
 
 # Everything that a service has, whatever was answered; {package} stands for its package.
-ALWAYS = """
-.env.example
-.gitattributes
-.gitignore
-.template-answers.json
-README.md
-pyproject.toml
-src/{package}/__init__.py
-src/{package}/__main__.py
-src/{package}/handlers/__init__.py
-src/{package}/py.typed
-src/{package}/runtime/MANIFEST.sha256
-src/{package}/runtime/__init__.py
-src/{package}/runtime/brokers/__init__.py
-src/{package}/runtime/brokers/source.py
-src/{package}/runtime/brokers/sqlite.py
-src/{package}/runtime/cancellation.py
-src/{package}/runtime/cli.py
-src/{package}/runtime/consumer.py
-src/{package}/runtime/demo.py
-src/{package}/runtime/handlers.py
-src/{package}/runtime/logs.py
-src/{package}/runtime/message.py
-src/{package}/runtime/settings.py
-src/{package}/runtime/watchdog.py
-src/{package}/settings.py
-tests/__init__.py
-tests/handlers/__init__.py
-tests/runtime/__init__.py
-tests/runtime/conftest.py
-tests/runtime/process.py
-tests/runtime/servers/__init__.py
-tests/runtime/servers/proxy.py
-tests/runtime/servers/sqlite.py
-tests/runtime/service.py
-tests/runtime/test_contract.py
-tests/runtime/test_drift.py
-tests/runtime/test_handlers.py
-tests/runtime/test_settings.py
-tests/runtime/test_shutdown.py
-tests/runtime/test_source.py
-""".split()
+ALWAYS = [
+    ".env.example",
+    ".gitattributes",
+    ".gitignore",
+    ".template-answers.json",
+    "README.md",
+    "pyproject.toml",
+    "src/{package}/__init__.py",
+    "src/{package}/__main__.py",
+    "src/{package}/handlers/__init__.py",
+    "src/{package}/py.typed",
+    "src/{package}/runtime/MANIFEST.sha256",
+    "src/{package}/runtime/__init__.py",
+    "src/{package}/runtime/brokers/__init__.py",
+    "src/{package}/runtime/brokers/source.py",
+    "src/{package}/runtime/brokers/sqlite.py",
+    "src/{package}/runtime/cancellation.py",
+    "src/{package}/runtime/cli.py",
+    "src/{package}/runtime/consumer.py",
+    "src/{package}/runtime/demo.py",
+    "src/{package}/runtime/handlers.py",
+    "src/{package}/runtime/logs.py",
+    "src/{package}/runtime/message.py",
+    "src/{package}/runtime/settings.py",
+    "src/{package}/runtime/watchdog.py",
+    "src/{package}/settings.py",
+    "tests/__init__.py",
+    "tests/handlers/__init__.py",
+    "tests/runtime/__init__.py",
+    "tests/runtime/conftest.py",
+    "tests/runtime/handoff.py",
+    "tests/runtime/process.py",
+    "tests/runtime/servers/__init__.py",
+    "tests/runtime/servers/proxy.py",
+    "tests/runtime/servers/sqlite.py",
+    "tests/runtime/service.py",
+    "tests/runtime/test_cancellation.py",
+    "tests/runtime/test_cancellation_properties.py",
+    "tests/runtime/test_cli.py",
+    "tests/runtime/test_consumer.py",
+    "tests/runtime/test_contract.py",
+    "tests/runtime/test_drift.py",
+    "tests/runtime/test_handlers.py",
+    "tests/runtime/test_settings.py",
+    "tests/runtime/test_shutdown.py",
+    "tests/runtime/test_signals.py",
+    "tests/runtime/test_source.py",
+    "tests/runtime/test_sqlite.py",
+]
 OF_THE_BROKER = {
-    "rabbitmq": """
-        src/{package}/runtime/brokers/rabbitmq.py
-        tests/runtime/servers/rabbitmq.py
-        tests/runtime/test_rabbitmq.py
-    """.split(),
+    "rabbitmq": [
+        "src/{package}/runtime/brokers/rabbitmq.py",
+        "tests/runtime/servers/rabbitmq.py",
+        "tests/runtime/test_rabbitmq.py",
+    ],
     "sqlite": [],
 }
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
@@ -72,15 +80,13 @@ def test_it_has_exactly_the_files_of_its_answers(
     names = [*ALWAYS, *OF_THE_BROKER[combination.broker]]
     expected = {name.format(package=service.package) for name in names}
     for handler in combination.handler_names:
-        expected |= {
-            name.format(package=service.package, handler=handler) for name in OF_A_HANDLER
-        }
+        expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)
     prove("combinations rendered", f"broker={combination.broker}")
 
 
 def test_no_template_language_is_left(service: Service) -> None:
-    left = re.compile(r"\{\{ ?cookiecutter|\{%|\n\n\n\n|[ \t]\n".encode())
+    left = re.compile(rb"\{\{ ?cookiecutter|\{%|\n\n\n\n|[ \t]\n")
     assert [name for name, content in service.files.items() if left.search(content)] == []
 
 
@@ -139,7 +145,13 @@ def test_it_is_clean_at_birth(service: Service, command: list[str]) -> None:
 def test_handlers_are_listed_as_ruff_sorts_them(render: Render) -> None:
     service = render(handlers="order_10, order_9, order, orders, a")
     registry = service.read("src/order_events/handlers/__init__.py")
-    assert re.findall(r"^    (\w+),$", registry, re.M) == ["a", "order", "order_9", "order_10", "orders"]
+    assert re.findall(r"^    (\w+),$", registry, re.M) == [
+        "a",
+        "order",
+        "order_9",
+        "order_10",
+        "orders",
+    ]
     result = service.run("ruff", "check", "--no-cache", environment=service.environment())
     assert result.returncode == 0, result.stdout
 
@@ -147,4 +159,7 @@ def test_handlers_are_listed_as_ruff_sorts_them(render: Render) -> None:
 def test_a_package_named_as_the_example_handler_is_right(render: Render) -> None:
     service = render(package_name="order_created", handlers="order_events, order_created")
     test = service.read("tests/handlers/test_order_events.py")
-    assert "from order_created.handlers.order_events import (\n    EXAMPLE,\n    OrderEvents,\n" in test
+    assert (
+        "from order_created.handlers.order_events import (\n    EXAMPLE,\n    OrderEvents,\n"
+        in test
+    )

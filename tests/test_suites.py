@@ -1,12 +1,13 @@
 """Every service passes its own tests, with nothing installed but what it declares."""
 
-import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
 from conftest import Prove, Render
 from rendered import Combination, Result, Service
 
@@ -41,7 +42,7 @@ def test_its_own_suite_passes(
     check_and_prove(result, prove, combination.broker, "whole" if whole else "not slow")
 
 
-def other_pythons() -> list[object]:
+def other_pythons() -> list[Any]:
     """Every other Python that a service may run on, skipped where it is not installed."""
     parameters = []
     for minor in range(11, 15):

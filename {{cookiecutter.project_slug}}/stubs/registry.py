@@ -1,7 +1,7 @@
 """The handlers of this service, and what they share: yours to edit.
 
-To add a handler, copy a file and its test, and add its name here. A message's type picks its handler; a
-service with one handler sends it everything.
+To add a handler, copy a file and its test, and add its name here. A message's type picks its
+handler; a service with one handler sends it everything.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -19,10 +19,12 @@ HANDLERS: Mapping[str, HandlerFunction] = {
 EXAMPLES: Mapping[str, bytes] = {
     "order_created": order_created.EXAMPLE,
 }
-"""A message of each type, as a publisher would send it: `demo` publishes them, tests start from them."""
+"""A message of each type, as a publisher would send it: for `demo`, and for the tests."""
 
 
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
-    """What all handlers share, such as a database pool: open before the first message, closed after the last."""
+    """What the handlers share, say a database pool: opened before the first message, closed after
+    the last.
+    """
     yield

@@ -17,7 +17,7 @@ class OrderCreated(BaseModel):
 
 async def handle(events: list[OrderCreated]) -> None:
     """Return, and all these messages are done. Raise, and they come back later, all of them."""
-    # Your work goes here. A message can come twice, in another batch and even in this one: let the work be
-    # the same the second time, say by a unique reference. For message.id ask for `messages: list[Message]`.
+    # Your work goes here. A message can come twice, in another batch or even in the same: let the work
+    # be the same then, say by a unique reference. Who needs more asks for `messages: list[Message]`.
     references = sorted({event.reference for event in events})
     log.info("order_created", references=references)

@@ -3,7 +3,7 @@
 import structlog
 from pydantic import AwareDatetime, BaseModel, Field
 
-from ..runtime.message import Message, Retry
+from ..runtime.message import Message
 
 log = structlog.get_logger()
 
@@ -18,12 +18,12 @@ class OrderCreated(BaseModel):
 
 
 def handle(event: OrderCreated, message: Message) -> None:
-    """Runs in a thread, so it may block. Return, and the message is done. Raise `Reject`, and it is a dead
-    letter. Raise anything else, and it comes back later; `Retry` says when.
+    """Return, and the message is done. Raise `Reject`, and it becomes a dead letter. Raise anything
+    else, and it comes back later; `Retry` says when.
     """
-    # A thread cannot be interrupted: look at message.stopping before each long step.
-    if message.stopping.is_set():
-        raise Retry("the service is stopping", delay_seconds=0)
-    # Your work goes here. A message can come twice, when the process or the connection dies between the
-    # work and its acknowledgement: let the work be the same the second time, say by a unique message.id.
-    log.info("order_created", reference=event.reference, id=message.id, attempt=message.attempt)
+    # This is a thread, so it may block, but nothing can interrupt it: between two steps of long work
+    # look at message.stopping.is_set(). What is not done at the deadline goes back to the broker.
+    #
+    # Your work goes here. A message can come twice, when the process or the connection dies between
+    # the work and its acknowledgement: let the work be the same then, say by a unique message.id.
+    log.info("order_created", reference=event.reference)

@@ -18,9 +18,9 @@ class OrderCreated(BaseModel):
 
 
 async def handle(event: OrderCreated, message: Message) -> None:
-    """Return, and the message is done. Raise `Reject`, and it is a dead letter. Raise anything else, and it
-    comes back later; `Retry` says when.
+    """Return, and the message is done. Raise `Reject`, and it becomes a dead letter. Raise anything
+    else, and it comes back later; `Retry` says when.
     """
-    # Your work goes here. A message can come twice, when the process or the connection dies between the
-    # work and its acknowledgement: let the work be the same the second time, say by a unique message.id.
-    log.info("order_created", reference=event.reference, id=message.id, attempt=message.attempt)
+    # Your work goes here. A message can come twice, when the process or the connection dies between
+    # the work and its acknowledgement: let the work be the same then, say by a unique message.id.
+    log.info("order_created", reference=event.reference)

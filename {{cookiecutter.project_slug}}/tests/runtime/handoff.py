@@ -16,14 +16,14 @@ class Handoff:
     """Gives each item to the one who waits for it. ``left`` is what nobody was given yet."""
 
     def __init__(self) -> None:
-        self.left: deque[int | None | Exception] = deque()
+        self.left: deque[int | Exception | None] = deque()
         self.takes = 0
         """How often somebody asked for an item."""
         self.closed = False
         """Whether the source's iterator was closed, or ended, after it had started."""
         self._waiter: asyncio.Future[int | None] | None = None
 
-    def put(self, item: int | None | Exception) -> None:
+    def put(self, item: int | Exception | None) -> None:
         """Hand over an item, an error, or None for the end."""
         if self._waiter is None or self._waiter.done():
             self.left.append(item)
@@ -42,13 +42,13 @@ class Handoff:
         return item
 
 
-class Iterator:
+class PlainIterator:
     """An iterator without ``aclose``, like the runtime's own sources."""
 
     def __init__(self, handoff: Handoff) -> None:
         self._handoff = handoff
 
-    def __aiter__(self) -> "Iterator":
+    def __aiter__(self) -> "PlainIterator":
         return self
 
     async def __anext__(self) -> int:
@@ -65,7 +65,7 @@ async def generator(handoff: Handoff) -> AsyncIterator[int]:
         handoff.closed = True
 
 
-class Iterable:
+class PlainIterable:
     """Not an iterator: each ``aiter`` makes a new one."""
 
     def __init__(self, handoff: Handoff) -> None:
@@ -94,14 +94,14 @@ async def task_in_a_task(handoff: Handoff) -> AsyncIterator[int]:
 
 
 async def gather(handoff: Handoff) -> AsyncIterator[int]:
-    while (item := (await asyncio.gather(handoff.get(), asyncio.sleep(0)))[0]) is not None:
+    while (item := (await asyncio.gather(handoff.get()))[0]) is not None:
         yield item
 
 
 async def polling(handoff: Handoff) -> AsyncIterator[int]:
     """Awaits nothing that can be cancelled: it only yields to the event loop."""
     while True:
-        while not handoff.left:
+        while not handoff.left:  # noqa: ASYNC110  # this is what it is for
             await asyncio.sleep(0)
         if (item := await handoff.get()) is None:
             return
@@ -129,9 +129,9 @@ async def anyio_scope(seconds: float) -> AsyncIterator[None]:
         yield
 
 
-SOURCES: dict[str, Callable[[Handoff], AsyncIterator[int] | Iterable]] = {
-    "iterator": Iterator,
-    "iterable": Iterable,
+SOURCES: dict[str, Callable[[Handoff], AsyncIterator[int] | PlainIterable]] = {
+    "iterator": PlainIterator,
+    "iterable": PlainIterable,
     "generator": generator,
     "generator_of_a_generator": generator_of_a_generator,
     "task": task,

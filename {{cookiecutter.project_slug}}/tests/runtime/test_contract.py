@@ -24,7 +24,8 @@ from .servers import Counts, Server
 WAIT_SECONDS = 20
 """How long something expected may take on a loaded machine."""
 AT_ONCE_SECONDS = 1.0
-RETRY_SECONDS = 0.4
+RETRY_SECONDS = 0.2
+LONG_RETRY_SECONDS = 0.4
 
 Connect = Callable[..., AbstractAsyncContextManager[Source]]
 
@@ -35,7 +36,7 @@ def connect(settings_for: Callable[..., ConsumerSettings]) -> Connect:
 
     @asynccontextmanager
     async def connect(prefetch: int = 0) -> AsyncIterator[Source]:
-        settings = settings_for(retry_seconds=RETRY_SECONDS / 4, retry_max_seconds=RETRY_SECONDS)
+        settings = settings_for(retry_seconds=0.1, retry_max_seconds=LONG_RETRY_SECONDS)
         async with make_source(settings, prefetch or 1) as source:
             if prefetch:
                 await source.start()
@@ -248,7 +249,7 @@ class TestContract:
             need(source, "delayed_retry")
             published = await publish(source, 3)
             (first,) = await take(source, 1)
-            await source.retry(first, RETRY_SECONDS, "not now")
+            await source.retry(first, LONG_RETRY_SECONDS, "not now")
             order = []
             for _ in range(3):
                 (message,) = await take(source, 1)

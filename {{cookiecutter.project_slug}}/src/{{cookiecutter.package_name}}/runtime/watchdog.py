@@ -58,24 +58,22 @@ class Watchdog(threading.Thread):
         return first + self._drain_seconds + CLOSE_SECONDS, EXIT_DEADLINE
 
     def _end_process(self, exit_code: int) -> None:
-        # In a thread of their own: the main thread may hold the lock of the log it is blocked on.
-        last_words = threading.Thread(target=self._say_last_words, args=(exit_code,), daemon=True)
-        last_words.start()
-        last_words.join(_LAST_WORDS_SECONDS)
+        if self._final is None:
+            # In a thread of their own: the main thread may hold the lock of the log it is blocked on.
+            last_words = threading.Thread(
+                target=self._say_last_words, args=(exit_code,), daemon=True
+            )
+            last_words.start()
+            last_words.join(_LAST_WORDS_SECONDS)
         os._exit(exit_code)
 
     def _say_last_words(self, exit_code: int) -> None:
-        if self._final is None:
-            main_thread = threading.main_thread().ident
-            frame = sys._current_frames().get(main_thread) if main_thread is not None else None
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            for message, handler in list(self._consumer.in_hand.items()):
-                log.error(
-                    "message_abandoned",
-                    id=message.id,
-                    handler=handler.name,
-                    attempt=message.attempt,
-                )
-            log.error("event_loop_blocked", stack=stack)
-            log.error("stopped", exit_code=exit_code)
-        sys.stdout.flush()
+        main_thread = threading.main_thread().ident
+        frame = sys._current_frames().get(main_thread) if main_thread is not None else None
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        for message, handler in list(self._consumer.in_hand.items()):
+            log.error(
+                "message_abandoned", id=message.id, handler=handler.name, attempt=message.attempt
+            )
+        log.error("event_loop_blocked", stack=stack)
+        log.error("stopped", exit_code=exit_code)

@@ -33,6 +33,7 @@ class Proxy:
         self.port = 0
         self.accepted = 0
         """How many connections were accepted so far."""
+        self.bytes_to_broker = 0
         self._thread.start()
         self._run(self._listen)
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -87,16 +88,23 @@ class Proxy:
             self._reset(writer)
             return
         self._writers.add(target_writer)
-        for pump in (self._pump(reader, target_writer), self._pump(target_reader, writer)):
+        for pump in (
+            self._pump(reader, target_writer, to_broker=True),
+            self._pump(target_reader, writer, to_broker=False),
+        ):
             task = asyncio.create_task(pump)
             self._pumps.add(task)
             task.add_done_callback(self._pumps.discard)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_broker: bool
+    ) -> None:
         with contextlib.suppress(*BROKEN):
             while data := await reader.read(65536):
                 await self._flowing.wait()
                 writer.write(data)
+                if to_broker:
+                    self.bytes_to_broker += len(data)
                 await writer.drain()
         await self._flowing.wait()
         self._writers.discard(writer)

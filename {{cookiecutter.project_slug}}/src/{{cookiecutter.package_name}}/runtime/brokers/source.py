@@ -91,7 +91,9 @@ class Buffer:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.cancelled():
-                    with suppress(ValueError):  # a put at the same instant has passed over it already
+                    with suppress(
+                        ValueError
+                    ):  # a put at the same instant has passed over it already
                         self._waiters.remove(waiter)
                 elif self._messages:
                     self._wake_one()  # this worker was woken for a message: pass the call on

@@ -1,0 +1,77 @@
+"""What a benchmark measured, and how it reads: one row of the table, one line of JSON."""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One quantity, measured once in each round; its median is held against the target.
+
+    A figure without values was not measured: ``note`` has the reason.
+    """
+
+    part: str
+    name: str
+    values: list[float] = field(default_factory=list)
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target or without values."""
+        if not self.values or self.at_least is self.at_most is None:
+            return None
+        if self.at_least is not None and self.median < self.at_least:
+            return False
+        return self.at_most is None or self.median <= self.at_most
+
+    def json(self) -> str:
+        median = self.median if self.values else None
+        return json.dumps({**asdict(self), "median": median, "met": self.met})
+
+    def row(self) -> tuple[str, ...]:
+        """Name, median, smallest and largest, target, whether it is met."""
+        if not self.values:
+            return (self.name, "-", "", "", self.note)
+        median, low, high = map(_short, (self.median, min(self.values), max(self.values)))
+        target = ""
+        if self.at_least is not None:
+            target = f">= {_short(self.at_least)}"
+        if self.at_most is not None:
+            target = f"<= {_short(self.at_most)}"
+        met = {True: "yes", False: "NO", None: ""}[self.met]
+        return (self.name, f"{median} {self.unit}".rstrip(), f"{low} .. {high}", target, met)
+
+
+def table(figures: list[Figure]) -> str:
+    """All figures, under the name of their part."""
+    head = ("", "median", "spread", "target", "met")
+    rows = [figure.row() for figure in figures]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "  ".join(map(str.ljust, cells, widths)).rstrip()
+
+    lines = [f"  {line(head)}"]
+    part = ""
+    for figure, row in zip(figures, rows, strict=True):
+        if figure.part != part:
+            part = figure.part
+            lines += ["", part]
+        lines.append(f"  {line(row)}")
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

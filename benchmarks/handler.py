@@ -1,0 +1,21 @@
+"""The trivial handler that the benchmarks put into a generated service, in the place of the raw stub's."""
+
+import asyncio
+import os
+
+import structlog
+from stopwatch import Stopwatch
+
+log = structlog.get_logger()
+
+EXAMPLE = b"{}"
+SECONDS = float(os.environ.get("BENCH_HANDLER_SECONDS", "0"))
+
+stopwatch = Stopwatch()
+
+
+async def handle(body: bytes) -> None:
+    if SECONDS:
+        log.info("handling")
+        await asyncio.sleep(SECONDS)
+    stopwatch.tick()

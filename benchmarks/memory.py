@@ -1,0 +1,23 @@
+"""Whether the service's memory stays flat over many messages, which another process publishes meanwhile."""
+
+import sys
+from collections.abc import Iterator
+
+from figures import Figure
+from service import Service
+
+MIB = 2**20
+FLAT_MIB = 5
+
+
+def measure(service: Service, broker: str, messages: int) -> Iterator[Figure]:
+    part = f"Memory of the service over {messages:,} messages through {broker}"
+    print(f"{broker}: {messages:,} messages", file=sys.stderr)
+    with service.queue(broker) as queue:
+        publishing = queue.publish(messages)
+        report = queue.consume(messages, prefetch=100, concurrency=100)
+        queue.finish(publishing)
+    early, *_, late = [size / MIB for size in report["resident_bytes"]]
+    yield Figure(part, "after a tenth", [early], "MiB")
+    yield Figure(part, "at the end", [late], "MiB")
+    yield Figure(part, "growth", [late - early], "MiB", at_most=FLAT_MIB)

@@ -1,0 +1,130 @@
+"""A real generated service for the benchmarks, and a queue of its own on each broker."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SERVICE = [sys.executable, "-m", "order_events"]
+BODY_BYTES = 200
+PROGRAM_SECONDS = 3600
+"""No program of a benchmark takes longer."""
+
+
+class Unavailable(Exception):
+    """Something cannot be measured here; the text says why."""
+
+
+class Service:
+    """A service rendered into a scratch folder, with the trivial handler; it runs on this interpreter."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        answers = ["project_slug=order-events", "broker=rabbitmq", "handler_stub=raw"]
+        render = [sys.executable, "-m", "cookiecutter", str(HERE.parent), "--no-input", "--default-config"]
+        # Captured, as it ends with what a user would do next.
+        subprocess.run([*render, "-o", str(scratch), *answers], check=True, capture_output=True)
+        project = scratch / "order-events"
+        stub = project / "src/order_events/handlers/order_created.py"
+        stub.write_bytes((HERE / "handler.py").read_bytes())
+        # Its tests know how to start a RabbitMQ, how to count what is in a queue, and how to run a service.
+        sys.path += [str(project), str(project / "src")]
+        self._servers = import_module("tests.runtime.servers")
+        self.process = import_module("tests.runtime.process")
+        self.ledger = self.process.Ledger(scratch / "ledger")
+
+    @contextmanager
+    def queue(self, broker: str) -> Iterator["Queue"]:
+        """A queue that is gone afterwards. Raises Unavailable, with the reason, where there is no broker."""
+        folder = self.scratch / broker
+        folder.mkdir(exist_ok=True)
+        try:
+            with self._servers.server_module(broker).shared(folder) as server:
+                queue = Queue(self, server)
+                try:
+                    yield queue
+                finally:
+                    server.delete(queue.name)
+        except self._servers.ServerMissing as missing:
+            raise Unavailable(str(missing)) from None
+
+
+class Queue:
+    """Publishes to one queue and consumes from it, in child processes."""
+
+    def __init__(self, service: Service, server: Any) -> None:
+        self.name = f"ccc-bench-{os.getpid()}"
+        self._service = service
+        self._server = server
+        self._output = service.scratch / "output"
+        self._report = service.scratch / "report.json"
+
+    def publish(self, messages: int) -> subprocess.Popen[bytes]:
+        """Start ``order-events publish -`` with so many messages of 200 bytes."""
+        lines = self._service.scratch / f"{messages}.jsonl"
+        if not lines.exists():
+            with lines.open("w", encoding="ascii") as file:
+                file.writelines(f'"{number:0>{BODY_BYTES - 2}}"\n' for number in range(messages))
+        with lines.open("rb") as file:
+            return self._start([*SERVICE, "publish", "-"], messages, stdin=file)
+
+    def fill(self, messages: int) -> None:
+        self.finish(self.publish(messages))
+
+    def consume(
+        self, messages: int, command: list[str] | None = None, **settings: object
+    ) -> dict[str, Any]:
+        """Run a consumer, by default the service, until it has had them all; returns its stopwatch's report.
+
+        Raises RuntimeError if the broker still has some of them.
+        """
+        self._report.unlink(missing_ok=True)
+        self.finish(self._start(command or [*SERVICE, "run"], messages, **settings))
+        if (left := self._server.counts(self.name).ready) != 0:
+            msg = f"{left} messages were handled and not acknowledged"
+            raise RuntimeError(msg)
+        report: dict[str, Any] = json.loads(self._report.read_text(encoding="utf-8"))
+        return report
+
+    def run(self, **settings: object) -> Any:
+        """Start the service; returns a `ServiceProcess`, which reads its log events."""
+        return self._service.process.ServiceProcess(
+            [*SERVICE, "run"], self._environment(0, **settings)
+        )
+
+    def _environment(self, messages: int, **settings: object) -> dict[str, str]:
+        environment: dict[str, str] = self._service.process.service_environment(
+            self._server.url,
+            self.name,
+            self._service.ledger,
+            **settings,
+            BENCH_MESSAGES=messages,
+            BENCH_REPORT=self._report,
+        )
+        return environment
+
+    def _start(
+        self, command: list[str], messages: int, stdin: Any = subprocess.DEVNULL, **settings: object
+    ) -> subprocess.Popen[bytes]:
+        with self._output.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self._environment(messages, **settings),
+                cwd=self._service.scratch,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+            )
+
+    def finish(self, program: subprocess.Popen[bytes]) -> None:
+        """Wait for its end. Raises RuntimeError, with its last words, if it failed."""
+        if program.wait(PROGRAM_SECONDS) != 0:
+            last_words = self._output.read_text(encoding="utf-8", errors="replace")[-2000:]
+            msg = f"{program.args!r} ended with {program.returncode}: {last_words}"
+            raise RuntimeError(msg)
