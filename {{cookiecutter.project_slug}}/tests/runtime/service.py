@@ -28,6 +28,7 @@ class Task(BaseModel):
 
     id: str
     seconds: float = 0
+    retry_after_seconds: float | None = None
     end: Literal["return", "raise", "reject", "retry", "swallow", "block", "checkpoint"] = "return"
 
 
@@ -46,7 +47,7 @@ def finish(task: Task) -> None:
     if task.end == "reject":
         raise Reject("as the message asked for")
     if task.end == "retry":
-        raise Retry("as the message asked for", delay_seconds=task.seconds)
+        raise Retry("as the message asked for", delay_seconds=task.retry_after_seconds)
 
 
 async def work(task: Task, message: Message) -> None:
@@ -57,7 +58,7 @@ async def work(task: Task, message: Message) -> None:
     elif task.end == "checkpoint":
         await message.stopping.wait()
         log.info("checkpoint", seconds_left=message.seconds_left())
-    elif task.end != "retry":
+    else:
         await sleep(task)
     finish(task)
 

@@ -216,9 +216,9 @@ def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene) -> None
 
 
 def test_a_failure_during_the_drain_is_retried_later_and_others_finish(scene: Scene) -> None:
-    scene.publish(1, seconds=0.3, end="raise")
+    scene.publish(1, seconds=0.3, end="retry", retry_after_seconds=200)
     scene.publish(1, seconds=0.6)
-    process = scene.start(retry_seconds=60, retry_max_seconds=60)
+    process = scene.start()
     process.wait_for("handling", count=2)
     exit_code, _ = process.stop()
     assert exit_code == 0

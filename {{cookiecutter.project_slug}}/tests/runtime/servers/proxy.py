@@ -25,6 +25,7 @@ class Proxy:
         self._host, self._target_port = parts.hostname or "127.0.0.1", parts.port or 5672
         self._tls = tls
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda *_: None)  # broken connections are the purpose
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()

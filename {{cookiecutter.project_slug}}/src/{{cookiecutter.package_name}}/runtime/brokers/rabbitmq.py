@@ -350,6 +350,8 @@ class RabbitSource(Source):
 
         Of a whole connection it tries to restore everything for as long as it takes, with an answer for us.
         """
+        if not self._entered:
+            return
         loop = asyncio.get_running_loop()
         online = self.connected
         if online and not self._online:
@@ -370,6 +372,8 @@ class RabbitSource(Source):
 
     def _on_connection_lost(self, _: object, error: BaseException | None = None) -> None:
         """Called once when the connection is lost, and once for each attempt that failed."""
+        if not self._entered:
+            return  # closed by us
         pause = min(
             LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failed_attempts, 9)
         )
@@ -471,6 +475,8 @@ class RabbitSource(Source):
     def _track(self, channel: AbstractChannel) -> _Deliveries:
         if self._deliveries is None or self._deliveries.channel is not channel:
             self._deliveries = _Deliveries(channel, self.prefetch)
+            channel.closing.add_done_callback(lambda _: self._check())
+            channel.on_consumer_cancel_callbacks.add(lambda _: self._check())
         return self._deliveries
 
     async def _on_delivery(self, incoming: AbstractIncomingMessage) -> None:
