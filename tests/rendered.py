@@ -154,7 +154,9 @@ INHERITED = ("CONSUMER_TEST_BROKER_URL", "HOME", "LANG", "PATH", "REQUIRE_BROKER
 INSTALLERS = ("PIP_", "UV_", "SSL_", "HTTP", "http")
 
 
-def run(*command: str, cwd: Path, check: bool = True, env: Mapping[str, str] = {}) -> Result:
+def run(
+    *command: str, cwd: Path, check: bool = True, stdin: str = "", env: Mapping[str, str] = {}
+) -> Result:
     """Run a command that sees of this process's environment only what it must."""
     inherited = {
         name: value
@@ -165,7 +167,7 @@ def run(*command: str, cwd: Path, check: bool = True, env: Mapping[str, str] = {
         command,
         cwd=cwd,
         env={**inherited, **env},
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -178,9 +180,14 @@ def run(*command: str, cwd: Path, check: bool = True, env: Mapping[str, str] = {
 
 
 def cookiecutter(
-    folder: Path, *arguments: str, template: Path = TEMPLATE, env: Mapping[str, str] = {}
+    folder: Path,
+    *arguments: str,
+    template: Path = TEMPLATE,
+    stdin: str = "",
+    env: Mapping[str, str] = {},
 ) -> Result:
     """Run cookiecutter's own command line in this folder, with a home of its own."""
     (folder / "home").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cookiecutter", str(template), "--default-config", *arguments]
-    return run(*command, cwd=folder, check=False, env={"HOME": str(folder / "home"), **env})
+    env = {"HOME": str(folder / "home"), **env}
+    return run(*command, cwd=folder, check=False, stdin=stdin, env=env)

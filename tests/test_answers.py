@@ -175,6 +175,42 @@ def test_a_package_cannot_take_a_name_that_is_installed_beside_it(render: Render
     assert sorted(modules - set(QUESTIONS["_taken_names"])) == []
 
 
+def test_every_question_is_asked_in_words() -> None:
+    prompts = QUESTIONS["__prompts__"]
+    assert list(prompts) == PUBLIC_QUESTIONS
+    for question in ("broker", "handler_stub"):
+        title, *texts = prompts[question].values()
+        assert list(prompts[question]) == ["__prompt__", *QUESTIONS[question]]
+        assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
+            len(texts) - 1
+        )
+        columns = {re.fullmatch(r"(\S+ +)\S.*", text)[1] for text in texts}  # type: ignore[index]
+        assert len({len(column) for column in columns}) == 1
+
+
+def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "2", "order created, refund", "3"]
+    result = cookiecutter(tmp_path, stdin="\n".join(answers))
+    assert result.returncode == 0, result.stdout
+    kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
+    assert kept["answers"] == {
+        "project_name": 'Mein "Shop"',
+        "project_slug": "mein-shop",
+        "package_name": "mein_shop",
+        "description": "Verkauft.",
+        "broker": "sqlite",
+        "handlers": "order created, refund",
+        "handler_stub": "batch",
+    }
+
+
+def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
+    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n")
+    assert result.returncode == 1
+    assert "project_name '{{ 7 * 7 }}' must not hold" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [

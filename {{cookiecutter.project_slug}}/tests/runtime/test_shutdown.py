@@ -286,6 +286,13 @@ def test_at_the_deadline_the_message_goes_back_unharmed(scene: Scene) -> None:
 
 
 @on_one_broker
+def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> None:
+    process = scene.start(drain_seconds=0)
+    assert_clean_stop(process)
+    assert not process.find("handlers_abandoned")
+
+
+@on_one_broker
 def test_a_second_sigint_forces(scene: Scene) -> None:
     scene.publish(1, seconds=60)
     process = scene.start()

@@ -44,6 +44,8 @@ EXIT_DEADLINE = 75
 
 PAIR_SECONDS = 0.3
 """Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
+IDLE_SECONDS = 0.1
+"""For workers that hold nothing to notice the stop, however short the drain time is."""
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
 CLOSE_SOURCE_SECONDS = 4
@@ -198,13 +200,12 @@ class Consumer:
                 await self._give_back(message)
             raise asyncio.CancelledError
         for message in messages:
-            if self.in_hand.pop(message, None) is None:
-                continue  # taken back while it ran
             if failure is None:
                 self.handled_count += 1
                 await self.source.ack(message)
             else:
                 await self._fail(message, failure)
+            self.in_hand.pop(message, None)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -220,7 +221,7 @@ class Consumer:
     async def _process_batch(self, handler: Handler, batch: "_Batch") -> None:
         structlog.contextvars.unbind_contextvars(
             "message_id"
-        )  # that of the message which began the batch
+        )  # this task inherited its first one's
         try:
             with suppress(TimeoutError, CancellationRequested):
                 async with asyncio.timeout(self.settings.batch_seconds):
@@ -310,6 +311,7 @@ class Consumer:
     async def _wait_for_handlers(self, deadline: float) -> None:
         """Until all have finished, the deadline (event loop time) has come, or a second signal forces."""
         loop = asyncio.get_running_loop()
+        deadline = max(deadline, loop.time() + IDLE_SECONDS)
         while self._tasks and not self._forced.done() and (seconds := deadline - loop.time()) > 0:
             ends: set[asyncio.Future[Any]] = {self._forced, *self._tasks}
             await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

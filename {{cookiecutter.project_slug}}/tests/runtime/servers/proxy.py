@@ -87,6 +87,7 @@ class Proxy:
             )
         except OSError:
             self._reset(writer)
+            self._writers.discard(writer)
             return
         self._writers.add(target_writer)
         for pump in (
@@ -108,18 +109,19 @@ class Proxy:
                     self.bytes_to_broker += len(data)
                 await writer.drain()
         await self._flowing.wait()
-        self._writers.discard(writer)
         writer.close()
+        with contextlib.suppress(*BROKEN):
+            await writer.wait_closed()
+        self._writers.discard(writer)
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
-        self._writers.discard(writer)
         sock = writer.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # closed already
+        if sock is not None and sock.fileno() >= 0:  # or it is closed already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
     async def _cut(self) -> None:
-        for writer in list(self._writers):
+        for writer in self._writers:
             self._reset(writer)
 
     async def _refuse(self) -> None:
@@ -136,4 +138,5 @@ class Proxy:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        closings = [writer.wait_closed() for writer in self._writers]
+        await asyncio.gather(*tasks, *closings, return_exceptions=True)

@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -56,23 +57,22 @@ class RabbitServer:
 
     def counts(self, queue: str) -> Counts:
         async def count(connection: AbstractConnection) -> Counts:
-            delayed = [(await _declared(connection, name))[0] for name in _retry_queues(queue)]
             ready, _ = await _declared(connection, queue)
             dead, _ = await _declared(connection, f"{queue}.dead")
-            return Counts(ready, sum(delayed), dead)
+            return Counts(max(ready, 0), await _delayed(connection, queue), max(dead, 0))
 
         return self._ask(count)
 
     def consumers(self, queue: str) -> int:
         async def count(connection: AbstractConnection) -> int:
-            return (await _declared(connection, queue))[1]
+            return max(0, (await _declared(connection, queue))[1])
 
         return self._ask(count)
 
     def delete(self, queue: str) -> None:
         async def delete(connection: AbstractConnection) -> None:
             channel = await connection.channel()
-            for name in (queue, f"{queue}.dead", *_retry_queues(queue)):
+            for name in (queue, f"{queue}.dead", *itertools.chain(*_retry_queues(queue))):
                 await channel.queue_delete(name)
 
         self._ask(delete)
@@ -86,18 +86,31 @@ class RabbitServer:
             return thread.submit(asyncio.run, ask()).result()
 
 
-def _retry_queues(queue: str) -> list[str]:
-    delays = {ms for back_off in BACK_OFFS_SECONDS for ms in delays_ms(*back_off)}
-    return [f"{queue}.retry.{ms}" for ms in delays]
+def _retry_queues(queue: str) -> list[list[str]]:
+    """The names for each of the back-offs."""
+    return [
+        [f"{queue}.retry.{ms}" for ms in delays_ms(*back_off)] for back_off in BACK_OFFS_SECONDS
+    ]
+
+
+async def _delayed(connection: AbstractConnection, queue: str) -> int:
+    delayed = 0
+    for names in _retry_queues(queue):
+        for name in names:
+            ready, _ = await _declared(connection, name)
+            if ready < 0:
+                break  # not the back-off of this queue
+            delayed += ready
+    return delayed
 
 
 async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
-    """How many messages are ready and how many consumers there are; nothing of a queue that is not there."""
+    """How many messages are ready, and how many consumers there are; -1 where there is no such queue."""
     try:
         async with connection.channel() as channel:
             queue = await channel.declare_queue(name, passive=True)
     except ChannelNotFoundEntity:
-        return 0, 0
+        return -1, -1
     return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
 
 

@@ -7,7 +7,8 @@ What a password or a virtual host may not hold in a URL is percent-encoded.
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders``, ``orders.dead``, and one ``orders.retry.<milliseconds>``
 for each step of the back-off. A retry or a dead letter is published, and confirmed, before the delivery is
 acknowledged: a crash in between makes a duplicate, never a loss. After an outage exactly the messages
-that were in hand come again.
+that were in hand come again; so they do when a handler takes longer than the broker's own
+``consumer_timeout``, 30 minutes if nobody changed it.
 """
 
 import asyncio
@@ -68,9 +69,9 @@ ATTEMPTS = "x-consumer-attempts"
 """Header: how often a handler failed on the message. The broker's own counters count deliveries."""
 REASON = "x-consumer-reason"
 DIED_AT = "x-consumer-died-at"
-"""Header: when it became a dead letter, in Unix milliseconds."""
+"""Header: when it became a dead letter, in Unix seconds."""
 HISTORY = (ATTEMPTS, REASON, DIED_AT, "x-death", "x-first-death-", "x-last-death-")
-"""Headers that begin so tell what happened to a message: a replayed one is new and has no history."""
+"""Headers that begin so tell what happened to a message; one that is replayed begins anew."""
 
 # Each give-back and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
 # that kills its process each time must end somewhere; hundreds of rolling restarts must not end it.
@@ -119,7 +120,8 @@ class _Deliveries:
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
         self.channel = channel
         self._most_acks = max(1, prefetch // 2)
-        self._unsettled: dict[int, Message] = {}  # by delivery tag, in the order of delivery
+        self._unsettled: dict[int, Message | None] = {}  # by delivery tag, in that order
+        self._last_tag = 0
         self._acked: set[int] = set()
         self._returned: list[int] = []
         self._work = asyncio.Event()
@@ -129,6 +131,9 @@ class _Deliveries:
         channel.closing.add_done_callback(lambda _: self.close())
 
     def add(self, tag: int, message: Message) -> None:
+        for missed in range(self._last_tag + 1, tag):
+            self._unsettled[missed] = None  # aio-pika dropped it: no ack of a run may cover it
+        self._last_tag = max(self._last_tag, tag)
         self._unsettled[tag] = message
 
     def __contains__(self, tag: int) -> bool:
@@ -150,7 +155,8 @@ class _Deliveries:
         self.writer.cancel()
         self.written.set()
         for tag in self._acked:
-            log.warning("settlement_lost", id=self._unsettled[tag].id, settlement="ack")
+            if (message := self._unsettled[tag]) is not None:
+                log.warning("settlement_lost", id=message.id, settlement="ack")
         self._acked.clear()
 
     def _wake(self) -> None:
@@ -316,7 +322,8 @@ class RabbitSource(Source):
     def _explain(self, error: BaseException) -> BrokerError:
         if isinstance(error, AuthenticationError | ProbableAuthenticationError):
             return BrokerRefused(f"{self._broker} refused the user name or the password")
-        if isinstance(error, InvalidFrameError):  # aiormq loses the reason of Connection.Close here
+        if isinstance(error, InvalidFrameError) and not self._entered:
+            # aiormq loses the reason that the broker gives.
             return BrokerRefused(
                 f"{self._broker} refused the virtual host: it is not there, or not for this user"
             )
@@ -328,6 +335,8 @@ class RabbitSource(Source):
             return BrokerRefused(f"{self._broker} refused: {error}")
         if isinstance(error, PublishError):
             return BrokerRefused(f"{self._broker} has no queue for the message: {error}")
+        if isinstance(error, RuntimeError):  # aiormq's words for it are not for people
+            return BrokerUnavailable(f"{self._broker}: the connection was lost")
         if isinstance(error, TypeError | ValueError):
             return BrokerRefused(f"not a message for {self._broker}: {error}")
         return BrokerUnavailable(f"{self._broker}: {error or type(error).__name__}")
@@ -383,7 +392,8 @@ class RabbitSource(Source):
             self.buffer.fail(self._explain(error))  # the topology is not ours any more
         if self._online:
             self._online = False
-            log.warning("reconnecting", broker=self._broker, reason=str(error or "closed"))
+            reason = str(error) or "the broker fell silent"
+            log.warning("reconnecting", broker=self._broker, reason=reason)
         else:
             log.debug("reconnect_failed", broker=self._broker, reason=str(error))
 
@@ -412,11 +422,17 @@ class RabbitSource(Source):
                     await channel.close()
 
     async def _declare_topology(self) -> None:
-        for name, arguments in self._queues.items():
+        names = list(self._queues)
+        while names:
             try:
-                async with self._channel() as channel, self._asking():
-                    await channel.declare_queue(name, durable=True, arguments=arguments)
-            except BrokerRefused as refusal:
+                async with self._channel() as channel:
+                    while names:
+                        name = names.pop(0)
+                        async with self._asking():
+                            await channel.declare_queue(
+                                name, durable=True, arguments=self._queues[name]
+                            )
+            except BrokerRefused as refusal:  # and a refusal ends the channel
                 if isinstance(refusal.__cause__, ChannelPreconditionFailed):
                     msg = f"the queue {name!r} is there with other arguments: {refusal.__cause__}"
                     raise BrokerRefused(msg) from refusal.__cause__
