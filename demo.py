@@ -61,9 +61,10 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     SCRATCH.mkdir()
-    project = Path(
-        cookiecutter(str(ROOT), no_input=True, output_dir=str(SCRATCH), default_config=True)
-    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        project = Path(
+            cookiecutter(str(ROOT), no_input=True, output_dir=str(SCRATCH), default_config=True)
+        )
     say("scaffolded", f"{project.relative_to(ROOT).as_posix()}, with the default answers")
     [handler] = (project / "src").glob("*/handlers/order_created.py")
     handler.write_text(HANDLER, encoding="utf-8")

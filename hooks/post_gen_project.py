@@ -22,16 +22,14 @@ MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
 def main() -> None:
-    Path(
-        __file__
-    ).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
+    Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
         shutil.rmtree(STUBS)
         for path in other_brokers():
             path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
         for cache in caches():
-            shutil.rmtree(cache)
+            shutil.rmtree(cache, ignore_errors=True)
         write_manifest()
     print_next_steps()
 
@@ -100,6 +98,7 @@ def write(path: Path, text: str) -> None:
     if path.exists():
         print(f"kept as it is: {path.as_posix()}")
     else:
+        path.parent.mkdir(exist_ok=True)  # git keeps no empty folder in the template's tree
         path.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 [refusal] = json.loads(r"""{{ [cookiecutter | refusal] | jsonify }}""")
 
-Path(
-    __file__
-).unlink()  # this rendered copy, which cookiecutter would leave in the temporary folder
+Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
 if refusal:
     sys.exit(refusal)

@@ -179,7 +179,7 @@ def test_every_question_is_asked_in_words() -> None:
     prompts = QUESTIONS["__prompts__"]
     assert list(prompts) == PUBLIC_QUESTIONS
     for question in ("broker", "handler_stub"):
-        title, *texts = prompts[question].values()
+        _title, *texts = prompts[question].values()
         assert list(prompts[question]) == ["__prompt__", *QUESTIONS[question]]
         assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
             len(texts) - 1

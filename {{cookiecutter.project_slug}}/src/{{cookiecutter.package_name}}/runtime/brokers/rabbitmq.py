@@ -32,6 +32,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, Abstrac
 from aio_pika.connection import make_url
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
+    AMQPChannelError,
     AuthenticationError,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
@@ -355,21 +356,20 @@ class RabbitSource(Source):
         return not channel.is_closed and self._consumer_tag in channel.consumers
 
     def _check(self) -> None:
-        """Log what changed; and cut a connection on which aio-pika does not get everything back.
+        """Look every second; and cut a connection on which aio-pika does not get everything back.
 
-        Of a whole connection it tries to restore everything for as long as it takes, with an answer for us.
+        A whole connection it restores for as long as it takes, and tells why it could not.
         """
         if not self._entered:
             return
         loop = asyncio.get_running_loop()
-        online = self.connected
-        if online and not self._online:
-            log.info("connected", broker=self._broker)
+        if not self.connected:
+            self._on_lost("deliveries stopped")
+        elif not self._online:
+            self._online = True
             self._failed_attempts = 0
-        elif self._online and not online:
-            log.warning("reconnecting", broker=self._broker, reason="deliveries stopped")
-        self._online = online
-        if online or not self._connection.connected.is_set():
+            log.info("connected", broker=self._broker)
+        if self._online or not self._connection.connected.is_set():
             self._broken_since = None
         elif self._broken_since is None:
             self._broken_since = loop.time()
@@ -379,23 +379,31 @@ class RabbitSource(Source):
             self._next_check.cancel()
         self._next_check = loop.call_later(CHECK_SECONDS, self._check)
 
+    def _on_lost(self, reason: object) -> None:
+        if self._online:
+            self._online = False
+            log.warning("reconnecting", broker=self._broker, reason=str(reason))
+        else:
+            log.debug("reconnect_failed", broker=self._broker, reason=str(reason))
+
     def _on_connection_lost(self, _: object, error: BaseException | None = None) -> None:
         """Called once when the connection is lost, and once for each attempt that failed."""
         if not self._entered:
             return  # closed by us
-        pause = min(
-            LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failed_attempts, 9)
-        )
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._failed_attempts, 9))
         self._connection.reconnect_interval = pause * random.uniform(0.5, 1)
         self._failed_attempts += 1
         if isinstance(error, ChannelAccessRefused | ChannelPreconditionFailed):
             self.buffer.fail(self._explain(error))  # the topology is not ours any more
-        if self._online:
-            self._online = False
-            reason = str(error) or "the broker fell silent"
-            log.warning("reconnecting", broker=self._broker, reason=reason)
+        if isinstance(error, asyncio.CancelledError):
+            self._on_lost("no answer to heartbeats")
         else:
-            log.debug("reconnect_failed", broker=self._broker, reason=str(error))
+            self._on_lost(error or "closed by the broker")
+
+    def _on_channel_closed(self, closing: "asyncio.Future[None]") -> None:
+        error = None if closing.cancelled() else closing.exception()
+        if self._entered and isinstance(error, AMQPChannelError):
+            self._on_lost(error)  # the connection is up, and aio-pika opens another channel
 
     async def _on_reconnected(self, _: object) -> None:
         try:
@@ -491,7 +499,7 @@ class RabbitSource(Source):
     def _track(self, channel: AbstractChannel) -> _Deliveries:
         if self._deliveries is None or self._deliveries.channel is not channel:
             self._deliveries = _Deliveries(channel, self.prefetch)
-            channel.closing.add_done_callback(lambda _: self._check())
+            channel.closing.add_done_callback(self._on_channel_closed)
             channel.on_consumer_cancel_callbacks.add(lambda _: self._check())
         return self._deliveries
 
