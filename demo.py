@@ -19,8 +19,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cookiecutter.main import cookiecutter
-
 ROOT = Path(__file__).resolve().parent
 SCRATCH = ROOT / ".demo"
 MESSAGES = 60
@@ -61,10 +59,9 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     SCRATCH.mkdir()
-    with contextlib.redirect_stdout(io.StringIO()):
-        project = Path(
-            cookiecutter(str(ROOT), no_input=True, output_dir=str(SCRATCH), default_config=True)
-        )
+    scaffold = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(SCRATCH)]
+    subprocess.run([sys.executable, "-m", *scaffold], check=True, stdout=subprocess.DEVNULL)
+    [project] = SCRATCH.iterdir()
     say("scaffolded", f"{project.relative_to(ROOT).as_posix()}, with the default answers")
     [handler] = (project / "src").glob("*/handlers/order_created.py")
     handler.write_text(HANDLER, encoding="utf-8")

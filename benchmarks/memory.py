@@ -17,7 +17,6 @@ def measure(service: Service, broker: str, messages: int) -> Iterator[Figure]:
         publishing = queue.publish(messages)
         report = queue.consume(messages, prefetch=100, concurrency=100)
         queue.finish(publishing)
-    print(report["resident_bytes"], file=sys.stderr)
     early, *_, late = [size / MIB for size in report["resident_bytes"]]
     yield Figure(part, "after a tenth", [early], "MiB")
     yield Figure(part, "at the end", [late], "MiB")
