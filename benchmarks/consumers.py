@@ -11,9 +11,10 @@ import sys
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustConnection
-from article_2019 import cancellable_aiter
 from faststream import FastStream
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+
+from article_2019 import cancellable_aiter
 from stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"]
@@ -41,26 +42,34 @@ async def article() -> None:
     """The 2019 article's pattern, around aio-pika's own iterator."""
     stop = _stop_event()
     connection, queue = await _connect()
-    async with connection:
+
+    async def consume() -> None:
         async for message in cancellable_aiter(queue.iterator(), stop):
             stopwatch.tick()
             await message.ack()
 
+    async with connection:
+        consuming = asyncio.create_task(consume())
+        await stop.wait()
+        consuming.cancel()  # left alone, it waits for one more message: so the article has it
 
-async def faststream(**settings: object) -> None:
-    """FastStream's default subscriber; only the prefetch is set, as its default is none at all."""
-    broker = RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH), **settings)
 
+async def faststream() -> None:
+    """FastStream's default subscriber; only the prefetch is set, which it would leave unlimited."""
+    await _run(RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH)))
+
+
+async def faststream_quiet() -> None:
+    """The same without the two lines that it logs for each message."""
+    await _run(RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH), logger=None))
+
+
+async def _run(broker: RabbitBroker) -> None:
     @broker.subscriber(RabbitQueue(QUEUE, declare=False))
     async def handle(body: bytes) -> None:
         stopwatch.tick()
 
     await FastStream(broker).run()
-
-
-async def faststream_quiet() -> None:
-    """The same without the two lines that it logs for each message."""
-    await faststream(logger=None)
 
 
 def _stop_event() -> asyncio.Event:

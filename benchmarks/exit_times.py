@@ -15,7 +15,8 @@ def measure(service: Service, broker: str, stops: int) -> Iterator[Figure]:
     print(f"{broker}: {2 * stops} stops", file=sys.stderr)
     with service.queue(broker) as queue:
         idle = [_stop(queue, in_hand=0) for _ in range(stops)]
-        queue.fill(2 * IN_HAND * stops)
+        with queue.publishing(2 * IN_HAND * stops):
+            pass
         busy = [_stop(queue, in_hand=IN_HAND) for _ in range(stops)]
     yield Figure(part, "idle", idle, "s")
     yield Figure(part, f"{IN_HAND} handlers of {HANDLER_SECONDS} s just begun", busy, "s")
@@ -23,7 +24,7 @@ def measure(service: Service, broker: str, stops: int) -> Iterator[Figure]:
 
 def _stop(queue: Queue, in_hand: int) -> float:
     """Start the service, stop it when it has so many in hand; returns the seconds the stop took."""
-    process = queue.run(concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS)
+    process = queue.start(concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS)
     try:
         process.wait_for("consuming")
         if in_hand:

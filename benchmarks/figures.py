@@ -42,13 +42,14 @@ class Figure:
         if not self.values:
             return (self.name, "-", "", "", self.note)
         median, low, high = map(_short, (self.median, min(self.values), max(self.values)))
+        spread = "" if low == high else f"{low} .. {high}"
         target = ""
         if self.at_least is not None:
             target = f">= {_short(self.at_least)}"
         if self.at_most is not None:
             target = f"<= {_short(self.at_most)}"
         met = {True: "yes", False: "NO", None: ""}[self.met]
-        return (self.name, f"{median} {self.unit}".rstrip(), f"{low} .. {high}", target, met)
+        return (self.name, f"{median} {self.unit}".rstrip(), spread, target, met)
 
 
 def table(figures: list[Figure]) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import structlog
+
 from stopwatch import Stopwatch
 
 log = structlog.get_logger()

@@ -13,10 +13,8 @@ FLAT_MIB = 5
 def measure(service: Service, broker: str, messages: int) -> Iterator[Figure]:
     part = f"Memory of the service over {messages:,} messages through {broker}"
     print(f"{broker}: {messages:,} messages", file=sys.stderr)
-    with service.queue(broker) as queue:
-        publishing = queue.publish(messages)
+    with service.queue(broker) as queue, queue.publishing(messages):
         report = queue.consume(messages, prefetch=100, concurrency=100)
-        queue.finish(publishing)
     early, *_, late = [size / MIB for size in report["resident_bytes"]]
     yield Figure(part, "after a tenth", [early], "MiB")
     yield Figure(part, "at the end", [late], "MiB")

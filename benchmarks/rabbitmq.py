@@ -38,7 +38,8 @@ def measure(service: Service, messages: int, rounds: int) -> Iterator[Figure]:
         for number in range(rounds):
             for name in random.sample(list(COMMANDS), len(COMMANDS)):
                 print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-                queue.fill(messages)
+                with queue.publishing(messages):
+                    pass
                 command = COMMANDS[name]
                 report = queue.consume(
                     messages,

@@ -37,11 +37,11 @@ class Sizes:
     stops: int
 
 
-FULL = Sizes(5, 100_000, 20_000, 1_000_000, 200_000, 10)
+FULL = Sizes(5, 20_000, 20_000, 1_000_000, 200_000, 10)
 QUICK = Sizes(1, 1_000, 500, 2_000, 500, 1)
 
 MEASUREMENTS: list[tuple[str, Callable[[Service, Sizes], Iterable[Figure]]]] = [
-    ("iterator", lambda _, sizes: iterator.measure(sizes.items, sizes.rounds)),
+    ("iterator", lambda _, sizes: iterator.measure(sizes.items, 5 * sizes.rounds)),
     ("cpu", lambda service, sizes: rabbitmq.measure(service, sizes.messages, sizes.rounds)),
     (
         "memory",

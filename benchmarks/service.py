@@ -27,7 +27,14 @@ class Service:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         answers = ["project_slug=order-events", "broker=rabbitmq", "handler_stub=raw"]
-        render = [sys.executable, "-m", "cookiecutter", str(HERE.parent), "--no-input", "--default-config"]
+        render = [
+            sys.executable,
+            "-m",
+            "cookiecutter",
+            str(HERE.parent),
+            "--no-input",
+            "--default-config",
+        ]
         # Captured, as it ends with what a user would do next.
         subprocess.run([*render, "-o", str(scratch), *answers], check=True, capture_output=True)
         project = scratch / "order-events"
@@ -63,19 +70,17 @@ class Queue:
         self._service = service
         self._server = server
         self._output = service.scratch / "output"
-        self._report = service.scratch / "report.json"
 
-    def publish(self, messages: int) -> subprocess.Popen[bytes]:
-        """Start ``order-events publish -`` with so many messages of 200 bytes."""
+    @contextmanager
+    def publishing(self, messages: int) -> Iterator[None]:
+        """Run ``order-events publish -`` with so many messages of 200 bytes; it ends before the block does."""
         lines = self._service.scratch / f"{messages}.jsonl"
         if not lines.exists():
             with lines.open("w", encoding="ascii") as file:
                 file.writelines(f'"{number:0>{BODY_BYTES - 2}}"\n' for number in range(messages))
-        with lines.open("rb") as file:
-            return self._start([*SERVICE, "publish", "-"], messages, stdin=file)
-
-    def fill(self, messages: int) -> None:
-        self.finish(self.publish(messages))
+        environment = self._environment(messages)
+        with lines.open("rb") as file, self._running([*SERVICE, "publish", "-"], environment, file):
+            yield
 
     def consume(
         self, messages: int, command: list[str] | None = None, **settings: object
@@ -84,47 +89,50 @@ class Queue:
 
         Raises RuntimeError if the broker still has some of them.
         """
-        self._report.unlink(missing_ok=True)
-        self.finish(self._start(command or [*SERVICE, "run"], messages, **settings))
-        if (left := self._server.counts(self.name).ready) != 0:
-            msg = f"{left} messages were handled and not acknowledged"
+        report = self._service.scratch / "report.json"
+        report.unlink(missing_ok=True)
+        environment = self._environment(messages, BENCH_REPORT=report, **settings)
+        with self._running(command or [*SERVICE, "run"], environment):
+            pass
+        if left := self._server.counts(self.name).ready:
+            msg = f"{left} of {messages} messages were not acknowledged"
             raise RuntimeError(msg)
-        report: dict[str, Any] = json.loads(self._report.read_text(encoding="utf-8"))
-        return report
+        reported: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return reported
 
-    def run(self, **settings: object) -> Any:
-        """Start the service; returns a `ServiceProcess`, which reads its log events."""
+    def start(self, **settings: object) -> Any:
+        """Start the service; returns the `ServiceProcess` that reads its log events."""
         return self._service.process.ServiceProcess(
             [*SERVICE, "run"], self._environment(0, **settings)
         )
 
     def _environment(self, messages: int, **settings: object) -> dict[str, str]:
-        environment: dict[str, str] = self._service.process.service_environment(
-            self._server.url,
-            self.name,
-            self._service.ledger,
-            **settings,
-            BENCH_MESSAGES=messages,
-            BENCH_REPORT=self._report,
+        variables: dict[str, str] = self._service.process.service_environment(
+            self._server.url, self.name, self._service.ledger, BENCH_MESSAGES=messages, **settings
         )
-        return environment
+        return variables
 
-    def _start(
-        self, command: list[str], messages: int, stdin: Any = subprocess.DEVNULL, **settings: object
-    ) -> subprocess.Popen[bytes]:
+    @contextmanager
+    def _running(
+        self, command: list[str], environment: dict[str, str], stdin: Any = subprocess.DEVNULL
+    ) -> Iterator[None]:
+        """Run a program during the block and to its end. Raises RuntimeError if it fails."""
         with self._output.open("ab") as output:
-            return subprocess.Popen(
+            program = subprocess.Popen(
                 command,
-                env=self._environment(messages, **settings),
+                env=environment,
                 cwd=self._service.scratch,
                 stdin=stdin,
                 stdout=output,
                 stderr=output,
             )
-
-    def finish(self, program: subprocess.Popen[bytes]) -> None:
-        """Wait for its end. Raises RuntimeError, with its last words, if it failed."""
-        if program.wait(PROGRAM_SECONDS) != 0:
+        try:
+            yield
+            exit_code = program.wait(PROGRAM_SECONDS)
+        finally:
+            program.kill()
+            program.wait()
+        if exit_code != 0:
             last_words = self._output.read_text(encoding="utf-8", errors="replace")[-2000:]
-            msg = f"{program.args!r} ended with {program.returncode}: {last_words}"
+            msg = f"{' '.join(command)} ended with {exit_code}: {last_words}"
             raise RuntimeError(msg)

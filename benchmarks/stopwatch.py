@@ -38,7 +38,6 @@ class Stopwatch:
         report = {
             "cpu_seconds": time.process_time() - self._cpu_started,
             "resident_bytes": self._resident_bytes,
-            "count": self._count,
         }
         Path(os.environ["BENCH_REPORT"]).write_text(json.dumps(report), encoding="utf-8")
         signal.raise_signal(signal.SIGTERM)

@@ -71,8 +71,8 @@ class ServiceProcess:
         with self._changed:
             while len(found := self.find(event, **fields)) < count:
                 seconds = deadline - time.monotonic()
-                alive = self._readers[0].is_alive()
-                assert seconds > 0 and alive, f"no {event} {fields} in {self.events}\n{self.stderr}"
+                may_come = seconds > 0 and self._readers[0].is_alive()
+                assert may_come, f"no {event} {fields} in {self.events}\n{self.stderr}"
                 self._changed.wait(min(seconds, 1))
         return found[count - 1]
 

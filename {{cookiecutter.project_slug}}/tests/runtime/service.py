@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from {{ cookiecutter.package_name }}.runtime import watchdog
 from {{ cookiecutter.package_name }}.runtime.cli import main
+from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
 
 log = structlog.get_logger()
@@ -89,7 +90,7 @@ async def batch(tasks: list[Task]) -> None:
         finish(task)
 
 
-HANDLERS = {"work": work, "thread": thread, "batch": batch}
+HANDLERS: dict[str, HandlerFunction] = {"work": work, "thread": thread, "batch": batch}
 
 
 @asynccontextmanager

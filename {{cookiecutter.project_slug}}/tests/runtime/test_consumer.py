@@ -15,7 +15,12 @@ from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
 from {{ cookiecutter.package_name }}.runtime.consumer import Consumer
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Router
-from {{ cookiecutter.package_name }}.runtime.message import Message, OutgoingMessage, Reject, Retry
+from {{ cookiecutter.package_name }}.runtime.message import (
+    Message,
+    OutgoingMessage,
+    Reject,
+    Retry,
+)
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .servers import Server
@@ -56,7 +61,7 @@ class Bench:
             with capture_logs() as self.logs:
                 consuming = asyncio.create_task(consumer.run())
                 async with asyncio.timeout(20):
-                    while not until(consumer) and not consuming.done():
+                    while not until(consumer) and not consuming.done():  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
                 event.set("test")
                 exit_code = await consuming
@@ -73,9 +78,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(
-    broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]
-) -> Bench:
+def bench(broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]) -> Bench:
     return Bench(broker, queue, settings_for)
 
 
@@ -213,7 +216,7 @@ async def test_a_batch_is_full_or_waits_for_batch_seconds(bench: Bench) -> None:
 async def test_an_invalid_message_does_not_spoil_its_batch(bench: Bench) -> None:
     async def handle(events: list[Number]) -> None: ...
 
-    _, consumer = await bench.run(
+    await bench.run(
         [*numbers(2), b"not JSON", *numbers(1)],
         lambda c: c.handled_count == 3 and c.rejected_count == 1,
         handlers={"n": handle},
@@ -227,7 +230,7 @@ async def test_a_failing_batch_is_retried_message_by_message(bench: Bench) -> No
         if messages[0].attempt == 1:
             raise RuntimeError
 
-    _, consumer = await bench.run(
+    await bench.run(
         numbers(3),
         lambda c: c.handled_count == 3,
         handlers={"n": handle},

@@ -363,6 +363,7 @@ class TestContract:
                 await source.give_back(message)
                 await source.retry(message, RETRY_SECONDS, "not now")
                 await source.reject(message, "bad")
+            assert source.returned_count == 1
         await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=1))
 
     async def test_settling_after_the_connection_is_gone_changes_nothing(

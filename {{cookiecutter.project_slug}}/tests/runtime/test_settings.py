@@ -77,7 +77,7 @@ def test_a_service_names_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> N
         limit: int = Field(gt=0)
 
     monkeypatch.setenv("ORDERS_LIMIT", "-3")
-    with pytest.raises(SettingsError, match="^ORDERS_LIMIT: Input should be greater than 0$"):
+    with pytest.raises(SettingsError, match=r"^ORDERS_LIMIT: Input should be greater than 0$"):
         load_settings(Settings)
 
 
@@ -105,9 +105,7 @@ def test_passwords_are_masked_as_written_and_as_meant() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_log_line_holds_a_password(
-    capsys: pytest.CaptureFixture[str], log_format: str
-) -> None:
+def test_no_log_line_holds_a_password(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     configure_logs("json" if log_format == "json" else "console", "info", secrets_of(URL))
     try:
         structlog.get_logger().info("connected", url=URL, nested=[f"to {URL}"])

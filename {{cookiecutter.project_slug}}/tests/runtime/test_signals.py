@@ -39,13 +39,19 @@ if find_spec("uvloop"):
 every_loop = pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS.keys())
 
 
+def nobody_took_it(*_: object) -> None:
+    msg = "nobody took the signal"
+    raise AssertionError(msg)
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers_are_as_they_were() -> Iterator[None]:
+    found = signal.signal(signal.SIGTERM, nobody_took_it)
     before = [signal.getsignal(signum) for signum in SIGNALS]
     yield
     after = [signal.getsignal(signum) for signum in SIGNALS]
-    for signum, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(signum, handler)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, found)
     assert after == before
 
 

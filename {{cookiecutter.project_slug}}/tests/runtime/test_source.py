@@ -43,6 +43,7 @@ async def test_one_put_wakes_one_waiting_worker() -> None:
     buffer = Buffer()
     workers = await waiting(buffer, 3)
     buffer.put(message())
+    assert len(buffer._waiters) == 2  # these were not even called
     await let_all_run()
     assert [worker.done() for worker in workers] == [True, False, False]
     await end(workers)
@@ -120,11 +121,11 @@ async def test_a_closed_buffer_is_emptied_and_then_ends_every_worker() -> None:
 
 async def test_a_failure_reaches_every_worker_even_past_waiting_messages() -> None:
     buffer = Buffer()
-    workers = await waiting(buffer, 2)
+    workers = await waiting(buffer, 4)
     buffer.put(message())
     buffer.fail(OSError("the disk is gone"))
     results = await asyncio.gather(*workers, return_exceptions=True)
-    assert [type(result) for result in results] == [SourceFailed, SourceFailed]
+    assert [type(result) for result in results] == [SourceFailed] * 4
     with pytest.raises(SourceFailed, match="the disk is gone"):
         await buffer.get()
 

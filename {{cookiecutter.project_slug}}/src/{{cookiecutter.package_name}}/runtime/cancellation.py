@@ -176,7 +176,7 @@ async def cancellable_aiter(
                 break
             finally:
                 pulling = None
-                if interrupted:
+                if interrupted and task.cancelling() > cancelling_before:
                     outside_cancellation = task.uncancel() > cancelling_before
             yield item
         if outside_cancellation:

@@ -65,7 +65,7 @@ BROKERS = [name for name in ("sqlite", "rabbitmq") if find_spec(f".{name}", __na
 
 
 def server_module(broker: str) -> ServerModule:
-    module: ServerModule = import_module(f".{broker}", __name__)  # type: ignore[assignment]
+    module: ServerModule = import_module(f".{broker}", __name__)
     return module
 
 

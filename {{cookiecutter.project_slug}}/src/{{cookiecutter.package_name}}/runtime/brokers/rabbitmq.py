@@ -28,7 +28,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import structlog
 from aio_pika import Channel, DeliveryMode, RobustConnection
 from aio_pika import Message as AmqpMessage
-from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustQueue
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+    AbstractQueue,
+    AbstractRobustChannel,
+    AbstractRobustQueue,
+)
 from aio_pika.connection import make_url
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
@@ -222,12 +227,10 @@ class RabbitSource(Source):
         super().__init__(settings, prefetch)
         self._url = _parse_url(settings.broker_url.get_secret_value())
         self._broker = str(self._url.with_user(None).with_query(None))
-        self._queues = _topology(settings)
-        self._retry_queues = {
-            arguments["x-message-ttl"]: name
-            for name, arguments in self._queues.items()
-            if "x-message-ttl" in arguments
-        }
+        self._dead = f"{settings.source}.dead"
+        delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
+        self._retries = {ms: f"{settings.source}.retry.{ms}" for ms in delays}
+        self._queues = self._topology()
         self._may_declare = True
         self._socket = _Socket()
         self._entered = False
@@ -272,15 +275,13 @@ class RabbitSource(Source):
     async def _close(self, seconds: float) -> None:
         if self._next_check is not None:
             self._next_check.cancel()
-        tasks: set[asyncio.Task[Any]] = {asyncio.create_task(self._close_politely())}
+        closing = asyncio.create_task(self._close_politely(), name="rabbitmq-close")
         try:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-        except asyncio.CancelledError:
-            late = tasks
-            raise
+            await asyncio.wait({closing}, timeout=seconds)
         finally:
-            if late:
+            if not closing.done():
                 self._socket.cut()
+        tasks: set[asyncio.Task[Any]] = {closing}
         if self._cancelling is not None:
             self._cancelling.cancel()
             tasks.add(self._cancelling)
@@ -317,7 +318,7 @@ class RabbitSource(Source):
                 raise
             msg = f"{self._broker}: the connection was lost"
             raise BrokerUnavailable(msg) from error
-        except (*CONNECTION_EXCEPTIONS, TypeError, ValueError) as error:
+        except CONNECTION_EXCEPTIONS as error:
             raise self._explain(error) from error
 
     def _explain(self, error: BaseException) -> BrokerError:
@@ -338,8 +339,6 @@ class RabbitSource(Source):
             return BrokerRefused(f"{self._broker} has no queue for the message: {error}")
         if isinstance(error, RuntimeError):  # aiormq's words for it are not for people
             return BrokerUnavailable(f"{self._broker}: the connection was lost")
-        if isinstance(error, TypeError | ValueError):
-            return BrokerRefused(f"not a message for {self._broker}: {error}")
         return BrokerUnavailable(f"{self._broker}: {error or type(error).__name__}")
 
     # -- noticing outages; aio-pika mends them
@@ -429,18 +428,32 @@ class RabbitSource(Source):
                 async with self._asking():
                     await channel.close()
 
+    def _topology(self) -> dict[str, dict[str, Any]]:
+        """The arguments of each queue; what dead-letters comes after what it dead-letters to."""
+
+        def dead_lettering_to(queue: str) -> dict[str, Any]:
+            return {
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": queue,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",  # at-least-once is ignored without it
+            }
+
+        quorum = {"x-queue-type": "quorum"}
+        source = self.settings.source
+        delaying = quorum | dead_lettering_to(source)
+        return {
+            self._dead: quorum | {"x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT},
+            source: quorum | {"x-delivery-limit": DELIVERY_LIMIT} | dead_lettering_to(self._dead),
+            **{name: delaying | {"x-message-ttl": ms} for ms, name in self._retries.items()},
+        }
+
     async def _declare_topology(self) -> None:
-        names = list(self._queues)
-        while names:
+        for name, arguments in self._queues.items():
             try:
-                async with self._channel() as channel:
-                    while names:
-                        name = names.pop(0)
-                        async with self._asking():
-                            await channel.declare_queue(
-                                name, durable=True, arguments=self._queues[name]
-                            )
-            except BrokerRefused as refusal:  # and a refusal ends the channel
+                async with self._channel() as channel, self._asking():
+                    await channel.declare_queue(name, durable=True, arguments=arguments)
+            except BrokerRefused as refusal:
                 if isinstance(refusal.__cause__, ChannelPreconditionFailed):
                     msg = f"the queue {name!r} is there with other arguments: {refusal.__cause__}"
                     raise BrokerRefused(msg) from refusal.__cause__
@@ -564,13 +577,13 @@ class RabbitSource(Source):
         Behind others with the same back-off a message may wait for up to that back-off.
         """
         ms = max(1, math.ceil(delay_seconds * 1000))
-        ttl_ms = next((ttl for ttl in self._retry_queues if ttl >= ms), max(self._retry_queues))
-        await self._move(message, self._retry_queues[ttl_ms], {REASON: reason}, min(ms, ttl_ms))
+        step = next((step for step in self._retries if step >= ms), max(self._retries))
+        await self._move(message, self._retries[step], {REASON: reason}, min(ms, step))
 
     async def reject(self, message: Message, reason: str) -> None:
         # Whole seconds: a float in a header has 32 bits, so it would be a minute off.
         death = {REASON: reason, DIED_AT: int(time.time())}
-        await self._move(message, _dead(self.settings.source), death)
+        await self._move(message, self._dead, death)
 
     async def _move(
         self,
@@ -627,48 +640,55 @@ class RabbitSource(Source):
 
     async def _publish(self, message: AmqpMessage, queue: str) -> None:
         async with self._asking():
-            await self._publishing.default_exchange.publish(message, routing_key=queue)
+            try:
+                await self._publishing.default_exchange.publish(message, routing_key=queue)
+            except (TypeError, ValueError) as error:
+                msg = f"this message cannot be sent: {error}"
+                raise BrokerRefused(msg) from error
 
     # -- dead letters
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
+    @asynccontextmanager
+    async def _dead_letter_queue(self) -> AsyncIterator[AbstractQueue]:
         async with self._channel() as channel:
-            queue = await channel.get_queue(_dead(self.settings.source), ensure=False)
-            for _ in range(limit):
-                async with self._asking():
-                    incoming = await queue.get(fail=False)
-                if incoming is None:
-                    return
+            yield await channel.get_queue(self._dead, ensure=False)
+
+    async def _take(
+        self, queue: AbstractQueue, limit: int
+    ) -> AsyncIterator[AbstractIncomingMessage]:
+        """What is not acknowledged goes back when the queue's channel is closed."""
+        for _ in range(limit):
+            async with self._asking():
+                incoming = await queue.get(fail=False)
+            if incoming is None:
+                return
+            yield incoming
+
+    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
+        async with self._dead_letter_queue() as queue:
+            async for incoming in self._take(queue, limit):
                 yield _dead_letter(incoming)
 
     async def count_dead_letters(self) -> int:
-        messages, _ = await self._count(_dead(self.settings.source))
+        messages, _ = await self._count(self._dead)
         return messages
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
         left = await self.count_dead_letters()
         moved = 0
-        async with self._channel() as channel:
-            queue = await channel.get_queue(_dead(self.settings.source), ensure=False)
-            while left > moved:
-                batch: list[AbstractIncomingMessage] = []
-                async with self._asking():
-                    while len(batch) < min(left - moved, PUBLISH_AT_ONCE):
-                        if (incoming := await queue.get(fail=False)) is None:
-                            left = 0
-                            break
-                        batch.append(incoming)
-                if not batch:
-                    return
-                await self._publish_all(_copy(dead, _as_new(dead.headers)) for dead in batch)
+        async with self._dead_letter_queue() as queue:
+            while batch := [m async for m in self._take(queue, min(left, PUBLISH_AT_ONCE))]:
+                await self._publish_all(
+                    _copy(dead, _without_history(dead.headers)) for dead in batch
+                )
                 async with self._asking():
                     await batch[-1].ack(multiple=True)
+                left -= len(batch)
                 moved += len(batch)
                 yield moved
 
     async def purge_dead_letters(self) -> int:
-        async with self._channel() as channel, self._asking():
-            queue = await channel.get_queue(_dead(self.settings.source), ensure=False)
+        async with self._dead_letter_queue() as queue, self._asking():
             return (await queue.purge()).message_count or 0
 
 
@@ -686,35 +706,6 @@ def _parse_url(text: str) -> Any:
     return url if "heartbeat" in url.query else make_url(url, heartbeat=HEARTBEAT_SECONDS)
 
 
-def _dead(source: str) -> str:
-    return f"{source}.dead"
-
-
-def _topology(settings: ConsumerSettings) -> dict[str, dict[str, Any]]:
-    """The arguments of each queue; what dead-letters comes after what it dead-letters to."""
-
-    def dead_lettering_to(queue: str) -> dict[str, Any]:
-        return {
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": queue,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",  # at-least-once is ignored without it
-        }
-
-    quorum = {"x-queue-type": "quorum"}
-    source = settings.source
-    dead = _dead(source)
-    topology: dict[str, dict[str, Any]] = {
-        dead: quorum | {"x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT},
-        source: quorum | {"x-delivery-limit": DELIVERY_LIMIT} | dead_lettering_to(dead),
-    }
-    for ms in delays_ms(settings.retry_seconds, settings.retry_max_seconds):
-        topology[f"{source}.retry.{ms}"] = (
-            quorum | {"x-message-ttl": ms} | dead_lettering_to(source)
-        )
-    return topology
-
-
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     """The delays of the back-off, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
@@ -730,7 +721,7 @@ def _failures(headers: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _as_new(headers: dict[str, Any]) -> dict[str, Any]:
+def _without_history(headers: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if not name.startswith(HISTORY)}
 
 

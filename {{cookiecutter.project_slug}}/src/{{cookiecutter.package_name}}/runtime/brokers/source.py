@@ -91,9 +91,7 @@ class Buffer:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.cancelled():
-                    with suppress(
-                        ValueError
-                    ):  # a put at the same instant has passed over it already
+                    with suppress(ValueError):  # a put at the same instant has taken it out
                         self._waiters.remove(waiter)
                 elif self._messages:
                     self._wake_one()  # this worker was woken for a message: pass the call on

@@ -1,0 +1,53 @@
+"""The pattern as the 2019 article "A Python asyncio cancellation pattern" has it: the form to compare with.
+
+Changed is only what today's Python refuses: `asyncio.wait` takes tasks and no bare coroutines since 3.11, so each
+one is wrapped by `asyncio.ensure_future`. The indentation, which the article's web page lost, is as its words say.
+What it loses is in tests/test_article.py.
+"""
+
+import asyncio
+from asyncio import Event
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def handwritten_loop(
+    ticker: AsyncIterable[T], cancellation_event: Event, handle: Callable[[T], None]
+) -> None:
+    """The loop that the article calls hideous; ``handle`` stands for its ``print``."""
+    cancellation_task: asyncio.Task[Any] = asyncio.create_task(cancellation_event.wait())
+    ticker_iter = ticker.__aiter__()
+    while not cancellation_event.is_set():
+        done, pending = await asyncio.wait(
+            [cancellation_task, asyncio.ensure_future(ticker_iter.__anext__())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for done_task in done:
+            if done_task == cancellation_task:
+                for pending_task in pending:
+                    pending_task.cancel()
+                break
+            else:
+                handle(done_task.result())
+
+
+async def cancellable_aiter(
+    async_iterator: AsyncIterable[T], cancellation_event: Event
+) -> AsyncIterator[T]:
+    """The iterator that the article ends with."""
+    cancellation_task: asyncio.Task[Any] = asyncio.create_task(cancellation_event.wait())
+    result_iter = async_iterator.__aiter__()
+    while not cancellation_event.is_set():
+        done, pending = await asyncio.wait(
+            [cancellation_task, asyncio.ensure_future(result_iter.__anext__())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for done_task in done:
+            if done_task == cancellation_task:
+                for pending_task in pending:
+                    await pending_task
+                break
+            else:
+                yield done_task.result()
