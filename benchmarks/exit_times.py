@@ -1,7 +1,11 @@
 """How long the service takes from SIGTERM to its exit: idle, and with handlers in hand."""
 
+import json
+import signal
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from figures import Figure
 from service import Queue, Service
@@ -24,16 +28,19 @@ def measure(service: Service, broker: str, stops: int) -> Iterator[Figure]:
 
 def _stop(queue: Queue, in_hand: int) -> float:
     """Start the service, stop it when it has so many in hand; returns the seconds the stop took."""
-    process = queue.start(concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS)
-    try:
-        process.wait_for("consuming")
-        if in_hand:
-            process.wait_for("handling", count=in_hand)
-        exit_code, seconds = process.stop()
-        found = process.wait_for("draining")["in_flight"]
-        if (exit_code, found) != (0, in_hand):
-            msg = f"stopped with {exit_code} and {found} in hand: {process.events} {process.stderr}"
-            raise RuntimeError(msg)
-    finally:
-        process.close()
-    return float(seconds)
+    with queue.start(concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS) as program:
+        assert program.stdout is not None
+        events = map(json.loads, program.stdout)
+        awaited = ["consuming", *["handling"] * in_hand]
+        while awaited:
+            with suppress(ValueError):
+                awaited.remove(next(events)["event"])
+        program.send_signal(signal.SIGTERM)
+        sent_at = time.perf_counter()
+        rest = list(events)  # up to the end of its output, which comes with its exit
+        seconds = time.perf_counter() - sent_at
+    [found] = [event["in_flight"] for event in rest if event["event"] == "draining"]
+    if (program.returncode, found) != (0, in_hand):
+        msg = f"the service ended with {program.returncode}, and with {found} in hand: {rest}"
+        raise RuntimeError(msg)
+    return seconds

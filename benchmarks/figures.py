@@ -3,6 +3,7 @@
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,6 @@ class Figure:
 
     def row(self) -> tuple[str, ...]:
         """Name, median, smallest and largest, target, whether it is met."""
-        if not self.values:
-            return (self.name, "-", "", "", self.note)
         median, low, high = map(_short, (self.median, min(self.values), max(self.values)))
         spread = "" if low == high else f"{low} .. {high}"
         target = ""
@@ -55,19 +54,16 @@ class Figure:
 def table(figures: list[Figure]) -> str:
     """All figures, under the name of their part."""
     head = ("", "median", "spread", "target", "met")
-    rows = [figure.row() for figure in figures]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rows = [head, *(figure.row() for figure in figures if figure.values)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: tuple[str, ...]) -> str:
-        return "  ".join(map(str.ljust, cells, widths)).rstrip()
+        return f"  {'  '.join(map(str.ljust, cells, widths))}".rstrip()
 
-    lines = [f"  {line(head)}"]
-    part = ""
-    for figure, row in zip(figures, rows, strict=True):
-        if figure.part != part:
-            part = figure.part
-            lines += ["", part]
-        lines.append(f"  {line(row)}")
+    lines = [line(head)]
+    for part, group in groupby(figures, key=lambda figure: figure.part):
+        lines += ["", part]
+        lines += [line(figure.row()) if figure.values else f"  {figure.note}" for figure in group]
     return "\n".join(lines)
 
 

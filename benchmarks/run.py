@@ -70,7 +70,7 @@ def main() -> int:
             try:
                 figures += measure(service, sizes)
             except Unavailable as reason:
-                figures.append(Figure(name, "not measured", note=str(reason)))
+                figures.append(Figure(name, "not measured", note=f"not measured: {reason}"))
     print(table(figures))
     versions = {library: version(library) for library in LIBRARIES}
     print(f"\nPython {platform.python_version()}, {', '.join(map(' '.join, versions.items()))}")

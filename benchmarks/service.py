@@ -79,7 +79,10 @@ class Queue:
             with lines.open("w", encoding="ascii") as file:
                 file.writelines(f'"{number:0>{BODY_BYTES - 2}}"\n' for number in range(messages))
         environment = self._environment(messages)
-        with lines.open("rb") as file, self._running([*SERVICE, "publish", "-"], environment, file):
+        with (
+            lines.open("rb") as stdin,
+            self._running([*SERVICE, "publish", "-"], environment, stdin),
+        ):
             yield
 
     def consume(
@@ -100,10 +103,15 @@ class Queue:
         reported: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return reported
 
-    def start(self, **settings: object) -> Any:
-        """Start the service; returns the `ServiceProcess` that reads its log events."""
-        return self._service.process.ServiceProcess(
-            [*SERVICE, "run"], self._environment(0, **settings)
+    def start(self, **settings: object) -> subprocess.Popen[str]:
+        """Start the service; its standard output has its log events, as JSON lines."""
+        return subprocess.Popen(
+            [*SERVICE, "run"],
+            env=self._environment(0, **settings),
+            cwd=self._service.scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def _environment(self, messages: int, **settings: object) -> dict[str, str]:

@@ -16,7 +16,11 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 from .servers import BROKERS, Server, ServerMissing, server_module, skip_without_server
 
 
-@pytest.fixture(scope="session", params=BROKERS)
+# Without a server to start and to talk to, the tests are quick: -m "not slow".
+WITH_MARKS = [name if name == "sqlite" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS]
+
+
+@pytest.fixture(scope="session", params=WITH_MARKS)
 def broker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:

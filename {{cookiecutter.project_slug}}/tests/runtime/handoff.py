@@ -101,8 +101,13 @@ async def gather(handoff: Handoff) -> AsyncIterator[int]:
 async def polling(handoff: Handoff) -> AsyncIterator[int]:
     """Awaits nothing that can be cancelled: it only yields to the event loop."""
     while True:
-        while not handoff.left:  # noqa: ASYNC110  # this is what it is for
+        for _ in range(1000):
+            if handoff.left:
+                break
             await asyncio.sleep(0)
+        else:
+            msg = "nobody stopped it"
+            raise AssertionError(msg)
         if (item := await handoff.get()) is None:
             return
         yield item

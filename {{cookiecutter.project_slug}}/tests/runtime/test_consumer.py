@@ -134,6 +134,20 @@ async def test_reject_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
     assert rejected["reason"] == "no such customer"
 
 
+@pytest.mark.parametrize("error", [Reject("caf\udce9"), OSError("caf\udce9")])
+async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
+    bench: Bench, error: Exception
+) -> None:
+    exit_code, _ = await bench.run(
+        numbers(1),
+        lambda c: c.rejected_count == 1,
+        handlers={"n": failing_with(error)},
+        max_attempts=2,
+        retry_seconds=0.01,
+    )
+    assert (exit_code, bench.left) == (0, (0, 1))
+
+
 @pytest.mark.parametrize(
     "error",
     [

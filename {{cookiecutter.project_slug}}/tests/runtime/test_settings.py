@@ -114,7 +114,7 @@ def test_no_log_line_holds_a_password(capsys: pytest.CaptureFixture[str], log_fo
             raise OSError(msg)
         except OSError:
             structlog.get_logger().exception("crashed")
-        logging.getLogger("aio_pika").warning("connection to %s lost", URL)
+        logging.getLogger("some_client").warning("connection to %s lost", URL)
     finally:
         structlog.reset_defaults()
         logging.basicConfig(force=True)

@@ -30,7 +30,7 @@ from .handoff import Handoff, PlainIterator
 WAIT_SECONDS = 30
 """How long anything may take before a test fails; far more than on an idle machine."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 both_signals = pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
@@ -46,13 +46,13 @@ def nobody_took_it(*_: object) -> None:
 
 @pytest.fixture(autouse=True)
 def signal_handlers_are_as_they_were() -> Iterator[None]:
-    found = signal.signal(signal.SIGTERM, nobody_took_it)
-    before = [signal.getsignal(signum) for signum in SIGNALS]
+    found = [signal.getsignal(signum) for signum in SIGNALS]
+    signal.signal(signal.SIGTERM, nobody_took_it)
     yield
-    after = [signal.getsignal(signum) for signum in SIGNALS]
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, found)
-    assert after == before
+    left = [signal.getsignal(signum) for signum in SIGNALS]
+    for signum, handler in zip(SIGNALS, found, strict=True):
+        signal.signal(signum, handler)
+    assert left == [nobody_took_it, found[1]]
 
 
 async def let_all_run() -> None:
@@ -178,6 +178,22 @@ def test_a_signal_wakes_an_idle_event_loop(new_loop: Any) -> None:
             return event.reason
 
     assert run(wait(), new_loop) is signal.SIGTERM
+
+
+@every_loop
+def test_an_item_that_comes_with_the_signal_is_delivered_on_every_event_loop(new_loop: Any) -> None:
+    async def consume() -> list[int]:
+        handoff = Handoff()
+        with make_cancellation_event() as event:
+
+            def both() -> None:
+                signal.raise_signal(signal.SIGTERM)
+                asyncio.get_running_loop().call_soon(handoff.put, 1)
+
+            asyncio.get_running_loop().call_soon(both)
+            return [item async for item in cancellable_aiter(PlainIterator(handoff), event)]
+
+    assert run(consume(), new_loop) == [1]
 
 
 @every_loop

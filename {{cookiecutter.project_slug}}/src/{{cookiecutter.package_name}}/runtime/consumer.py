@@ -241,9 +241,9 @@ class Consumer:
     # -- settling what failed
 
     async def _fail(self, message: Message, failure: BaseException) -> None:
-        reason = f"{type(failure).__name__}: {failure}"[:_REASON_LENGTH]
+        reason = _printable(f"{type(failure).__name__}: {failure}")
         if isinstance(failure, Reject):
-            await self._reject(message, str(failure)[:_REASON_LENGTH])
+            await self._reject(message, _printable(str(failure)))
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
                 message, f"failed {message.attempt} times, last with {reason}", failure
@@ -369,6 +369,11 @@ def _backoff_seconds(attempt: int, first: float, longest: float) -> float:
     """Exponential, with jitter: between half of the delay and all of it."""
     exponential = first * 2.0 ** min(attempt - 1, 60)
     return min(exponential, longest) * random.uniform(0.5, 1)
+
+
+def _printable(reason: str) -> str:
+    """Without lone surrogates: file names and JSON bring them into errors, and no broker takes them."""
+    return reason[:_REASON_LENGTH].encode(errors="replace").decode()
 
 
 def _name(reason: Signals | str | None) -> str:

@@ -642,7 +642,7 @@ class RabbitSource(Source):
         async with self._asking():
             try:
                 await self._publishing.default_exchange.publish(message, routing_key=queue)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 msg = f"this message cannot be sent: {error}"
                 raise BrokerRefused(msg) from error
 
