@@ -815,16 +815,21 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     for ca in ("ca", "other"):
-        subject = ["-subj", f"/CN={ca}", "-days", "2"]
-        openssl("req", "-x509", *new_key, *subject, "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+        openssl(
+            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
+            *("-addext", "keyUsage=critical,keyCertSign"),
+            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
+        )
+    (directory / "extensions").write_text(
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
+    )
     for name in ("server", "client"):
         openssl(
             *("req", *new_key, "-subj", f"/CN={name}"),
             *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
         )
         openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "names"),
+            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
             *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
         )
     return directory

@@ -58,7 +58,10 @@ class CancellationEvent(asyncio.Event):
         self._earlier_handlers: dict[signal.Signals, Any] = {}
 
     def set(self, reason: signal.Signals | str | None = None) -> None:
-        """Set the event, from any thread; only the first reason counts."""
+        """Set the event, from any thread; only the first reason counts.
+
+        Outside its running event loop, that happens on the loop's next iteration.
+        """
         if asyncio._get_running_loop() is not self._loop_to_wake:
             # asyncio.Event.set() from another thread does not wake the loop, and raises in debug mode.
             self._loop_to_wake.call_soon_threadsafe(self.set, reason)
@@ -176,7 +179,7 @@ async def cancellable_aiter(
                 break
             finally:
                 pulling = None
-                if interrupted and task.cancelling() > cancelling_before:
+                if interrupted and task.cancelling() > cancelling_before:  # unless the source did
                     outside_cancellation = task.uncancel() > cancelling_before
             yield item
         if outside_cancellation:
