@@ -16,11 +16,16 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 from .servers import BROKERS, Server, ServerMissing, server_module, skip_without_server
 
 
-# Without a server to start and to talk to, the tests are quick: -m "not slow".
-WITH_MARKS = [name if name == "sqlite" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS]
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a server is slow, so that ``-m "not slow"`` is quick and needs none."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
+            item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session", params=WITH_MARKS)
+@pytest.fixture(scope="session", params=BROKERS)
 def broker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
