@@ -19,7 +19,7 @@ def measure(service: Service, broker: str, stops: int) -> Iterator[Figure]:
     print(f"{broker}: {2 * stops} stops", file=sys.stderr)
     with service.queue(broker) as queue:
         idle = [_stop(queue, in_hand=0) for _ in range(stops)]
-        with queue.publishing(2 * IN_HAND * stops):
+        with queue.publishing(4 * IN_HAND * stops):
             pass
         busy = [_stop(queue, in_hand=IN_HAND) for _ in range(stops)]
     yield Figure(part, "idle", idle, "s")

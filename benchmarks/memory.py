@@ -4,7 +4,8 @@ import sys
 from collections.abc import Iterator
 
 from figures import Figure
-from service import Service
+from service import Service, Unavailable
+from stopwatch import STATM
 
 MIB = 2**20
 FLAT_MIB = 5
@@ -12,6 +13,8 @@ FLAT_MIB = 5
 
 def measure(service: Service, broker: str, messages: int) -> Iterator[Figure]:
     part = f"Memory of the service over {messages:,} messages through {broker}"
+    if not STATM.exists():
+        raise Unavailable(f"the size of a process is read from {STATM}, which this system lacks")
     print(f"{broker}: {messages:,} messages", file=sys.stderr)
     with service.queue(broker) as queue, queue.publishing(messages):
         report = queue.consume(messages, prefetch=100, concurrency=100)

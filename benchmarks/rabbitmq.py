@@ -1,8 +1,8 @@
 """CPU time of the consumer's process for each message from RabbitMQ: the service beside the bare clients.
 
 Measured inside the process, from the first message in its handler until every ack is written; so without
-start and stop, and without what the broker uses. In each round every consumer gets its turn, in random order, on the
-same kind of queue: the service's own quorum queue, filled before the consumer starts.
+start and stop, and without what the broker uses. In each round every consumer gets its turn, in random order,
+on the same queue: the service's own quorum queue, filled before the consumer starts.
 """
 
 import random

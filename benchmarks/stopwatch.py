@@ -1,7 +1,7 @@
 """Counts the messages in a consumer's process; after the last one it reports what they cost, and stops it.
 
-Every consumer that is compared calls `tick` from its handler, and nothing else. BENCH_MESSAGES is how many will
-come; the report goes, as JSON, to the file that BENCH_REPORT names.
+Every consumer that is compared calls `tick` from its handler, and does nothing else there. BENCH_MESSAGES is
+how many will come; the report goes, as JSON, to the file that BENCH_REPORT names.
 """
 
 import asyncio

@@ -240,7 +240,8 @@ class TestOutages:
                 await source.ack(message)
             handled = ids(in_hand) + await drain(source, 20)
             assert Counter(handled) == Counter(published + ids(in_hand))
-        node.delete(queue)
+        # The queue stays: RabbitMQ 3.10 that deletes one just after its start loses the supervisor of its
+        # dead-letter workers (rabbit_fifo_dlx_sup), and with it every later queue of this kind.
 
     @pytest.mark.slow
     async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
@@ -449,6 +450,12 @@ class TestStopping:
 
 
 class TestSettlements:
+    async def test_a_backlog_is_delivered_in_its_order(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source:
+            published = await publish(source, 200)
+        async with connect(prefetch=40) as source:
+            assert await drain(source, 200) == published
+
     async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=100, broker_url=proxy.url) as source:
             await publish(source, 1000)
@@ -530,9 +537,9 @@ class TestSettlements:
         assert broker.counts(queue) == Counts(ready=1, delayed=0, dead=0)
 
 
-FULL = {
+FULL: dict[str, Any] = {
     "message_id": "id-1",
-    "type": "order_created",
+    "message_type": "order_created",
     "content_type": "application/json",
     "content_encoding": "identity",
     "correlation_id": "c-1",
@@ -547,9 +554,9 @@ class TestMoving:
     async def test_all_properties_survive_a_retry_a_dead_letter_and_a_replay(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        headers = {"text": "ü", "n": 1, "none": None, "table": {"a": [1, "b"]}}
+        headers: dict[str, Any] = {"text": "ü", "n": 1, "none": None, "table": {"a": [1, "b"]}}
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
-            await publish_raw(channel, queue, headers=headers, **FULL)
+            await publish_frames(channel, queue, Basic.Properties(headers=headers, **FULL))
             (message,) = await take(source, 1)
             await source.retry(message, 0.1, "not now")
             (message,) = await take(source, 1)
@@ -559,10 +566,10 @@ class TestMoving:
             assert [moved async for moved in source.replay_dead_letters()] == [1]
             (message,) = await take(source, 1)
             assert message.headers == headers
-            incoming = message.receipt.incoming
-            assert {name: getattr(incoming, name) for name in FULL} == FULL
-            assert incoming.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-            assert incoming.expiration is None
+            properties = message.receipt.properties
+            assert {name: getattr(properties, name) for name in FULL} == FULL
+            assert properties.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+            assert properties.expiration is None
             await source.ack(message)
 
     async def test_a_message_without_an_id_gets_one_and_keeps_it(

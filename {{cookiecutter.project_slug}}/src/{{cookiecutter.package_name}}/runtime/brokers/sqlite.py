@@ -293,7 +293,7 @@ class SqliteSource(Source):
             msg = f"{self._file} is on a file system that cannot share it between processes"
             raise BrokerRefused(msg)
         connection.execute("PRAGMA synchronous = FULL")
-        # Also when the tables are there: a read-only or locked file shows now, not at the first message.
+        # Also when the tables are there: a read-only or locked file shows now, not with a message.
         connection.executescript(SCHEMA)
 
     def _close(self) -> None:
@@ -383,7 +383,7 @@ class SqliteSource(Source):
         # Not earlier: after an outage they are written again.
         del self._settlements[: len(settlements)]
         if exchange.consumer != self._consumer:
-            # We were taken for dead: what we had is in other hands, so what nobody started is dropped unseen.
+            # We were taken for dead, and what we had is in other hands: drop what nobody started.
             self._consumer = exchange.consumer
             self._unsettled.clear()
             self.buffer.take_all()
@@ -617,10 +617,10 @@ def _execute(
     return changed
 
 
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+# The last: many processes began a transaction at the same instant.
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _TRY_AGAIN = {
-    sqlite3.SQLITE_BUSY: "is locked by another program",
-    sqlite3.SQLITE_LOCKED: "is locked by another program",
+    **dict.fromkeys(_LOCKED, "is locked by another program"),
     sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
     sqlite3.SQLITE_IOERR: "cannot be read or written: the disk fails, or a limit is reached",
 }
