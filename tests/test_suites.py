@@ -11,6 +11,7 @@ import pytest
 from conftest import Prove, Render
 from rendered import Combination, Result, Service
 
+EVERYTHING = ["-m", ""]
 WHOLE: list[str] = []
 QUICK = ["-m", "not slow"]
 
@@ -30,16 +31,24 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
             prove("tests of services that skipped", f"broker={broker}: {reason}")
 
 
+def extent(combination: Combination) -> tuple[str, list[str]]:
+    """How much of a suite runs: all of it somewhere, the slow tests for each broker and stub.
+
+    For the rest the quick ones will do: the runtime and its tests are the same for all.
+    """
+    if combination.names != "short" or combination.handlers != "two":
+        return "without the slow tests", QUICK
+    if combination.handler_stub != "json":
+        return "whole", WHOLE
+    return "with the very slow tests", EVERYTHING
+
+
 def test_its_own_suite_passes(
     service: Service, combination: Combination, rabbitmq_url: str, prove: Prove
 ) -> None:
-    # The runtime and its tests are the same for all these; the slow ones of them run for each broker and
-    # stub, the others for each tree.
-    whole = combination.names == "short" and combination.handlers == "two"
-    result = run_suite(
-        service, rabbitmq_url, *(WHOLE if whole else QUICK), environment=service.environment()
-    )
-    check_and_prove(result, prove, combination.broker, "whole" if whole else "not slow")
+    what, arguments = extent(combination)
+    result = run_suite(service, rabbitmq_url, *arguments, environment=service.environment())
+    check_and_prove(result, prove, combination.broker, what)
 
 
 def other_pythons() -> list[Any]:
@@ -65,7 +74,7 @@ def test_its_own_suite_passes_on_other_pythons(
     environment = service.environment(python=python[0])
     version = service.run("python", "--version", environment=environment).stdout.strip()
     result = run_suite(service, rabbitmq_url, environment=environment)
-    check_and_prove(result, prove, "rabbitmq", f"whole, {version}")
+    check_and_prove(result, prove, "rabbitmq", f"whole, on {version}")
 
 
 def test_its_own_suite_passes_with_the_oldest_dependencies_that_it_allows(
@@ -73,8 +82,8 @@ def test_its_own_suite_passes_with_the_oldest_dependencies_that_it_allows(
 ) -> None:
     service = render()
     environment = service.environment(resolution="lowest-direct")
-    result = run_suite(service, rabbitmq_url, *QUICK, environment=environment)
-    check_and_prove(result, prove, "rabbitmq", "not slow, oldest dependencies")
+    result = run_suite(service, rabbitmq_url, environment=environment)
+    check_and_prove(result, prove, "rabbitmq", "whole, with the oldest dependencies")
 
 
 @pytest.mark.parametrize("dependency", ["aio-pika", "pydantic-settings", "structlog"])

@@ -39,8 +39,8 @@ over_the_network = pytest.mark.parametrize(
 )
 """For what the embedded broker, a file, does not have: a server, a connection, a subscription."""
 
-AT_ONCE_SECONDS = 2.0
-"""What "at once" may take on a loaded machine; most of it is the interpreter's own exit."""
+AT_ONCE_SECONDS = 5.0
+"""What "at once" may take on a loaded machine; benchmarks/ of the template measures what it does take."""
 
 
 class Scene:

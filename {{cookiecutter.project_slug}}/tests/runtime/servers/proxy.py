@@ -115,7 +115,10 @@ class Proxy:
         self._writers.discard(writer)
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
-        sock = writer.get_extra_info("socket")
+        try:
+            sock = writer.get_extra_info("socket")
+        except AttributeError:  # of a TLS connection that is closed already
+            sock = None
         if sock is not None and sock.fileno() >= 0:  # or it is closed already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()

@@ -49,6 +49,10 @@ SCRIPTS = (
 )
 
 
+# When the tests are killed, the pipe to their children ends; and so does the group of each child.
+DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
+
+
 class RabbitServer:
     """Reads the broker's own counts by its protocol."""
 
@@ -154,10 +158,10 @@ class Node(RabbitServer):
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._directory / "output").open("ab") as output:
             return subprocess.Popen(
-                command,
+                ["sh", "-c", DIES_WITH_US, "sh", *command],
                 env=self._environment,
                 cwd=self._directory,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -220,16 +224,10 @@ class Container(RabbitServer):
         _docker("rm", "-f", "-v", self._id)
 
 
-_own: Node | Container | None = None
-"""The server that `shared` started for this process alone: `private` may kill it just as well."""
-
-
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
-    if _own is not None:
-        yield _own
-        _own.restart()
-        return
+    # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
+    # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
     server = _start_server(directory)
     try:
         yield server
@@ -239,7 +237,6 @@ def private(directory: Path) -> Iterator[PrivateServer]:
 
 @contextmanager
 def shared(directory: Path) -> Iterator[Server]:
-    global _own
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
     if url.startswith("amqp"):
         yield RabbitServer(url)
@@ -247,12 +244,8 @@ def shared(directory: Path) -> Iterator[Server]:
         with _shared_by_workers(Path(tempfile.gettempdir()) / f"rabbitmq-{run}") as server:
             yield server
     else:
-        _own = _start_server(directory)
-        try:
-            yield _own
-        finally:
-            _own.close()
-            _own = None
+        with private(directory) as server:
+            yield server
 
 
 @contextmanager
@@ -324,6 +317,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _definitions() -> dict[str, Any]:
