@@ -246,6 +246,7 @@ def _check(service: Service, _arguments: argparse.Namespace) -> int:
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Source) -> int:
         count = 0
+        total = await source.count_dead_letters()  # before looking: a broker hides what is looked at
         async for letter in source.dead_letters(arguments.limit):
             count += 1
             died_at = datetime.fromtimestamp(letter.died_at, UTC).isoformat(timespec="seconds")
@@ -260,7 +261,7 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
                     }
                 )
             )
-        print(f"{count} of {await source.count_dead_letters()} dead letters", file=sys.stderr)
+        print(f"{count} of {total} dead letters", file=sys.stderr)
         return EXIT_DRAINED
 
     return _with_source(service, show)

@@ -62,7 +62,10 @@ def configure_logs(
 
 def secrets_of(url: str) -> tuple[str, ...]:
     """The password of a URL, as it is written there and as it is meant."""
-    password = urlsplit(url).password or ""
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:  # not a URL; whatever stands before the last @ may be one
+        password = url.rpartition("@")[0].rpartition(":")[2]
     return tuple(p for p in {password, unquote(password)} if len(p) >= _SHORTEST_SECRET)
 
 

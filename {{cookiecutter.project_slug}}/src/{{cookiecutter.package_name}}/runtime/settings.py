@@ -2,7 +2,6 @@
 """The runtime's settings: the same environment variables in every service, ``CONSUMER_...``."""
 
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -48,7 +47,8 @@ class ConsumerSettings(BaseSettings):
 
     @property
     def broker_scheme(self) -> str:
-        return urlsplit(self.broker_url.get_secret_value()).scheme
+        scheme, separator, _ = self.broker_url.get_secret_value().partition("://")
+        return scheme.lower() if separator else ""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

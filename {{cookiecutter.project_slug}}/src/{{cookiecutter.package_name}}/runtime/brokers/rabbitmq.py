@@ -662,6 +662,8 @@ class RabbitSource(Source):
     async def _publish(self, queue: str, body: bytes, properties: Basic.Properties) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if it has no such queue."""
         async with self._asking():
+            if self._publishing.is_closed:
+                raise ChannelInvalidStateError  # the next line would wait for the end of the outage
             channel = await self._publishing.get_underlay_channel()
             try:
                 await channel.basic_publish(
