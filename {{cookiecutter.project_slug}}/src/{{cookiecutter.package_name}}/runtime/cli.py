@@ -246,7 +246,8 @@ def _check(service: Service, _arguments: argparse.Namespace) -> int:
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Source) -> int:
         count = 0
-        total = await source.count_dead_letters()  # before looking: a broker hides what is looked at
+        # Before looking: a broker does not count what is being looked at.
+        total = await source.count_dead_letters()
         async for letter in source.dead_letters(arguments.limit):
             count += 1
             died_at = datetime.fromtimestamp(letter.died_at, UTC).isoformat(timespec="seconds")
