@@ -4,6 +4,7 @@
 import asyncio
 import inspect
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .servers import BROKERS, Server, ServerMissing, server_module, skip_without_server
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background so, and every process of these tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
