@@ -240,6 +240,7 @@ class TestOutages:
             assert Counter(handled) == Counter(published + ids(in_hand))
         # The queue stays, or this node is of no more use: see servers/rabbitmq.py.
 
+    @pytest.mark.very_slow
     async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
         self, connect: Connect, proxy: Proxy, events: list[Event]
     ) -> None:
@@ -751,6 +752,7 @@ class TestCredentials:
         assert "s3cret" not in str(refused.value)
         assert refused.value.__context__ is None
 
+    @pytest.mark.very_slow
     async def test_the_password_is_in_no_log_and_no_error(
         self,
         connect: Connect,
