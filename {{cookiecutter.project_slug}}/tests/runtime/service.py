@@ -74,9 +74,13 @@ async def sleep(task: Task) -> None:
                 raise
 
 
-def thread(task: Task) -> None:
+def thread(task: Task, message: Message) -> None:
     write("start", task.id)
     log.info("handling", task=task.id)
+    if task.end == "checkpoint":
+        while not message.stopping.is_set() or message.seconds_left() == 20:
+            time.sleep(0.01)
+        log.info("checkpoint", seconds_left=message.seconds_left())
     time.sleep(task.seconds)
     finish(task)
 

@@ -211,9 +211,10 @@ def test_every_finished_message_of_many_is_acknowledged_before_the_close(scene: 
 
 
 @on_one_broker
-def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene) -> None:
-    scene.publish(1, end="checkpoint")
-    process = scene.start(drain_seconds=20)
+@pytest.mark.parametrize("kind", ["work", "thread"])
+def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene, kind: str) -> None:
+    scene.publish(1, kind=kind, end="checkpoint")
+    process = scene.start(HANDLERS=kind, drain_seconds=20)
     process.wait_for("handling")
     assert_clean_stop(process)
     [checkpoint] = process.find("checkpoint")

@@ -15,6 +15,7 @@ import asyncio
 import random
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -286,14 +287,15 @@ class Consumer:
     async def _drain(self) -> int:
         loop = asyncio.get_running_loop()
         requested_at = self.event.set_at if self.event.set_at is not None else loop.time()
-        self._stop.deadline = requested_at + self.settings.drain_seconds
+        deadline = requested_at + self.settings.drain_seconds
+        self._stop.deadline = time.monotonic() + deadline - loop.time()
         self.state = "draining"
         log.info("stop_requested", reason=_name(self.event.reason))
         log.info("draining", in_flight=len(self.in_hand), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
             self._step("deliveries", self.source.stop(), STOP_SOURCE_SECONDS), name="stop-source"
         )
-        await self._wait_for_handlers(self._stop.deadline)
+        await self._wait_for_handlers(deadline)
         if self._tasks:
             await self._take_back()
         await stopping

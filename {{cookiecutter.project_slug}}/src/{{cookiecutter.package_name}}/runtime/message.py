@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,12 +31,12 @@ class Stop:
     def __init__(self, event: asyncio.Event, drain_seconds: float = math.inf) -> None:
         self.event = event
         self.drain_seconds = drain_seconds
-        self.deadline: float | None = None  # event loop time in seconds, set when the stop begins
+        self.deadline: float | None = None  # time.monotonic(), set when the stop begins
 
     def seconds_left(self) -> float:
         if self.deadline is None:
             return self.drain_seconds
-        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+        return max(0.0, self.deadline - time.monotonic())  # also for handlers in a thread
 
 
 @dataclass(slots=True, eq=False)
