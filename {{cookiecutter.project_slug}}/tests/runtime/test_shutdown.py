@@ -437,7 +437,7 @@ def test_a_closed_standard_output_does_not_disturb_the_stop(scene: Scene) -> Non
 
 
 def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scene) -> None:
-    restarts, tasks = int(os.environ.get("ROLLING_RESTARTS", "3")), []
+    restarts, tasks = int(os.environ.get("ROLLING_RESTARTS", "2")), []
     running = [scene.start(concurrency=4), scene.start(concurrency=4)]
     stopping = threading.Event()
 
@@ -466,7 +466,7 @@ def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    tasks = scene.publish(int(os.environ.get("SIGKILLS", "3")) * 60, seconds=0.01)
+    tasks = scene.publish(int(os.environ.get("SIGKILLS", "2")) * 60, seconds=0.01)
     while len(set(scene.ledger.ended)) < len(tasks) * 0.8:
         process = scene.start(concurrency=4, url=short_lease(scene.broker.url))
         done = len(set(scene.ledger.ended))
