@@ -26,7 +26,7 @@ PUBLISH_EVERY_SECONDS = 0.08
 WAIT_SECONDS = 60
 
 ON_WINDOWS = os.name == "nt"
-STOP = signal.CTRL_BREAK_EVENT if ON_WINDOWS else signal.SIGTERM  # type: ignore[attr-defined,unused-ignore]
+STOP = signal.CTRL_BREAK_EVENT if ON_WINDOWS else signal.SIGTERM  # type: ignore[attr-defined,unused-ignore]  # Windows only
 BIN = "Scripts" if ON_WINDOWS else "bin"
 
 HANDLER = '''"""The demo's handler: a third of a second of work, which it writes into a database of its own."""
@@ -173,7 +173,7 @@ class Run:
     def __init__(self, program: Path, environment: dict[str, str]) -> None:
         self.exit_code: int | None = None
         self._events: list[dict[str, Any]] = []
-        new_group = subprocess.CREATE_NEW_PROCESS_GROUP if ON_WINDOWS else 0  # type: ignore[attr-defined,unused-ignore]
+        new_group = subprocess.CREATE_NEW_PROCESS_GROUP if ON_WINDOWS else 0  # type: ignore[attr-defined,unused-ignore]  # Windows only
         self.process = subprocess.Popen(
             [program, "run"],
             env=environment,

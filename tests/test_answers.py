@@ -184,7 +184,7 @@ def test_every_question_is_asked_in_words() -> None:
         assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
             len(texts) - 1
         )
-        columns = {re.fullmatch(r"(\S+ +)\S.*", text)[1] for text in texts}  # type: ignore[index]
+        columns = {re.fullmatch(r"(\S+ +)\S.*", text)[1] for text in texts}  # type: ignore[index]  # no match is a failure
         assert len({len(column) for column in columns}) == 1
 
 
