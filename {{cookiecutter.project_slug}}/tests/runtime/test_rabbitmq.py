@@ -220,27 +220,6 @@ class TestOutages:
             await source.ack(message)
             assert [message.id, *await drain(source, 19)] == published
 
-    async def test_a_broker_killed_and_started_again_is_consumed_again(
-        self,
-        connect: Connect,
-        node: PrivateServer,
-        queue: str,
-        events: list[Event],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(rabbitmq, "LONGEST_PAUSE_SECONDS", 0.5)
-        async with connect(prefetch=5, broker_url=node.url) as source:
-            published = await publish(source, 20)
-            in_hand = await take(source, 2)
-            node.kill()
-            await come(events, "reconnecting")
-            await asyncio.to_thread(node.restart)
-            for message in in_hand:
-                await source.ack(message)
-            handled = ids(in_hand) + await drain(source, 20)
-            assert Counter(handled) == Counter(published + ids(in_hand))
-        # The queue stays, or this node is of no more use: see servers/rabbitmq.py.
-
     @pytest.mark.very_slow
     async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
         self, connect: Connect, proxy: Proxy, events: list[Event]

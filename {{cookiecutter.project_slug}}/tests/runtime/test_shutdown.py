@@ -28,6 +28,7 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
 from .servers import BROKERS, Server
+from .test_contract import need
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,18 @@ class Scene:
         self.published: list[str] = []
         self.processes: list[ServiceProcess] = []
 
+    def need(self, *capabilities: str) -> None:
+        """Skip the test if the broker declares that it lacks one of these."""
+        source = make_source(self.settings)
+        for capability in capabilities:
+            need(source, capability)
+
+    @property
+    def settings(self) -> ConsumerSettings:
+        return ConsumerSettings.model_validate(
+            {"broker_url": self.broker.url, "source": self.queue}
+        )
+
     def publish(self, count: int = 1, kind: str = "work", **task: Any) -> list[str]:
         """Publish so many tasks for the test service; returns their ids."""
         first = len(self.published)
@@ -63,10 +76,7 @@ class Scene:
 
     def publish_bodies(self, bodies: list[bytes], kind: str = "work") -> None:
         async def publish() -> None:
-            settings = ConsumerSettings.model_validate(
-                {"broker_url": self.broker.url, "source": self.queue}
-            )
-            async with make_source(settings) as source:
+            async with make_source(self.settings) as source:
                 await source.publish([OutgoingMessage(body, kind) for body in bodies])
 
         asyncio.run(publish())
@@ -225,6 +235,7 @@ def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene, kind: s
 
 
 def test_a_failure_during_the_drain_is_retried_later_and_others_finish(scene: Scene) -> None:
+    scene.need("delayed_retry")
     scene.publish(1, seconds=0.3, end="retry", retry_after_seconds=200)
     scene.publish(1, seconds=0.6)
     process = scene.start()
@@ -237,6 +248,7 @@ def test_a_failure_during_the_drain_is_retried_later_and_others_finish(scene: Sc
 
 
 def test_a_message_that_waits_for_its_retry_is_kept_with_its_attempts(scene: Scene) -> None:
+    scene.need("attempts", "dead_letters")
     scene.publish(1, end="raise")
     first = scene.start(retry_seconds=1, retry_max_seconds=1, max_attempts=2)
     first.wait_for("message_retried", attempt=1)
@@ -250,6 +262,7 @@ def test_a_message_that_waits_for_its_retry_is_kept_with_its_attempts(scene: Sce
 
 
 def test_a_poison_message_becomes_a_dead_letter_and_not_a_crash(scene: Scene) -> None:
+    scene.need("dead_letters")
     scene.publish_bodies([b"\xff\x00 not JSON", b'{"id": 1}'], kind="work")
     scene.publish(1, seconds=0.2)
     process = scene.start()
@@ -468,18 +481,13 @@ def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
     chance = random.Random(seed)
     tasks = scene.publish(int(os.environ.get("SIGKILLS", "2")) * 60, seconds=0.01)
     while len(set(scene.ledger.ended)) < len(tasks) * 0.8:
-        process = scene.start(concurrency=4, url=short_lease(scene.broker.url))
+        process = scene.start(concurrency=4, url=scene.broker.impatient_url)
         done = len(set(scene.ledger.ended))
         more = chance.randrange(len(tasks) // 4)
         wait_until(partial(has_ended, scene, min(done + more, len(tasks))))
         process.stop(signal.SIGKILL)
-    process = scene.start(url=short_lease(scene.broker.url))
+    process = scene.start(url=scene.broker.impatient_url)
     wait_until(lambda: set(scene.ledger.ended) == set(tasks))
     assert_clean_stop(process)
     counts = scene.broker.counts(scene.queue)
     assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
-
-
-def short_lease(url: str) -> str:
-    """The embedded broker learns of a dead consumer when its lease ends; let that be soon."""
-    return f"{url}?lease_seconds=1" if url.startswith("sqlite:") else url

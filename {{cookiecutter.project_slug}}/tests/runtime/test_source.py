@@ -1,11 +1,20 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The buffer between the filler and the workers: each message reaches exactly one of them."""
+"""The buffer between the filler and the workers: each message reaches exactly one of them. And the link."""
 
 import asyncio
+from collections.abc import MutableMapping
+from typing import Any
 
 import pytest
+import structlog
 
-from {{ cookiecutter.package_name }}.runtime.brokers.source import Buffer, SourceFailed
+from {{ cookiecutter.package_name }}.runtime.brokers import source
+from {{ cookiecutter.package_name }}.runtime.brokers.source import (
+    BrokerUnavailable,
+    Buffer,
+    Link,
+    SourceFailed,
+)
 from {{ cookiecutter.package_name }}.runtime.message import Message
 
 
@@ -138,3 +147,58 @@ async def test_taking_all_empties_the_buffer_and_wakes_nobody() -> None:
     workers = await waiting(buffer, 1)
     assert not workers[0].done()
     await end(workers)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The levels and names of what is logged."""
+    events: list[str] = []
+
+    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+        events.append(f"{level} {event['event']}")
+        raise structlog.DropEvent
+
+    monkeypatch.setattr(source, "log", structlog.wrap_logger(None, processors=[keep]))
+    return events
+
+
+async def test_an_outage_of_several_attempts_is_said_once(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 0.001)
+    link, until, outcomes = Link("here"), asyncio.Event(), iter([True, False, False, False, True])
+
+    async def work() -> None:
+        if (outcome := next(outcomes, None)) is None:
+            until.set()
+        elif outcome:
+            link.came_up()
+        else:
+            raise BrokerUnavailable("away")
+
+    await link.keep(work, until)
+    failed = ["debug reconnect_failed"] * 2
+    assert events == ["info connected", "warning reconnecting", *failed, "info connected"]
+
+
+async def test_the_pause_before_the_next_attempt_ends_with_the_event(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 3600.0)
+    link, until = Link("here"), asyncio.Event()
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(until.set)
+        raise BrokerUnavailable("away")
+
+    async with asyncio.timeout(10):
+        await link.keep(work, until)
+
+
+async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> None:
+    async def work() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await Link("here").keep(work, asyncio.Event())

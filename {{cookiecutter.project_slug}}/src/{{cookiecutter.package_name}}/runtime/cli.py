@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -75,7 +75,8 @@ class Service:
         if self.settings_class is not None:
             load_settings(self.settings_class)
         settings = load_settings(ConsumerSettings, **overrides)
-        return settings if settings.source else settings.model_copy(update={"source": self.name})
+        names = {"source": settings.source or self.name, "group": settings.group or self.name}
+        return settings.model_copy(update=names)
 
 
 def main(
@@ -235,8 +236,8 @@ def _check(service: Service, _arguments: argparse.Namespace) -> int:
         print(f"broker     ok, {source.settings.broker_scheme}")
         for name, value in (await source.describe()).items():
             print(f"           {name}: {value}")
-        for name in ("delayed_retry", "attempts", "give_back", "dead_letters"):
-            answer = "yes" if getattr(source.capabilities, name) else "no, the broker cannot"
+        for name, can in asdict(source.capabilities).items():
+            answer = "yes" if can else "no, the broker cannot"
             print(f"can do     {name.replace('_', ' ')}: {answer}")
         return EXIT_DRAINED
 

@@ -12,7 +12,6 @@ acknowledged and never a dead letter; settlements are flushed and everything is 
 """
 
 import asyncio
-import random
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import Any, Literal
 
 import structlog
 
-from .brokers.source import BrokerUnavailable, Source, SourceFailed
+from .brokers.source import BrokerUnavailable, Source, SourceFailed, backoff_seconds
 from .cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -145,7 +144,7 @@ class Consumer:
                 return
             except BrokerUnavailable as error:
                 attempt += 1
-                delay = _backoff_seconds(attempt, first=0.5, longest=10)
+                delay = backoff_seconds(attempt, first=0.5, longest=10)
                 if loop.time() + delay > give_up_at:
                     raise
                 log.warning(
@@ -252,7 +251,7 @@ class Consumer:
         else:
             delay = failure.delay_seconds if isinstance(failure, Retry) else None
             if delay is None:
-                delay = _backoff_seconds(
+                delay = backoff_seconds(
                     message.attempt, self.settings.retry_seconds, self.settings.retry_max_seconds
                 )
             log.warning(
@@ -365,12 +364,6 @@ class _Batch:
 def forces(signum: Signals, seconds_after_first: float) -> bool:
     """Whether this signal, coming after the one that began the stop, means: now."""
     return signum is Signals.SIGINT and seconds_after_first >= PAIR_SECONDS
-
-
-def _backoff_seconds(attempt: int, first: float, longest: float) -> float:
-    """Exponential, with jitter: between half of the delay and all of it."""
-    exponential = first * 2.0 ** min(attempt - 1, 60)
-    return min(exponential, longest) * random.uniform(0.5, 1)
 
 
 def _printable(reason: str) -> str:

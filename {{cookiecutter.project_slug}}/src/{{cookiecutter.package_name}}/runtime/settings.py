@@ -24,6 +24,8 @@ class ConsumerSettings(BaseSettings):
     """Where the messages are: ``amqp://user:password@host:5672/vhost``, ``sqlite:///file.db``."""
     source: str = Field(default="", max_length=200)
     """The queue (stream, topic) to consume. By default the service's name."""
+    group: str = Field(default="", max_length=200)
+    """Consumers of one group share the messages, where a broker has groups. By default the service's name."""
     concurrency: int = Field(default=10, ge=1, le=10_000)
     """How many handlers run at a time."""
     prefetch: int | None = Field(default=None, ge=1, le=65_535)

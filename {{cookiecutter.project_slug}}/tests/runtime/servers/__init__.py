@@ -35,6 +35,8 @@ class Counts:
 class Server(Protocol):
     url: str
     """For CONSUMER_BROKER_URL."""
+    impatient_url: str
+    """The same, with the shortest time after which the messages of a dead consumer go to others."""
 
     def counts(self, queue: str) -> Counts:
         """Counts of messages; a message in hand of a live consumer may be missing from all of them."""
@@ -51,16 +53,20 @@ class PrivateServer(Server, Protocol):
         """SIGKILL: the broker is gone from one moment to the next."""
 
     def restart(self) -> None:
-        """Start it again on the same address with what it had stored."""
+        """Start it again on the same address with what it had stored; returns when it answers."""
 
 
 class ServerModule(Protocol):
+    def most_repeated(self, prefetch: int) -> float:
+        """How many messages that were handled may come again after the server was killed and restarted."""
+
     def shared(self, directory: Path) -> AbstractContextManager[Server]: ...
 
     def private(self, directory: Path) -> AbstractContextManager[PrivateServer]: ...
 
 
-BROKERS = [name for name in ("sqlite", "rabbitmq") if find_spec(f".{name}", __name__)]
+ALL_BROKERS = ("sqlite", "rabbitmq", "nats", "redis", "kafka", "sqs", "postgres", "mqtt")
+BROKERS = [name for name in ALL_BROKERS if find_spec(f".{name}", __name__)]
 """The embedded broker and the one this service was scaffolded with."""
 
 

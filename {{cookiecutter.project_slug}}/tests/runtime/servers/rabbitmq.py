@@ -8,14 +8,10 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +22,19 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from {{ cookiecutter.package_name }}.runtime.brokers.rabbitmq import delays_ms
 
 from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+    kill_group,
+    one_for_all_workers,
+    spawn,
+)
 
 T = TypeVar("T")
 
-START_SECONDS = 90
 IMAGE = "rabbitmq:4"
 
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
@@ -49,15 +54,12 @@ SCRIPTS = (
 )
 
 
-# When the tests are killed, the pipe to their children ends; and so does the group of each child.
-DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
-
-
 class RabbitServer:
     """Reads the broker's own counts by its protocol."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.impatient_url = url  # a connection that ends is noticed at once
 
     def counts(self, queue: str) -> Counts:
         async def count(connection: AbstractConnection) -> Counts:
@@ -118,121 +120,95 @@ async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int
     return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
 
 
-class Node(RabbitServer):
-    """An installed RabbitMQ as a process of one's own: own port, own data, own Erlang port mapper."""
+class PrivateRabbit(RabbitServer):
+    """A RabbitMQ of one's own, on this port."""
 
-    def __init__(self, script: str, directory: Path) -> None:
-        self._script = script
-        self._directory = directory
-        self._port, distribution_port, epmd_port = _free_ports(3)
-        super().__init__(f"amqp://guest:guest@127.0.0.1:{self._port}/")
-        definitions = directory / "definitions.json"
-        definitions.write_text(json.dumps(_definitions()))
-        (directory / "rabbitmq.conf").write_text(
-            f"load_definitions = {definitions}\ndisk_free_limit.absolute = 10MB\n"
-        )
-        (directory / "enabled_plugins").write_text("[].")
-        self._environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(directory),  # the Erlang cookie lies there
-            "LANG": "C.UTF-8",
-            "ERL_EPMD_PORT": str(epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"test{self._port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self._port),
-            "RABBITMQ_DIST_PORT": str(distribution_port),
-            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
-            "RABBITMQ_LOG_BASE": str(directory / "log"),
-            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": os.devnull,
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
-            ),
-        }
-        # Started here, because one that the node starts would outlive it.
-        self._epmd = self._spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"])
-        self._process = self._start()
-
-    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        with (self._directory / "output").open("ab") as output:
-            return subprocess.Popen(
-                ["sh", "-c", DIES_WITH_US, "sh", *command],
-                env=self._environment,
-                cwd=self._directory,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = self._spawn([self._script])
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(self._port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                _kill_group(process)
-                msg = f"{self._script} did not start: {(self._directory / 'output').read_text()[-2000:]}"
-                raise ServerMissing(msg)
-            time.sleep(0.1)
-        return process
+    def __init__(self, port: int, instance: Instance) -> None:
+        super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
+        self._instance = instance
 
     def kill(self) -> None:
-        _kill_group(self._process)
+        self._instance.kill()
 
     def restart(self) -> None:
-        self.kill()
-        self._process = self._start()
-
-    def close(self) -> None:
-        self.kill()
-        _kill_group(self._epmd)
+        self._instance.restart()
 
 
-class Container(RabbitServer):
-    """RabbitMQ in Docker."""
-
-    def __init__(self) -> None:
-        (self._port,) = _free_ports(1)
-        super().__init__(f"amqp://guest:guest@127.0.0.1:{self._port}/")
-        publish = f"127.0.0.1:{self._port}:5672"
-        # The data is found again under the host's name, so that must stay.
-        self._id = _docker("run", "-d", "-p", publish, "--hostname", "rabbitmq", IMAGE)
+@contextmanager
+def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
+    """Own port, own data, own Erlang port mapper."""
+    port, distribution_port, epmd_port = free_ports(3)
+    definitions = directory / "definitions.json"
+    definitions.write_text(json.dumps(_definitions()))
+    (directory / "rabbitmq.conf").write_text(
+        f"load_definitions = {definitions}\ndisk_free_limit.absolute = 10MB\n"
+    )
+    (directory / "enabled_plugins").write_text("[].")
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(directory),  # the Erlang cookie lies there
+        "LANG": "C.UTF-8",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution_port),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+            "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
+        ),
+    }
+    # Started here, because one that the node starts would outlive it.
+    epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, environment)
+    try:
+        node = ServerProcess([script], directory, lambda: _answers(port), environment)
         try:
-            self._wait()
-        except ServerMissing:
-            self.close()
-            raise
+            yield PrivateRabbit(port, node)
+        finally:
+            node.close()
+    finally:
+        kill_group(epmd)
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(self._port):
-            if time.monotonic() > deadline:
-                msg = f"the container of {IMAGE} did not answer within {START_SECONDS} seconds"
-                raise ServerMissing(msg)
-            time.sleep(0.2)
 
-    def kill(self) -> None:
-        _docker("kill", self._id)
+@contextmanager
+def _in_docker() -> Iterator[PrivateRabbit]:
+    (port,) = free_ports(1)
+    # The data is found again under the host's name, so that must stay.
+    container = ServerContainer(IMAGE, 5672, port, lambda: _answers(port), "--hostname", "rabbitmq")
+    try:
+        yield PrivateRabbit(port, container)
+    finally:
+        container.close()
 
-    def restart(self) -> None:
-        _docker("restart", "-t", "0", self._id)
-        self._wait()
 
-    def close(self) -> None:
-        _docker("rm", "-f", "-v", self._id)
+def most_repeated(prefetch: int) -> float:
+    """What was in hand, or acknowledged in the last instant: all of it unsettled, as the broker saw it."""
+    return prefetch
 
 
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
     # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
     # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
-    server = _start_server(directory)
-    try:
-        yield server
-    finally:
-        server.close()
+    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
+    script = str(found[0]) if found else shutil.which("rabbitmq-server")
+    if script is not None and shutil.which("epmd"):
+        with _installed(script, directory) as server:
+            yield server
+    elif has_docker():
+        with _in_docker() as server:
+            yield server
+    else:
+        msg = (
+            "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server "
+            "is installed, and there is no docker"
+        )
+        raise ServerMissing(msg)
 
 
 @contextmanager
@@ -240,67 +216,9 @@ def shared(directory: Path) -> Iterator[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
     if url.startswith("amqp"):
         yield RabbitServer(url)
-    elif run := os.environ.get("PYTEST_XDIST_TESTRUNUID"):
-        with _shared_by_workers(Path(tempfile.gettempdir()) / f"rabbitmq-{run}") as server:
-            yield server
     else:
-        with private(directory) as server:
-            yield server
-
-
-@contextmanager
-def _shared_by_workers(directory: Path) -> Iterator[Server]:
-    """One server for all the processes of a test run: who needs it first starts it, and waits for the rest."""
-    from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock  # not on Windows
-
-    directory.mkdir(exist_ok=True)
-    url = directory / "url"
-    with (directory / "starting").open("w") as starting, (directory / "using").open("w") as using:
-        flock(starting, LOCK_EX)
-        if url.exists():
-            flock(using, LOCK_SH)
-            flock(starting, LOCK_UN)
-            yield RabbitServer(url.read_text())
-            return
-        with private(directory) as server:
-            url.write_text(server.url)
-            flock(starting, LOCK_UN)
-            try:
-                yield server
-            finally:
-                flock(starting, LOCK_EX)
-                flock(using, LOCK_EX)
-                shutil.rmtree(directory)
-
-
-def _start_server(directory: Path) -> Node | Container:
-    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
-    script = str(found[0]) if found else shutil.which("rabbitmq-server")
-    if script is not None and shutil.which("epmd"):
-        return Node(script, directory)
-    if shutil.which("docker"):
-        return Container()
-    msg = (
-        "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server is "
-        "installed, and there is no docker"
-    )
-    raise ServerMissing(msg)
-
-
-def _docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        msg = f"there is no RabbitMQ for the tests: docker {arguments[0]}: {done.stderr.strip()[-500:]}"
-        raise ServerMissing(msg)
-    return done.stdout.strip()
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+        with one_for_all_workers("rabbitmq", directory, private) as url:
+            yield RabbitServer(url)
 
 
 def _answers(port: int) -> bool:
@@ -311,14 +229,6 @@ def _answers(port: int) -> bool:
             return connection.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _definitions() -> dict[str, Any]:

@@ -25,6 +25,7 @@ class SqliteFile:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.url = f"sqlite:///{file.as_posix()}"
+        self.impatient_url = f"{self.url}?lease_seconds=1"
 
     def counts(self, queue: str) -> Counts:
         if not self.file.exists():
@@ -50,6 +51,10 @@ class SqliteFile:
 @contextmanager
 def shared(directory: Path) -> Iterator[Server]:
     yield SqliteFile(directory / "queues.db")
+
+
+def most_repeated(prefetch: int) -> float:
+    return 0
 
 
 def private(directory: Path) -> AbstractContextManager[PrivateServer]:

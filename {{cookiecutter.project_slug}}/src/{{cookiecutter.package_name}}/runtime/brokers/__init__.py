@@ -11,6 +11,17 @@ MODULE_OF_SCHEME = {
     "sqlite": "sqlite",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
+    "nats": "nats",
+    "tls": "nats",
+    "redis": "redis",
+    "rediss": "redis",
+    "kafka": "kafka",
+    "kafkas": "kafka",
+    "sqs": "sqs",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "mqtt": "mqtt",
+    "mqtts": "mqtt",
 }
 
 

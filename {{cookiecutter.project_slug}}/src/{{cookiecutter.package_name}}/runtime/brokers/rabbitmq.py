@@ -215,7 +215,7 @@ class RabbitSource(Source):
     """See the module. In the sentences of its errors and logs the URL has no credentials."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True
+        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
     )
 
     _connection: RobustConnection

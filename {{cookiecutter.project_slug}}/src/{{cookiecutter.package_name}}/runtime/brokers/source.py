@@ -9,15 +9,25 @@ A new broker is one file with a subclass of `Source`, and one row in `brokers/__
 """
 
 import asyncio
+import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import structlog
+
+from ..cancellation import cancellable_sleep
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+
+log = structlog.get_logger()
+
+FIRST_PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 5.0
+"""Between two attempts to reach a broker that went away."""
 
 
 class BrokerError(Exception):
@@ -41,9 +51,15 @@ class Capabilities:
     """What a broker can do by itself. What it lacks is declared here, never silently emulated."""
 
     delayed_retry: bool
+    """`retry` brings a message back after its delay; else at once."""
     attempts: bool
+    """``attempt`` counts failures, also across processes."""
     give_back: bool
+    """What is not started or not finished at a stop goes to another consumer at once."""
     dead_letters: bool
+    """Rejected messages are kept, and can be listed, replayed and purged."""
+    order: bool
+    """One consumer with a prefetch of 1 gets messages in the order of their publishing, retries aside."""
 
 
 class Buffer:
@@ -108,6 +124,51 @@ class Buffer:
     def _wake_all(self) -> None:
         while self._waiters:
             self._wake_one()
+
+
+def backoff_seconds(attempt: int, first: float, longest: float) -> float:
+    """Exponential, with jitter: between half of the delay and all of it."""
+    exponential = first * 2.0 ** min(attempt - 1, 60)
+    return min(exponential, longest) * random.uniform(0.5, 1)
+
+
+class Link:
+    """Whether the broker can be reached: says so once in the log when that changes, and outlives outages."""
+
+    def __init__(self, broker: str) -> None:
+        self.broker = broker
+        """Its address, for people; without credentials."""
+        self.up = False
+        self._failed_attempts = 0
+
+    def came_up(self) -> None:
+        self._failed_attempts = 0
+        if not self.up:
+            self.up = True
+            log.info("connected", broker=self.broker)
+
+    def went_down(self, reason: object) -> None:
+        if self.up:
+            self.up = False
+            log.warning("reconnecting", broker=self.broker, reason=str(reason))
+        else:
+            log.debug("reconnect_failed", broker=self.broker, reason=str(reason))
+
+    async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
+        """Do the work again and again until the event is set; after BrokerUnavailable with growing pauses.
+
+        The work calls `came_up` when it has the broker. It is not cancelled; what else it raises passes through.
+        """
+        while not until.is_set():
+            try:
+                await work()
+            except BrokerUnavailable as outage:
+                self.went_down(outage)
+                self._failed_attempts += 1
+                pause = backoff_seconds(
+                    self._failed_attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+                )
+                await cancellable_sleep(pause, until)
 
 
 class Source(ABC):

@@ -201,7 +201,7 @@ class SqliteSource(Source):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True
+        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:

@@ -1,0 +1,99 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The broker goes away: the real program, and a real server that is killed and started again.
+
+The invariant is that of test_shutdown.py: published = done + still in the broker + dead letters. What may
+be done twice is what the broker's own nature says (``most_repeated`` in servers/).
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .servers import BROKERS, PrivateServer, ServerMissing, server_module, skip_without_server
+from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
+
+pytestmark = pytest.mark.slow
+
+CONCURRENCY = 4
+
+
+@pytest.fixture(scope="module", params=[name for name in BROKERS if name != "sqlite"])
+def broker_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def server(broker_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
+    """A server that each test may kill and starts again; it is gone after them, and its queues with it."""
+    try:
+        with server_module(broker_name).private(tmp_path_factory.mktemp(broker_name)) as running:
+            yield running
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@pytest.fixture
+def scene(server: PrivateServer, tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(server, f"ccc-test-{uuid.uuid4().hex[:12]}", tmp_path)
+    yield scene
+    scene.close()
+
+
+def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
+    scene: Scene, server: PrivateServer, broker_name: str
+) -> None:
+    tasks = scene.publish(150, seconds=0.02)
+    process = scene.start(concurrency=CONCURRENCY)
+    wait_until(lambda: has_ended(scene, 30))
+    server.kill()
+    process.wait_for("reconnecting")
+    server.restart()
+    process.wait_for("connected", count=2)
+    tasks += scene.publish(20)
+    wait_until(lambda: set(scene.ledger.ended) == set(tasks))
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert_quiet(process)
+    repeated = Counter(scene.ledger.ended) - Counter(tasks)
+    assert repeated.total() <= server_module(broker_name).most_repeated(CONCURRENCY)
+    assert len(process.find("reconnecting")) == 1
+    counts = scene.broker.counts(scene.queue)
+    assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
+
+
+def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(
+    scene: Scene, server: PrivateServer
+) -> None:
+    tasks = scene.publish(3, seconds=1)
+    process = scene.start(concurrency=1)
+    process.wait_for("handling")
+    server.kill()
+    process.wait_for("reconnecting")
+    exit_code, seconds = process.stop()
+    assert exit_code == 0
+    assert seconds < 1 + AT_ONCE_SECONDS
+    assert_quiet(process)
+    assert len(scene.ledger.ended) >= 1
+    server.restart()
+    scene.drain_the_rest()
+    assert set(scene.ledger.ended) == set(tasks)
+
+
+def test_a_service_that_starts_before_its_server_waits_for_it(
+    scene: Scene, server: PrivateServer
+) -> None:
+    server.kill()
+    process = scene.start(consuming=False)
+    process.wait_for("reconnecting")
+    server.restart()
+    process.wait_for("consuming")
+    tasks = scene.publish(5)
+    wait_until(lambda: has_ended(scene, 5))
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert_quiet(process)
+    assert Counter(scene.ledger.ended) == Counter(tasks)
