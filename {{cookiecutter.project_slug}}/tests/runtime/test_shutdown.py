@@ -116,7 +116,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the awaited state did not come"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def has_ended(scene: Scene, count: int) -> bool:
