@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import BROKERS, PrivateServer, server_module
+from .servers import BROKERS, Counts, PrivateServer, server_module
 from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,7 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     process.wait_for("connected", count=2)
     tasks += scene.publish(20)
     wait_until(lambda: set(scene.ledger.ended) == set(tasks))
+    wait_until(lambda: scene.broker.counts(scene.queue) == Counts(0, 0, 0))  # what came twice, too
     exit_code, _ = process.stop()
     assert exit_code == 0
     assert_quiet(process)
