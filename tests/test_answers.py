@@ -189,7 +189,7 @@ def test_every_question_is_asked_in_words() -> None:
 
 
 def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
-    answers = ['Mein "Shop"', "", "", "Verkauft.", "2", "order created, refund", "3"]
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
@@ -233,9 +233,9 @@ def test_the_command_prints_nothing_but_that_sentence(
 
 
 def test_an_unknown_broker_is_refused_by_cookiecutter_itself(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, "--no-input", "broker=kafka")
+    result = cookiecutter(tmp_path, "--no-input", "broker=pulsar")
     assert result.returncode == 1
-    assert "kafka provided for choice variable broker, but the choices are" in result.stdout
+    assert "pulsar provided for choice variable broker, but the choices are" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 

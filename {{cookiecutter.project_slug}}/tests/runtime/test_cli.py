@@ -26,7 +26,7 @@ from {{ cookiecutter.package_name }}.runtime.message import Message
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import Ledger, service_command, service_environment
-from .servers import BROKERS, Server
+from .servers import SERVED_BROKERS, Server
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -186,7 +186,7 @@ def test_check_says_that_the_settings_the_broker_and_the_queue_are_well(
     assert "give back: yes" in out
 
 
-@pytest.mark.parametrize("broker", [b for b in BROKERS if b != "sqlite"], indirect=True)
+@pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True)
 def test_check_without_a_broker_is_exit_code_69_and_one_sentence(
     command: Call, broker: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import BROKERS, Counts, PrivateServer, server_module
+from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
 from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 CONCURRENCY = 4
 
 
-@pytest.fixture(scope="module", params=[name for name in BROKERS if name != "sqlite"])
+@pytest.fixture(scope="module", params=SERVED_BROKERS)
 def broker_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

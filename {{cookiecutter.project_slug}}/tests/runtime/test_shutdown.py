@@ -27,7 +27,7 @@ from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
-from .servers import BROKERS, Counts, Server
+from .servers import SERVED_BROKERS, Counts, Server
 from .test_contract import need
 
 pytestmark = pytest.mark.slow
@@ -35,9 +35,7 @@ pytestmark = pytest.mark.slow
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 """For what no broker takes part in."""
 
-over_the_network = pytest.mark.parametrize(
-    "broker", [name for name in BROKERS if name != "sqlite"], indirect=True
-)
+over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True)
 """For what the embedded broker, a file, does not have: a server, a connection, a subscription."""
 
 AT_ONCE_SECONDS = 5.0

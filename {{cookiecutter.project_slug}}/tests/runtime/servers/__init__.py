@@ -1,17 +1,18 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Real brokers for the tests: one module for each, with the same two functions.
+"""Real brokers for the tests: one module for each, with the same functions.
 
 ``shared(directory)`` gives a server that all tests may use at once, each with a queue of its own.
-``private(directory)`` gives one that a test may kill and start again. Both are context managers, and both
-raise `ServerMissing`, with the reason, where no server is to be had.
+``private(directory)`` gives one that a test may kill and start again; a broker that has no server, as the
+embedded one, has no such function. Both are context managers, and both raise `ServerMissing`, with the reason,
+where no server is to be had.
 """
 
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Protocol
 
 import pytest
@@ -57,17 +58,12 @@ class PrivateServer(Server, Protocol):
 
 
 class ServerModule(Protocol):
-    def most_repeated(self, prefetch: int) -> float:
-        """How many messages that were handled may come again after the server was killed and restarted."""
-
     def shared(self, directory: Path) -> AbstractContextManager[Server]: ...
 
     def private(self, directory: Path) -> AbstractContextManager[PrivateServer]: ...
 
-
-ALL_BROKERS = ("sqlite", "rabbitmq", "nats", "redis", "kafka", "sqs", "postgres", "mqtt")
-BROKERS = [name for name in ALL_BROKERS if find_spec(f".{name}", __name__)]
-"""The embedded broker and the one this service was scaffolded with."""
+    def most_repeated(self, prefetch: int) -> float:
+        """How many messages that were handled may come again after the server was killed and restarted."""
 
 
 def server_module(broker: str) -> ServerModule:
@@ -80,3 +76,13 @@ def skip_without_server(missing: ServerMissing) -> None:
     if os.environ.get("REQUIRE_BROKERS") == "1":
         pytest.fail(f"REQUIRE_BROKERS=1, but {missing}")
     pytest.skip(str(missing))
+
+
+EMBEDDED = "sqlite"
+BROKERS = [
+    EMBEDDED,
+    *(name for _, name, _ in iter_modules(__path__) if name not in (EMBEDDED, "local", "proxy")),
+]
+"""The embedded broker and the one this service was scaffolded with."""
+SERVED_BROKERS = [name for name in BROKERS if hasattr(server_module(name), "private")]
+"""Those that are a program on the network, which can be killed and be silent."""

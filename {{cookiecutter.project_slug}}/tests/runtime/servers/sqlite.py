@@ -4,10 +4,10 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from . import Counts, PrivateServer, Server, ServerMissing
+from . import Counts, Server
 
 COUNTS = """
 SELECT
@@ -51,12 +51,3 @@ class SqliteFile:
 @contextmanager
 def shared(directory: Path) -> Iterator[Server]:
     yield SqliteFile(directory / "queues.db")
-
-
-def most_repeated(prefetch: int) -> float:
-    return 0
-
-
-def private(directory: Path) -> AbstractContextManager[PrivateServer]:
-    msg = "the embedded broker is a file: there is no server to kill"
-    raise ServerMissing(msg)

@@ -1,0 +1,37 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The spool as the tests see it: what is in its folders. It has no server that could be killed."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import Counts, Server
+
+
+class Folder:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.url = f"spool:///{folder}"
+        self.impatient_url = f"{self.url}?lease_seconds=1"
+
+    def _names(self, queue: str, folder: str) -> list[str]:
+        path = self._folder / queue / folder
+        return [file.name for file in path.iterdir()] if path.exists() else []
+
+    def counts(self, queue: str) -> Counts:
+        ready = self._names(queue, "ready")
+        due = sum(float(name.partition("-")[0]) <= time.time() for name in ready)
+        return Counts(due, len(ready) - due, len(self._names(queue, "dead")))
+
+    def consumers(self, queue: str) -> int:
+        return len(self._names(queue, "held"))
+
+    def delete(self, queue: str) -> None:
+        shutil.rmtree(self._folder / queue, ignore_errors=True)
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    yield Folder(directory)
