@@ -14,10 +14,10 @@ IN_HAND = 10
 HANDLER_SECONDS = 0.2
 
 
-def measure(service: Service, broker: str, stops: int) -> Iterator[Figure]:
-    part = f"From SIGTERM to exit, {broker}"
-    print(f"{broker}: {2 * stops} stops", file=sys.stderr)
-    with service.queue(broker) as queue:
+def measure(service: Service, stops: int) -> Iterator[Figure]:
+    part = f"{service.broker}: from SIGTERM to exit"
+    print(f"{service.broker}: {2 * stops} stops", file=sys.stderr)
+    with service.queue() as queue:
         idle = [_stop(queue, in_hand=0) for _ in range(stops)]
         with queue.publishing(4 * IN_HAND * stops):
             pass

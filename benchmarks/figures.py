@@ -38,6 +38,12 @@ class Figure:
         median = self.median if self.values else None
         return json.dumps({**asdict(self), "median": median, "met": self.met})
 
+    @classmethod
+    def from_json(cls, line: str) -> "Figure":
+        """What `json` wrote."""
+        values = json.loads(line)
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
     def row(self) -> tuple[str, ...]:
         """Name, median, smallest and largest, target, whether it is met."""
         median, low, high = map(_short, (self.median, min(self.values), max(self.values)))

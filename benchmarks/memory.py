@@ -11,12 +11,12 @@ MIB = 2**20
 FLAT_MIB = 5
 
 
-def measure(service: Service, broker: str, messages: int) -> Iterator[Figure]:
-    part = f"Memory of the service over {messages:,} messages through {broker}"
+def measure(service: Service, messages: int) -> Iterator[Figure]:
+    part = f"{service.broker}: memory of the service over {messages:,} messages"
     if not STATM.exists():
         raise Unavailable(f"the size of a process is read from {STATM}, which this system lacks")
-    print(f"{broker}: {messages:,} messages", file=sys.stderr)
-    with service.queue(broker) as queue, queue.publishing(messages):
+    print(f"{service.broker}: {messages:,} messages", file=sys.stderr)
+    with service.queue() as queue, queue.publishing(messages):
         report = queue.consume(messages, prefetch=100, concurrency=100)
     early, *_, late = [size / MIB for size in report["resident_bytes"]]
     yield Figure(part, "after a tenth", [early], "MiB")

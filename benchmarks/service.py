@@ -22,11 +22,15 @@ class Unavailable(Exception):
 
 
 class Service:
-    """A service rendered into a scratch folder, with the trivial handler; it runs on this interpreter."""
+    """A service of one broker, rendered into a scratch folder, with the trivial handler.
 
-    def __init__(self, scratch: Path) -> None:
+    It runs on this interpreter, which imports its tests: there is one to a process.
+    """
+
+    def __init__(self, scratch: Path, broker: str) -> None:
         self.scratch = scratch
-        answers = ["project_slug=order-events", "broker=rabbitmq", "handler_stub=raw"]
+        self.broker = broker
+        answers = ["project_slug=order-events", f"broker={broker}", "handler_stub=raw"]
         render = [
             sys.executable,
             "-m",
@@ -40,19 +44,19 @@ class Service:
         project = scratch / "order-events"
         stub = project / "src/order_events/handlers/order_created.py"
         stub.write_bytes((HERE / "handler.py").read_bytes())
-        # Its tests know how to start a RabbitMQ, how to count what is in a queue, and how to run a service.
+        # Its tests know how to start a broker, how to count what is in a queue, and how to run a service.
         sys.path += [str(project), str(project / "src")]
         self._servers = import_module("tests.runtime.servers")
         self.process = import_module("tests.runtime.process")
         self.ledger = self.process.Ledger(scratch / "ledger")
 
     @contextmanager
-    def queue(self, broker: str) -> Iterator["Queue"]:
+    def queue(self) -> Iterator["Queue"]:
         """A queue that is gone afterwards. Raises Unavailable, with the reason, where there is no broker."""
-        folder = self.scratch / broker
+        folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
-            with self._servers.server_module(broker).shared(folder) as server:
+            with self._servers.server_module(self.broker).shared(folder) as server:
                 queue = Queue(self, server)
                 try:
                     yield queue

@@ -1,15 +1,13 @@
-"""Renders with pytest-cookies, starts one RabbitMQ for all services, and sums up at the end what was proved."""
+"""Renders with pytest-cookies, and sums up at the end what was proved."""
 
-import os
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rendered import BIN, COMBINATIONS, PUBLIC_QUESTIONS, Combination, Service
+from rendered import COMBINATIONS, PUBLIC_QUESTIONS, Combination, Service
 
 Render = Callable[..., Service]
 Prove = Callable[[str, str], None]
@@ -48,41 +46,6 @@ def combination(request: pytest.FixtureRequest) -> Combination:
 def service(render: Render, combination: Combination) -> Service:
     """The service of each combination of answers."""
     return render(**combination.answers)
-
-
-RABBITMQ = """\
-import sys
-from pathlib import Path
-from tests.runtime.servers import ServerMissing, rabbitmq
-try:
-    with rabbitmq.shared(Path(sys.argv[1])) as server:
-        print(server.url, flush=True)
-        sys.stdin.read()
-except ServerMissing:
-    pass
-"""
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_url(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One RabbitMQ for all suites, started as a service's own tests do; empty if there is none to be had."""
-    service = render(broker="rabbitmq")
-    with subprocess.Popen(
-        [
-            service.environment() / BIN / "python",
-            "-c",
-            RABBITMQ,
-            tmp_path_factory.mktemp("rabbitmq"),
-        ],
-        cwd=service.path,
-        env={**os.environ, "PYTHONPATH": "src"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as program:
-        assert program.stdout is not None
-        yield program.stdout.readline().strip()
-        program.communicate()  # closes its standard input, at which it stops the broker
 
 
 @pytest.fixture

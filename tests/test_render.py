@@ -127,7 +127,9 @@ def test_it_declares_bounds_on_both_sides_of_each_dependency(service: Service) -
     )
     requirements = [requirement for requirement in declared if isinstance(requirement, str)]
     assert requirements
-    assert [r for r in requirements if not re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+", r)] == []
+    assert [
+        r for r in requirements if not re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+", r)
+    ] == []
 
 
 def test_it_is_formatted(service: Service) -> None:

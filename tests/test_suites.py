@@ -11,16 +11,15 @@ import pytest
 from conftest import Prove, Render
 from rendered import Combination, Result, Service
 
-EVERYTHING = ["-m", ""]
-WHOLE: list[str] = []
-QUICK = ["-m", "not slow"]
+QUICK = ("-m", "not slow")
+EVERYTHING = ("-m", "", "-n", "2")
+"""Also the very slow tests; side by side, as most of them wait."""
+WHOLE = ("-n", "2")
 
 
-def run_suite(service: Service, broker_url: str, *arguments: str, environment: Path) -> Result:
-    return service.run(
-        "python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments,
-        environment=environment, CONSUMER_TEST_BROKER_URL=broker_url,
-    )  # fmt: skip
+def run_suite(service: Service, *arguments: str, environment: Path) -> Result:
+    command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return service.run(*command, environment=environment)
 
 
 def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> None:
@@ -31,24 +30,27 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
             prove("tests of services that skipped", f"broker={broker}: {reason}")
 
 
-def extent(combination: Combination) -> tuple[str, list[str]]:
-    """How much of a suite runs: all of it somewhere, the slow tests for each broker and stub.
-
-    For the rest the quick ones will do: the runtime and its tests are the same for all.
-    """
-    if combination.names != "short" or combination.handlers != "two":
-        return "without the slow tests", QUICK
-    if combination.handler_stub != "json":
-        return "whole", WHOLE
-    return "with the very slow tests", EVERYTHING
-
-
-def test_its_own_suite_passes(
-    service: Service, combination: Combination, rabbitmq_url: str, prove: Prove
-) -> None:
-    what, arguments = extent(combination)
-    result = run_suite(service, rabbitmq_url, *arguments, environment=service.environment())
+def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
+    """All of it for each broker; without the slow tests for the rest, which differ in nothing that these see."""
+    whole = (combination.handler_stub, combination.names) == ("json", "short")
+    arguments = EVERYTHING if whole else QUICK
+    result = run_suite(service, *arguments, environment=service.environment())
+    what = "with the very slow tests" if whole else "without the slow tests"
     check_and_prove(result, prove, combination.broker, what)
+
+
+def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_one_broker(
+    service: Service, combination: Combination, render: Render
+) -> None:
+    other = render(**{**combination.answers, "handler_stub": "json"})
+    runtime, others_runtime = (
+        {name: text for name, text in one.files.items() if name.startswith("tests/runtime/")}
+        for one in (service, other)
+    )
+    assert runtime == others_runtime
+    imports = re.compile(rb"^ *(?:from|import) %b(\S*)" % service.package.encode(), re.M)
+    seen = {module for text in runtime.values() for module in imports.findall(text)}
+    assert {module.split(b".")[1] for module in seen} == {b"runtime"}
 
 
 def other_pythons() -> list[Any]:
@@ -68,35 +70,33 @@ def other_pythons() -> list[Any]:
 
 @pytest.mark.parametrize("python", other_pythons())
 def test_its_own_suite_passes_on_other_pythons(
-    render: Render, rabbitmq_url: str, prove: Prove, python: list[str]
+    render: Render, prove: Prove, python: list[str]
 ) -> None:
     service = render()
     environment = service.environment(python=python[0])
     version = service.run("python", "--version", environment=environment).stdout.strip()
-    result = run_suite(service, rabbitmq_url, environment=environment)
+    result = run_suite(service, *WHOLE, environment=environment)
     check_and_prove(result, prove, "rabbitmq", f"whole, on {version}")
 
 
 def test_its_own_suite_passes_with_the_oldest_dependencies_that_it_allows(
-    render: Render, rabbitmq_url: str, prove: Prove
+    render: Render, prove: Prove
 ) -> None:
     service = render()
     environment = service.environment(resolution="lowest-direct")
-    result = run_suite(service, rabbitmq_url, environment=environment)
+    result = run_suite(service, *WHOLE, environment=environment)
     check_and_prove(result, prove, "rabbitmq", "whole, with the oldest dependencies")
 
 
 @pytest.mark.parametrize("dependency", ["aio-pika", "pydantic-settings", "structlog"])
-def test_a_dependency_that_is_not_declared_is_seen(
-    render_own: Render, rabbitmq_url: str, dependency: str
-) -> None:
+def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependency: str) -> None:
     """Or the tests above would pass for a service that nobody else can start."""
     service = render_own(broker="rabbitmq")
     declared = service.read("pyproject.toml")
     without = re.sub(rf'    "{dependency}[>=].*\n', "", declared)
     assert without != declared
     service.write("pyproject.toml", without)
-    result = run_suite(service, rabbitmq_url, *QUICK, environment=service.environment())
+    result = run_suite(service, *QUICK, environment=service.environment())
     assert result.returncode != 0
     module = dependency.replace("-", "_")
     assert f"ModuleNotFoundError: No module named '{module}'" in result.stdout

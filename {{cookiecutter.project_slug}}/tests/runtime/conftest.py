@@ -7,6 +7,8 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,25 @@ import pytest
 
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
-from .servers import BROKERS, Server, ServerMissing, server_module, skip_without_server
+from .servers import (
+    BROKERS,
+    PrivateServer,
+    Server,
+    ServerMissing,
+    server_module,
+    skip_without_server,
+)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts in the background so, and every process of these tests would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """What needs a server is slow, so that ``-m "not slow"`` is quick and needs none."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
-            item.add_marker(pytest.mark.slow)
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", params=BROKERS)
@@ -41,6 +48,25 @@ def broker(
             yield running
     except ServerMissing as missing:
         skip_without_server(missing)
+
+
+@pytest.fixture(scope="session")
+def private_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], PrivateServer]]:
+    """Gives the broker's server that tests may kill, and start again; its queues are nobody's care."""
+    with ExitStack() as running:
+
+        @cache
+        def start(broker: str) -> PrivateServer:
+            directory = tmp_path_factory.mktemp(f"private-{broker}")
+            try:
+                return running.enter_context(server_module(broker).private(directory))
+            except ServerMissing as missing:
+                skip_without_server(missing)
+                raise
+
+        yield start
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ def wait_for_dead(broker: Server, queue: str, count: int) -> None:
     give_up_at = time.monotonic() + 20
     while broker.counts(queue).dead != count:
         assert time.monotonic() < give_up_at, broker.counts(queue)
+        time.sleep(0.05)
 
 
 # -- usage
@@ -213,11 +214,11 @@ def test_publish_puts_one_message_into_the_queue(command: Call, broker: Server, 
 def test_publish_reads_json_lines(
     command: Call, broker: Server, queue: str, stdin: Callable[[bytes], None]
 ) -> None:
-    lines = [json.dumps({"id": str(number)}) for number in range(2_000)]
+    lines = [json.dumps({"id": f"{number:0500}"}) for number in range(300)]  # two pipes full
     stdin(("\n".join(lines) + "\n\n").encode())
     exit_code, _, err = command("publish", "-")
-    assert (exit_code, err) == (0, f"published 2,000 messages to {queue}\n")
-    assert broker.counts(queue).ready == 2_000
+    assert (exit_code, err) == (0, f"published 300 messages to {queue}\n")
+    assert broker.counts(queue).ready == 300
 
 
 @on_one_broker

@@ -7,12 +7,12 @@ be done twice is what the broker's own nature says (``most_repeated`` in servers
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .servers import BROKERS, PrivateServer, ServerMissing, server_module, skip_without_server
+from .servers import BROKERS, Counts, PrivateServer, server_module
 from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
 
 pytestmark = pytest.mark.slow
@@ -26,14 +26,9 @@ def broker_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def server(broker_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
-    """A server that each test may kill and starts again; it is gone after them, and its queues with it."""
-    try:
-        with server_module(broker_name).private(tmp_path_factory.mktemp(broker_name)) as running:
-            yield running
-    except ServerMissing as missing:
-        skip_without_server(missing)
+@pytest.fixture
+def server(broker_name: str, private_server: Callable[[str], PrivateServer]) -> PrivateServer:
+    return private_server(broker_name)
 
 
 @pytest.fixture
@@ -55,6 +50,7 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     process.wait_for("connected", count=2)
     tasks += scene.publish(20)
     wait_until(lambda: set(scene.ledger.ended) == set(tasks))
+    wait_until(lambda: scene.broker.counts(scene.queue) == Counts(0, 0, 0))  # what came twice, too
     exit_code, _ = process.stop()
     assert exit_code == 0
     assert_quiet(process)

@@ -46,9 +46,6 @@ from .servers import (
     Counts,
     PrivateServer,
     Server,
-    ServerMissing,
-    server_module,
-    skip_without_server,
 )
 from .servers.proxy import Proxy
 from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER
@@ -62,14 +59,10 @@ Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
 Event = dict[str, Any]
 
 
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
-    """A RabbitMQ that may be killed, and that knows the users of servers/rabbitmq.py."""
-    try:
-        with server_module("rabbitmq").private(tmp_path_factory.mktemp("node")) as server:
-            yield server
-    except ServerMissing as missing:
-        skip_without_server(missing)
+@pytest.fixture
+def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
+    """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
+    return private_server("rabbitmq")
 
 
 @pytest.fixture
@@ -674,7 +667,6 @@ class TestTopology:
                 assert (message.id, message.attempt) == ("id-1", 2)
                 await source.ack(message)
                 await owner.describe()
-        node.delete(queue)
 
     async def test_the_server_is_described_with_its_version(self, connect: Connect) -> None:
         async with connect(prefetch=0) as source:

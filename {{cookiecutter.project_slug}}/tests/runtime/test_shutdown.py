@@ -27,7 +27,7 @@ from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
-from .servers import BROKERS, Server
+from .servers import BROKERS, Counts, Server
 from .test_contract import need
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the awaited state did not come"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def has_ended(scene: Scene, count: int) -> bool:
@@ -488,6 +488,7 @@ def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
         process.stop(signal.SIGKILL)
     process = scene.start(url=scene.broker.impatient_url)
     wait_until(lambda: set(scene.ledger.ended) == set(tasks))
+    wait_until(lambda: scene.broker.counts(scene.queue) == Counts(0, 0, 0))  # what came twice, too
     assert_clean_stop(process)
     counts = scene.broker.counts(scene.queue)
     assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)

@@ -1,7 +1,7 @@
-"""The consumers that the generated service is compared with: ``python consumers.py NAME``.
+"""RabbitMQ consumers that the generated service is compared with: ``python rabbitmq.py NAME``.
 
-They take the same messages from the same queue, call the same stopwatch, and read the service's environment
-variables. Each is written as its library's own documentation writes it.
+As in every file of this folder, they take the same messages from the same queue, call the same stopwatch, and
+read the service's environment variables. Each is written as its library's own documentation writes it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ PREFETCH = int(os.environ["CONSUMER_PREFETCH"])
 stopwatch = Stopwatch()
 
 
-async def bare() -> None:
+async def bare_single() -> None:
     """aio-pika's ``queue.consume(callback)`` and ``await message.ack()``."""
     stop = _stop_event()
     connection, queue = await _connect()
@@ -86,7 +86,7 @@ async def _connect() -> tuple[AbstractRobustConnection, AbstractQueue]:
 
 
 CONSUMERS = {
-    consumer.__name__: consumer for consumer in (bare, article, faststream, faststream_quiet)
+    consumer.__name__: consumer for consumer in (bare_single, article, faststream, faststream_quiet)
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""CPU time of the consumer's process for each message: the service beside the clients in clients/.
+
+Measured inside the process, from the first message in its handler until every ack is written; so without
+start and stop, and without what the broker uses. In each round every consumer gets its turn, in random order,
+on the same queue: the service's own, filled before the consumer starts.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from figures import Figure
+from service import Service
+
+PREFETCH = 100
+"""Also the service's concurrency: with callbacks, that many handlers may run at a time too."""
+
+HERE = Path(__file__).resolve().parent
+OURS = "the generated service"
+TITLES = {
+    "bare": "the bare client, fetching and acknowledging in batches",
+    "bare_single": "the bare client, one ack for each message",
+    "article": "the 2019 form on the client's own iterator",
+    "faststream": "FastStream",
+    "faststream_quiet": "FastStream without its log lines",
+}
+# What ours may cost at most, beside each consumer in clients/; None is for comparison only.
+AT_MOST: dict[str, dict[str, float | None]] = {
+    "rabbitmq": {"bare_single": 0.8, "article": None, "faststream": 0.4, "faststream_quiet": None},
+}
+
+
+def measure(service: Service, messages: int, rounds: int) -> Iterator[Figure]:
+    broker = service.broker
+    part = f"{broker}: CPU per message of 200 bytes, {messages:,} of them, prefetch {PREFETCH}"
+    microseconds: dict[str, list[float]] = {name: [] for name in (OURS, *AT_MOST[broker])}
+    with service.queue() as queue:
+        for number in range(rounds):
+            for name in random.sample(list(microseconds), len(microseconds)):
+                print(f"{broker}, round {number + 1} of {rounds}: {name}", file=sys.stderr)
+                with queue.publishing(messages):
+                    pass
+                # -P: a client named as its library must not be taken for it.
+                client = [sys.executable, "-P", str(HERE / f"clients/{service.broker}.py"), name]
+                report = queue.consume(
+                    messages,
+                    None if name == OURS else client,
+                    prefetch=PREFETCH,
+                    concurrency=PREFETCH,
+                )
+                microseconds[name].append(report["cpu_seconds"] * 1e6 / messages)
+    for name, values in microseconds.items():
+        yield Figure(part, TITLES.get(name, name), values, "µs")
+    ours = microseconds[OURS]
+    for name, at_most in AT_MOST[broker].items():
+        ratio = [own / other for own, other in zip(ours, microseconds[name], strict=True)]
+        yield Figure(part, f"ours / {TITLES[name]}", ratio, at_most=at_most)
