@@ -83,6 +83,7 @@ def command(call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPa
     """As `call`, with a broker."""
     monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
+    monkeypatch.setenv("CONSUMER_GROUP", queue)
     return call
 
 
@@ -149,9 +150,9 @@ def test_without_a_broker_url_nothing_falls_back_to_the_embedded_one(
     [
         ("CONSUMER_CONCURRENCY", "0", "CONSUMER_CONCURRENCY: Input should be greater than"),
         ("ORDERS_LIMIT", "many", "ORDERS_LIMIT: Input should be a valid integer"),
-        ("CONSUMER_BROKER_URL", "kafka://h", "CONSUMER_BROKER_URL: unknown scheme 'kafka'"),
+        ("CONSUMER_BROKER_URL", "pigeon://h", "CONSUMER_BROKER_URL: unknown scheme 'pigeon'"),
         ("CONSUMER_BROKER_URL", "orders", "CONSUMER_BROKER_URL: unknown scheme ''"),
-        ("CONSUMER_BROKER_URL", "kafka://me:x[@h", "CONSUMER_BROKER_URL: unknown scheme 'kafka'"),
+        ("CONSUMER_BROKER_URL", "pigeon://me:x[@h", "CONSUMER_BROKER_URL: unknown scheme 'pigeon'"),
         ("CONSUMER_BROKER_URL", "sqlite://", "CONSUMER_BROKER_URL"),
     ],
 )

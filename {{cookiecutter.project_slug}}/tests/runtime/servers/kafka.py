@@ -3,8 +3,11 @@
 
 CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
 installed, with ``{port}`` where the port goes, on which it listens and which it advertises, and ``{directory}``
-for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``. It is the one that is killed in tests
-and started again, so it must find there what it had stored.
+for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
+
+Servers that only speak Kafka's protocol lack some of what Kafka can do. CONSUMER_TEST_BROKER_LACKS names it, with
+commas between, and the tests that need it are skipped: ``rebalance`` (a commit while the group is rebalanced),
+``restart`` (what it had stored is there after it was killed), ``members`` (who is in a group).
 """
 
 import asyncio
@@ -39,7 +42,11 @@ T = TypeVar("T")
 
 IMAGE = "apache/kafka:4.1.0"
 PARTITIONS = 4
-OPTIONS = f"?partitions={PARTITIONS}"
+SESSION_SECONDS = 6
+"""The least that brokers allow by default."""
+OPTIONS = (
+    f"?partitions={PARTITIONS}&rebalance_timeout_seconds=4&session_timeout_seconds={SESSION_SECONDS}"
+)
 
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -48,8 +55,9 @@ class KafkaServer:
     """Reads the broker's own counts by its protocol."""
 
     def __init__(self, url: str) -> None:
+        self.lacks = _lacks()
         self.url = url
-        self.impatient_url = f"{url}&session_timeout_seconds=1"
+        self.impatient_url = url
         self._address = urlsplit(url).netloc.rpartition("@")[2]
 
     def counts(self, queue: str) -> Counts:
@@ -93,7 +101,7 @@ class KafkaServer:
             [response] = await admin.describe_consumer_groups([queue])
             return len(response.groups[0][5])
 
-        return self._ask(count)
+        return -1 if "members" in self.lacks else self._ask(count)
 
     def delete(self, queue: str) -> None:
         async def delete(admin: AIOKafkaAdminClient) -> None:
@@ -149,8 +157,21 @@ def most_repeated(prefetch: int) -> float:
     return prefetch + 50
 
 
+def _lacks() -> set[str]:
+    return set(os.environ.get("CONSUMER_TEST_BROKER_LACKS", "").split(","))
+
+
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
+    if "restart" in _lacks():
+        msg = "the server of these tests lacks: restart"
+        raise ServerMissing(msg)
+    with _started(directory) as server:
+        yield server
+
+
+@contextmanager
+def _started(directory: Path) -> Iterator[PrivateServer]:
     command = os.environ.get("CONSUMER_TEST_BROKER_COMMAND")
     (port,) = free_ports(1)
     if command is not None:
@@ -178,7 +199,7 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.startswith("kafka"):
         yield KafkaServer(f"{url}{OPTIONS}")
     else:
-        with one_for_all_workers("kafka", directory, private) as url:
+        with one_for_all_workers("kafka", directory, _started) as url:
             yield KafkaServer(url)
 
 
@@ -195,7 +216,6 @@ def _environment(port: int) -> list[str]:
         "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
         "TRANSACTION_STATE_LOG_MIN_ISR": "1",
         "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
-        "GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
     }
     return [option for name, value in variables.items() for option in ("-e", f"KAFKA_{name}={value}")]
 

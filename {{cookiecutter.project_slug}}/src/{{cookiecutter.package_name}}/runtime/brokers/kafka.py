@@ -4,12 +4,13 @@
 ``kafka://user:password@one:9092,two:9092``, or ``kafkas://`` for TLS. Options, as in ``?partitions=24&cafile=ca.pem``:
 ``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), ``cafile``, ``certfile``, ``keyfile``; ``partitions`` and
 ``replication_factor`` of topics that are made because they are not there; ``session_timeout_seconds``, after
-which the partitions of a dead consumer go to others. What a password may not hold in a URL is percent-encoded.
+which the partitions of a dead consumer go to others; ``rebalance_timeout_seconds``, which a rebalance may wait for
+messages in hand. What a password may not hold in a URL is percent-encoded.
 
 Kafka knows no single messages: a consumer owns whole partitions, and commits for each one offset below which
 all is done. That is what is done without a gap, so a message that was not finished, and those of its partition
-that were finished after it, come again. A handler that takes longer than ``CONSUMER_DRAIN_SECONDS``
-holds up a rebalance of the group for that long, and then its message comes again.
+that were finished after it, come again. A rebalance of the group waits for what is in hand as long as a stop
+does, ``CONSUMER_DRAIN_SECONDS``; a message that takes longer comes again, at the partition's next owner.
 
 For ``CONSUMER_SOURCE=orders`` the topics are ``orders``, ``orders.retry`` and ``orders.dead``. A retry or a dead
 letter is produced, and confirmed, before its offset counts as done: a crash in between makes a duplicate,
@@ -53,13 +54,13 @@ POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 1.0
 """So late the others may hear that a consumer joined or left."""
 SESSION_SECONDS = 30.0
-REBALANCE_SECONDS = 10.0
+REJOIN_SECONDS = 3.0
 """What a rebalance may take after the messages in hand are done or given up."""
 STUCK_SECONDS = 30.0
 """Without an answer to any fetch for so long, or so much longer than a rebalance may take without an
 assignment, a consumer is replaced: aiokafka may not come back by itself (aiokafka#847, #1037)."""
 STOP_SECONDS = 1.0
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.5
 PUBLISH_AT_ONCE = 500
 
 PARTITIONS = 12
@@ -114,6 +115,7 @@ class Address(NamedTuple):
     partitions: int
     replication_factor: int
     session_seconds: float
+    rebalance_seconds: float | None
 
 
 @dataclass(eq=False, slots=True)
@@ -170,6 +172,9 @@ class KafkaSource(Source):
         self._group = settings.group or settings.source
         self._retry = f"{settings.source}.retry"
         self._dead = f"{settings.source}.dead"
+        self._rebalance_seconds = (
+            self._address.rebalance_seconds or settings.drain_seconds + REJOIN_SECONDS
+        )
         self._delays = delays_seconds(settings.retry_seconds, settings.retry_max_seconds)
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
@@ -217,8 +222,7 @@ class KafkaSource(Source):
         await self.stop()
         for task in self._helpers:
             task.cancel()
-        if self._helpers:
-            await asyncio.wait(self._helpers, timeout=0.5)
+        await asyncio.wait(self._helpers, timeout=0.5)
         self._helpers.clear()
         await asyncio.gather(self._leave(CLOSE_SECONDS), self._close_producer(CLOSE_SECONDS))
         self._link.up = False
@@ -259,7 +263,7 @@ class KafkaSource(Source):
         try:
             async with asyncio.timeout(seconds):
                 yield
-        except (TimeoutError, kafka_errors.RequestTimedOutError, kafka_errors.KafkaTimeoutError):
+        except TimeoutError:
             msg = f"{self._link.broker} gave no answer within {seconds:g} seconds"
             raise BrokerUnavailable(msg) from None
         except (KafkaError, OSError, EOFError) as error:
@@ -407,7 +411,6 @@ class KafkaSource(Source):
 
     async def _join(self) -> None:
         """Join the group, and wait for what it assigns."""
-        longest_rebalance = self.settings.drain_seconds + REBALANCE_SECONDS
         consumer = AIOKafkaConsumer(
             group_id=self._group,
             enable_auto_commit=False,
@@ -416,14 +419,17 @@ class KafkaSource(Source):
             heartbeat_interval_ms=round(
                 min(HEARTBEAT_SECONDS, self._address.session_seconds / 3) * 1000
             ),
-            rebalance_timeout_ms=round(longest_rebalance * 1000),
+            rebalance_timeout_ms=round(self._rebalance_seconds * 1000),
             max_poll_interval_ms=FOREVER_MS,  # a handler may take as long as it likes
-            **self._client_arguments(longest_rebalance + ANSWER_SECONDS),  # joining waits for others
+            # The answer to a join may wait for all the others, or for one of them to count as dead.
+            **self._client_arguments(
+                max(self._rebalance_seconds, self._address.session_seconds) + ANSWER_SECONDS
+            ),
         )
         consumer.subscribe([self.settings.source, self._retry], listener=_Listener(self))
         self._consumer = consumer
         try:
-            async with self._asking(longest_rebalance + STUCK_SECONDS):
+            async with self._asking(self._rebalance_seconds + STUCK_SECONDS):
                 await consumer.start()
         except BaseException:
             await self._leave(0.5)
@@ -448,24 +454,21 @@ class KafkaSource(Source):
     async def _consume(self) -> None:
         if self._consumer is None:
             await self._join()
+        assert self._consumer is not None
         try:
-            async with self._asking(math.inf):
-                while True:
-                    while (room := self.prefetch - self._unfinished) <= 0:
-                        self._finished.clear()
-                        await self._finished.wait()
-                    await self._fetch(self._consumer, room)
+            while True:
+                while (room := self.prefetch - self._unfinished) <= 0:
+                    self._finished.clear()
+                    await self._finished.wait()
+                await self._fetch(self._consumer, room)
         except BrokerError:
             await self._leave(CLOSE_SECONDS)
             raise
 
     async def _fetch(self, consumer: AIOKafkaConsumer, room: int) -> None:
         """Wait for messages, and put them in the buffer. There is no await after they have come."""
-        async with asyncio.timeout(
-            self.settings.drain_seconds + REBALANCE_SECONDS + STUCK_SECONDS
-        ) as patience:
+        async with self._asking(self._rebalance_seconds + STUCK_SECONDS):
             batch = await consumer.getmany(timeout_ms=round(POLL_SECONDS * 1000), max_records=room)
-            patience.reschedule(None)
         now = time.time()
         for topic_partition, records in batch.items():
             partition = self._partitions.get(topic_partition)
@@ -511,9 +514,8 @@ class KafkaSource(Source):
     async def let_go(self) -> None:
         """The group is rebalanced: drop what nobody started, wait for what is in hand, and commit."""
         dropped = self._drop_buffered()
-        seconds = self.settings.drain_seconds
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max(0, self._rebalance_seconds - REJOIN_SECONDS)):
                 while self._unfinished and not self._closing.is_set():
                     self._finished.clear()
                     await self._finished.wait()
@@ -549,6 +551,7 @@ class KafkaSource(Source):
             return
         filler, self._filler = self._filler, None
         filler.cancel()  # getmany loses nothing by that
+        self._helpers.append(filler)  # to be waited for once more
         await asyncio.wait({filler}, timeout=STOP_SECONDS)
         self.returned_count += self._drop_buffered()
         self.buffer.close()
@@ -576,7 +579,7 @@ class KafkaSource(Source):
                     {partition.topic_partition: n for partition, n in offsets.items()}
                 )
         except (KafkaError, TimeoutError) as error:
-            log.debug("commit_failed", broker=self._link.broker, reason=_sentence(error))
+            log.debug("commit_failed", broker=self._link.broker, reason=type(error).__name__)
             self._dirty.update(p for p in offsets if self._partitions.get(p.topic_partition) is p)
             return False
         for partition, offset in offsets.items():
@@ -655,7 +658,7 @@ class KafkaSource(Source):
     async def _produce(
         self,
         topic: str,
-        records: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]],
+        records: Sequence[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]],
         partition: int | None = None,
     ) -> None:
         """Returns when the broker has confirmed every record."""
@@ -845,14 +848,16 @@ def parse_url(text: str) -> Address:
             partitions=int(options.pop("partitions", PARTITIONS)),
             replication_factor=int(options.pop("replication_factor", -1)),
             session_seconds=float(options.pop("session_timeout_seconds", SESSION_SECONDS)),
+            rebalance_seconds=float(options.pop("rebalance_timeout_seconds", 0)) or None,
         )
         mechanisms = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-        good = address.partitions > 0 and address.replication_factor not in (0, -2)
-        if not options and good and 0 < address.session_seconds < math.inf and mechanism in mechanisms:
+        numbers = (address.session_seconds, address.rebalance_seconds or 1)
+        good = address.partitions > 0 and all(0 < number < 86_400 for number in numbers)
+        if good and not options and mechanism in mechanisms:
             return address
     msg = (
         "CONSUMER_BROKER_URL: the options of kafka are sasl_mechanism (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), cafile, "
-        "certfile, keyfile, partitions, replication_factor and session_timeout_seconds"
+        "certfile, keyfile, partitions, replication_factor, session_timeout_seconds and rebalance_timeout_seconds"
     )
     raise BrokerRefused(msg)
 
