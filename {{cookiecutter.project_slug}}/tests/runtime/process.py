@@ -147,6 +147,7 @@ def service_environment(
         **inherited,
         "CONSUMER_BROKER_URL": url,
         "CONSUMER_SOURCE": queue,
+        "CONSUMER_GROUP": queue,  # as it is for a source that is made without a command line
         "CONSUMER_CONNECT_SECONDS": "30",
         "LEDGER": str(ledger.path),
         **consumer,

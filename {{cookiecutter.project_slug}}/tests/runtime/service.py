@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, Self
 
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from {{ cookiecutter.package_name }}.runtime import watchdog
 from {{ cookiecutter.package_name }}.runtime.cli import main
@@ -31,6 +31,15 @@ class Task(BaseModel):
     seconds: float = 0
     retry_after_seconds: float | None = None
     end: Literal["return", "raise", "reject", "retry", "swallow", "block", "checkpoint"] = "return"
+
+
+class TaskInBatch(Task):
+    """Its handler starts when the batch is full: that the consumer has it is told before."""
+
+    @model_validator(mode="after")
+    def _write(self) -> Self:
+        write("take", self.id)
+        return self
 
 
 def write(what: str, task_id: str) -> None:
@@ -85,7 +94,7 @@ def thread(task: Task, message: Message) -> None:
     finish(task)
 
 
-async def batch(tasks: list[Task]) -> None:
+async def batch(tasks: list[TaskInBatch]) -> None:
     for task in tasks:
         write("start", task.id)
     log.info("handling", tasks=[task.id for task in tasks])

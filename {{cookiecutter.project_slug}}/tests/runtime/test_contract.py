@@ -89,6 +89,11 @@ def ids(messages: Iterable[Any]) -> list[str]:
     return [message.id for message in messages]
 
 
+def as_promised(source: Source, ids: list[str]) -> list[str]:
+    """In this order, if the broker keeps one; else sorted, so that only what is there is compared."""
+    return ids if source.capabilities.order else sorted(ids)
+
+
 def need(source: Source, capability: str) -> None:
     if not getattr(source.capabilities, capability):
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
@@ -103,7 +108,7 @@ class TestContract:
         async with connect(prefetch=10) as source:
             published = await publish(source, 3)
             messages = await take(source, 3)
-            assert ids(messages) == published
+            assert as_promised(source, ids(messages)) == as_promised(source, published)
             for message in messages:
                 await source.ack(message)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
@@ -129,10 +134,12 @@ class TestContract:
         async with connect() as publisher:
             published = await publish(publisher, 3)
         async with connect(prefetch=1) as source:
-            for expected in published:
+            received = []
+            for _ in published:
                 (message,) = await take(source, 1)
-                assert message.id == expected
+                received.append(message.id)
                 await source.ack(message)
+            assert as_promised(source, received) == as_promised(source, published)
 
     async def test_publish_returns_when_every_message_is_in_the_queue(
         self, connect: Connect, broker: Server, queue: str
@@ -143,6 +150,7 @@ class TestContract:
 
     async def test_prefetch_is_never_exceeded(self, connect: Connect) -> None:
         async with connect(prefetch=3) as few:
+            need(few, "deals_on_demand")
             await publish(few, 30)
             held = await take(few, 3)
             async with connect(prefetch=30) as many:
@@ -256,7 +264,9 @@ class TestContract:
                 (message,) = await take(source, 1)
                 order.append(message.id)
                 await source.ack(message)
-            assert order == [*published[1:], published[0]]
+            others = [id for id in published if id != first.id]
+            assert as_promised(source, order[:-1]) == as_promised(source, others)
+            assert order[-1] == first.id
 
     async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
         self, connect: Connect, broker: Server, queue: str
@@ -300,20 +310,29 @@ class TestContract:
     async def test_stop_returns_what_no_worker_took_and_delivers_nothing_more(
         self, connect: Connect
     ) -> None:
-        async with connect(prefetch=10) as one, connect() as publisher:
-            published = await publish(publisher, 10)
-            await become(10, length_of(one.buffer))
-            await one.stop()
-            published += await publish(publisher, 2)
-            with pytest.raises(StopAsyncIteration):
-                await anext(one)
-            assert one.returned_count == 10
-            async with connect(prefetch=12) as other:  # the first is still connected
+        published: list[str] = []
+
+        async def others_get_everything() -> None:
+            async with connect(prefetch=12) as other:
                 messages = await take(other, 12)
                 assert Counter(ids(messages)) == Counter(published)
                 assert {message.attempt for message in messages} == {1}
                 for message in messages:
                     await other.ack(message)
+
+        async with connect() as publisher:
+            async with connect(prefetch=10) as one:
+                published += await publish(publisher, 10)
+                await become(10, length_of(one.buffer))
+                await one.stop()
+                published += await publish(publisher, 2)
+                with pytest.raises(StopAsyncIteration):
+                    await anext(one)
+                assert one.returned_count == 10
+                if one.capabilities.give_back:
+                    await others_get_everything()  # the first is still connected
+            if not one.capabilities.give_back:
+                await others_get_everything()
 
     async def test_stop_ends_the_workers_that_wait(self, connect: Connect) -> None:
         async with connect(prefetch=3) as source:
@@ -354,7 +373,7 @@ class TestContract:
     ) -> None:
         async with connect(prefetch=3) as source:
             await publish(source, 3)
-            done, given_back, rejected = await take(source, 3)
+            done, rejected, given_back = await take(source, 3)
             await source.stop()
             await source.ack(done)
             await source.give_back(given_back)
@@ -407,9 +426,10 @@ class TestContract:
                 await source.reject(message, f"reason {message.body.decode()}")
             await source.stop()
             for _ in range(2):
-                letters = [letter async for letter in source.dead_letters(3)]
-                assert ids(letters) == published[:3]
-                assert [letter.reason for letter in letters] == ["reason 0", "reason 1", "reason 2"]
+                limit = 3 if source.capabilities.order else 5
+                letters = [letter async for letter in source.dead_letters(limit)]
+                assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
+                assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
                 await become(5, source.count_dead_letters)
 
     async def test_replayed_dead_letters_are_new_messages(
@@ -426,7 +446,7 @@ class TestContract:
             assert progress == sorted(progress)
             assert progress[-1] == 3
             messages = await take(source, 3)
-            assert ids(messages) == ids(rejected)
+            assert as_promised(source, ids(messages)) == as_promised(source, ids(rejected))
             for message in messages:
                 assert (message.attempt, message.type) == (1, "kind")
                 assert dict(message.headers) == {"trace": "t"}

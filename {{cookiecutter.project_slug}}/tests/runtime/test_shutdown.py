@@ -27,7 +27,7 @@ from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
-from .servers import SERVED_BROKERS, Counts, Server
+from .servers import SERVED_BROKERS, Counts, Server, need_of_server
 from .test_contract import need
 
 pytestmark = pytest.mark.slow
@@ -169,7 +169,7 @@ def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Sc
     process.send(signal.SIGTERM)
     process.wait_for("draining")
     scene.publish(1)
-    wait_until(lambda: scene.broker.counts(scene.queue).ready == 1)
+    wait_until(lambda: scene.broker.counts(scene.queue).ready >= 1)
     assert scene.ledger.ended == []  # so the source stopped first, and the handler is in hand
     assert process.wait() == 0
     assert scene.ledger.started == ["task-0"]
@@ -201,7 +201,7 @@ def test_a_supervisors_pair_of_sigint_and_sigterm_does_not_force(scene: Scene) -
 def test_a_partial_batch_is_handled_at_once(scene: Scene) -> None:
     scene.publish(3, kind="batch")
     process = scene.start(HANDLERS="batch", batch_size=10, batch_seconds=60)
-    wait_until(lambda: scene.broker.counts(scene.queue).ready == 0)
+    wait_until(lambda: len(set(scene.ledger.ids("take"))) == 3)
     assert assert_clean_stop(process) < AT_ONCE_SECONDS
     done, left = len(scene.ledger.ended), scene.broker.counts(scene.queue).ready
     assert (done + left, len(process.find("handling"))) == (3, 1)
@@ -448,6 +448,7 @@ def test_a_closed_standard_output_does_not_disturb_the_stop(scene: Scene) -> Non
 
 
 def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scene) -> None:
+    need_of_server(scene.broker, "rebalance")
     restarts, tasks = int(os.environ.get("ROLLING_RESTARTS", "2")), []
     running = [scene.start(concurrency=4), scene.start(concurrency=4)]
     stopping = threading.Event()
@@ -474,6 +475,7 @@ def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scen
 
 
 def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
+    need_of_server(scene.broker, "rebalance")
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)

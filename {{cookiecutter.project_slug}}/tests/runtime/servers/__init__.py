@@ -71,6 +71,12 @@ def server_module(broker: str) -> ServerModule:
     return module
 
 
+def need_of_server(server: Server, ability: str) -> None:
+    """Skip the test where the server at hand, which may be a stand-in, lacks what its broker can do."""
+    if ability in getattr(server, "lacks", ()):
+        pytest.skip(f"the server of these tests lacks: {ability}")
+
+
 def skip_without_server(missing: ServerMissing) -> None:
     """Skip the test with the reason; with REQUIRE_BROKERS=1 (CI) fail instead."""
     if os.environ.get("REQUIRE_BROKERS") == "1":

@@ -1,2 +1,235 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Not built yet."""
+"""A real Kafka, or a server that speaks its protocol: one that is running, one that is installed, or Docker's.
+
+CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
+installed, with ``{port}`` where the port goes, on which it listens and which it advertises, and ``{directory}``
+for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
+
+Servers that only speak Kafka's protocol lack some of what Kafka can do. CONSUMER_TEST_BROKER_LACKS names it, with
+commas between, and the tests that need it are skipped: ``rebalance`` (a commit while the group is rebalanced),
+``restart`` (what it had stored is there after it was killed), ``members`` (who is in a group).
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import struct
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+    one_for_all_workers,
+)
+from .proxy import Proxy
+
+T = TypeVar("T")
+
+IMAGE = "apache/kafka:4.1.0"
+PARTITIONS = 4
+SESSION_SECONDS = 6
+"""The least that brokers allow by default."""
+OPTIONS = (
+    f"?partitions={PARTITIONS}&rebalance_timeout_seconds=4&session_timeout_seconds={SESSION_SECONDS}"
+)
+
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+class KafkaServer:
+    """Reads the broker's own counts by its protocol."""
+
+    def __init__(self, url: str) -> None:
+        self.lacks = _lacks()
+        self.url = url
+        self.impatient_url = url
+        self._address = urlsplit(url).netloc.rpartition("@")[2]
+
+    def counts(self, queue: str) -> Counts:
+        async def count(admin: AIOKafkaAdminClient) -> Counts:
+            ready = len(await self._left(admin, queue, queue))
+            due_at = [_due_at(r) for r in await self._left(admin, f"{queue}.retry", queue)]
+            dead = len(await self._left(admin, f"{queue}.dead", f"{queue}.dead"))
+            delayed = sum(seconds > time.time() for seconds in due_at)
+            return Counts(ready + len(due_at) - delayed, delayed, dead)
+
+        return self._ask(count)
+
+    async def _left(self, admin: AIOKafkaAdminClient, topic: str, group: str) -> list[Any]:
+        """The records that the group has not committed yet."""
+        if topic not in await admin.list_topics():  # asking for it by name would make it
+            return []
+        [described] = await admin.describe_topics([topic])
+        partitions = [TopicPartition(topic, p["partition"]) for p in described["partitions"]]
+        reader = AIOKafkaConsumer(
+            bootstrap_servers=self._address,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+        )
+        await reader.start()
+        try:
+            reader.assign(partitions)
+            records: list[Any] = []
+            ends: dict[TopicPartition, int | None] = dict.fromkeys(partitions)
+            while any([end is None or await reader.position(tp) < end for tp, end in ends.items()]):
+                for found in (await reader.getmany(timeout_ms=5)).values():
+                    records += found
+                ends = {tp: reader.highwater(tp) for tp in partitions}
+            return records
+        finally:
+            await reader.stop()
+
+    def consumers(self, queue: str) -> int:
+        async def count(admin: AIOKafkaAdminClient) -> int:
+            [response] = await admin.describe_consumer_groups([queue])
+            return len(response.groups[0][5])
+
+        return -1 if "members" in self.lacks else self._ask(count)
+
+    def delete(self, queue: str) -> None:
+        async def delete(admin: AIOKafkaAdminClient) -> None:
+            with suppress(KafkaError):
+                await admin.delete_topics([queue, f"{queue}.retry", f"{queue}.dead"])
+
+        self._ask(delete)
+
+    def _ask(self, question: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, T]]) -> T:
+        with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
+            return thread.submit(asyncio.run, _ask(self._address, question)).result()
+
+
+async def _ask(
+    address: str, question: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, T]]
+) -> T:
+    admin = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=10_000)
+    try:
+        await admin.start()
+        return await question(admin)
+    finally:
+        await admin.close()
+
+
+def _due_at(record: Any) -> float:
+    return float(dict(record.headers)["x-consumer-due-at"])
+
+
+class PrivateKafka(KafkaServer):
+    """A server of one's own, on this port."""
+
+    def __init__(self, port: int, instance: Instance) -> None:
+        super().__init__(f"kafka://127.0.0.1:{port}{OPTIONS}")
+        self._instance = instance
+
+    def kill(self) -> None:
+        self._instance.kill()
+
+    def restart(self) -> None:
+        self._instance.restart()
+
+
+class KafkaProxy(Proxy):
+    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
+
+    def translate(self, data: bytes) -> bytes:
+        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
+        return data.replace(theirs, ours)
+
+
+def most_repeated(prefetch: int) -> float:
+    """What was in hand, and what was done since the last commit."""
+    return prefetch + 50
+
+
+def _lacks() -> set[str]:
+    return set(os.environ.get("CONSUMER_TEST_BROKER_LACKS", "").split(","))
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    if "restart" in _lacks():
+        msg = "the server of these tests lacks: restart"
+        raise ServerMissing(msg)
+    with _started(directory) as server:
+        yield server
+
+
+@contextmanager
+def _started(directory: Path) -> Iterator[PrivateServer]:
+    command = os.environ.get("CONSUMER_TEST_BROKER_COMMAND")
+    (port,) = free_ports(1)
+    if command is not None:
+        arguments = [
+            argument.format(port=port, directory=directory) for argument in shlex.split(command)
+        ]
+        instance: Instance = ServerProcess(arguments, directory, lambda: _answers(port))
+    elif has_docker():
+        instance = ServerContainer(IMAGE, 9092, port, lambda: _answers(port), *_environment(port))
+    else:
+        msg = (
+            "there is no Kafka for the tests: CONSUMER_TEST_BROKER_URL names none, CONSUMER_TEST_BROKER_COMMAND "
+            "says how to start none, and there is no docker"
+        )
+        raise ServerMissing(msg)
+    try:
+        yield PrivateKafka(port, instance)
+    finally:
+        instance.close()
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
+    if url.startswith("kafka"):
+        yield KafkaServer(f"{url}{OPTIONS}")
+    else:
+        with one_for_all_workers("kafka", directory, _started) as url:
+            yield KafkaServer(url)
+
+
+def _environment(port: int) -> list[str]:
+    variables = {
+        "NODE_ID": "1",
+        "PROCESS_ROLES": "broker,controller",
+        "LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        "LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+        "CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+        "OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+        "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+        "TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+    }
+    return [option for name, value in variables.items() for option in ("-e", f"KAFKA_{name}={value}")]
+
+
+def _answers(port: int) -> bool:
+    """Whether there is a broker: the port alone may be open before that."""
+
+    async def has_brokers(admin: AIOKafkaAdminClient) -> bool:
+        return bool((await admin.describe_cluster())["brokers"])
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(
+                asyncio.run, _ask(f"127.0.0.1:{port}", has_brokers)
+            ).result()
+        except (KafkaError, OSError):
+            return False

@@ -66,6 +66,10 @@ class Proxy:
         """Pass on again, also what was held back."""
         self._run(self._listen)
 
+    def translate(self, data: bytes) -> bytes:
+        """What the client gets of what the broker said: for one that tells its address, ours."""
+        return data
+
     def _run(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run_coroutine_threadsafe(step(), self._loop).result(10)
 
@@ -104,7 +108,7 @@ class Proxy:
         with contextlib.suppress(*BROKEN):
             while data := await reader.read(65536):
                 await self._flowing.wait()
-                writer.write(data)
+                writer.write(data if to_broker else self.translate(data))
                 if to_broker:
                     self.bytes_to_broker += len(data)
                 await writer.drain()

@@ -60,6 +60,8 @@ class Capabilities:
     """Rejected messages are kept, and can be listed, replayed and purged."""
     order: bool
     """One consumer with a prefetch of 1 gets messages in the order of their publishing, retries aside."""
+    deals_on_demand: bool = True
+    """What waits goes to whichever consumer has room; else each has a share of the queue to itself."""
 
 
 class Buffer:
