@@ -89,6 +89,11 @@ def ids(messages: Iterable[Any]) -> list[str]:
     return [message.id for message in messages]
 
 
+def as_promised(source: Source, ids: list[str]) -> list[str]:
+    """In this order, if the broker keeps one; else sorted, so that only what is there is compared."""
+    return ids if source.capabilities.order else sorted(ids)
+
+
 def need(source: Source, capability: str) -> None:
     if not getattr(source.capabilities, capability):
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
@@ -103,7 +108,7 @@ class TestContract:
         async with connect(prefetch=10) as source:
             published = await publish(source, 3)
             messages = await take(source, 3)
-            assert ids(messages) == published
+            assert as_promised(source, ids(messages)) == as_promised(source, published)
             for message in messages:
                 await source.ack(message)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
@@ -116,6 +121,8 @@ class TestContract:
     async def test_body_id_type_and_headers_survive(self, connect: Connect, body: bytes) -> None:
         headers = {"traceparent": "00-ab-01", "größe": "ü", "n": 7, "yes": True, "list": ["a", 1]}
         async with connect(prefetch=1) as source:
+            if len(body) > (source.largest_body_bytes or len(body)):
+                pytest.skip(f"this broker takes at most {source.largest_body_bytes} bytes")
             await source.publish([OutgoingMessage(body, "order_created", "id-7", headers)])
             (message,) = await take(source, 1)
             assert message.body == body
@@ -129,10 +136,12 @@ class TestContract:
         async with connect() as publisher:
             published = await publish(publisher, 3)
         async with connect(prefetch=1) as source:
-            for expected in published:
+            received = []
+            for _ in published:
                 (message,) = await take(source, 1)
-                assert message.id == expected
+                received.append(message.id)
                 await source.ack(message)
+            assert as_promised(source, received) == as_promised(source, published)
 
     async def test_publish_returns_when_every_message_is_in_the_queue(
         self, connect: Connect, broker: Server, queue: str
@@ -217,7 +226,8 @@ class TestContract:
                     received.append(message.id)
                     await source.ack(message)
             await publishing
-            for message in await take(source, len(published) - len(received)):
+            while len(received) < len(published):
+                (message,) = await take(source, 1)
                 received.append(message.id)
                 await source.ack(message)
         assert Counter(received) == Counter(published)
@@ -255,7 +265,9 @@ class TestContract:
                 (message,) = await take(source, 1)
                 order.append(message.id)
                 await source.ack(message)
-            assert order == [*published[1:], published[0]]
+            others = [id for id in published if id != first.id]
+            assert as_promised(source, order[:-1]) == as_promised(source, others)
+            assert order[-1] == first.id
 
     async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
         self, connect: Connect, broker: Server, queue: str
@@ -406,9 +418,10 @@ class TestContract:
                 await source.reject(message, f"reason {message.body.decode()}")
             await source.stop()
             for _ in range(2):
-                letters = [letter async for letter in source.dead_letters(3)]
-                assert ids(letters) == published[:3]
-                assert [letter.reason for letter in letters] == ["reason 0", "reason 1", "reason 2"]
+                limit = 3 if source.capabilities.order else 5
+                letters = [letter async for letter in source.dead_letters(limit)]
+                assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
+                assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
                 await become(5, source.count_dead_letters)
 
     async def test_replayed_dead_letters_are_new_messages(
@@ -425,7 +438,7 @@ class TestContract:
             assert progress == sorted(progress)
             assert progress[-1] == 3
             messages = await take(source, 3)
-            assert ids(messages) == ids(rejected)
+            assert as_promised(source, ids(messages)) == as_promised(source, ids(rejected))
             for message in messages:
                 assert (message.attempt, message.type) == (1, "kind")
                 assert dict(message.headers) == {"trace": "t"}
@@ -447,12 +460,15 @@ class TestContract:
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_describe_tells_what_waits_and_who_consumes(
-        self, connect: Connect, queue: str
+        self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect() as source:
             await publish(source, 3)
             described = await source.describe()
-            assert (described[queue], described[f"{queue} consumers"]) == (3, 0)
+            assert described[queue] == 3
+            if broker.consumers(queue) < 0:
+                pytest.skip("this broker cannot tell who consumes")
+            assert described[f"{queue} consumers"] == 0
             async with connect(prefetch=1):
 
                 async def count_consumers() -> object:
