@@ -29,11 +29,13 @@ KEY, SECRET = "test", "p/ss+w@rd"
 # moto has no locks around its queues: two requests at once would get the same message, or lose one that is
 # sent while another is deleted. Threads that are not interrupted need none. A poll that waits looks only once
 # a second whether a message has become visible again, unlike SQS. And counting the whole queue for each
-# message delivered, by a slow clock, takes a hundred times as long as all the rest.
+# message delivered, by a slow clock, takes ten times as long as all the rest. And a second Server header,
+# next to the HTTP server's own, is an error to a strict client (python -X dev).
 MOTO = """
 import sys
 import time
 from moto.server import main
+from moto.moto_server.werkzeug_app import MotoRequestHandler
 from moto.sqs import models
 
 sys.setswitchinterval(60)
@@ -41,6 +43,10 @@ wait_for_messages = models.Queue.wait_for_messages
 models.Queue.wait_for_messages = lambda queue, timeout: wait_for_messages(queue, 0.02)
 models.SQSBackend.is_message_valid_based_on_retention_period = lambda *_: True
 models.unix_time_millis = lambda: time.time() * 1000
+send_header = MotoRequestHandler.send_header
+MotoRequestHandler.send_header = lambda handler, name, value: (
+    name == "server" or send_header(handler, name, value)
+)
 main(["--port", sys.argv[1]])
 """
 

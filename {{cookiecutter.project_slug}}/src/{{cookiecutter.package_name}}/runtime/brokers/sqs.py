@@ -230,6 +230,7 @@ class SqsSource(Source):
             # Once more at once: a connection that idled for long may be closed just as a request is sent.
             retries={"mode": "standard", "total_max_attempts": 2},
             max_pool_connections=4 * MOST_REQUESTS,
+            warm_up_loader_caches=True,  # in a thread: reading all that botocore knows of AWS blocks for long
         )
         client = get_session().create_client("sqs", config=config, **self._address.client_arguments)
         self._client = await self._bounded(client.__aenter__(), "connect", CONNECT_SECONDS)
