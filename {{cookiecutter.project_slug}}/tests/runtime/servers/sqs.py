@@ -75,7 +75,7 @@ class SqsServer:
         return self._client
 
     def counts(self, queue: str) -> Counts:
-        of_queue, of_dead = self._attributes(queue), self._attributes(f"{queue}-dead")
+        of_queue, of_dead = self.attributes(queue), self.attributes(f"{queue}-dead")
         name = "ApproximateNumberOfMessages"
         return Counts(
             ready=int(of_queue.get(name, 0)),
@@ -100,7 +100,8 @@ class SqsServer:
                 raise
             return ""
 
-    def _attributes(self, name: str) -> dict[str, str]:
+    def attributes(self, name: str) -> dict[str, str]:
+        """Empty if there is no such queue."""
         url = self.queue_url(name)
         if not url:
             return {}

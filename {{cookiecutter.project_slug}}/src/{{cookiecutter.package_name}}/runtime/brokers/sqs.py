@@ -73,6 +73,7 @@ TEN = 10
 """So many messages fit in any request."""
 BATCH_BYTES = 262_144
 """So many bytes fit on every server; AWS itself takes four times as many. A larger message goes alone."""
+MOST_BYTES = 1_048_576
 MOST_REQUESTS = 10
 """At a time, of each kind: one connection each."""
 MOST_ATTRIBUTES = 10
@@ -233,7 +234,7 @@ class SqsSource(Source):
             warm_up_loader_caches=True,  # in a thread: reading all that botocore knows of AWS blocks for long
         )
         client = get_session().create_client("sqs", config=config, **self._address.client_arguments)
-        self._client = await self._bounded(client.__aenter__(), "connect", CONNECT_SECONDS)
+        self._client = await self._bounded(client.__aenter__(), CONNECT_SECONDS)
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 await self._declare()
@@ -333,19 +334,19 @@ class SqsSource(Source):
             msg = f"{self._address}: the connection is closed"
             raise BrokerUnavailable(msg)
         request = getattr(self._client, operation)(**parameters)
-        return await self._bounded(request, operation, seconds + ANSWER_SECONDS)
+        return await self._bounded(request, seconds + ANSWER_SECONDS)
 
-    async def _bounded(self, request: Awaitable[T], operation: str, seconds: float) -> T:
+    async def _bounded(self, request: Awaitable[T], seconds: float) -> T:
         try:
             async with asyncio.timeout(seconds):
                 return await request
         except TimeoutError:
             msg = f"{self._address} gave no answer within {seconds:g} seconds"
             raise BrokerUnavailable(msg) from None
-        except (BotoCoreError, ClientError) as error:
-            raise self._explain(error, operation) from error
+        except (BotoCoreError, ClientError, ValueError) as error:
+            raise self._explain(error) from error
 
-    def _explain(self, error: BotoCoreError | ClientError, operation: str) -> BrokerError:
+    def _explain(self, error: Exception) -> BrokerError:
         sentence = f"{self._address}: {' '.join(str(error).split())[:300]}"
         if isinstance(error, ClientError):
             code = str(error.response["Error"]["Code"])
@@ -427,8 +428,11 @@ class SqsSource(Source):
             messages = await self._receive(
                 self._queue_url, count, self._address.visibility_seconds, self._address.wait_seconds
             )
-            # More may be there when some were. On an empty queue a single poll waits.
-            self._most_polls = min(self._most_polls + 1, MOST_REQUESTS) if messages else 1
+            # More may be there when many were; on an empty queue a single poll waits.
+            if not messages:
+                self._most_polls = 1
+            elif len(messages) >= count / 2:
+                self._most_polls = min(self._most_polls + 1, MOST_REQUESTS)
             self._deliver(messages)
         except BrokerUnavailable as outage:
             self._report(outage, epoch)
@@ -490,7 +494,7 @@ class SqsSource(Source):
         while True:
             await asyncio.sleep(seconds / 6)
             soon = time.monotonic() + seconds * 2 / 3
-            due = [message for message in self._held if message.receipt.hidden_until < soon]
+            due = [m for m in self._held if time.monotonic() < m.receipt.hidden_until < soon]
             batches = [due[start : start + TEN] for start in range(0, len(due), TEN)]
             for start in range(0, len(batches), MOST_REQUESTS):
                 await asyncio.gather(*map(self._extend, batches[start : start + MOST_REQUESTS]))
@@ -508,7 +512,8 @@ class SqsSource(Source):
         for number, message in enumerate(messages):
             if number not in failures:
                 message.receipt.hidden_until = hidden_until
-            elif failures[number].get("SenderFault"):
+            elif failures[number].get("SenderFault"):  # others have it, or its 12 hours are over
+                message.receipt.hidden_until = 0.0
                 log.warning("lease_lost", id=message.id, reason=failures[number].get("Message"))
 
     async def stop(self) -> None:
@@ -581,18 +586,20 @@ class SqsSource(Source):
                 await asyncio.sleep(GATHER_SECONDS)
             count = len(self._pending) // TEN * TEN or len(self._pending)
             count = min(count, TEN * MOST_REQUESTS)
-            settlements, self._pending = self._pending[:count], self._pending[count:]
-            batches = list(_batches(settlements))
+            batches = list(_batches(self._pending[:count]))
             outcomes = await asyncio.gather(*map(self._write_settlements, batches))
+            del self._pending[:count]
             again = [settlement for failed, _ in outcomes for settlement in failed]
             self._pending += [settlement for _, next_ones in outcomes for settlement in next_ones]
+            for settlement in again:
+                if settlement.message.receipt.lapsed:
+                    _log_lost(
+                        settlement, "SQS did not take it in time, and gives the message to others"
+                    )
+                else:
+                    self._pending.append(settlement)
             if again:
                 await asyncio.sleep(FIRST_PAUSE_SECONDS)
-                for settlement in again:
-                    if settlement.message.receipt.lapsed:
-                        _log_lost(settlement, "others have the message by now")
-                    else:
-                        self._pending.append(settlement)
             if not self._pending:
                 self._work.clear()
                 self._written.set()
@@ -629,15 +636,14 @@ class SqsSource(Source):
     # -- publishing
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        packed = [
-            _pack(
-                message.body,
-                message.id,
-                {TYPE: _string(message.type)} if message.type else {},
-                dict(message.headers),
-            )
-            for message in messages
-        ]
+        packed = []
+        for message in messages:
+            attributes = {TYPE: _string(message.type)} if message.type else {}
+            entry = _pack(message.body, message.id, attributes, dict(message.headers))
+            if (size := _size(entry)) > MOST_BYTES:
+                msg = f"this message cannot be sent: with its headers it has {size} bytes, and SQS takes {MOST_BYTES}"
+                raise BrokerRefused(msg)
+            packed.append(entry)
         await self._send(self._queue_url, packed)
 
     async def _send(self, queue_url: str, entries: Iterable[dict[str, Any]]) -> None:
@@ -661,21 +667,23 @@ class SqsSource(Source):
 
     async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
         """As in `Source`, but not certainly the oldest, as SQS has no order. They are hidden meanwhile."""
-        seen: dict[str, Message] = {}
+        hidden: dict[str, Message] = {}
         try:
-            while len(seen) < limit and (
+            while len(hidden) < limit and (
                 batch := await self._receive(
-                    self._dead_url, min(TEN, limit - len(seen)), LOOK_SECONDS, 1
+                    self._dead_url, min(TEN, limit - len(hidden)), LOOK_SECONDS, 1
                 )
             ):
+                letters = []
                 for raw in batch:
                     message, envelope = _unpack(raw)
-                    known = raw["MessageId"] in seen
-                    seen[raw["MessageId"]] = message  # the handle of the last delivery counts
-                    if not known:
-                        yield _dead_letter(message, envelope, raw)
+                    if raw["MessageId"] not in hidden:
+                        letters.append(_dead_letter(message, envelope, raw))
+                    hidden[raw["MessageId"]] = message  # the receipt of the last delivery counts
+                for letter in letters:
+                    yield letter
         finally:
-            back = list(seen.values())
+            back = list(hidden.values())
             for start in range(0, len(back), TEN):
                 entries = [_hiding(message, 0) for message in back[start : start + TEN]]
                 await self._write_batch(HIDE, self._dead_url, entries)
@@ -794,9 +802,9 @@ def _size(entry: dict[str, Any]) -> int:
         return 0
     size = len(entry["MessageBody"].encode())
     for name, attribute in entry["MessageAttributes"].items():
-        size += len(name) + sum(
-            len(value.encode() if isinstance(value, str) else value) for value in attribute.values()
-        )
+        size += len(name)
+        for value in attribute.values():
+            size += len(value.encode(errors="replace") if isinstance(value, str) else value)
     return size
 
 
