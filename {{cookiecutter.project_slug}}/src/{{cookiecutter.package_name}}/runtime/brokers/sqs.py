@@ -483,10 +483,12 @@ class SqsSource(Source):
     async def __anext__(self) -> Message:
         while True:
             message = await self.buffer.get()
-            if not message.receipt.lapsed:
+            if message.receipt.lapsed:  # an outage lasted so long that others have it now
+                self._held.discard(message)
+            if not len(self.buffer):
+                self._wake.set()  # the next worker may find nothing
+            if message in self._held:
                 return message
-            self._held.discard(message)  # an outage lasted so long that others have it now
-            self._wake.set()
 
     async def _keep_hidden(self) -> None:
         """Hide what is held from others for longer, in good time: long handlers, and long buffers."""
