@@ -321,17 +321,18 @@ class TestLeases:
 
 
 class TestBatches:
-    async def test_workers_that_wait_are_not_forgotten_while_others_are_busy(
+    async def test_a_worker_that_takes_the_last_message_leaves_no_other_waiting(
         self, connect: Connect
     ) -> None:
         async with connect(prefetch=4) as source:
-            waiting = [asyncio.create_task(take(source, 1)) for _ in range(3)]
-            for _ in range(3):
-                await publish(source, 1)
-                await asyncio.sleep(0.05)
+            await publish(source, 1)
+            await filled(source, 1)  # and three more are not worth a poll now
+            (first,) = await take(source, 1)
+            await publish(source, 1)
             async with asyncio.timeout(5):
-                for [message] in await asyncio.gather(*waiting):
-                    await source.ack(message)
+                (second,) = await take(source, 1)
+            await source.ack(first)
+            await source.ack(second)
 
     async def test_ten_messages_cost_one_request_of_each_kind(
         self, connect: Connect, broker: SqsServer, queue: str
@@ -360,6 +361,18 @@ class TestBatches:
             "ChangeMessageVisibilityBatch": 4,
         }
         await settle_as(broker, queue, Counts(ready=60, delayed=0, dead=0))
+
+    async def test_settlements_of_the_same_moment_share_a_request(self, connect: Connect) -> None:
+        async with connect(prefetch=10) as source:
+            await publish(source, 10)
+            messages = await take(source, 10)
+            await source.stop()
+            requests = requests_of(source)
+            for message in messages:
+                await source.ack(message)
+                await asyncio.sleep(0)
+            await source._written.wait()
+            assert requests == {"DeleteMessageBatch": 1}
 
     async def test_an_idle_queue_is_asked_by_one_poll_at_a_time(
         self, connect: Connect, broker: SqsServer

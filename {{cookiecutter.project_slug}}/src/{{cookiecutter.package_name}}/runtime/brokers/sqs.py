@@ -209,7 +209,8 @@ class SqsSource(Source):
         self._link = Link(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
         # Taking
-        self._stopping = asyncio.Event()
+        self._stopping = asyncio.Event()  # also when the source failed
+        self._stop_began = False
         self._wake = asyncio.Event()
         self._polls: set[asyncio.Task[Any]] = set()
         self._most_polls = 1
@@ -302,6 +303,10 @@ class SqsSource(Source):
         try:
             created = await self._call("create_queue", QueueName=name, Attributes=attributes)
         except BrokerRefused as refusal:
+            if "Dead letter target does not exist" in str(refusal):
+                raise QueueGone(
+                    *refusal.args
+                ) from refusal  # SQS takes a second to know a new queue
             msg = f"the queue {name!r} is not there, and cannot be made: {refusal}"
             raise BrokerRefused(msg) from refusal
         return str(created["QueueUrl"])
@@ -519,8 +524,9 @@ class SqsSource(Source):
                 log.warning("lease_lost", id=message.id, reason=failures[number].get("Message"))
 
     async def stop(self) -> None:
-        if self._stopping.is_set():
+        if self._stop_began:
             return
+        self._stop_began = True
         self._stopping.set()
         self._wake.set()
         for message in self.buffer.take_all():
