@@ -34,12 +34,12 @@ from aiobotocore.session import get_session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError,  # not Python's own
     CredentialRetrievalError,
     HTTPClientError,
     MetadataRetrievalError,
     NoCredentialsError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
@@ -111,6 +111,16 @@ SEND, DELETE, HIDE = (
     "send_message_batch",
     "delete_message_batch",
     "change_message_visibility_batch",
+)
+
+OUTAGES = (HTTPClientError, BotoConnectionError, MetadataRetrievalError, CredentialRetrievalError)
+TRY_AGAIN = (
+    "Throttling",
+    "ThrottlingException",
+    "RequestThrottled",
+    "KmsThrottled",
+    "OverLimit",
+    "QueueDeletedRecently",
 )
 
 for _name in ("aiobotocore", "botocore"):
@@ -428,6 +438,8 @@ class SqsSource(Source):
 
     async def _poll(self, count: int) -> None:
         """Never cancelled while SQS may answer: the messages of its answer would be hidden from everybody."""
+        poll = asyncio.current_task()
+        assert poll is not None
         epoch = self._epoch
         try:
             messages = await self._receive(
@@ -439,20 +451,21 @@ class SqsSource(Source):
             elif len(messages) >= count / 2:
                 self._most_polls = min(self._most_polls + 1, MOST_REQUESTS)
             self._deliver(messages)
-        except BrokerUnavailable as outage:
-            self._report(outage, epoch)
+        except BrokerError as error:
+            self._report(error, epoch)
         except Exception as failure:
             self._fail(failure)
         finally:
             self._asked -= count
-            self._polls -= {
-                asyncio.current_task()
-            }  # not by a callback: the filler looks before that
+            self._polls.discard(poll)  # not by a callback: the filler looks before that
             self._wake.set()
 
-    def _report(self, outage: BrokerUnavailable, epoch: int) -> None:
-        if epoch == self._epoch:
-            self._outage = outage
+    def _report(self, error: BrokerError, epoch: int) -> None:
+        """An outage is for the filler to mend; a refusal nobody can mend."""
+        if not isinstance(error, BrokerUnavailable):
+            self._fail(error)
+        elif epoch == self._epoch:
+            self._outage = error
             self._wake.set()
 
     async def _receive(
@@ -502,9 +515,8 @@ class SqsSource(Source):
             await asyncio.sleep(seconds / 6)
             soon = time.monotonic() + seconds * 2 / 3
             due = [m for m in self._held if time.monotonic() < m.receipt.hidden_until < soon]
-            batches = [due[start : start + TEN] for start in range(0, len(due), TEN)]
-            for start in range(0, len(batches), MOST_REQUESTS):
-                await asyncio.gather(*map(self._extend, batches[start : start + MOST_REQUESTS]))
+            for batches in _slices(_slices(due, TEN), MOST_REQUESTS):
+                await asyncio.gather(*map(self._extend, batches))
 
     async def _extend(self, messages: list[Message]) -> None:
         epoch = self._epoch
@@ -513,8 +525,8 @@ class SqsSource(Source):
         entries = [_hiding(message, seconds) for message in messages]
         try:
             failures = await self._write_batch(HIDE, self._queue_url, entries)
-        except BrokerUnavailable as outage:
-            self._report(outage, epoch)
+        except BrokerError as error:
+            self._report(error, epoch)
             return
         for number, message in enumerate(messages):
             if number not in failures:
@@ -601,9 +613,7 @@ class SqsSource(Source):
             self._pending += [settlement for _, next_ones in outcomes for settlement in next_ones]
             for settlement in again:
                 if settlement.message.receipt.lapsed:
-                    _log_lost(
-                        settlement, "SQS did not take it in time, and gives the message to others"
-                    )
+                    _log_lost(settlement, "too late: SQS gives the message to others")
                 else:
                     self._pending.append(settlement)
             if again:
@@ -627,7 +637,7 @@ class SqsSource(Source):
             return settlements, []
         except BrokerRefused as refusal:
             if operation != SEND:
-                raise
+                self._report(refusal, epoch)
             refused = {"SenderFault": True, "Message": str(refusal)}
             failures = dict.fromkeys(range(len(settlements)), refused)
         again, deletions = [], []
@@ -657,10 +667,10 @@ class SqsSource(Source):
     async def _send(self, queue_url: str, entries: Iterable[dict[str, Any]]) -> None:
         """Returns when SQS has confirmed every one. Raises BrokerUnavailable or BrokerRefused."""
         batches = list(_batches(Settlement(SEND, queue_url, e, Message(b"")) for e in entries))
-        for start in range(0, len(batches), MOST_REQUESTS):
+        for at_once in _slices(batches, MOST_REQUESTS):
             sending = [
                 self._write_batch(SEND, queue_url, [settlement.entry for settlement in batch])
-                for batch in batches[start : start + MOST_REQUESTS]
+                for batch in at_once
             ]
             for outcome in await asyncio.gather(*sending, return_exceptions=True):
                 if isinstance(outcome, BaseException):
@@ -688,12 +698,13 @@ class SqsSource(Source):
                     if raw["MessageId"] not in hidden:
                         letters.append(_dead_letter(message, envelope, raw))
                     hidden[raw["MessageId"]] = message  # the receipt of the last delivery counts
+                if not letters:
+                    return  # this takes so long that the first ones are visible again
                 for letter in letters:
                     yield letter
         finally:
-            back = list(hidden.values())
-            for start in range(0, len(back), TEN):
-                entries = [_hiding(message, 0) for message in back[start : start + TEN]]
+            for back in _slices(list(hidden.values()), TEN):
+                entries = [_hiding(message, 0) for message in back]
                 await self._write_batch(HIDE, self._dead_url, entries)
 
     async def count_dead_letters(self) -> int:
@@ -724,17 +735,6 @@ class SqsSource(Source):
     async def purge_dead_letters(self) -> int:
         # Not PurgeQueue, which SQS takes once a minute and does not count.
         return sum([len(batch) async for batch in self._dead_batches()])
-
-
-OUTAGES = (HTTPClientError, ConnectionError, MetadataRetrievalError, CredentialRetrievalError)
-TRY_AGAIN = (
-    "Throttling",
-    "ThrottlingException",
-    "RequestThrottled",
-    "KmsThrottled",
-    "OverLimit",
-    "QueueDeletedRecently",
-)
 
 
 def parse_url(text: str) -> Address:
@@ -784,6 +784,10 @@ def parse_url(text: str) -> Address:
         None if part is None else unquote(part) for part in (parts.username, parts.password)
     )
     return Address(region, endpoint, key, secret, cafile, visibility, wait)
+
+
+def _slices(items: list[T], length: int) -> list[list[T]]:
+    return [items[start : start + length] for start in range(0, len(items), length)]
 
 
 def _batches(settlements: Iterable[Settlement]) -> Iterator[list[Settlement]]:
