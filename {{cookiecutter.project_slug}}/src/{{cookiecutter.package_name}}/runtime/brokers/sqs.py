@@ -226,7 +226,7 @@ class SqsSource(Source):
         self._most_polls = 1
         self._asked = 0  # messages that the polls may bring
         self._epoch = 0  # of the connection: what a request of an earlier one says is old news
-        self._outage: BrokerUnavailable | None = None
+        self._trouble: BrokerError | None = None
         self._held: set[Message] = set()  # in the buffer and in hand
         # Settling
         self._pending: list[Settlement] = []
@@ -412,16 +412,16 @@ class SqsSource(Source):
         await self._link.keep(self._fill, until=self._stopping)
 
     async def _fill(self) -> None:
-        """Keep as many polls under way as pay, until stopped. Raises BrokerUnavailable."""
+        """Keep as many polls under way as pay, until stopped. Raises BrokerUnavailable or BrokerRefused."""
         if not self._link.up:
             await self._declare()
             self._link.came_up()
         while not self._stopping.is_set():
             self._wake.clear()
-            if self._outage is not None:
-                outage, self._outage = self._outage, None
+            if self._trouble is not None:
+                trouble, self._trouble = self._trouble, None
                 self._epoch += 1
-                raise outage
+                raise trouble
             self._start_polls()
             await self._wake.wait()
 
@@ -461,11 +461,9 @@ class SqsSource(Source):
             self._wake.set()
 
     def _report(self, error: BrokerError, epoch: int) -> None:
-        """An outage is for the filler to mend; a refusal nobody can mend."""
-        if not isinstance(error, BrokerUnavailable):
-            self._fail(error)
-        elif epoch == self._epoch:
-            self._outage = error
+        """For the filler: it mends an outage, and ends with a refusal."""
+        if epoch == self._epoch:
+            self._trouble = error
             self._wake.set()
 
     async def _receive(
