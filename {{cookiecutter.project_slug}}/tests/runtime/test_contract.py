@@ -121,6 +121,8 @@ class TestContract:
     async def test_body_id_type_and_headers_survive(self, connect: Connect, body: bytes) -> None:
         headers = {"traceparent": "00-ab-01", "größe": "ü", "n": 7, "yes": True, "list": ["a", 1]}
         async with connect(prefetch=1) as source:
+            if len(body) > (source.largest_body_bytes or len(body)):
+                pytest.skip(f"this broker takes at most {source.largest_body_bytes} bytes")
             await source.publish([OutgoingMessage(body, "order_created", "id-7", headers)])
             (message,) = await take(source, 1)
             assert message.body == body
@@ -468,12 +470,15 @@ class TestContract:
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_describe_tells_what_waits_and_who_consumes(
-        self, connect: Connect, queue: str
+        self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect() as source:
             await publish(source, 3)
             described = await source.describe()
-            assert (described[queue], described[f"{queue} consumers"]) == (3, 0)
+            assert described[queue] == 3
+            if broker.consumers(queue) < 0:
+                pytest.skip("this broker cannot tell who consumes")
+            assert described[f"{queue} consumers"] == 0
             async with connect(prefetch=1):
 
                 async def count_consumers() -> object:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from . import PrivateServer, ServerMissing
+from . import Server, ServerMissing
 
 START_SECONDS = 90
 
@@ -168,7 +168,7 @@ def accepts(port: int) -> bool:
 
 @contextmanager
 def one_for_all_workers(
-    broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[PrivateServer]]
+    broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
 ) -> Iterator[str]:
     """The URL of one server for all the processes of a test run: who needs it first starts it for the rest."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")

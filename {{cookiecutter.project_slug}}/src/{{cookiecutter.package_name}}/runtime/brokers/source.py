@@ -185,6 +185,8 @@ class Source(ABC):
     """
 
     capabilities: ClassVar[Capabilities]
+    largest_body_bytes: ClassVar[int | None] = None
+    """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         self.settings = settings
