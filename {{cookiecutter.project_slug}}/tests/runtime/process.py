@@ -16,6 +16,9 @@ Event = dict[str, Any]
 WAIT_SECONDS = 30
 """How long an expected event may take before the test fails; far more than on an idle machine."""
 
+SERVICE_NAME = "shutdown-suite"
+"""Of the test service; so by default its consumer group, too."""
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 NOISE = ("Traceback", "never retrieved", "never awaited", "was destroyed", "Unclosed", "Warning")

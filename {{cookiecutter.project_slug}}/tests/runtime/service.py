@@ -21,6 +21,8 @@ from {{ cookiecutter.package_name }}.runtime.cli import main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
 
+from .process import SERVICE_NAME
+
 log = structlog.get_logger()
 
 
@@ -114,4 +116,4 @@ if __name__ == "__main__":
     watchdog.CLOSE_SECONDS = float(os.environ.get("CLOSE_SECONDS", watchdog.CLOSE_SECONDS))
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: HANDLERS[name] for name in chosen}
-    sys.exit(main(name="shutdown-suite", handlers=handlers, lifespan=lifespan))
+    sys.exit(main(name=SERVICE_NAME, handlers=handlers, lifespan=lifespan))

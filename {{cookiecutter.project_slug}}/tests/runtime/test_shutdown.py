@@ -26,9 +26,16 @@ from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
-from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
+from .process import (
+    NOISE,
+    SERVICE_NAME,
+    Ledger,
+    ServiceProcess,
+    service_command,
+    service_environment,
+)
 from .servers import BROKERS, Server
-from .test_contract import need
+from .test_contract import need, start_once
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +60,7 @@ class Scene:
         self.ledger = Ledger(directory / "ledger")
         self.published: list[str] = []
         self.processes: list[ServiceProcess] = []
+        asyncio.run(start_once(self.settings))
 
     def need(self, *capabilities: str) -> None:
         """Skip the test if the broker declares that it lacks one of these."""
@@ -63,7 +71,7 @@ class Scene:
     @property
     def settings(self) -> ConsumerSettings:
         return ConsumerSettings.model_validate(
-            {"broker_url": self.broker.url, "source": self.queue}
+            {"broker_url": self.broker.url, "source": self.queue, "group": SERVICE_NAME}
         )
 
     def publish(self, count: int = 1, kind: str = "work", **task: Any) -> list[str]:
@@ -165,6 +173,7 @@ def test_the_message_in_hand_is_finished_and_the_rest_stays(scene: Scene) -> Non
 
 
 def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Scene) -> None:
+    scene.need("give_back")
     scene.publish(1, seconds=1.5)
     process = scene.start(concurrency=4)
     process.wait_for("handling")
