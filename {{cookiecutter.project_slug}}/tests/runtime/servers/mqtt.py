@@ -49,7 +49,7 @@ persistence true
 persistence_location {data}/
 autosave_on_changes {autosave}
 autosave_interval {interval}
-max_inflight_messages 0
+max_inflight_messages 1000
 max_queued_messages 0
 per_listener_settings true
 listener {port} {host}
@@ -134,13 +134,24 @@ class PrivateMosquitto:
 
     def _read(self) -> tuple[dict[str, bool], list[_Waiting]]:
         """Which client with a session is connected, and what waits in all of the sessions."""
-        before = self._database.stat().st_ino if self._database.exists() else None
-        self._instance.send(signal.SIGUSR1)  # write it now
+        before = self._database_file()
         give_up_at = time.monotonic() + 20
-        while not self._database.exists() or self._database.stat().st_ino == before:
-            assert time.monotonic() < give_up_at, "mosquitto did not write its database"
+        ask_at = 0.0
+        while self._database_file() == before:
+            now = time.monotonic()
+            assert now < give_up_at, "mosquitto did not write its database"
+            if (
+                now >= ask_at
+            ):  # again, as it forgets a signal that comes while it ends the last writing
+                time.sleep(0.002)
+                self._instance.send(signal.SIGUSR1)
+                ask_at = now + 1
             time.sleep(0.005)
         return _parse(self._database.read_bytes())
+
+    def _database_file(self) -> int | None:
+        """Another one after each writing."""
+        return self._database.stat().st_ino if self._database.exists() else None
 
 
 def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:

@@ -61,6 +61,9 @@ KEEPALIVE_SECONDS = 20
 SESSION_EXPIRY_SECONDS = 86_400
 LONGEST_EXPIRY_SECONDS = 0xFFFF_FFFF  # which means: never
 PUBLISH_AT_ONCE = 100
+SHORT_SECONDS = 5.0
+MOST_SHORT_CONNECTIONS = 5
+"""Two consumers with one client id end each other's connections. After so many short ones that is over."""
 MOST_UNCONFIRMED = 1000
 """Messages of QoS 0 know no prefetch: beyond so many of them waiting here, more are dropped."""
 
@@ -202,15 +205,21 @@ class _Connection:
         if self._receive_maximum is not None:
             properties.ReceiveMaximum = self._receive_maximum
             properties.SessionExpiryInterval = self._address.session_expiry_seconds
-        if self._address.tls is not None:
-            self._client.tls_set_context(_tls_context(self._address.tls))
-        self._client.connect(
-            self._address.host,
-            self._address.port,
-            self._address.keepalive_seconds,
-            clean_start=not self.consuming,
-            properties=properties,
-        )
+        tls = None if self._address.tls is None else _tls_context(self._address.tls)
+        if tls is not None:
+            self._client.tls_set_context(tls)
+        try:
+            self._client.connect(
+                self._address.host,
+                self._address.port,
+                self._address.keepalive_seconds,
+                clean_start=not self.consuming,
+                properties=properties,
+            )
+        except BaseException:
+            if tls is not None and tls.wrapped is not None:
+                tls.wrapped.close()
+            raise
         if self.ended.done() and (abandoned := self._client.socket()) is not None:
             abandoned.close()
 
@@ -391,8 +400,8 @@ class _Connection:
             self.end(answered)
         finally:
             del self._answers[mid]
-        if isinstance(answered, BrokerError):
-            raise BrokerUnavailable(str(answered))
+        if isinstance(answered, BrokerError):  # which others may get, too
+            raise type(answered)(str(answered))
         return answered
 
     def _silent(self, seconds: float) -> BrokerUnavailable:
@@ -440,6 +449,7 @@ class MqttSource(Source):
         self._consuming = False
         self._started: asyncio.Future[None] | None = None
         self._had_session = False
+        self._short_connections = 0
         self._stopped = False
         self._unsettled: set[Message] = set()
         self._held: dict[Message, asyncio.TimerHandle] = {}  # retries whose time has not come
@@ -475,7 +485,8 @@ class MqttSource(Source):
         try:
             await self._link.keep(self._live, self._leaving)
         except Exception as failure:
-            self._link.went_down(failure)
+            self._link.up = False
+            log.error("source_failed", client_id=self._client_id, reason=str(failure))
             if not self._stopped:
                 self.buffer.fail(failure)
             if self._started is not None and not self._started.done():
@@ -489,10 +500,21 @@ class MqttSource(Source):
         self._link.came_up()
         if connection.consuming and self._started is not None and not self._started.done():
             self._started.set_result(None)
+        opened_at = time.monotonic()
         reason = await asyncio.shield(connection.ended)
         self._connection = None
-        if reason is not None:
-            raise reason
+        if reason is None:
+            return
+        if time.monotonic() - opened_at > SHORT_SECONDS:
+            self._short_connections = 0
+        self._short_connections += connection.consuming
+        if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker says why
+            msg = (
+                f"{self._address.broker} ended {MOST_SHORT_CONNECTIONS} connections in a row as soon as they "
+                f"were up: has another consumer the client id {self._client_id!r}?"
+            )
+            raise BrokerRefused(msg)
+        raise reason
 
     async def _connect(self) -> _Connection:
         """A publisher until `start`; it must not take a consumer's client id, as that would end the consumer."""
@@ -792,8 +814,22 @@ def _seconds(options: dict[str, str], name: str, default: int, longest: int) -> 
     raise BrokerRefused(msg)
 
 
-def _tls_context(files: Mapping[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=files.get("cafile"))
+class _TlsContext(ssl.SSLContext):
+    """Remembers the socket, which paho leaves open when there is no TLS connection."""
+
+    wrapped: ssl.SSLSocket | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        self.wrapped = super().wrap_socket(*args, **kwargs)
+        return self.wrapped
+
+
+def _tls_context(files: Mapping[str, str]) -> _TlsContext:
+    context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+    if "cafile" in files:
+        context.load_verify_locations(files["cafile"])
+    else:
+        context.load_default_certs()
     if "certfile" in files:
         context.load_cert_chain(files["certfile"], files.get("keyfile"))
     return context
@@ -832,7 +868,7 @@ def _read(properties: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in getattr(properties, "UserProperty", ()):
         (ours if name.startswith(PREFIX) else headers)[name] = value
     if IN_JSON in ours:
-        with suppress(ValueError, TypeError):  # as some other program has it
+        with suppress(ValueError, TypeError, KeyError):  # as some other program has it
             for name in json.loads(ours[IN_JSON]):
                 values = ours if name in ours else headers
                 values[name] = json.loads(values[name])
