@@ -190,6 +190,16 @@ class TestSessions:
                 handled = await drain(one, 5) + await drain(successor, 5)
                 assert Counter(handled) == Counter(published)
 
+    async def test_without_a_directory_for_temporary_files_there_is_a_client_id_all_the_same(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> str:
+            raise FileNotFoundError
+
+        monkeypatch.setattr("tempfile.gettempdir", fail)
+        async with connect() as source:
+            assert source._client_id.endswith("-0")
+
     async def test_of_two_consumers_with_one_client_id_one_ends_with_a_sentence_and_one_goes_on(
         self, connect: Connect, broker: PrivateMosquitto, events: list[Event]
     ) -> None:

@@ -183,7 +183,7 @@ def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """All of them: Mosquitto starts again from its last snapshot, and an acknowledgement makes it write none."""
+    """Mosquitto starts again from its last snapshot, and repeats what was acknowledged since."""
     return float("inf")
 
 

@@ -21,7 +21,6 @@ retries go to ``orders/retry/billing``, which is subscribed too, and dead letter
 """
 
 import asyncio
-import itertools
 import json
 import re
 import socket
@@ -32,6 +31,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -66,6 +66,9 @@ MOST_SHORT_CONNECTIONS = 5
 """Two consumers with one client id end each other's connections. After so many short ones that is over."""
 MOST_UNCONFIRMED = 1000
 """Messages of QoS 0 know no prefetch: beyond so many of them waiting here, more are dropped."""
+
+MOST_CONSUMERS = 1000
+"""On one machine, of one group."""
 
 PREFIX = "x-consumer-"
 """User properties that begin so are ours; all others are the message's headers."""
@@ -577,16 +580,22 @@ class MqttSource(Source):
 
         parts = dict.fromkeys([self._group, self._topic, socket.gethostname()])
         name = "-".join(re.sub(r"[^\w.-]", "_", part) for part in parts)
-        for number in itertools.count():
-            client_id = f"{name}-{number}"
-            file = None
-            with suppress(OSError):  # it is another user's
-                file = (Path(tempfile.gettempdir()) / f"mqtt-{client_id[-200:]}.lock").open("a")
-                flock(file, LOCK_EX | LOCK_NB)
-                return client_id, file
-            if file is not None:
-                file.close()
-        raise AssertionError  # the count has no end
+        with suppress(
+            OSError
+        ):  # a machine without a directory for temporary files has one consumer
+            directory = Path(tempfile.gettempdir())
+            for number in range(MOST_CONSUMERS):
+                client_id = f"{name}-{number}"
+                lock = sha256(f"{self._address.broker} {client_id}".encode()).hexdigest()[:24]
+                with suppress(PermissionError):  # another user's
+                    file = (directory / f"mqtt-{lock}.lock").open("a")
+                    try:
+                        flock(file, LOCK_EX | LOCK_NB)
+                    except BlockingIOError:
+                        file.close()
+                    else:
+                        return client_id, file
+        return f"{name}-0", None
 
     def _receive(self, connection: _Connection, incoming: MQTTMessage) -> None:
         if self._stopped:
@@ -680,8 +689,8 @@ class MqttSource(Source):
             log.warning("settlement_lost", id=message.id, settlement=topic, reason=str(error))
             if isinstance(error, BrokerRefused):
                 self.buffer.fail(error)  # or all of the prefetch would end up here
-            elif self._connection is not None:
-                self._connection.end(error)  # so that it is delivered again
+            else:
+                message.receipt.connection.end(error)  # so that it is delivered again
             return True
         if self._in_hand(message, topic):
             self._acknowledge(message)
