@@ -27,6 +27,7 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import Ledger, service_command, service_environment
 from .servers import SERVED_BROKERS, Server
+from .test_contract import need, start_once
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -84,6 +85,7 @@ def command(call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
     monkeypatch.setenv("CONSUMER_GROUP", queue)
+    asyncio.run(start_once(settings_of(broker, queue)))
     return call
 
 
@@ -249,6 +251,7 @@ def test_with_two_handlers_publish_needs_a_type(command: Call) -> None:
 def test_dead_letters_are_listed_with_their_reason_and_stay(
     command: Call, broker: Server, queue: str
 ) -> None:
+    need(make_source(settings_of(broker, queue)), "dead_letters")
     for number in range(3):
         command("publish", json.dumps({"id": str(number)}), "--type", "order_created")
     asyncio.run(make_dead(broker, queue, 3))
@@ -265,6 +268,7 @@ def test_dead_letters_are_listed_with_their_reason_and_stay(
 def test_dead_letters_are_replayed_or_purged_with_yes(
     command: Call, broker: Server, queue: str
 ) -> None:
+    need(make_source(settings_of(broker, queue)), "dead_letters")
     for _ in range(2):
         command("publish", '{"id": "1"}')
     asyncio.run(make_dead(broker, queue, 2))

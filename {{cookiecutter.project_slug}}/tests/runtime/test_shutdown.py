@@ -28,7 +28,7 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
 from .servers import SERVED_BROKERS, Counts, Server, need_of_server
-from .test_contract import need
+from .test_contract import need, start_once
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +51,7 @@ class Scene:
         self.ledger = Ledger(directory / "ledger")
         self.published: list[str] = []
         self.processes: list[ServiceProcess] = []
+        asyncio.run(start_once(self.settings))
 
     def need(self, *capabilities: str) -> None:
         """Skip the test if the broker declares that it lacks one of these."""
@@ -163,6 +164,7 @@ def test_the_message_in_hand_is_finished_and_the_rest_stays(scene: Scene) -> Non
 
 
 def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Scene) -> None:
+    scene.need("counts")
     scene.publish(1, seconds=1.5)
     process = scene.start(concurrency=4)
     process.wait_for("handling")

@@ -28,6 +28,8 @@ class Instance(Protocol):
 
     def restart(self) -> None: ...
 
+    def send(self, signum: signal.Signals) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -70,6 +72,10 @@ class ServerProcess:
         self.kill()
         self._process = self._start()
 
+    def send(self, signum: signal.Signals) -> None:
+        """To the server alone."""
+        self._process.send_signal(signum)
+
     def close(self) -> None:
         self.kill()
 
@@ -110,6 +116,9 @@ class ServerContainer:
     def restart(self) -> None:
         docker("restart", "-t", "0", self._id)
         self._wait()
+
+    def send(self, signum: signal.Signals) -> None:
+        docker("kill", f"--signal={signum.name}", self._id)
 
     def close(self) -> None:
         docker("rm", "-f", "-v", self._id)

@@ -1,2 +1,272 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Not built yet."""
+"""A real Mosquitto of one's own, gone afterwards. What waits in its sessions is read in the file it writes.
+
+The protocol counts nothing, so a broker that only has a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
+"""
+
+import base64
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+)
+
+IMAGE = "eclipse-mosquitto:2.0"  # later ones may write another file
+DATABASE_VERSION = 6
+PORT_IN_CONTAINER = 1883
+LOGIN_PORT_IN_CONTAINER = 1884
+
+ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")
+READER = ("reader", "may-not-publish")
+KEEPER = "keeper-of-dead-letters"
+"""The client id of a session that gets every dead letter, as nobody else keeps them."""
+NEVER = 0xFFFF_FFFF
+
+CONFIGURATION = """
+user root
+persistence true
+persistence_location {data}/
+autosave_on_changes {autosave}
+autosave_interval {interval}
+max_inflight_messages 1000
+max_queued_messages 0
+per_listener_settings true
+listener {port} {host}
+allow_anonymous true
+listener {login_port} {host}
+allow_anonymous false
+password_file {data}/passwords
+acl_file {data}/rights
+"""
+RIGHTS = """
+user {odd}
+topic readwrite #
+user {reader}
+topic read #
+"""
+
+
+class _Waiting(NamedTuple):
+    """One message in the session of one client."""
+
+    client_id: str
+    topic: str
+    queued: bool
+    """Not sent to the client yet."""
+
+
+class PrivateMosquitto:
+    """``directory`` has its configuration and its database."""
+
+    def __init__(self, directory: Path, port: int, login_port: int, instance: Instance) -> None:
+        self.url = f"mqtt://127.0.0.1:{port}"
+        self.login_url = f"mqtt://127.0.0.1:{login_port}"
+        """The same server, where one needs a user and a password."""
+        self.impatient_url = self.url  # a connection that ends is noticed at once
+        self._port = port
+        self._database = directory / "mosquitto.db"
+        self._instance = instance
+        self._command(KEEPER, clean=False, use=lambda client: client.subscribe("+/dead/+", 1))
+
+    def counts(self, queue: str) -> Counts:
+        online, waiting = self._read()
+        ours = [m for m in waiting if m.topic.split("/")[0] == queue and m.client_id != KEEPER]
+        ready = [m for m in ours if m.queued or not online[m.client_id]]
+        dead = [
+            m for m in waiting if m.client_id == KEEPER and m.topic.startswith(f"{queue}/dead/")
+        ]
+        return Counts(len(ready), 0, len(dead))
+
+    def consumers(self, queue: str) -> int:
+        online, _ = self._read()
+        return sum(connected for client_id, connected in online.items() if queue in client_id)
+
+    def delete(self, queue: str) -> None:
+        online, _ = self._read()
+        for client_id in online:
+            if queue in client_id:
+                self._command(client_id, clean=True)
+
+    def kill(self) -> None:
+        self._instance.kill()
+
+    def restart(self) -> None:
+        self._instance.restart()
+
+    def _command(
+        self, client_id: str, *, clean: bool, use: Callable[[Client], object] = lambda _: None
+    ) -> None:
+        """Connect as this client, do something that is answered, and leave."""
+        done = threading.Event()
+        client = Client(
+            CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, reconnect_on_failure=False
+        )
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = 0 if clean else NEVER
+        client.on_connect = lambda *_: None if use(client) else done.set()
+        client.on_subscribe = lambda *_: done.set()
+        client.connect("127.0.0.1", self._port, clean_start=clean, properties=properties)
+        client.loop_start()
+        done.wait(10)
+        client.disconnect()
+        client.loop_stop()
+
+    def _read(self) -> tuple[dict[str, bool], list[_Waiting]]:
+        """Which client with a session is connected, and what waits in all of the sessions."""
+        before = self._database_file()
+        give_up_at = time.monotonic() + 20
+        ask_at = 0.0
+        while self._database_file() == before:
+            now = time.monotonic()
+            assert now < give_up_at, "mosquitto did not write its database"
+            if (
+                now >= ask_at
+            ):  # again, as it forgets a signal that comes while it ends the last writing
+                time.sleep(0.002)
+                self._instance.send(signal.SIGUSR1)
+                ask_at = now + 1
+            time.sleep(0.005)
+        return _parse(self._database.read_bytes())
+
+    def _database_file(self) -> int | None:
+        """Another one after each writing."""
+        return self._database.stat().st_ino if self._database.exists() else None
+
+
+def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:
+    """See mosquitto's persist.h. Lengths are in network order, times and numbers in the machine's."""
+    version = int.from_bytes(database[19:23], "big")
+    assert version == DATABASE_VERSION, f"mosquitto's database has version {version}"
+    topics: dict[int, str] = {}
+    online: dict[str, bool] = {}
+    waiting: list[tuple[str, int, bool]] = []
+    position = 23
+    while position < len(database):
+        kind, length = struct.unpack_from("!LL", database, position)
+        chunk = database[position + 8 : position + 8 + length]
+        position += 8 + length
+        if kind == 2:  # a message
+            (number,) = struct.unpack_from("=Q", chunk)
+            _, _, client, user, topic = struct.unpack_from("!LHHHH", chunk, 16)
+            start = 32 + client + user
+            topics[number] = chunk[start : start + topic].decode()
+        elif kind == 3:  # and that it waits for a client
+            (number,) = struct.unpack_from("=Q", chunk)
+            _, name, _, state, _, _ = struct.unpack_from("!HHBBBB", chunk, 8)
+            waiting.append((chunk[16 : 16 + name].decode(), number, state == 11))
+        elif kind == 6:  # a client with a session
+            (expires_at,) = struct.unpack_from("=q", chunk)
+            (name,) = struct.unpack_from("!H", chunk, 14)
+            online[chunk[24 : 24 + name].decode()] = expires_at == 0
+    return online, [_Waiting(client, topics[number], queued) for client, number, queued in waiting]
+
+
+def most_repeated(prefetch: int) -> float:
+    """Mosquitto starts again from its last snapshot, and repeats what was acknowledged since."""
+    return float("inf")
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    with _started(directory, autosave=True) as server:
+        yield server
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    """Each process of a test run has its own: it starts in an instant."""
+    with _started(directory, autosave=False) as server:
+        yield server
+
+
+@contextmanager
+def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
+    """``autosave`` has it write its database whenever a message was queued, so that a kill loses none."""
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if program is None and not has_docker():
+        msg = (
+            "there is no Mosquitto for the tests: none is installed, and there is no docker; one that only "
+            "has a URL cannot be asked what waits in it"
+        )
+        raise ServerMissing(msg)
+    port, login_port = free_ports(2)
+    configuration = directory / "mosquitto.conf"
+    users = [f"{name}:{_password_hash(password)}\n" for name, password in (ODD_USER, READER)]
+    (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0], reader=READER[0]))
+    (directory / "passwords").write_text("".join(users))
+    for name in ("rights", "passwords"):
+        (directory / name).chmod(0o600)
+    instance: Instance
+    if program is not None:
+        settings = {"data": directory, "host": "127.0.0.1", "port": port, "login_port": login_port}
+        configuration.write_text(_configuration(autosave=autosave, **settings))
+        instance = ServerProcess(
+            [program, "-c", str(configuration)], directory, lambda: _answers(port)
+        )
+    else:
+        settings = {
+            "data": "/mosquitto/data",
+            "host": "0.0.0.0",
+            "port": PORT_IN_CONTAINER,
+            "login_port": LOGIN_PORT_IN_CONTAINER,
+        }
+        configuration.write_text(_configuration(autosave=autosave, **settings))
+        instance = ServerContainer(
+            IMAGE,
+            PORT_IN_CONTAINER,
+            port,
+            lambda: _answers(port),
+            f"--publish=127.0.0.1:{login_port}:{LOGIN_PORT_IN_CONTAINER}",
+            f"--user={os.getuid()}:{os.getgid()}",
+            f"--volume={directory}:/mosquitto/data",
+            command=["mosquitto", "-c", "/mosquitto/data/mosquitto.conf"],
+        )
+    try:
+        yield PrivateMosquitto(directory, port, login_port, instance)
+    finally:
+        instance.close()
+
+
+def _configuration(*, autosave: bool, **settings: object) -> str:
+    return CONFIGURATION.format(
+        autosave=str(autosave).lower(), interval=1 if autosave else 0, **settings
+    )
+
+
+def _answers(port: int) -> bool:
+    """Whether a broker accepts a CONNECT: behind Docker's proxy the port alone is open before that."""
+    connect = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x03ask"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(connect)
+            return connection.recv(1) == b"\x20"
+    except OSError:
+        return False
+
+
+def _password_hash(password: str) -> str:
+    """As mosquitto_passwd writes it: PBKDF2 with SHA-512."""
+    salt, rounds = os.urandom(12), 101
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 64)
+    return f"$7${rounds}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"

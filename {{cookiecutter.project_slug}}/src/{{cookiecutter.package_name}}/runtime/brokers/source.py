@@ -60,8 +60,12 @@ class Capabilities:
     """Rejected messages are kept, and can be listed, replayed and purged."""
     order: bool
     """One consumer with a prefetch of 1 gets messages in the order of their publishing, retries aside."""
+    keeps_before_first_start: bool = True
+    """What is published before a consumer has ever started waits for it."""
     deals_on_demand: bool = True
-    """What waits goes to whichever consumer has room; else each has a share of the queue to itself."""
+    """What waits goes to whichever consumer has room; else each has a share, or is dealt it at once."""
+    counts: bool = True
+    """The broker tells how many messages wait, and how many consumers there are."""
 
 
 class Buffer:
