@@ -147,6 +147,7 @@ def service_environment(
         **inherited,
         "CONSUMER_BROKER_URL": url,
         "CONSUMER_SOURCE": queue,
+        "CONSUMER_GROUP": queue,  # as settings have it that name no group
         "CONSUMER_CONNECT_SECONDS": "30",
         "LEDGER": str(ledger.path),
         **consumer,

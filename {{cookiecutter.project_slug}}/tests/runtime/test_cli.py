@@ -83,6 +83,7 @@ def command(call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPa
     """As `call`, with a broker."""
     monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
+    monkeypatch.setenv("CONSUMER_GROUP", queue)  # as settings have it that name no group
     return call
 
 

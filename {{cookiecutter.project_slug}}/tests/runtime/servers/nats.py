@@ -63,6 +63,8 @@ class NatsServer:
         return self.ask(count)
 
     def consumers(self, queue: str) -> int:
+        """Those that wait for messages: the broker sees their pulls, and not the consumers themselves."""
+
         async def count(client: Client) -> int:
             with suppress(NotFoundError):
                 return (await client.jetstream().consumer_info(queue, queue)).num_waiting or 0
