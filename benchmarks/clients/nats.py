@@ -1,0 +1,84 @@
+"""The NATS consumers that the generated service is compared with: ``python clients/nats.py NAME``.
+
+They pull the same messages from the same durable consumer, call the same stopwatch, and read the service's
+environment variables. Each is written as its library's own documentation writes it.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+if __name__ == "__main__":
+    # This folder holds a nats.py, and the stopwatch lies above.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import nats
+from nats.js import JetStreamContext
+
+from stopwatch import Stopwatch
+
+URL = os.environ["CONSUMER_BROKER_URL"].partition("?")[0]
+STREAM = os.environ["CONSUMER_SOURCE"]
+GROUP = os.environ.get("CONSUMER_GROUP", STREAM)
+PREFETCH = int(os.environ["CONSUMER_PREFETCH"])
+
+stopwatch = Stopwatch()
+
+
+async def bare() -> None:
+    """nats-py's ``fetch(PREFETCH)``, and ``await message.ack()``, which waits for nothing and is flushed in batches."""
+    await _fetch(PREFETCH)
+
+
+async def bare_single() -> None:
+    """One message at a time: ``fetch(1)``, and an ack before the next."""
+    await _fetch(1)
+
+
+async def _fetch(count: int) -> None:
+    stop = _stop_event()
+    client = await nats.connect(URL)
+    context: JetStreamContext = client.jetstream()
+    pull = await context.pull_subscribe_bind(durable=GROUP, stream=STREAM)
+    while not stop.is_set():
+        with suppress(TimeoutError):  # nothing came
+            for message in await pull.fetch(count, timeout=1):
+                stopwatch.tick()
+                await message.ack()
+    await client.drain()
+
+
+async def faststream() -> None:
+    """FastStream's pull subscriber: ``PullSub(batch_size=PREFETCH)`` on the durable consumer, ``AckPolicy.NACK_ON_ERROR``,
+    which acknowledges after the handler, and ``logger=None`` instead of two log lines for each message."""
+    from faststream import AckPolicy, FastStream
+    from faststream.nats import JStream, NatsBroker, PullSub
+
+    broker = NatsBroker(URL, logger=None)
+
+    @broker.subscriber(
+        STREAM,
+        durable=GROUP,
+        stream=JStream(STREAM, declare=False),
+        pull_sub=PullSub(batch_size=PREFETCH),
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+    )
+    async def handle(body: bytes) -> None:
+        stopwatch.tick()
+
+    await FastStream(broker).run()
+
+
+def _stop_event() -> asyncio.Event:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    return stop
+
+
+CONSUMERS = {consumer.__name__: consumer for consumer in (bare, bare_single, faststream)}
+
+if __name__ == "__main__":
+    asyncio.run(CONSUMERS[sys.argv[1]]())
