@@ -66,6 +66,7 @@ AT_ONCE = 500
 CRASH_LIMIT = 100
 """When so many consumers died with a message in hand, the message is taken for the cause."""
 
+TYPES = (b"stream", b"zset", b"zset", b"stream")
 RETURNED, DELAYED = "returned", "delayed"
 """Nobody's names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
@@ -137,7 +138,9 @@ return {{taken, due and math.max(0, due - now) or -1}}
 # Returns the ids of what is ours. With sweep, also returns to the group what is in dead consumers' hands.
 BEAT = f"""{COMMON}
 local lease, sweep, most = ARGV[3], ARGV[4], ARGV[5]
-redis.call('ZADD', consumers, now + lease, me)
+-- A server that has no memory left refuses this. Then nobody may be taken for dead.
+local renewed = redis.pcall('ZADD', consumers, now + lease, me)
+if type(renewed) == 'table' then sweep = '0' end
 local mine = {{}}
 for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', most, me)) do
     mine[#mine + 1] = row[1]
@@ -207,12 +210,13 @@ redis.call('ZREM', consumers, me)
 return 1
 """
 COUNT = f"""{COMMON}
-local pending, returned, waiting, late = 0, 0, redis.call('ZCARD', delayed), 0
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+local pending, returned, waiting = 0, 0, redis.call('ZCARD', delayed)
+local late = redis.call('ZCOUNT', delayed, '-inf', now)
+-- Without a group, which comes with its first consumer, this is an error, and has no length.
+for _, info in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
     pending = pending + info[4]
     if info[2] == '{RETURNED}' then returned = info[4] end
 end
-late = redis.call('ZCOUNT', delayed, '-inf', now)
 return {{
     redis.call('XLEN', stream) - pending + returned + late, waiting - late,
     pending - returned - waiting, redis.call('XLEN', dead),
@@ -298,7 +302,9 @@ class _Wire:
             except BaseException as error:
                 await self.cut()
                 if isinstance(error, TimeoutError):
-                    msg = f"{self._server.address} gave no answer within {CONNECT_SECONDS:g} seconds"
+                    msg = (
+                        f"{self._server.address} gave no answer within {CONNECT_SECONDS:g} seconds"
+                    )
                     raise BrokerUnavailable(msg) from None
                 if isinstance(error, RedisError):
                     raise _explain(error, self._server.address) from error
@@ -310,7 +316,6 @@ class _Wire:
         if (writer := self._connection._writer) is not None:
             writer.transport.abort()
         await self._connection.disconnect(nowait=True)
-
 
 
 class _Settlement(NamedTuple):
@@ -361,7 +366,7 @@ class RedisSource(Source):
 
     async def __aenter__(self) -> Self:
         try:
-            await self._declare(self._commands)
+            await self._look()
         except BaseException:
             await self._commands.cut()
             raise
@@ -405,34 +410,38 @@ class RedisSource(Source):
         keys = self._keys
         return ("EVAL", script, len(keys), *keys, self._group, self._consumer, *arguments)
 
-    async def _declare(self, wire: _Wire) -> None:
-        """The stream and its group, from the first entry on. Raises BrokerRefused if they cannot be ours."""
-        stream, delayed, consumers, dead = self._keys
-        created, groups, *sizes = await wire.try_all(
-            ("XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM"),
-            ("XINFO", "GROUPS", stream),
-            ("ZCARD", delayed),
-            ("ZCARD", consumers),
-            ("XLEN", dead),
-        )
-        for key, answer in zip(self._keys, (created, *sizes), strict=True):
-            if not isinstance(answer, RedisError) or str(answer).startswith("BUSYGROUP"):
-                continue
-            if "WRONGTYPE" in str(answer):
-                msg = f"the key {key!r} is there already, and holds something else"
+    async def _look(self) -> None:
+        """Raises BrokerRefused if a key of ours is of another type."""
+        answers = await self._commands.ask(*(("TYPE", key) for key in self._keys))
+        for key, found, type in zip(self._keys, answers, TYPES, strict=True):
+            if found not in (type, b"none"):
+                msg = f"the key {key!r} is there already, and is a {found.decode()} and no {type.decode()}"
                 raise BrokerRefused(msg)
-            raise _explain(answer, self._server.address) from answer
+
+    async def _declare(self, wire: _Wire) -> None:
+        """The group, from the stream's first entry on. Raises BrokerRefused if it is not the only one."""
+        (created,) = await wire.try_all(
+            ("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM")
+        )
+        if isinstance(created, RedisError) and not str(created).startswith("BUSYGROUP"):
+            raise _explain(created, self._server.address) from created
+        await self._expect_no_other_group(wire)
+
+    async def _expect_no_other_group(self, wire: _Wire) -> None:
+        (groups,) = await wire.try_all(("XINFO", "GROUPS", self._stream))
         if isinstance(groups, RedisError):
-            raise _explain(groups, self._server.address) from groups
+            return  # there is no stream yet
         others = {group[1].decode(errors="replace") for group in groups} - {self._group}
         if others:
             msg = (
-                f"the stream {stream!r} has another group, {min(others)!r}: what is acknowledged is deleted, "
-                f"so groups cannot share a stream; publish to one stream for each, or XGROUP DESTROY the other"
+                f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss what this "
+                f"one acknowledges, as that is deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
+                f"publish to one stream for each"
             )
             raise BrokerRefused(msg)
 
     async def describe(self) -> dict[str, int | str]:
+        await self._expect_no_other_group(self._commands)
         counts, info = await self._commands.try_all(self._eval(COUNT), ("INFO",))
         if isinstance(counts, RedisError):
             raise _explain(counts, self._server.address) from counts
@@ -449,6 +458,7 @@ class RedisSource(Source):
     # -- consuming: one task reads, keeps the lease, and looks for what others left
 
     async def start(self) -> None:
+        await self._declare(self._commands)
         # Known to all before it is ready, so that nobody takes it for dead.
         await self._commands.ask(self._beat_command(sweep=False))
         self._taking = True
@@ -563,7 +573,7 @@ class RedisSource(Source):
         known = {*self._unsettled, *self._settling}
         (answer,) = await reader.ask(self._beat_command(sweep=sweep))
         ours = set(answer)
-        for message in self.buffer.take_all():  # we were taken for dead: nobody starts what others have
+        for message in self.buffer.take_all():
             if message.receipt in ours:
                 self.buffer.put(message)
             else:
