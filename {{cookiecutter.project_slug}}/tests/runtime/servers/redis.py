@@ -89,7 +89,7 @@ def private(directory: Path) -> Iterator[PrivateServer]:
     instance: Instance
     if program is not None:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-        command += ["--unixsocket", str(directory / "redis.sock"), "--enable-debug-command", "yes"]
+        command += ["--unixsocket", "redis.sock"]  # relative: a path of a socket cannot be long
         instance = ServerProcess([*command, *DURABLE], directory, lambda: _answers(port))
     elif has_docker():
         instance = ServerContainer(

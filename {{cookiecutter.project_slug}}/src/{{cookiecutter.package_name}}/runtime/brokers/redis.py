@@ -35,7 +35,13 @@ import structlog
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, MovedError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    DataError,
+    MovedError,
+    RedisError,
+    ResponseError,
+)
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
@@ -55,6 +61,8 @@ LEASE_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 """How long the server may say nothing before that is an outage."""
+CHECK_SECONDS = 1.0
+"""How often a connection on which nothing is to be read is looked after."""
 POLL_SECONDS = 0.25
 """How long a read waits for new entries before what was returned is looked for."""
 STOP_SECONDS = 1.5
@@ -266,12 +274,15 @@ class _Server(NamedTuple):
 class _Wire:
     """One connection, opened when it is needed. One caller at a time; what he asks travels together.
 
+    ``reopens``: also when it was lost while nobody used it; for whom that makes no difference.
+
     Below redis-py's client, whose pool and metrics would cost half of the CPU for each message; a caller
     who is cancelled loses the connection, as its answers would be the next one's.
     """
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: _Server, *, reopens: bool) -> None:
         self._server = server
+        self._reopens = reopens
         pool: Any = server.pool  # redis-py's types leave some methods out
         self._connection: Any = pool.make_connection()
         self._turn = asyncio.Lock()
@@ -290,6 +301,11 @@ class _Wire:
         answers: list[Any] = []
         async with self._turn:
             try:
+                if self._is_lost():
+                    await self.cut()
+                    if not self._reopens:
+                        msg = f"{self._server.address}: the connection was lost"
+                        raise BrokerUnavailable(msg)
                 if not connection.is_connected:
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await connection.connect()
@@ -302,14 +318,16 @@ class _Wire:
             except BaseException as error:
                 await self.cut()
                 if isinstance(error, TimeoutError):
-                    msg = (
-                        f"{self._server.address} gave no answer within {CONNECT_SECONDS:g} seconds"
-                    )
+                    msg = f"{self._server.address} gave no answer in {CONNECT_SECONDS:g} seconds"
                     raise BrokerUnavailable(msg) from None
                 if isinstance(error, RedisError):
                     raise _explain(error, self._server.address) from error
                 raise
         return answers
+
+    def _is_lost(self) -> bool:
+        reader = self._connection._reader
+        return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
     async def cut(self) -> None:
         """Close without a word: a polite close waits long for a silent peer."""
@@ -346,7 +364,7 @@ class RedisSource(Source):
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._server = _parse(settings.broker_url.get_secret_value())
         self._link = Link(self._server.address)
-        self._commands = _Wire(self._server)  # for everything but reading
+        self._commands = _Wire(self._server, reopens=True)  # for everything but reading
         self._entered = False
         self._closing = asyncio.Event()
         self._taking = False
@@ -419,13 +437,13 @@ class RedisSource(Source):
                 raise BrokerRefused(msg)
 
     async def _declare(self, wire: _Wire) -> None:
-        """The group, from the stream's first entry on. Raises BrokerRefused if it is not the only one."""
+        """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one."""
+        await self._expect_no_other_group(wire)
         (created,) = await wire.try_all(
             ("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM")
         )
         if isinstance(created, RedisError) and not str(created).startswith("BUSYGROUP"):
             raise _explain(created, self._server.address) from created
-        await self._expect_no_other_group(wire)
 
     async def _expect_no_other_group(self, wire: _Wire) -> None:
         (groups,) = await wire.try_all(("XINFO", "GROUPS", self._stream))
@@ -493,7 +511,7 @@ class RedisSource(Source):
         """The life of one connection. It goes on after `stop`: what is in hand needs its lease."""
         loop = asyncio.get_running_loop()
         lease = self._server.lease_seconds
-        reader = _Wire(self._server)
+        reader = _Wire(self._server, reopens=False)
         try:
             await self._declare(reader)
             await self._beat(reader, sweep=False)
@@ -510,7 +528,8 @@ class RedisSource(Source):
                     beat_at = loop.time() + lease / 3
                 room = self._room()
                 if not room:
-                    await self._rest(beat_at)
+                    if not await self._rest(min(beat_at, loop.time() + CHECK_SECONDS)):
+                        await reader.ask(("PING",))
                     await _while_it_grows(self._room, self.prefetch // 2)
                 elif loop.time() >= look_at:
                     seconds, full = await self._take(reader, room)
@@ -525,12 +544,15 @@ class RedisSource(Source):
         """To be asked just before reading, with no await in between."""
         return self.prefetch - len(self._unsettled) if self._taking else 0
 
-    async def _rest(self, until: float) -> None:
+    async def _rest(self, until: float) -> bool:
+        """Until something was settled, or this time has come. Returns whether it was the first."""
         self._wake.clear()
         self._resting.set()
-        timer = asyncio.get_running_loop().call_at(until, self._wake.set)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(until, self._wake.set)
         await self._wake.wait()
         timer.cancel()
+        return loop.time() < until
 
     async def _read(self, reader: _Wire, room: int, seconds: float) -> None:
         self._resting.clear()
@@ -590,7 +612,7 @@ class RedisSource(Source):
         self._settle(message, RETRY, math.ceil(delay_seconds * 1000))
 
     async def reject(self, message: Message, reason: str) -> None:
-        self._settle(message, REJECT, reason)
+        self._settle(message, REJECT, reason.encode(errors="replace"))
 
     async def give_back(self, message: Message) -> None:
         self.returned_count += self._settle(message, GIVE_BACK)
@@ -609,20 +631,23 @@ class RedisSource(Source):
 
     async def _write(self) -> None:
         failures = 0
-        while await self._work.wait():
-            await _while_it_grows(self._settling.__len__, self.prefetch // 2)
-            self._work.clear()
-            try:
-                await self._write_batch()
-                failures = 0
-            except BrokerError as error:  # they stay, and their consumer's lease with them
-                failures += 1
-                log.debug("write_failed", broker=self._server.address, reason=str(error))
-                await asyncio.sleep(backoff_seconds(failures, 0.1, 1))
-            if self._settling:
-                self._work.set()
-            else:
-                self._written.set()
+        try:
+            while await self._work.wait():
+                await _while_it_grows(self._settling.__len__, self.prefetch // 2)
+                self._work.clear()
+                try:
+                    await self._write_batch()
+                    failures = 0
+                except BrokerError as error:  # they stay, and so does the lease
+                    failures += 1
+                    log.debug("write_failed", broker=self._server.address, reason=str(error))
+                    await asyncio.sleep(backoff_seconds(failures, 0.1, 1))
+                if self._settling:
+                    self._work.set()
+                else:
+                    self._written.set()
+        except Exception as failure:
+            self.buffer.fail(failure)
 
     async def _write_batch(self) -> None:
         batch = list(self._settling.values())[:AT_ONCE]
@@ -835,6 +860,8 @@ def _explain(error: RedisError, address: str) -> BrokerError:
         return BrokerRefused(f"{address}: no TLS connection: {cause}")
     if isinstance(cause, FileNotFoundError | PermissionError) and address.startswith("rediss"):
         return BrokerRefused(f"{address}: a file of the ssl_ options in the URL: {cause}")
+    if isinstance(error, DataError):
+        return BrokerRefused(f"this cannot be sent: {error}")
     if not isinstance(error, ResponseError) or any(code in text for code in MENDABLE):
         if "NOGROUP" in text or "UNBLOCKED" in text:
             text = "the stream or its group was deleted"
