@@ -285,6 +285,7 @@ class _Wire:
         self._reopens = reopens
         pool: Any = server.pool  # redis-py's types leave some methods out
         self._connection: Any = pool.make_connection()
+        self._transport: asyncio.WriteTransport | None = None
         self._turn = asyncio.Lock()
 
     async def ask(self, *commands: Command) -> list[Any]:
@@ -309,6 +310,7 @@ class _Wire:
                 if not connection.is_connected:
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await connection.connect()
+                    self._transport = connection._writer.transport
                 await connection.send_packed_command(connection.pack_commands(commands))
                 for _ in commands:
                     try:
@@ -330,10 +332,10 @@ class _Wire:
         return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
     async def cut(self) -> None:
-        """Close without a word: a polite close waits long for a silent peer."""
-        if (writer := self._connection._writer) is not None:
-            writer.transport.abort()
+        """Close without a word: a polite close, as redis-py's, waits long for a silent peer."""
         await self._connection.disconnect(nowait=True)
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class _Settlement(NamedTuple):
