@@ -281,9 +281,9 @@ class TestOutages:
             in_hand = await take(source, 2)
             client.xgroup_destroy(queue, queue)
             await come(events, "connected", count=2)
+            assert Counter(await drain(source, 3)) == Counter(published[2:])
             for message in in_hand:
                 await source.ack(message)
-            assert Counter(await drain(source, 3)) == Counter(published[2:])
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_an_error_that_does_not_pass_ends_the_consumption(

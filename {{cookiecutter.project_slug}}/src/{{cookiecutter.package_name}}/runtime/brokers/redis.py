@@ -552,7 +552,8 @@ class RedisSource(Source):
         self._resting.set()
         loop = asyncio.get_running_loop()
         timer = loop.call_at(until, self._wake.set)
-        await self._wake.wait()
+        if not self._closing.is_set():
+            await self._wake.wait()
         timer.cancel()
         return loop.time() < until
 
@@ -870,11 +871,13 @@ def _explain(error: RedisError, address: str) -> BrokerError:
         return BrokerUnavailable(f"{address}: {text}")
     if isinstance(error, MovedError):
         return BrokerRefused(
-            f"{address} is a node of a cluster, and the stream is on {error.host}:{error.port}: name that one"
+            f"{address} is a node of a cluster, and the stream is on {error.host}:{error.port}: name that one, "
+            f"and write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together"
         )
     if "CROSSSLOT" in text:
         return BrokerRefused(
-            f"{address} is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together"
+            f"{address} is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay "
+            f"together"
         )
     return BrokerRefused(f"{address} refused: {text}")
 
