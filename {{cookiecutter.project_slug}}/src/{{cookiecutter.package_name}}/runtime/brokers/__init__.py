@@ -15,6 +15,7 @@ MODULE_OF_SCHEME = {
     "tls": "nats",
     "redis": "redis",
     "rediss": "redis",
+    "unix": "redis",
     "kafka": "kafka",
     "kafkas": "kafka",
     "sqs": "sqs",
