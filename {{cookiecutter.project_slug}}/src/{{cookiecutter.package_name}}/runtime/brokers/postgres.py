@@ -100,9 +100,12 @@ COMMENT ON TABLE {{schema}}.messages IS '{LABEL}{SCHEMA_VERSION}';
 """
 MAKE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('cookiecutter-consumer', 0))"
+# From the catalog's tables: to_regclass() may remember, under the lock, that there was nothing.
 LOOK = """
-SELECT to_regnamespace($1::text) IS NOT NULL, to_regclass($1::text || '.messages') IS NOT NULL,
-    coalesce(obj_description(to_regclass($1::text || '.messages'), 'pg_class'), '')
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1),
+    (SELECT coalesce(obj_description(c.oid, 'pg_class'), '')
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+    WHERE nspname = $1 AND relname = 'messages')
 """
 
 PUBLISH = """
@@ -438,9 +441,7 @@ class PostgresSource(Source):
         outage = BrokerUnavailable(options.broker)
         for url in options.urls:
             try:
-                return await asyncpg.connect(
-                    url, timeout=seconds, statement_cache_size=0 if options.pgbouncer else 100
-                )
+                return await self._open_one(url, seconds)
             except TimeoutError:
                 outage = BrokerUnavailable(
                     f"{options.broker} gave no answer within {seconds:g} seconds"
@@ -452,6 +453,22 @@ class PostgresSource(Source):
                 outage = explained
                 outage.__cause__ = error
         raise outage
+
+    async def _open_one(self, url: str, seconds: float) -> Connection:
+        cache_size = 0 if self._options.pgbouncer else 100
+        opening = asyncio.ensure_future(
+            asyncpg.connect(url, timeout=seconds, statement_cache_size=cache_size)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Cancelled in its first instants, asyncpg leaves an error that is never retrieved.
+            await asyncio.wait({opening}, timeout=0.02)
+            opening.cancel()
+            await asyncio.wait({opening}, timeout=0.5)
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                opening.result().terminate()
+            raise
 
     async def _prepare(self, connection: Connection) -> None:
         """Find the tables, or make them."""
@@ -470,21 +487,23 @@ class PostgresSource(Source):
 
     async def _has_tables(self, connection: Connection) -> bool:
         schema = self._options.schema
-        _, there, comment = await connection.fetchrow(LOOK, schema)
-        if there and not comment.startswith(LABEL):
+        _, comment = await connection.fetchrow(LOOK, self._options.channel)
+        if comment is None:
+            return False
+        if not comment.startswith(LABEL):
             msg = f"the table {schema}.messages is another program's: choose a place with ?schema="
             raise BrokerRefused(msg)
-        if there and comment != f"{LABEL}{SCHEMA_VERSION}":
+        if comment != f"{LABEL}{SCHEMA_VERSION}":
             msg = (
                 f"the tables in {schema} have version {comment.removeprefix(LABEL)}; "
                 f"this version of the service knows {SCHEMA_VERSION}"
             )
             raise BrokerRefused(msg)
-        return bool(there)
+        return True
 
     async def _make_tables(self, connection: Connection) -> None:
         schema = self._options.schema
-        schema_is_there, *_ = await connection.fetchrow(LOOK, schema)
+        schema_is_there, _ = await connection.fetchrow(LOOK, self._options.channel)
         try:
             if not schema_is_there:
                 await connection.execute(_sql(MAKE_SCHEMA, schema))
