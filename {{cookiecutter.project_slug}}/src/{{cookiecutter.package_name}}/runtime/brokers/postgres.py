@@ -49,6 +49,8 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.5
+LONGEST_DELAY_SECONDS = 3e9
+"""A century; what is much longer would not fit into a timestamp."""
 CRASH_LIMIT = 100
 """When so many consumers died with a message in hand, the message is taken for the cause."""
 STEP = 500
@@ -67,7 +69,7 @@ CREATE TABLE {{schema}}.consumers (
     expires_at timestamptz NOT NULL -- in no index: renewing is a HOT update
 ) WITH (fillfactor = 50);
 CREATE TABLE {{schema}}.messages (
-    seq bigint GENERATED ALWAYS AS IDENTITY, -- the order of publishing
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- the order of publishing
     source text NOT NULL,
     consumer bigint, -- in whose hand it is; NULL while it waits
     due_at timestamptz NOT NULL DEFAULT '-infinity', -- that is: at once, whatever the clock says
@@ -76,13 +78,9 @@ CREATE TABLE {{schema}}.messages (
     id text NOT NULL DEFAULT gen_random_uuid(),
     type text NOT NULL DEFAULT '',
     headers json NOT NULL DEFAULT '{{}}' CHECK (json_typeof(headers) = 'object'), -- jsonb holds no \\u0000
-    body bytea NOT NULL,
-    PRIMARY KEY (source, seq)
+    body bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
-CREATE INDEX messages_ready ON {{schema}}.messages (source, seq)
-    WHERE consumer IS NULL AND due_at = '-infinity';
-CREATE INDEX messages_delayed ON {{schema}}.messages (source, due_at)
-    WHERE consumer IS NULL AND due_at > '-infinity';
+CREATE INDEX messages_waiting ON {{schema}}.messages (source, due_at, seq) WHERE consumer IS NULL;
 CREATE INDEX messages_in_hand ON {{schema}}.messages (consumer) WHERE consumer IS NOT NULL;
 CREATE TABLE {{schema}}.dead_letters (
     seq bigint GENERATED ALWAYS AS IDENTITY,
@@ -122,20 +120,20 @@ EXCHANGE = """
 WITH me AS MATERIALIZED (
     SELECT id FROM {schema}.consumers WHERE id = $2 FOR KEY SHARE
 ), acked AS (
-    DELETE FROM {schema}.messages WHERE source = $1 AND seq = ANY ($3::bigint[]) AND consumer = $2
-    RETURNING seq
+    DELETE FROM {schema}.messages AS m USING unnest($3::bigint[]) AS settled (seq)
+    WHERE m.seq = settled.seq AND consumer = $2 RETURNING m.seq
 ), due AS MATERIALIZED (
     SELECT seq FROM {schema}.messages
     WHERE source = $1 AND consumer IS NULL AND due_at > '-infinity' AND due_at <= now()
         AND EXISTS (SELECT FROM me)
-    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+    ORDER BY due_at, seq LIMIT $4 FOR UPDATE SKIP LOCKED
 ), ready AS MATERIALIZED (
     SELECT seq FROM {schema}.messages
-    WHERE source = $1 AND consumer IS NULL AND due_at = '-infinity' AND EXISTS (SELECT FROM me)
-    ORDER BY seq LIMIT $4 - (SELECT count(*) FROM due) FOR UPDATE SKIP LOCKED
+    WHERE source = $1 AND consumer IS NULL AND due_at <= '-infinity' AND EXISTS (SELECT FROM me)
+    ORDER BY due_at, seq LIMIT $4 - (SELECT count(*) FROM due) FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE {schema}.messages SET consumer = $2
-    WHERE source = $1 AND seq = ANY (ARRAY(SELECT seq FROM due UNION ALL SELECT seq FROM ready))
+    WHERE seq = ANY (ARRAY(SELECT seq FROM due UNION ALL SELECT seq FROM ready))
     RETURNING due_at, seq, body, id, type, headers, failures + 1 AS attempt
 )
 SELECT about.*, seq, body, id, type, headers, attempt
@@ -143,7 +141,8 @@ FROM (SELECT
     EXISTS (SELECT FROM me) AS alive,
     ARRAY(SELECT unnest($3::bigint[]) EXCEPT SELECT seq FROM acked) AS lost,
     (SELECT extract(epoch FROM due_at - now())::float8 FROM {schema}.messages
-        WHERE source = $1 AND consumer IS NULL AND due_at > '-infinity' AND due_at > now()
+        WHERE source = $1 AND consumer IS NULL
+            AND due_at > '-infinity' AND due_at > now() AND due_at < 'infinity'
         ORDER BY due_at LIMIT 1) AS next_due_seconds
 ) AS about LEFT JOIN taken ON true
 ORDER BY due_at = '-infinity', due_at, seq -- what had to wait for its time is the older
@@ -155,7 +154,7 @@ WITH retried AS (
     UPDATE {schema}.messages AS m
     SET consumer = NULL, failures = failures + 1, due_at = now() + make_interval(secs => delay)
     FROM unnest($3::bigint[], $4::float8[]) AS settled (seq, delay)
-    WHERE source = $1 AND m.seq = settled.seq AND consumer = $2 RETURNING m.seq
+    WHERE m.seq = settled.seq AND consumer = $2 RETURNING m.seq
 )
 SELECT seq, pg_notify($5, $1) FROM retried
 """
@@ -163,7 +162,7 @@ REJECT = """
 WITH dead AS (
     DELETE FROM {schema}.messages AS m
     USING unnest($3::bigint[], $4::text[]) WITH ORDINALITY AS settled (seq, reason, place)
-    WHERE source = $1 AND m.seq = settled.seq AND consumer = $2 RETURNING m.*, reason, place
+    WHERE m.seq = settled.seq AND consumer = $2 RETURNING m.*, reason, place
 ), buried AS (
     INSERT INTO {schema}.dead_letters (source, reason, attempts, id, type, headers, body)
     SELECT source, reason, failures + 1, id, type, headers, body FROM dead ORDER BY place
@@ -173,7 +172,7 @@ SELECT seq FROM dead
 GIVE_BACK = """
 WITH returned AS (
     UPDATE {schema}.messages SET consumer = NULL
-    WHERE source = $1 AND seq = ANY ($3::bigint[]) AND consumer = $2 RETURNING seq
+    WHERE seq = ANY ($3::bigint[]) AND consumer = $2 RETURNING seq
 )
 SELECT seq, pg_notify($4, $1) FROM returned
 """
@@ -675,6 +674,7 @@ class PostgresSource(Source):
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         if self._is_in_hand(message):
+            delay_seconds = min(max(0.0, delay_seconds), LONGEST_DELAY_SECONDS)
             self._settlements.retried.append((message, delay_seconds))
 
     async def reject(self, message: Message, reason: str) -> None:
@@ -689,10 +689,11 @@ class PostgresSource(Source):
 
     def _is_in_hand(self, message: Message) -> bool:
         """Whether it can be settled, which is then under way."""
-        if message not in self._unsettled:
+        try:
+            self._unsettled.remove(message)
+        except KeyError:
             _log_lost(message, "it was settled before, or its lease had expired")
             return False
-        self._unsettled.remove(message)
         self._wake.set()
         return True
 
