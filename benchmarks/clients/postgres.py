@@ -15,7 +15,7 @@ import asyncpg
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from stopwatch import Stopwatch  # noqa: E402
+from stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"]
 QUEUE = os.environ["CONSUMER_SOURCE"]

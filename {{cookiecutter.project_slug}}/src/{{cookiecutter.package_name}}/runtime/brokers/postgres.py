@@ -48,7 +48,7 @@ CONNECT_SECONDS = 10.0
 """For all hosts together."""
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 1.5
-CLOSE_SECONDS = 2.5
+CLOSE_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 3e9
 """A century; what is much longer would not fit into a timestamp."""
 CRASH_LIMIT = 100
@@ -153,16 +153,16 @@ RETRY = """
 WITH retried AS (
     UPDATE {schema}.messages AS m
     SET consumer = NULL, failures = failures + 1, due_at = now() + make_interval(secs => delay)
-    FROM unnest($3::bigint[], $4::float8[]) AS settled (seq, delay)
-    WHERE m.seq = settled.seq AND consumer = $2 RETURNING m.seq
+    FROM unnest($2::bigint[], $3::float8[], $4::integer[]) AS settled (seq, delay, attempt)
+    WHERE m.seq = settled.seq AND consumer = $1 AND failures + 1 = attempt RETURNING m.seq
 )
-SELECT seq, pg_notify($5, $1) FROM retried
+SELECT seq, pg_notify($5, $6) FROM retried
 """
 REJECT = """
 WITH dead AS (
     DELETE FROM {schema}.messages AS m
-    USING unnest($3::bigint[], $4::text[]) WITH ORDINALITY AS settled (seq, reason, place)
-    WHERE m.seq = settled.seq AND consumer = $2 RETURNING m.*, reason, place
+    USING unnest($2::bigint[], $3::text[]) WITH ORDINALITY AS settled (seq, reason, place)
+    WHERE m.seq = settled.seq AND consumer = $1 RETURNING m.*, reason, place
 ), buried AS (
     INSERT INTO {schema}.dead_letters (source, reason, attempts, id, type, headers, body)
     SELECT source, reason, failures + 1, id, type, headers, body FROM dead ORDER BY place
@@ -172,9 +172,9 @@ SELECT seq FROM dead
 GIVE_BACK = """
 WITH returned AS (
     UPDATE {schema}.messages SET consumer = NULL
-    WHERE seq = ANY ($3::bigint[]) AND consumer = $2 RETURNING seq
+    WHERE seq = ANY ($2::bigint[]) AND consumer = $1 RETURNING seq
 )
-SELECT seq, pg_notify($4, $1) FROM returned
+SELECT seq, pg_notify($3, $4) FROM returned
 """
 
 REGISTER = """
@@ -186,7 +186,7 @@ WITH renewed AS (
     UPDATE {schema}.consumers SET expires_at = now() + make_interval(secs => $2) WHERE id = $1 RETURNING id
 )
 SELECT EXISTS (SELECT FROM renewed),
-    ARRAY(SELECT id FROM {schema}.consumers WHERE expires_at <= now() AND id <> $1)
+    ARRAY(SELECT id FROM {schema}.consumers WHERE source = $3 AND expires_at <= now() AND id <> $1)
 """
 # What was taken by a statement whose answer never came, because the connection was lost.
 GIVE_BACK_UNKNOWN = """
@@ -584,13 +584,12 @@ class PostgresSource(Source):
             await connection.add_listener(self._options.channel, self._on_notification)
             self._listening_on = connection
         now = asyncio.get_running_loop().time()
-        [(alive, expired)] = await self._fetch(connection, RENEW, self._consumer, lease_seconds)
+        [(alive, expired)] = await self._fetch(
+            connection, RENEW, self._consumer, lease_seconds, self._name
+        )
         if not alive:
             self._forget("its lease had expired")
             [(self._consumer,)] = await self._fetch(connection, REGISTER, self._name, lease_seconds)
-        elif self._in_doubt:
-            ours = [message.receipt for message in (*self._unsettled, *self._settlements)]
-            await self._fetch(connection, GIVE_BACK_UNKNOWN, self._consumer, ours)
         if expired and now >= self._take_over_at:
             async with connection.transaction():
                 dead = [id for (id,) in await self._fetch(connection, LOCK_DEAD, expired)]
@@ -606,7 +605,11 @@ class PostgresSource(Source):
         self._settlements = Settlements()
 
     def _on_notification(self, connection: Connection, pid: int, _channel: str, name: str) -> None:
-        if name == self._name and self._room and pid != connection.get_server_pid():
+        if name == self._name and pid != connection.get_server_pid():
+            self._on_ready()
+
+    def _on_ready(self) -> None:
+        if self._room:
             self._wake.set()
 
     @property
@@ -629,12 +632,10 @@ class PostgresSource(Source):
         if not alive:
             self._renew_at = -math.inf
             next_due_seconds = 0
-        if not self._in_doubt:  # what is written a second time is unknown by then
-            lost.update(unknown)
-            for message in settlements if lost else ():
-                if message.receipt in lost:
-                    _log_lost(message, "its lease had expired")
-        self._in_doubt = False
+        lost.update(unknown)
+        for message in settlements if lost else ():
+            if message.receipt in lost and not self._in_doubt:  # else it was written the first time
+                _log_lost(message, "its lease had expired")
         for _, _, _, seq, body, id, type, headers, attempt in rows if rows[0]["seq"] else ():
             message = Message(
                 body, id, type, {} if headers == "{}" else json.loads(headers), attempt, seq
@@ -644,6 +645,11 @@ class PostgresSource(Source):
                 self.buffer.put(message)
             else:
                 await self.give_back(message)
+        if self._in_doubt:
+            ours = [message.receipt for message in (*self._unsettled, *self._settlements)]
+            await self._fetch(connection, GIVE_BACK_UNKNOWN, self._consumer, ours)
+            self._in_doubt = False
+            next_due_seconds = 0
         return math.inf if next_due_seconds is None else next_due_seconds
 
     async def _settle_others(self, connection: Connection, settlements: Settlements) -> set[int]:
@@ -653,17 +659,16 @@ class PostgresSource(Source):
         async def write(statement: str, settled: list[Message], *arguments: object) -> None:
             if settled:
                 seqs = [message.receipt for message in settled]
-                rows = await self._fetch(
-                    connection, statement, self._name, self._consumer, seqs, *arguments
-                )
+                rows = await self._fetch(connection, statement, self._consumer, seqs, *arguments)
                 lost.update(set(seqs) - {row[0] for row in rows})
 
-        channel = self._options.channel
+        queue = (self._options.channel, self._name)
         retried = [message for message, _ in settlements.retried]
-        await write(RETRY, retried, [delay for _, delay in settlements.retried], channel)
+        delays = [delay for _, delay in settlements.retried]
+        await write(RETRY, retried, delays, [message.attempt for message in retried], *queue)
         rejected = [message for message, _ in settlements.rejected]
         await write(REJECT, rejected, [reason for _, reason in settlements.rejected])
-        await write(GIVE_BACK, settlements.returned, channel)
+        await write(GIVE_BACK, settlements.returned, *queue)
         return lost
 
     # -- settling
@@ -713,15 +718,14 @@ class PostgresSource(Source):
 
     async def _publish(self, rows: list[tuple[str, str, str, bytes]]) -> None:
         await self._ask(PUBLISH, self._options.channel, *map(list, zip(*rows, strict=True)))
-        if self._room:
-            self._wake.set()
+        self._on_ready()
 
     async def describe(self) -> dict[str, int | str]:
         ready, delayed, in_hand, dead, consumers = await self._ask(COUNTS)
         version = self._connection.get_server_version()
         return {
             "server": f"PostgreSQL {version.major}.{version.minor}",
-            "schema": self._options.schema,
+            "schema": self._options.channel,
             self._name: ready,
             f"{self._name} delayed": delayed,
             f"{self._name} in hand": in_hand,
@@ -744,6 +748,7 @@ class PostgresSource(Source):
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
         async for moved in self._in_steps(REPLAY, self._options.channel):
+            self._on_ready()
             yield moved
 
     async def purge_dead_letters(self) -> int:
@@ -767,6 +772,10 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> PostgresSource
 @cache
 def _sql(statement: str, schema: str) -> str:
     return statement.replace("{schema}", schema)
+
+
+def _quote(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
 
 
 def _parse(url: str, source: str) -> Options:
@@ -800,9 +809,8 @@ def _parse(url: str, source: str) -> Options:
         parts._replace(netloc=f"{auth}{at}{host}", query=urlencode(query)).geturl()
         for host in hosts.split(",")
     ]
-    quoted = '"' + schema.replace('"', '""') + '"'
     broker = f"postgres://{hosts}{parts.path}"
-    return Options(broker, urls, quoted, schema, lease_seconds, poll_seconds, pgbouncer)
+    return Options(broker, urls, _quote(schema), schema, lease_seconds, poll_seconds, pgbouncer)
 
 
 def _split(url: str) -> SplitResult:
