@@ -26,6 +26,7 @@ from .local import (
 )
 
 IMAGE = "postgres:17"
+PASSWORD = "of-the-tests"
 
 # Debian and Red Hat put the server's programs beside the path, and so does Homebrew with older versions.
 FOLDERS = (
@@ -40,11 +41,9 @@ START = """
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$@"; sleep 0.25; done
 """
 
-# A password is asked of some users only, so that tests can be refused; each test makes those it needs.
+# The tests' own user is let in; the users that tests make are asked for their passwords.
 ACCESS = """
 host all postgres 127.0.0.1/32 trust
-host all trusted 127.0.0.1/32 trust
-hostssl all certified 127.0.0.1/32 cert
 host all all 127.0.0.1/32 scram-sha-256
 """
 
@@ -116,7 +115,7 @@ class PrivatePostgres(PostgresServer):
 
 
 def url_of(port: int) -> str:
-    return f"postgres://postgres@127.0.0.1:{port}/postgres"
+    return f"postgres://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
 
 
 @contextmanager
@@ -168,8 +167,8 @@ def _as_no_root(directory: Path) -> Iterator[tuple[Path, list[str]]]:
 @contextmanager
 def _in_docker() -> Iterator[PrivatePostgres]:
     (port,) = free_ports(1)
-    environment = ("-e", "POSTGRES_HOST_AUTH_METHOD=trust")
-    container = ServerContainer(IMAGE, 5432, port, lambda: _answers(port), *environment)
+    password = ("-e", f"POSTGRES_PASSWORD={PASSWORD}")
+    container = ServerContainer(IMAGE, 5432, port, lambda: _answers(port), *password)
     try:
         yield PrivatePostgres(port, container)
     finally:
