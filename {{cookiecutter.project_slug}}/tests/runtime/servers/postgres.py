@@ -1,2 +1,228 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Not built yet."""
+"""A real PostgreSQL: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+    one_for_all_workers,
+)
+
+IMAGE = "postgres:17"
+PASSWORD = "of-the-tests"
+
+# Debian and Red Hat put the server's programs beside the path, and so does Homebrew with older versions.
+FOLDERS = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql*/bin",
+    "usr/local/opt/postgresql*/bin",
+)
+
+# Without its postmaster a backend ends by itself; until the last has, the next postmaster refuses to start.
+START = """
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$@"; sleep 0.25; done
+"""
+
+# The tests' own user is let in; the users that tests make are asked for their passwords.
+ACCESS = """
+host all postgres 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+"""
+
+COUNTS = """
+SELECT
+    count(*) FILTER (WHERE due_at <= now() AND (consumer IS NULL OR consumer NOT IN
+        (SELECT id FROM consumer.consumers WHERE expires_at > now()))),
+    count(*) FILTER (WHERE due_at > now() AND consumer IS NULL),
+    (SELECT count(*) FROM consumer.dead_letters WHERE source = $1)
+FROM consumer.messages WHERE source = $1
+"""
+LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at > now()"
+
+
+class PostgresServer:
+    """Reads what any other client sees in the tables."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.impatient_url = f"{url}{'&' if '?' in url else '?'}lease_seconds=1"
+
+    def counts(self, queue: str) -> Counts:
+        try:
+            return Counts(*self.query(COUNTS, queue)[0])
+        except asyncpg.UndefinedTableError:
+            return Counts(0, 0, 0)
+
+    def consumers(self, queue: str) -> int:
+        try:
+            return int(self.query(LIVE, queue)[0][0])
+        except asyncpg.UndefinedTableError:
+            return 0
+
+    def delete(self, queue: str) -> None:
+        for table in ("messages", "dead_letters", "consumers"):
+            try:
+                self.query(f"DELETE FROM consumer.{table} WHERE source = $1", queue)
+            except asyncpg.UndefinedTableError:
+                return
+
+    def query(self, statement: str, *arguments: object) -> list[Any]:
+        """The rows of one statement, on a connection of its own."""
+
+        async def ask() -> list[Any]:
+            connection = await asyncpg.connect(self.url, timeout=10)
+            try:
+                rows: list[Any] = await connection.fetch(statement, *arguments)
+                return rows
+            finally:
+                await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
+            return thread.submit(asyncio.run, ask()).result()
+
+
+class PrivatePostgres(PostgresServer):
+    """A PostgreSQL of one's own, on this port; ``data`` is its directory where that can be reached."""
+
+    def __init__(self, port: int, instance: Instance, data: Path | None = None) -> None:
+        super().__init__(url_of(port))
+        self.data = data
+        self._instance = instance
+
+    def kill(self) -> None:
+        self._instance.kill()
+
+    def restart(self) -> None:
+        self._instance.restart()
+
+
+def url_of(port: int) -> str:
+    return f"postgres://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
+    with _as_no_root(directory) as (home, as_user):
+        data = home / "data"
+        initdb = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust"]
+        made = subprocess.run(
+            [*as_user, *initdb, "-E", "UTF8", "--no-locale", "--no-sync"],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode != 0:
+            msg = f"initdb failed: {made.stderr[-2000:]}"
+            raise ServerMissing(msg)
+        (data / "pg_hba.conf").write_text(ACCESS)
+        (port,) = free_ports(1)
+        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        postgres = [str(programs / "postgres"), "-D", str(data), *options]
+        command = [*as_user, "sh", "-c", START, "sh", *postgres]
+        process = ServerProcess(command, home, lambda: _answers(port))
+        try:
+            yield PrivatePostgres(port, process, data)
+        finally:
+            process.close()
+
+
+@contextmanager
+def _as_no_root(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A directory for the server, and the words before a command: PostgreSQL refuses to run as root."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield directory, []
+        return
+    import pwd  # not on Windows
+
+    user = pwd.getpwnam("nobody")
+    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    if shutil.which("setpriv") is None:
+        become = ["su", "-s", "/bin/sh", user.pw_name, "-c", 'exec "$@"', "--", "sh"]
+    # Not in the directory of the tests, which only root may enter.
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as home:
+        os.chown(home, user.pw_uid, user.pw_gid)
+        yield Path(home), become
+
+
+@contextmanager
+def _in_docker() -> Iterator[PrivatePostgres]:
+    (port,) = free_ports(1)
+    password = ("-e", f"POSTGRES_PASSWORD={PASSWORD}")
+    container = ServerContainer(IMAGE, 5432, port, lambda: _answers(port), *password)
+    try:
+        yield PrivatePostgres(port, container)
+    finally:
+        container.close()
+
+
+def most_repeated(prefetch: int) -> float:
+    """Leases are rows, and outlive the server; only an outage longer than a lease could repeat messages."""
+    return 0
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    programs = _programs()
+    if programs is not None:
+        with _installed(programs, directory) as server:
+            yield server
+    elif has_docker():
+        with _in_docker() as server:
+            yield server
+    else:
+        msg = (
+            "there is no PostgreSQL for the tests: CONSUMER_TEST_BROKER_URL names none, no initdb and "
+            "postgres are installed, and there is no docker"
+        )
+        raise ServerMissing(msg)
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
+    if url.startswith("postgres"):
+        yield PostgresServer(url)
+    else:
+        with one_for_all_workers("postgres", directory, private) as url:
+            yield PostgresServer(url)
+
+
+def _programs() -> Path | None:
+    """The folder of the newest installed server; one on the path comes first."""
+    on_path = shutil.which("initdb")
+    folders = [Path(on_path).parent] if on_path is not None else []
+    found = [folder for pattern in FOLDERS for folder in Path("/").glob(pattern)]
+    folders += sorted(found, key=lambda folder: _numbers(str(folder)), reverse=True)
+    return next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _answers(port: int) -> bool:
+    try:
+        PostgresServer(url_of(port)).query("SELECT 1")
+    except (OSError, asyncpg.PostgresError):
+        return False
+    return True
