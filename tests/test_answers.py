@@ -167,11 +167,14 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     assert models <= set(map(class_name, taken))
 
 
-def test_a_package_cannot_take_a_name_that_is_installed_beside_it(render: Render) -> None:
-    [site_packages] = render(broker="rabbitmq").environment().glob("lib/*/site-packages")
+@pytest.mark.parametrize("broker", QUESTIONS["broker"])
+def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
+    render: Render, broker: str
+) -> None:
+    [site_packages] = render(broker=broker).environment().glob("lib/*/site-packages")
     installed = {path.stem for path in site_packages.iterdir() if path.suffix in ("", ".py", ".so")}
     modules = {name for name in installed if re.fullmatch("[a-z][a-z0-9_]*", name)}
-    assert {"aio_pika", "structlog", "pytest"} <= modules
+    assert {"structlog", "pytest"} <= modules
     assert sorted(modules - set(QUESTIONS["_taken_names"])) == []
 
 

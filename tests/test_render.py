@@ -62,11 +62,6 @@ ALWAYS = [
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
 ]
-OF_A_BROKER = [
-    "src/{package}/runtime/brokers/{broker}.py",
-    "tests/runtime/servers/{broker}.py",
-    "tests/runtime/test_{broker}.py",
-]
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
 
 OWNER = re.compile(
@@ -77,9 +72,10 @@ OWNER = re.compile(
 def test_it_has_exactly_the_files_of_its_answers(
     service: Service, combination: Combination, prove: Prove
 ) -> None:
-    broker = combination.broker  # the embedded one is always there
-    names = [*ALWAYS, *(OF_A_BROKER if broker != "sqlite" else [])]
-    expected = {name.format(package=service.package, broker=broker) for name in names}
+    broker = QUESTIONS["_brokers"][combination.broker]
+    names = [*ALWAYS, *(f"src/{{package}}/runtime/{name}" for name in broker["runtime"])]
+    names += [f"tests/runtime/{name}" for name in broker["tests"]]
+    expected = {name.format(package=service.package) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)

@@ -21,7 +21,6 @@ from {{ cookiecutter.package_name }}.runtime.cli import main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
 
-
 log = structlog.get_logger()
 
 
