@@ -165,7 +165,7 @@ def test_the_message_in_hand_is_finished_and_the_rest_stays(scene: Scene) -> Non
 
 def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Scene) -> None:
     scene.need("counts")
-    scene.publish(1, seconds=1.5)
+    scene.publish(1, seconds=3)
     process = scene.start(concurrency=4)
     process.wait_for("handling")
     process.send(signal.SIGTERM)
