@@ -38,7 +38,7 @@ class Proxy:
         self._thread.start()
         self._run(self._listen)
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        scheme = "amqps" if tls else parts.scheme
+        scheme = f"{parts.scheme}s" if tls else parts.scheme
         self.url = parts._replace(scheme=scheme, netloc=f"{user}localhost:{self.port}").geturl()
 
     def __enter__(self) -> Self:
