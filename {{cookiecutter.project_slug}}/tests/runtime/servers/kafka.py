@@ -44,9 +44,8 @@ IMAGE = "apache/kafka:4.1.0"
 PARTITIONS = 4
 SESSION_SECONDS = 6
 """The least that brokers allow by default."""
-OPTIONS = (
-    f"?partitions={PARTITIONS}&rebalance_timeout_seconds=4&session_timeout_seconds={SESSION_SECONDS}"
-)
+IMPATIENT = f"rebalance_timeout_seconds=4&session_timeout_seconds={SESSION_SECONDS}"
+OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -217,7 +216,9 @@ def _environment(port: int) -> list[str]:
         "TRANSACTION_STATE_LOG_MIN_ISR": "1",
         "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
     }
-    return [option for name, value in variables.items() for option in ("-e", f"KAFKA_{name}={value}")]
+    return [
+        option for name, value in variables.items() for option in ("-e", f"KAFKA_{name}={value}")
+    ]
 
 
 def _answers(port: int) -> bool:
@@ -228,8 +229,6 @@ def _answers(port: int) -> bool:
 
     with ThreadPoolExecutor(1) as thread:
         try:
-            return thread.submit(
-                asyncio.run, _ask(f"127.0.0.1:{port}", has_brokers)
-            ).result()
+            return thread.submit(asyncio.run, _ask(f"127.0.0.1:{port}", has_brokers)).result()
         except (KafkaError, OSError):
             return False

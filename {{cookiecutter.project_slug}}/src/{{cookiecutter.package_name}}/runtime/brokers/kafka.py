@@ -258,8 +258,9 @@ class KafkaSource(Source):
         raise next((e for e in errors if isinstance(e, BrokerRefused)), errors[0])
 
     @asynccontextmanager
-    async def _asking(self, seconds: float = ANSWER_SECONDS) -> AsyncIterator[None]:
+    async def _asking(self, seconds: float | None = None) -> AsyncIterator[None]:
         """Bounds a request to the broker, and makes whatever goes wrong a BrokerError."""
+        seconds = ANSWER_SECONDS if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -312,10 +313,12 @@ class KafkaSource(Source):
     async def _create(self, topics: list[NewTopic], replication: int) -> dict[str, KafkaError]:
         """Make those that are not there; returns why not, by name."""
         for topic in topics:
-            topic.replication_factor = replication  # its constructor knows nothing of the default, -1
+            topic.replication_factor = replication  # its constructor refuses -1, the default
         async with self._admin() as admin, self._asking():
             response = await admin.create_topics(topics)
-        errors = {name: kafka_errors.for_code(code)(text) for name, code, text in response.topic_errors}
+        errors = {
+            name: kafka_errors.for_code(code)(text) for name, code, text in response.topic_errors
+        }
         fine = (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError)
         return {name: error for name, error in errors.items() if not isinstance(error, fine)}
 
@@ -675,12 +678,9 @@ class KafkaSource(Source):
 
     async def _close_producer(self, seconds: float) -> None:
         producer = self._producer
-        closing = asyncio.create_task(producer.stop())
-        await asyncio.wait({closing}, timeout=seconds)
-        if not closing.done():
-            producer._message_accumulator.fail_all(kafka_errors.KafkaConnectionError())
-            _cut(producer.client)
-            await _end([closing, producer._sender.sender_task])
+        # What is not confirmed now has been reported as not sent: nothing to wait for.
+        producer._message_accumulator.fail_all(kafka_errors.KafkaConnectionError())
+        await _close(producer.stop, producer.client, seconds, producer._sender.sender_task)
 
     # -- dead letters
 
