@@ -462,6 +462,7 @@ class MqttSource(Source):
     async def __aenter__(self) -> Self:
         self._leaving.clear()
         self._connection = await self._connect()
+        self._link.came_up()
         self._keeper = asyncio.create_task(self._keep(), name="mqtt-keeper")
         return self
 
@@ -664,10 +665,8 @@ class MqttSource(Source):
 
         A delay beyond the longest of the back-off is cut to that.
         """
-        not_before = time.time() + min(delay_seconds, self.settings.retry_max_seconds)
-        await self._move(
-            message, self._retry_topic, {REASON: reason, NOT_BEFORE: f"{not_before:.3f}"}
-        )
+        failure = {REASON: reason, NOT_BEFORE: f"{time.time() + delay_seconds:.3f}"}
+        await self._move(message, self._retry_topic, failure)
 
     async def reject(self, message: Message, reason: str) -> None:
         """Publish it to the topic of dead letters. When nobody subscribes to that, it is gone, and logged."""
@@ -681,7 +680,8 @@ class MqttSource(Source):
             return True
         try:
             properties = _again(message, {**ours, ATTEMPTS: str(message.attempt)})
-            code = await self._publish(topic, message.body, properties)
+            # A session's messages may be here before its connection is ours: before the SUBACK.
+            code = await self._publish(message.receipt.connection, topic, message.body, properties)
             if code == NO_SUBSCRIBER and topic == self._retry_topic:
                 msg = f"{self._address.broker} has lost the subscription to {topic}"
                 raise BrokerUnavailable(msg)
@@ -715,9 +715,11 @@ class MqttSource(Source):
         if self._has_wildcards:
             msg = f"nothing can be published to {self._topic!r}: it has wildcards"
             raise BrokerRefused(msg)
+        connection = self._up()
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             publishing = [
                 self._publish(
+                    connection,
                     self._topic,
                     message.body,
                     _properties({**message.headers, ID: message.id, TYPE: message.type}),
@@ -731,23 +733,26 @@ class MqttSource(Source):
                     msg = f"{self._address.broker} dropped it: nobody has subscribed to {self._topic!r} yet"
                     raise BrokerRefused(msg)
 
-    async def _publish(self, topic: str, body: bytes, properties: Any) -> int:
-        if self._connection is None:
-            msg = f"{self._address.broker}: the connection was lost"
-            raise BrokerUnavailable(msg)
-        code = await self._connection.publish(topic, body, properties)
+    async def _publish(
+        self, connection: _Connection, topic: str, body: bytes, properties: Any
+    ) -> int:
+        code = await connection.publish(topic, body, properties)
         if code >= 128:
             reason = _name_of(PacketTypes.PUBACK, code)
             msg = f"{self._address.broker} refused a message to {topic}: {reason}"
             raise BrokerRefused(msg)
         return code
 
-    # -- what MQTT does not know
-
-    async def describe(self) -> dict[str, int | str]:
+    def _up(self) -> _Connection:
         if self._connection is None:
             msg = f"{self._address.broker}: the connection was lost"
             raise BrokerUnavailable(msg)
+        return self._connection
+
+    # -- what MQTT does not know
+
+    async def describe(self) -> dict[str, int | str]:
+        self._up()
         return {
             self._topic: "MQTT does not tell how many messages wait, nor who consumes them",
             "subscription": self._filters[0],
