@@ -518,8 +518,8 @@ class NatsSource(Source):
         headers = {n: v for n, v in delivery.headers.items() if not n.lower().startswith("nats-")}
         headers |= {
             ID: f"{self._stream}-{delivery.key}",  # a second one, after a crash, is not stored
-            FIRST_ID: message.id if _is_plain(message.id) else "",
-            TYPE: message.type if _is_plain(message.type) else "",
+            FIRST_ID: _plain(message.id),
+            TYPE: _plain(message.type),
             REASON: reason,
             ATTEMPTS: str(message.attempt),
             DIED_AT: f"{time.time():.3f}",
@@ -705,14 +705,13 @@ def _subject_of(stream: str, subjects: list[str]) -> str | None:
 
 def _headers_of(message: OutgoingMessage) -> dict[str, str]:
     """NATS has only text in headers, of one line, and names in ASCII. Raises BrokerRefused."""
-    headers: dict[str, str] = {ID: message.id, TYPE: message.type}
+    headers: dict[str, str] = {TYPE: _plain(message.type)}
     extras: dict[str, Any] = {}
-    if not _is_plain(message.id):
-        headers[ID] = json.dumps(message.id)
-        extras["id"] = message.id
-    if not _is_plain(message.type):
-        headers[TYPE] = ""
-        extras["type"] = message.type
+    if message.id:
+        headers[ID] = _plain(message.id) or json.dumps(message.id)
+    for name, text in (("id", message.id), ("type", message.type)):
+        if text != _plain(text):
+            extras[name] = text
     for name, value in message.headers.items():
         if _is_plain(value) and HEADER_NAME.fullmatch(name):
             headers[name] = value
@@ -730,6 +729,11 @@ def _headers_of(message: OutgoingMessage) -> dict[str, str]:
 def _is_plain(value: object) -> bool:
     """Whether a NATS header holds it as it is."""
     return isinstance(value, str) and value.isprintable() and value == value.strip() != ""
+
+
+def _plain(text: str) -> str:
+    """The text, or nothing where EXTRAS must hold it."""
+    return text if _is_plain(text) else ""
 
 
 def _message(body: bytes, delivery: _Delivery) -> Message:

@@ -122,8 +122,9 @@ class Connection(Client):
     # -- asking
 
     @asynccontextmanager
-    async def asking(self, seconds: float = ANSWER_SECONDS) -> AsyncIterator[None]:
+    async def asking(self, seconds: float | None = None) -> AsyncIterator[None]:
         """Bounds a request to the broker, and makes whatever goes wrong a BrokerError."""
+        seconds = ANSWER_SECONDS if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 if self.lost is not None:
