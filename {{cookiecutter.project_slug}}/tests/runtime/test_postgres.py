@@ -412,7 +412,8 @@ class TestLeases:
         async with connect(1, options=lease) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
-            async with connect(1, options="?lease_seconds=0.1") as other:  # looks for the dead often
+            looks_often = "?lease_seconds=0.1"
+            async with connect(1, options=looks_often) as other:
                 await asyncio.sleep(2 * SHORT_LEASE_SECONDS)  # the handler
                 await source.stop()
                 await asyncio.sleep(2 * SHORT_LEASE_SECONDS)
@@ -484,6 +485,7 @@ class TestLeases:
             published = await publish(source, 1)
             assert await drain(source, 2) == ["due", *published]
             assert source._consumer > first
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_consumer_in_the_middle_of_an_exchange_is_not_taken_for_dead(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -504,6 +506,17 @@ class TestLeases:
                     assert len(other.buffer) == 0
         async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
             await drain(other, 1)
+
+    async def test_a_message_that_somebody_looks_at_holds_up_nothing(
+        self, connect: Connect, queue: str
+    ) -> None:
+        lock = "SELECT FROM consumer.messages WHERE source = $1 AND id = $2 FOR UPDATE"
+        async with connect(prefetch=0) as busy:
+            published = await publish(busy, 2)
+            async with busy._request() as connection, connection.transaction():
+                await connection.execute(lock, queue, published[0])
+                async with connect(prefetch=1, options="?poll_seconds=0.1") as other:
+                    assert await drain(other, 1) == published[1:]
 
     async def test_an_outage_longer_than_the_lease_repeats_nothing_of_those_who_come_back(
         self,
@@ -560,7 +573,7 @@ class TestLeases:
         assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in hand"
 
 
-SELDOM = "?poll_seconds=3600"
+SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
 
 
 class TestWaking:
@@ -583,10 +596,10 @@ class TestWaking:
                 await one.retry(messages[1], 0.5, "not now")
                 retried_at = time.monotonic()
                 await other.ack(messages[0])
-            (message,) = await take(other, 1)
-            assert 0.48 <= time.monotonic() - retried_at < 1.5
-            assert message.attempt == 2
-            await other.ack(message)
+                (message,) = await take(other, 1)
+                assert 0.48 <= time.monotonic() - retried_at < 1.5
+                assert message.attempt == 2
+                await other.ack(message)
 
     async def test_who_leaves_wakes_those_who_wait(self, connect: Connect) -> None:
         async with connect(prefetch=0) as publisher:

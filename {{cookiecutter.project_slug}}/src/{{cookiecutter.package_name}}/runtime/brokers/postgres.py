@@ -817,7 +817,7 @@ def _parse(url: str, source: str) -> Options:
 
 
 def _split(url: str) -> SplitResult:
-    """Without the parser's error in the refusal, and without the URL: each may hold a part of a password."""
+    """Refuses without the parser's error and without the URL: each may hold a part of a password."""
     with suppress(ValueError):
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -829,7 +829,7 @@ def _split(url: str) -> SplitResult:
         "CONSUMER_BROKER_URL: not like postgres://user:password@host:5432/database; in a user name or a "
         "password, characters like @ : / ? # % are percent-encoded"
     )
-    raise BrokerRefused(msg) from None
+    raise BrokerRefused(msg)
 
 
 def _row(message: OutgoingMessage) -> tuple[str, str, str, bytes]:
