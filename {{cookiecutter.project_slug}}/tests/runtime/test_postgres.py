@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -408,17 +409,16 @@ class TestLeases:
         self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
     ) -> None:
         lease = f"?lease_seconds={SHORT_LEASE_SECONDS}"
-        async with connect(1, options=lease) as one, connect(1, options=lease) as other:
-            await publish(one, 1)
-            both = [asyncio.ensure_future(anext(source)) for source in (one, other)]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            holder, waiting = (one, both[1]) if both[0].done() else (other, both[0])
-            message = next(task for task in both if task.done()).result()
-            await holder.stop()
-            await asyncio.sleep(3 * SHORT_LEASE_SECONDS)  # the handler
-            assert not waiting.done()
-            await holder.ack(message)
-            waiting.cancel()
+        async with connect(1, options=lease) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            looks_often = "?lease_seconds=0.1"
+            async with connect(1, options=looks_often) as other:
+                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)  # the handler
+                await source.stop()
+                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)
+                assert len(other.buffer) == 0
+                await source.ack(message)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert not find(events, "settlement_lost")
 
@@ -480,9 +480,12 @@ class TestLeases:
             await in_use(source)
             first = source._consumer
             await query(broker, "DELETE FROM consumer.consumers WHERE source = $1", queue)
+            insert = "INSERT INTO consumer.messages (source, id, due_at, body) VALUES ($1, 'due', $2, '')"
+            await query(broker, insert, queue, datetime(2000, 1, 1, tzinfo=UTC))
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await drain(source, 2) == ["due", *published]
             assert source._consumer > first
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_consumer_in_the_middle_of_an_exchange_is_not_taken_for_dead(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -493,12 +496,8 @@ class TestLeases:
             await publish(publisher, 1)
             async with busy._request() as connection, connection.transaction():
                 [(id,)] = await query(broker, register, queue)
-                await connection.execute(
-                    "SELECT FROM consumer.consumers WHERE id = $1 FOR KEY SHARE", id
-                )
-                await connection.execute(
-                    "UPDATE consumer.messages SET consumer = $1 WHERE source = $2", id, queue
-                )
+                rows = await busy._fetch(connection, postgres.EXCHANGE, queue, id, [], 1)
+                assert rows[0]["alive"]
                 async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
                     await in_use(other)
                     await asyncio.sleep(0.3)  # it has looked, and passed over the row
@@ -507,6 +506,17 @@ class TestLeases:
                     assert len(other.buffer) == 0
         async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
             await drain(other, 1)
+
+    async def test_a_message_that_somebody_looks_at_holds_up_nothing(
+        self, connect: Connect, queue: str
+    ) -> None:
+        lock = "SELECT FROM consumer.messages WHERE source = $1 AND id = $2 FOR UPDATE"
+        async with connect(prefetch=0) as busy:
+            published = await publish(busy, 2)
+            async with busy._request() as connection, connection.transaction():
+                await connection.execute(lock, queue, published[0])
+                async with connect(prefetch=1, options="?poll_seconds=0.1") as other:
+                    assert await drain(other, 1) == published[1:]
 
     async def test_an_outage_longer_than_the_lease_repeats_nothing_of_those_who_come_back(
         self,
@@ -563,7 +573,7 @@ class TestLeases:
         assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in hand"
 
 
-SELDOM = "?poll_seconds=3600"
+SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
 
 
 class TestWaking:
@@ -586,10 +596,10 @@ class TestWaking:
                 await one.retry(messages[1], 0.5, "not now")
                 retried_at = time.monotonic()
                 await other.ack(messages[0])
-            (message,) = await take(other, 1)
-            assert 0.48 <= time.monotonic() - retried_at < 1.5
-            assert message.attempt == 2
-            await other.ack(message)
+                (message,) = await take(other, 1)
+                assert 0.48 <= time.monotonic() - retried_at < 1.5
+                assert message.attempt == 2
+                await other.ack(message)
 
     async def test_who_leaves_wakes_those_who_wait(self, connect: Connect) -> None:
         async with connect(prefetch=0) as publisher:

@@ -354,7 +354,7 @@ class PostgresSource(Source):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._filler is not None:
                     await asyncio.wait({self._filler})
-                if self._link.up and self._consumer:
+                if self._consumer:  # also in an outage, which may be over by now
                     async with self._request() as connection:
                         await self._exchange(connection)
                         await self._fetch(connection, LEAVE, self._consumer, self._options.channel)
@@ -525,8 +525,10 @@ class PostgresSource(Source):
         return rows[0] if rows else None
 
     def _on_lost(self, connection: Connection) -> None:
-        if connection is self._connection and self._entered:
-            self._in_doubt = True
+        if connection is not self._connection:
+            return
+        self._in_doubt = True
+        if self._entered:
             self._link.went_down("the connection was lost")
             self._wake.set()
 
@@ -619,12 +621,11 @@ class PostgresSource(Source):
     async def _exchange(self, connection: Connection) -> float:
         """Write settlements and take messages; returns in how many seconds a delayed retry is due."""
         settlements, self._settlements = self._settlements, Settlements()
+        limit = min(self._room, STEP)
         acked = [message.receipt for message in settlements.acked]
         try:
             lost = await self._settle_others(connection, settlements)
-            rows = await self._fetch(
-                connection, EXCHANGE, self._name, self._consumer, acked, self._room
-            )
+            rows = await self._fetch(connection, EXCHANGE, self._name, self._consumer, acked, limit)
         except BaseException:
             settlements.come_first(self._settlements)
             raise
@@ -650,6 +651,8 @@ class PostgresSource(Source):
             await self._fetch(connection, GIVE_BACK_UNKNOWN, self._consumer, ours)
             self._in_doubt = False
             next_due_seconds = 0
+        if len(rows) == STEP and self._room:
+            return 0
         return math.inf if next_due_seconds is None else next_due_seconds
 
     async def _settle_others(self, connection: Connection, settlements: Settlements) -> set[int]:
@@ -814,7 +817,7 @@ def _parse(url: str, source: str) -> Options:
 
 
 def _split(url: str) -> SplitResult:
-    """Without the parser's error in the refusal, and without the URL: each may hold a part of a password."""
+    """Refuses without the parser's error and without the URL: each may hold a part of a password."""
     with suppress(ValueError):
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -826,7 +829,7 @@ def _split(url: str) -> SplitResult:
         "CONSUMER_BROKER_URL: not like postgres://user:password@host:5432/database; in a user name or a "
         "password, characters like @ : / ? # % are percent-encoded"
     )
-    raise BrokerRefused(msg) from None
+    raise BrokerRefused(msg)
 
 
 def _row(message: OutgoingMessage) -> tuple[str, str, str, bytes]:
