@@ -12,6 +12,8 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 BROKEN = (OSError, asyncio.IncompleteReadError)
+SCHEME_WITH_TLS = {"amqp": "amqps", "mqtt": "mqtts"}
+"""Where the URL tells it by its scheme."""
 
 
 class Proxy:
@@ -38,7 +40,7 @@ class Proxy:
         self._thread.start()
         self._run(self._listen)
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        scheme = f"{parts.scheme}s" if tls else parts.scheme
+        scheme = SCHEME_WITH_TLS.get(parts.scheme, parts.scheme) if tls else parts.scheme
         self.url = parts._replace(scheme=scheme, netloc=f"{user}localhost:{self.port}").geturl()
 
     def __enter__(self) -> Self:
