@@ -46,6 +46,7 @@ PAIR_SECONDS = 0.3
 """Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
 IDLE_SECONDS = 0.1
 """For workers that hold nothing to notice the stop, however short the drain time is."""
+CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
 CLOSE_SOURCE_SECONDS = 4
@@ -119,7 +120,7 @@ class Consumer:
     async def _run_on_source(self) -> int:
         await self._connect()
         try:
-            await cancellable_wait(self.source.start(), self.event)
+            await self._unless_stopped(self.source.start())
             self.state = "consuming"
             log.info(
                 "consuming", source=self.settings.source, concurrency=self.settings.concurrency
@@ -140,7 +141,7 @@ class Consumer:
         attempt = 0
         while True:
             try:
-                await cancellable_wait(self.source.__aenter__(), self.event)
+                await self._unless_stopped(self.source.__aenter__())
                 return
             except BrokerUnavailable as error:
                 attempt += 1
@@ -152,6 +153,23 @@ class Consumer:
                 )
             if not await cancellable_sleep(delay, self.event):
                 raise CancellationRequested
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do the work; raises CancellationRequested if the event is set first, after which it is cancelled.
+
+        Until it ends, that is: `asyncio.wait_for` of Python 3.11, which clients use while they connect, loses
+        a cancellation that comes with the result it waits for.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await cancellable_wait(asyncio.wait({task}), self.event)
+        except BaseException as stop:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+            if task.cancelled() or not isinstance(stop, CancellationRequested):
+                raise
+        task.result()
 
     # -- taking and handling
 
