@@ -146,7 +146,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
         await self._source.let_go()
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        log.info("partitions_assigned", partitions=sorted(f"{t}-{p}" for t, p in assigned))
+        self._source.take_over(assigned)
 
 
 class KafkaSource(Source):
@@ -222,7 +222,8 @@ class KafkaSource(Source):
         await self.stop()
         for task in self._helpers:
             task.cancel()
-        await asyncio.wait(self._helpers, timeout=0.5)
+        if self._helpers:
+            await asyncio.wait(self._helpers, timeout=0.5)
         self._helpers.clear()
         await asyncio.gather(self._leave(CLOSE_SECONDS), self._close_producer(CLOSE_SECONDS))
         self._link.up = False
@@ -487,7 +488,9 @@ class KafkaSource(Source):
                 partition.position = record.offset + 1
                 self._unfinished += 1
                 self.buffer.put(message)
-        if not batch:
+        if batch:
+            self._last_answer_at = time.monotonic()
+        else:
             self._check(consumer)
 
     def _wait(
@@ -525,6 +528,10 @@ class KafkaSource(Source):
         await self._commit()
         log.info("partitions_revoked", dropped=dropped, unfinished=self._unfinished)
         self._forget()
+
+    def take_over(self, assigned: Iterable[TopicPartition]) -> None:
+        self._last_answer_at = time.monotonic()
+        log.info("partitions_assigned", partitions=sorted(f"{t}-{p}" for t, p in assigned))
 
     def _drop_buffered(self) -> int:
         """What no worker took is not done: whoever owns its partition next gets it."""
@@ -779,12 +786,12 @@ async def _close(
     seconds: float,
     *tasks: asyncio.Task[Any] | None,
 ) -> None:
-    """Stop one of aiokafka's clients; one that waits for a silent broker is cut off, and its tasks are ended."""
+    """Stop one of aiokafka's clients; what waits for a silent broker, or stumbles in an outage, is cut off."""
     closing = asyncio.ensure_future(stop())
     try:
         await asyncio.wait({closing}, timeout=seconds)
     finally:
-        if not closing.done():
+        if not closing.done() or closing.cancelled() or closing.exception() is not None:
             _cut(client)
             await _end([closing, client._sync_task, *tasks])
 
@@ -799,10 +806,14 @@ def _cut(client: AIOKafkaClient) -> None:
 async def _end(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     """First those that others wait for would end by themselves; then all are cancelled."""
     left = {task for task in tasks if task is not None and not task.done()}
-    await asyncio.wait(left, timeout=0.2)
-    for task in left:
-        task.cancel()
-    await asyncio.wait(left, timeout=0.3)
+    if left:
+        await asyncio.wait(left, timeout=0.2)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.3)
+        for task in left:
+            if task.done() and not task.cancelled():
+                task.exception()  # retrieved: it is the outage's, and that was logged
 
 
 def _tasks_of(consumer: AIOKafkaConsumer) -> list[asyncio.Task[Any] | None]:
