@@ -1,5 +1,6 @@
 """A real generated service for the benchmarks, and a queue of its own on each broker."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -47,12 +48,16 @@ class Service:
         # Its tests know how to start a broker, how to count what is in a queue, and how to run a service.
         sys.path += [str(project), str(project / "src")]
         self._servers = import_module("tests.runtime.servers")
+        self.contract = import_module("tests.runtime.test_contract")
+        self.settings = import_module("order_events.runtime.settings")
         self.process = import_module("tests.runtime.process")
         self.ledger = self.process.Ledger(scratch / "ledger")
 
     @contextmanager
     def queue(self) -> Iterator["Queue"]:
         """A queue that is gone afterwards. Raises Unavailable, with the reason, where there is no broker."""
+        if self.broker == "kafka" and "CONSUMER_TEST_BROKER_URL" not in os.environ:
+            os.environ.update(_kafka_server())
         folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
@@ -73,7 +78,18 @@ class Queue:
         self.name = f"ccc-bench-{os.getpid()}"
         self._service = service
         self._server = server
+        # One client has what another has left only if it has its name.
+        self._url = (
+            f"{server.url}?client_id={self.name}" if service.broker == "mqtt" else server.url
+        )
         self._output = service.scratch / "output"
+
+    def begin(self) -> None:
+        """Have the broker keep what is published from now on: some do so only for a consumer they know."""
+        settings = self._service.settings.ConsumerSettings.model_validate(
+            {"broker_url": self._url, "source": self.name}
+        )
+        asyncio.run(self._service.contract.start_once(settings))
 
     @contextmanager
     def publishing(self, messages: int) -> Iterator[None]:
@@ -120,7 +136,7 @@ class Queue:
 
     def _environment(self, messages: int, **settings: object) -> dict[str, str]:
         variables: dict[str, str] = self._service.process.service_environment(
-            self._server.url, self.name, self._service.ledger, BENCH_MESSAGES=messages, **settings
+            self._url, self.name, self._service.ledger, BENCH_MESSAGES=messages, **settings
         )
         return variables
 
@@ -148,3 +164,10 @@ class Queue:
             last_words = self._output.read_text(encoding="utf-8", errors="replace")[-2000:]
             msg = f"{' '.join(command)} ended with {exit_code}: {last_words}"
             raise RuntimeError(msg)
+
+
+def _kafka_server() -> dict[str, str]:
+    """The variables for a server that speaks Kafka's protocol, as the template's own tests use it."""
+    sys.path.append(str(HERE.parent / "tests"))
+    variables: dict[str, str] = import_module("kafka_servers").variables()["noida-db"]
+    return variables

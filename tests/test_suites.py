@@ -1,5 +1,6 @@
 """Every service passes its own tests, with nothing installed but what it declares."""
 
+import os
 import re
 import shutil
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import kafka_servers
 from conftest import Prove, Render
 from rendered import Combination, Result, Service
 
@@ -17,9 +19,9 @@ EVERYTHING = ("-m", "", "-n", "2")
 WHOLE = ("-n", "2")
 
 
-def run_suite(service: Service, *arguments: str, environment: Path) -> Result:
+def run_suite(service: Service, *arguments: str, environment: Path, **variables: str) -> Result:
     command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return service.run(*command, environment=environment)
+    return service.run(*command, environment=environment, **variables)
 
 
 def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> None:
@@ -32,11 +34,26 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
 
 def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
     """All of it for each broker; without the slow tests for the rest, which differ in nothing that these see."""
-    whole = (combination.handler_stub, combination.names) == ("json", "short")
-    arguments = EVERYTHING if whole else QUICK
-    result = run_suite(service, *arguments, environment=service.environment())
-    what = "with the very slow tests" if whole else "without the slow tests"
-    check_and_prove(result, prove, combination.broker, what)
+    if (combination.handler_stub, combination.names) != ("json", "short"):
+        result = run_suite(service, *QUICK, environment=service.environment())
+        check_and_prove(result, prove, combination.broker, "without the slow tests")
+        return
+    for what, variables, arguments in servers_of(combination.broker):
+        result = run_suite(service, *arguments, environment=service.environment(), **variables)
+        check_and_prove(result, prove, combination.broker, what)
+
+
+def servers_of(broker: str) -> list[tuple[str, dict[str, str], list[str]]]:
+    """On which servers the whole suite runs: what it is, the variables that name the server, pytest's arguments."""
+    whole = "with the very slow tests"
+    if broker != "kafka" or os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka"):
+        return [(whole, {}, [*EVERYTHING])]
+    noida, tansu = (kafka_servers.variables()[name] for name in ("noida-db", "tansu"))
+    of_groups = [*EVERYTHING, *kafka_servers.REBALANCE_TESTS]
+    return [
+        (f"{whole}, on noida-db", noida, [*EVERYTHING]),
+        ("those of groups, on Tansu", tansu, of_groups),
+    ]
 
 
 def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_one_broker(

@@ -104,7 +104,8 @@ async def _consumer() -> AsyncIterator[tuple[AIOKafkaConsumer, asyncio.Event]]:
 
 
 CONSUMERS = {
-    consumer.__name__: consumer for consumer in (bare, bare_single, faststream, faststream_ack_first)
+    consumer.__name__: consumer
+    for consumer in (bare, bare_single, faststream, faststream_ack_first)
 }
 
 if __name__ == "__main__":
