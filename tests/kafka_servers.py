@@ -30,15 +30,19 @@ def variables() -> dict[str, dict[str, str]]:
     return {
         "noida-db": {
             "CONSUMER_TEST_BROKER_COMMAND": shlex.join(
-                [str(noida), "start", "--only", "kafka"]
-                + ["--kafka-port", "{port}", "--data-dir", "{directory}"]
+                [
+                    *(str(noida), "start", "--only", "kafka"),
+                    *("--kafka-port", "{port}", "--data-dir", "{directory}"),
+                ]
             ),
             "CONSUMER_TEST_BROKER_LACKS": "rebalance",
         },
         "tansu": {
             "CONSUMER_TEST_BROKER_COMMAND": shlex.join(
-                [str(tansu), "broker", "--listener-url", address]
-                + ["--advertised-listener-url", address]
+                [
+                    *(str(tansu), "broker", "--listener-url", address),
+                    *("--advertised-listener-url", address),
+                ]
             ),
             "CONSUMER_TEST_BROKER_LACKS": "restart,members",
         },

@@ -11,10 +11,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
-
-# This file has the name of the library that it imports, and its folder comes first.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
