@@ -16,10 +16,10 @@ from pathlib import Path
 # This file has the name of the library that it imports, and its folder comes first.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.asyncio import Redis  # noqa: E402
+from redis.exceptions import ResponseError  # noqa: E402
 
-from stopwatch import Stopwatch
+from stopwatch import Stopwatch  # noqa: E402
 
 URL = os.environ["CONSUMER_BROKER_URL"].partition("?")[0]
 STREAM = os.environ["CONSUMER_SOURCE"]
