@@ -276,8 +276,8 @@ class _Wire:
 
     ``reopens``: also when it was lost while nobody used it; for whom that makes no difference.
 
-    Below redis-py's client, whose pool and metrics would cost half of the CPU for each message; a caller
-    who is cancelled loses the connection, as its answers would be the next one's.
+    Below redis-py's client: its pool hands out any connection, and this must be the one that can be unblocked
+    and cut. A caller who is cancelled loses the connection, as its answers would be the next one's.
     """
 
     def __init__(self, server: _Server, *, reopens: bool) -> None:
@@ -823,7 +823,7 @@ def _parse(url: str) -> _Server:
     try:
         pool: Any = ConnectionPool.from_url(
             parts._replace(query=urlencode(options)).geturl(),
-            protocol=2,  # 3 has nothing for us, and redis-py takes longer to read it
+            protocol=2,  # what this file reads; in 3 the answers have other shapes
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=CONNECT_SECONDS,
             retry=Retry(NoBackoff(), 0),
