@@ -295,6 +295,8 @@ class NatsSource(Source):
         while True:
             message = await self.buffer.get()
             if _is_held(message):
+                if not len(self.buffer) and self._has_room():
+                    self._wake.set()
                 return message
             self._let_go(message)  # after a long outage: others may have it
 
@@ -367,9 +369,10 @@ class NatsSource(Source):
             )
 
     def _has_room(self) -> bool:
-        """Whether it is time for a pull: not for each message, and before the one under way is empty."""
+        """Whether it is time for a pull: when half of the prefetch is free, or nothing is left to take."""
         room = self.prefetch - len(self._unsettled) - self._asked
-        return self._taking and room > 0 and (self._asked == 0 or room >= self.prefetch // 2)
+        none_left = self._asked == 0 and not len(self.buffer)
+        return self._taking and room > 0 and (none_left or room >= self.prefetch // 2)
 
     async def _on_message(self, msg: Msg) -> None:
         try:
