@@ -9,9 +9,10 @@ import pty
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,8 +143,7 @@ def test_a_wrong_command_line_is_exit_code_2(call: Call, argv: list[str]) -> Non
 def test_without_a_broker_url_nothing_falls_back_to_the_embedded_one(
     call: Call, argv: list[str], tmp_path: Path
 ) -> None:
-    exit_code, _, err = call(*argv)
-    assert (exit_code, err) == (2, "orders: CONSUMER_BROKER_URL: is not set\n")
+    assert call(*argv) == (2, "", "orders: CONSUMER_BROKER_URL: is not set\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,6 +237,48 @@ def test_a_line_that_is_not_json_is_named_and_those_before_it_are_published(
 
 
 @on_one_broker
+def test_json_that_is_nested_too_deeply_is_one_sentence(command: Call) -> None:
+    exit_code, _, err = command("publish", "[" * 100_000)
+    assert (exit_code, err.count("not JSON")) == (2, 1)
+
+
+@on_one_broker
+def test_the_last_line_may_end_without_a_newline(
+    command: Call, broker: Server, queue: str, stdin: Callable[[bytes], None]
+) -> None:
+    stdin(b'{"id": "1"}\n{"id": "2"}')
+    assert command("publish", "-")[0] == 0
+    assert broker.counts(queue).ready == 2
+    stdin(b'{"id": "1"}\nid=2')
+    assert "line 2 is not JSON" in command("publish", "-")[2]
+
+
+@on_one_broker
+def test_standard_input_that_cannot_be_read_is_one_sentence(
+    command: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(fileno=lambda: directory))
+    exit_code, _, err = command("publish", "-")
+    os.close(directory)
+    assert exit_code == 2
+    assert "orders: standard input cannot be read" in err
+
+
+@on_one_broker
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_was_closed_before_the_start_harms_no_command(
+    command: Call, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    monkeypatch.setattr(f"sys.{stream}", None)
+    assert command("check")[0] == 0
+    monkeypatch.setattr(f"sys.{stream}", None)
+    assert command("publish", "{}")[0] == 0
+    monkeypatch.setattr("sys.stdin", None)
+    assert command("publish", "-")[0] == 0
+
+
+@on_one_broker
 def test_with_two_handlers_publish_needs_a_type(command: Call) -> None:
     exit_code, _, err = command("publish", "{}", handlers=TWO)
     assert exit_code == 2
@@ -282,6 +324,19 @@ def test_dead_letters_are_replayed_or_purged_with_yes(
     assert "deleted 2 dead letters" in out
     counts = broker.counts(queue)
     assert (counts.ready, counts.dead) == (0, 0)
+
+
+@on_one_broker
+def test_a_list_that_nobody_reads_to_its_end_is_no_traceback(
+    command: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("publish", '{"id": "1"}')
+    asyncio.run(make_dead(broker, queue, 1))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert command("dead-letters", "list")[0] == 128 + signal.SIGPIPE
 
 
 @on_one_broker
@@ -336,6 +391,17 @@ def test_the_demo_ends_by_itself_and_accounts_for_every_message(call: Call) -> N
     assert "published 20, handled 20, dead letters 0" in out
 
 
+def test_a_demo_whose_lifespan_fails_ends_with_its_error(call: Call) -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        msg = "the database is down"
+        raise RuntimeError(msg)
+        yield
+
+    with pytest.raises(RuntimeError, match="the database is down"):
+        call("demo", examples={"order_created": b'{"id": "1"}'}, lifespan=lifespan)
+
+
 def test_a_demo_without_examples_says_what_is_missing(call: Call) -> None:
     exit_code, _, err = call("demo")
     assert exit_code == 2
@@ -344,8 +410,9 @@ def test_a_demo_without_examples_says_what_is_missing(call: Call) -> None:
 
 @pytest.mark.slow
 @on_one_broker
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_publish_that_waits_for_its_input(
-    broker: Server, queue: str, tmp_path: Path
+    broker: Server, queue: str, tmp_path: Path, signum: signal.Signals
 ) -> None:
     environment = service_environment(broker.url, queue, Ledger(tmp_path / "ledger"))
     with subprocess.Popen(
@@ -362,6 +429,6 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
         give_up_at = time.monotonic() + 20
         while broker.counts(queue).ready != 1:
             assert time.monotonic() < give_up_at
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 128 + signal.SIGINT
+        process.send_signal(signum)
+        assert process.wait(20) == 128 + signum
         assert process.stderr.read().decode() == f"published 1 message to {queue}\n"

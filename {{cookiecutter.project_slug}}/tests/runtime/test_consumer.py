@@ -3,7 +3,10 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ import structlog
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
+from {{ cookiecutter.package_name }}.runtime import consumer as consumer_module
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
+from {{ cookiecutter.package_name }}.runtime.brokers.source import BrokerUnavailable
 from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
-from {{ cookiecutter.package_name }}.runtime.consumer import Consumer
+from {{ cookiecutter.package_name }}.runtime.consumer import Consumer, Lifespan
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Router
 from {{ cookiecutter.package_name }}.runtime.message import (
     Message,
@@ -50,17 +55,25 @@ class Bench:
         *,
         message_type: str = "",
         handlers: dict[str, HandlerFunction],
+        lifespan: Lifespan | None = None,
+        before: Callable[[Consumer], None] = lambda consumer: None,
         **settings: Any,
     ) -> tuple[int, Consumer]:
-        """Publish, consume until the condition holds, stop; returns the exit code and the consumer."""
+        """Publish, consume until the condition holds, stop; returns the exit code and the consumer.
+
+        ``before`` may change the consumer before it runs: break its source, say.
+        """
         made = self.make_settings(**settings)
         event = CancellationEvent(asyncio.get_running_loop())
-        consumer = Consumer(make_source(made, made.prefetch or 10), Router(handlers), event, made)
+        source = make_source(made, made.prefetch or 10)
+        consumer = Consumer(source, Router(handlers), event, made, lifespan)
+        before(consumer)
         async with make_source(made) as publisher:
             await publisher.publish([OutgoingMessage(body, message_type) for body in bodies])
             with capture_logs() as self.logs:
                 consuming = asyncio.create_task(consumer.run())
                 async with asyncio.timeout(20):
+                    # Polled, as a condition may look at anything; nothing tells when it changes.
                     while not until(consumer) and not consuming.done():  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
                 event.set("test")
@@ -86,14 +99,25 @@ def numbers(count: int) -> list[bytes]:
     return [json.dumps({"number": number}).encode() for number in range(count)]
 
 
-Handle = Callable[[Number, Message], Awaitable[None]]
+async def nothing(event: Number) -> None: ...
 
 
-def failing_with(error: BaseException) -> Handle:
+async def fail(bench: Bench, error: BaseException, **settings: Any) -> tuple[int, Consumer]:
+    """Handle one message with a handler that raises this error, until it is a dead letter."""
+
     async def handle(event: Number, message: Message) -> None:
         raise error
 
-    return handle
+    fast = {"retry_seconds": 0.01, "retry_max_seconds": 0.02, **settings}
+    return await bench.run(
+        numbers(1), lambda c: c.rejected_count == 1, handlers={"n": handle}, **fast
+    )
+
+
+class NoText(Exception):
+    def __str__(self) -> str:
+        msg = "a bug in the exception itself"
+        raise KeyError(msg)
 
 
 async def test_every_message_is_handled_once(bench: Bench) -> None:
@@ -127,8 +151,7 @@ async def test_no_more_handlers_run_than_concurrency_says(bench: Bench) -> None:
 
 
 async def test_reject_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
-    handle = failing_with(Reject("no such customer"))
-    await bench.run(numbers(1), lambda c: c.rejected_count == 1, handlers={"n": handle})
+    await fail(bench, Reject("no such customer"))
     assert bench.left == (0, 1)
     [rejected] = bench.events("message_rejected")
     assert rejected["reason"] == "no such customer"
@@ -138,13 +161,7 @@ async def test_reject_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
 async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
     bench: Bench, error: Exception
 ) -> None:
-    exit_code, _ = await bench.run(
-        numbers(1),
-        lambda c: c.rejected_count == 1,
-        handlers={"n": failing_with(error)},
-        max_attempts=2,
-        retry_seconds=0.01,
-    )
+    exit_code, _ = await fail(bench, error, max_attempts=2)
     assert (exit_code, bench.left) == (0, (0, 1))
 
 
@@ -153,6 +170,9 @@ async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
     [
         RuntimeError("the database is away"),
         SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        NoText(),
         asyncio.CancelledError("by the handler itself"),
         Retry("not yet"),
         ExceptionGroup("several", [ValueError("one")]),
@@ -162,40 +182,71 @@ async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
 async def test_any_other_failure_is_retried_and_then_given_up(
     bench: Bench, error: BaseException
 ) -> None:
-    _, consumer = await bench.run(
-        numbers(1),
-        lambda c: c.rejected_count == 1,
-        handlers={"n": failing_with(error)},
-        max_attempts=3,
-        retry_seconds=0.01,
-        retry_max_seconds=0.02,
-    )
+    _, consumer = await fail(bench, error, max_attempts=3)
     assert [entry["attempt"] for entry in bench.events("message_retried")] == [1, 2]
     assert [entry["attempt"] for entry in bench.events("message_rejected")] == [3]
     assert (consumer.handled_count, bench.left) == (0, (0, 1))
 
 
 async def test_the_delay_doubles_up_to_the_longest_with_jitter(bench: Bench) -> None:
-    await bench.run(
-        numbers(1),
-        lambda c: c.rejected_count == 1,
-        handlers={"n": failing_with(RuntimeError())},
-        max_attempts=5,
-        retry_seconds=0.02,
-        retry_max_seconds=0.1,
-    )
+    await fail(bench, RuntimeError(), retry_seconds=0.02, retry_max_seconds=0.1)
     delays = [entry["seconds"] for entry in bench.events("message_retried")]
     for delay, longest in zip(delays, [0.02, 0.04, 0.08, 0.1], strict=True):
         assert longest / 2 - 0.001 <= delay <= longest
 
 
 async def test_retry_may_say_when(bench: Bench) -> None:
-    handle = failing_with(Retry("at noon", delay_seconds=3600))
+    async def handle(event: Number) -> None:
+        raise Retry("at noon", delay_seconds=3600)
+
     await bench.run(
         numbers(1), lambda _: bool(bench.events("message_retried")), handlers={"n": handle}
     )
     assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
     assert bench.left == (1, 0)
+
+
+@pytest.mark.parametrize("delay_seconds", [0, -5, math.nan])
+async def test_a_retry_that_is_due_already_comes_at_once(
+    bench: Bench, delay_seconds: float
+) -> None:
+    await fail(bench, Retry(delay_seconds=delay_seconds), max_attempts=2, retry_seconds=0.02)
+    assert [entry["seconds"] for entry in bench.events("message_retried")] == [0]
+
+
+async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
+    bench: Bench,
+) -> None:
+    async def handle(event: Number, message: Message) -> None:
+        if message.attempt == 1:  # and never takes it back, as async_timeout before 4.0.3
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    _, consumer = await bench.run(
+        numbers(3),
+        lambda c: c.handled_count == 3,
+        handlers={"n": handle},
+        concurrency=1,
+        retry_seconds=0.01,
+    )
+    assert (consumer.handled_count, consumer.source.returned_count) == (3, 0)
+
+
+async def test_nothing_that_a_handler_sets_reaches_the_next_message(bench: Bench) -> None:
+    tenant: ContextVar[int | None] = ContextVar("tenant", default=None)
+    seen: list[Any] = []
+
+    async def handle(event: Number) -> None:
+        seen.append((tenant.get(), structlog.contextvars.get_contextvars().get("tenant")))
+        tenant.set(event.number)
+        structlog.contextvars.bind_contextvars(tenant=event.number)
+
+    await bench.run(
+        numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
+    )
+    assert seen == [(None, None)] * 3
 
 
 async def test_a_message_of_an_unknown_type_is_a_dead_letter(bench: Bench) -> None:
@@ -280,3 +331,179 @@ async def test_log_lines_of_a_handler_carry_the_message_id(bench: Bench) -> None
 
     await bench.run(numbers(5), lambda c: c.handled_count == 5, handlers={"n": handle})
     assert seen == [True] * 5
+
+
+async def test_log_lines_of_a_batch_handler_carry_no_single_id(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    async def handle(events: list[Number]) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    await bench.run(
+        numbers(2), lambda c: c.handled_count == 2, handlers={"n": handle}, batch_size=2
+    )
+    assert seen == [{}]
+
+
+# -- starting and closing when something else does not work
+
+
+async def test_a_stop_does_not_wait_for_a_lifespan_that_does_not_open(bench: Bench) -> None:
+    opening = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.Event().wait()
+        yield
+
+    exit_code, consumer = await bench.run(
+        [], lambda _: opening.is_set(), handlers={"n": nothing}, lifespan=lifespan
+    )
+    assert (exit_code, consumer.state) == (0, "stopped")
+    assert [entry["reason"] for entry in bench.events("stop_requested")] == ["test"]
+
+
+@pytest.mark.parametrize("step", ["lifespan", "source"])
+async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(consumer_module, f"CLOSE_{step.upper()}_SECONDS", 0.05)
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+        if step == "lifespan":
+            await never()
+
+    def before(consumer: Consumer) -> None:
+        if step == "source":
+            close = consumer.source.__aexit__
+
+            async def close_and_hang(*_: object) -> None:
+                await close()
+                await never()
+
+            monkeypatch.setattr(consumer.source, "__aexit__", close_and_hang)
+
+    exit_code, _ = await bench.run(
+        [],
+        lambda c: c.state == "consuming",
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=before,
+    )
+    assert exit_code == 1
+    [failed] = bench.events("close_failed")
+    assert (failed["step"], failed["error"]) == (step, "TimeoutError")
+
+
+async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_being_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = asyncio.Event()
+
+    async def stop() -> None:
+        raise asyncio.CancelledError
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+        closed.set()
+
+    exit_code, _ = await bench.run(
+        numbers(1),
+        lambda c: c.handled_count == 1,
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=lambda c: monkeypatch.setattr(c.source, "stop", stop),
+    )
+    assert (exit_code, closed.is_set()) == (1, True)
+    assert bench.events("drained")
+
+
+async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.05)
+    monkeypatch.setattr(consumer_module, "RETURN_SECONDS", 0.05)
+    test_ends = asyncio.Event()
+
+    async def give_back(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async def handle(event: Number) -> None:
+        while not test_ends.is_set():
+            try:
+                await test_ends.wait()
+            except asyncio.CancelledError:
+                continue
+
+    exit_code, _ = await bench.run(
+        numbers(1),
+        lambda c: len(c.in_hand) == 1,
+        handlers={"n": handle},
+        before=lambda c: monkeypatch.setattr(c.source, "give_back", give_back),
+        drain_seconds=0,
+    )
+    assert exit_code == 75
+    assert [entry["step"] for entry in bench.events("close_failed")] == ["return"]
+    test_ends.set()
+    async with asyncio.timeout(5):
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    with pytest.raises(BrokerUnavailable):
+        await bench.run(
+            [],
+            lambda _: False,
+            handlers={"n": nothing},
+            before=lambda c: monkeypatch.setattr(c.source, "__aenter__", refuse),
+            connect_seconds=0.8,
+        )
+    assert [entry["attempt"] for entry in bench.events("reconnecting")] == [1]
+
+
+async def test_a_stop_ends_the_back_off_before_the_first_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    monkeypatch.setattr(consumer_module, "backoff_seconds", lambda *_, **__: 60)
+    exit_code, _ = await bench.run(
+        [],
+        lambda _: bool(bench.events("reconnecting")),
+        handlers={"n": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, "__aenter__", refuse),
+    )
+    assert exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
+async def test_a_stop_does_not_wait_for_a_silent_broker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    called = asyncio.Event()
+
+    async def silent() -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    exit_code, _ = await bench.run(
+        [],
+        lambda _: called.is_set(),
+        handlers={"n": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, method, silent),
+    )
+    assert exit_code == 0

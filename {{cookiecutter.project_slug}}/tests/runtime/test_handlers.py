@@ -2,8 +2,10 @@
 """Handlers: which signatures are understood, how payloads are decoded, and which handler gets a message."""
 
 import asyncio
+import functools
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +14,11 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from {{ cookiecutter.package_name }}.runtime.handlers import Handler, HandlerError, Router
-from {{ cookiecutter.package_name }}.runtime.message import Message, Reject
+from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it."""
 
 
 class Order(BaseModel):
@@ -22,6 +28,8 @@ class Order(BaseModel):
     @field_validator("secret")
     @classmethod
     def _breaks(cls, value: str) -> str:
+        if value == "panic":
+            raise Panic
         if value == "break":
             msg = "a bug in the model"
             raise KeyError(msg)
@@ -87,6 +95,46 @@ async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> N
     assert seen == [(False, "of the worker")]
 
 
+async def test_a_stop_iteration_in_a_thread_is_a_failure_and_not_a_wait_for_ever() -> None:
+    def handle(event: Order) -> None:
+        next(iter([]))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        async with asyncio.timeout(5):
+            await call(handle, b'{"id": 7}')
+
+
+async def test_an_async_function_behind_a_plain_decorator_is_awaited() -> None:
+    seen: list[int] = []
+
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        return wrapper
+
+    @logged
+    async def handle(event: Order) -> None:
+        await asyncio.sleep(0)
+        seen.append(event.id)
+
+    await call(handle, b'{"id": 7}')
+    assert seen == [7]
+
+
+def test_a_generator_is_refused_as_calling_it_would_run_nothing() -> None:
+    def generator(event: Order) -> Iterator[None]:
+        yield
+
+    async def async_generator(event: Order) -> AsyncIterator[None]:
+        yield
+
+    for function in (generator, async_generator):
+        with pytest.raises(HandlerError):
+            Handler("handler", function)
+
+
 async def test_annotations_may_be_strings() -> None:
     async def handle(event: "Order", message: "Message") -> None: ...
 
@@ -132,6 +180,7 @@ def test_a_wrong_message_parameter_is_refused() -> None:
         (b"{}", "id: Field required"),
         (b'{"id": 0}', "id: Input should be greater than 0"),
         (b'{"id": 1, "secret": "break"}', "KeyError in the model"),
+        (b'{"id": 1, "secret": "panic"}', "Panic in the model"),
     ],
 )
 def test_what_does_not_validate_is_rejected_with_a_reason_without_the_value(
@@ -173,3 +222,7 @@ async def test_the_stop_is_far_away_for_a_message_made_by_hand() -> None:
     assert message.seconds_left() == float("inf")
     message.stopping.set()
     await asyncio.wait_for(message.stopping.wait(), 1)
+
+
+def test_no_retry_is_later_than_a_year_from_now() -> None:
+    assert Retry(delay_seconds=math.inf).delay_seconds == 365 * 86_400

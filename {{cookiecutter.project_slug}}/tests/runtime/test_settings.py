@@ -1,6 +1,7 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Settings and logs: a bad value is one line that names the variable, and no password is ever shown."""
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -81,6 +82,30 @@ def test_a_service_names_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> N
         load_settings(Settings)
 
 
+def test_an_alias_is_named_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="ORDERS_")
+        database: str = Field(validation_alias="DATABASE_URL")
+
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: is not set$"):
+        load_settings(Settings)
+
+
+def test_a_list_that_is_not_json_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings(BaseSettings):
+        tags: list[str]
+
+    monkeypatch.setenv("TAGS", "red,hidden")
+    with pytest.raises(SettingsError, match=r"^error parsing value for field \"tags\" [^\n]*$"):
+        load_settings(Settings)
+
+
+def test_a_dotenv_file_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"CONSUMER_GROUP=caf\xe9\n")
+    with pytest.raises(SettingsError, match=r"^.env cannot be read: [^\n]*$"):
+        load_settings(ConsumerSettings)
+
+
 def test_a_dotenv_file_is_read_and_the_environment_wins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -104,11 +129,22 @@ def test_passwords_are_masked_as_written_and_as_meant() -> None:
     assert masked == "cannot reach amqp://***@localhost/: *** was refused, also amqp://***@other"
 
 
+@pytest.mark.parametrize("password", ["p@ss", "pa/ss", "pa#ss", "pa:ss", "p[ss", "pa ss"])
+def test_a_password_that_should_have_been_escaped_is_masked_too(password: str) -> None:
+    url = f"amqp://user:{password}@localhost/orders?heartbeat=5"
+    assert "ss" not in without_credentials(f"cannot reach {url}", secrets_of(url))
+
+
+def test_a_short_password_does_not_mask_all_the_text() -> None:
+    assert secrets_of("amqp://user:a@localhost/") == ()
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_no_log_line_holds_a_password(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     configure_logs("json" if log_format == "json" else "console", "info", secrets_of(URL))
     try:
         structlog.get_logger().info("connected", url=URL, nested=[f"to {URL}"])
+        structlog.get_logger().info("retrying", error=OSError(URL), pair=(URL, {URL}))
         try:
             msg = f"no route to {URL}"
             raise OSError(msg)
@@ -135,3 +171,18 @@ def test_a_log_line_is_one_json_object_whatever_it_carries(
         logging.basicConfig(force=True)
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["event"] == "handling"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_line_is_lost_for_a_character_that_the_terminal_lacks(
+    monkeypatch: pytest.MonkeyPatch, log_format: str
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    configure_logs("json" if log_format == "json" else "console", "info")
+    try:
+        structlog.get_logger().info("café", id="caf\udce9")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    assert b"caf" in written.getvalue()

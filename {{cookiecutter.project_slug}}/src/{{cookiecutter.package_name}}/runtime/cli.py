@@ -94,17 +94,18 @@ def main(
     opens and closes what handlers share; ``examples`` are messages for the demo, by type.
     """
     service = Service(name, handlers, settings, lifespan, examples or {})
+    _replace_closed_streams()
     arguments = _make_parser(name).parse_args(argv)
     secrets = secrets_of(os.environ.get("CONSUMER_BROKER_URL", ""))
     try:
         exit_code: int = arguments.command(service, arguments)
-    except CancellationRequested:
-        exit_code = 128 + signal.SIGINT
+    except CancellationRequested as stop:
+        exit_code = 128 + stop.args[0]
+    except BrokenPipeError:  # nobody reads any more, as in: dead-letters list | head
+        exit_code = 128 + signal.SIGPIPE
     except (BrokerError, SettingsError, HandlerError, UsageError) as error:
         exit_code = _exit_code_for(error)
         print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
-    if arguments.command is _run:
-        log.info("stopped", exit_code=exit_code)
     _flush_output()
     return exit_code
 
@@ -181,6 +182,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
             log.error("crashed", error=str(error), exc_info=error)
         finally:
             watchdog.finish(exit_code)
+            log.info("stopped", exit_code=exit_code)
             # From here on the exit code stands: a late signal must not replace it.
             for signum in STOP_SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
@@ -292,7 +294,7 @@ def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _with_source(service: Service, use: Callable[[Source], Awaitable[T]]) -> T:
-    """Connect once and use the source; a signal ends it with CancellationRequested."""
+    """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
     source = make_source(settings)
@@ -302,7 +304,10 @@ def _with_source(service: Service, use: Callable[[Source], Awaitable[T]]) -> T:
             return await use(source)
 
     async def until_signal(event: CancellationEvent) -> T:
-        return await cancellable_wait(connect_and_use(), event)
+        try:
+            return await cancellable_wait(connect_and_use(), event)
+        except CancellationRequested:
+            raise CancellationRequested(event.reason) from None
 
     with (
         asyncio.Runner() as runner,
@@ -344,23 +349,29 @@ async def _read_messages(argument: str) -> AsyncIterator[list[bytes]]:
         yield [_json(argument.encode(errors="surrogateescape"), "the message")]
         return
     loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     room = threading.Semaphore(2)
 
     def read() -> None:
         # A daemon thread: a read that never ends keeps neither the connection's heartbeat nor the process.
         # And past sys.stdin, whose lock, held by a thread at exit, would abort the interpreter.
-        chunk = b"-"
+        chunk: bytes | OSError = b"-"
         with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
             while chunk:
                 room.acquire()
-                chunk = os.read(sys.stdin.fileno(), 65_536)
+                try:
+                    chunk = os.read(sys.stdin.fileno(), 65_536)
+                except OSError as error:
+                    chunk = error
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
     line_number = 0
     rest = b""
     while chunk := await chunks.get():
+        if isinstance(chunk, OSError):
+            msg = f"standard input cannot be read: {chunk}"
+            raise UsageError(msg)
         room.release()
         *lines, rest = (rest + chunk).split(b"\n")
         bodies: list[bytes] = []
@@ -382,7 +393,7 @@ async def _read_messages(argument: str) -> AsyncIterator[list[bytes]]:
 def _json(text: bytes, where: str) -> bytes:
     try:
         json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{where} is not JSON: {error}"
         raise UsageError(msg) from None
     return text.strip()
@@ -413,6 +424,15 @@ class _Progress:
         start = "\r\033[K" if sys.stderr.isatty() else ""
         plural = "" if self.count == 1 else "s"
         print(f"{start}{self._verb} {self.count:,} message{plural} {where}", file=sys.stderr)
+
+
+def _replace_closed_streams() -> None:
+    """Who starts a service may close its streams: then Python has None there, and a file or connection
+    that is opened next gets the number, and what is written to it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
 
 
 def _flush_output() -> None:

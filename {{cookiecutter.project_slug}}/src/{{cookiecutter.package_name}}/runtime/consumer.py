@@ -49,6 +49,7 @@ IDLE_SECONDS = 0.1
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
+RETURN_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 4
 CLOSE_LIFESPAN_SECONDS = 4
 """These bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops while handlers finish."""
@@ -206,16 +207,19 @@ class Consumer:
     async def _process(
         self, handler: Handler, messages: list[Message], payloads: list[Any]
     ) -> None:
-        failure: BaseException | None = None
+        failure: BaseException | None
         try:
-            await handler.call(payloads, messages, self._threads)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            # A task of its own is a context of its own: what a handler binds, sets or cancels there must
+            # not reach the next message that this worker takes.
+            failure = await asyncio.create_task(
+                self._call(handler, messages, payloads), name=handler.name
+            )
+        except asyncio.CancelledError as error:  # before its first step
             failure = error
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # Taken back at the deadline; also if the handler swallowed that, as nobody knows how far it came.
-            for message in messages:
-                await self._give_back(message)
+            await self._give_back(messages)
             raise asyncio.CancelledError
         for message in messages:
             if failure is None:
@@ -224,6 +228,16 @@ class Consumer:
             else:
                 await self._fail(message, failure)
             self.in_hand.pop(message, None)
+
+    async def _call(
+        self, handler: Handler, messages: list[Message], payloads: list[Any]
+    ) -> BaseException | None:
+        """Call the handler; returns its failure. None may leave this task, where some end the event loop."""
+        try:
+            await handler.call(payloads, messages, self._threads)
+        except BaseException as failure:  # also SystemExit, and the panics of extensions in Rust
+            return failure
+        return None
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -248,8 +262,7 @@ class Consumer:
                 del self._open_batches[handler]
             await self._batch_slots.acquire()
         except asyncio.CancelledError:
-            for message in batch.messages:
-                await self._give_back(message)
+            await self._give_back(batch.messages)
             raise
         try:
             await self._process(handler, batch.messages, batch.payloads)
@@ -259,9 +272,9 @@ class Consumer:
     # -- settling what failed
 
     async def _fail(self, message: Message, failure: BaseException) -> None:
-        reason = _printable(f"{type(failure).__name__}: {failure}")
+        reason = _printable(f"{type(failure).__name__}: {_text_of(failure)}")
         if isinstance(failure, Reject):
-            await self._reject(message, _printable(str(failure)))
+            await self._reject(message, _printable(_text_of(failure)))
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
                 message, f"failed {message.attempt} times, last with {reason}", failure
@@ -295,9 +308,10 @@ class Consumer:
         self.rejected_count += 1
         await self.source.reject(message, reason)
 
-    async def _give_back(self, message: Message) -> None:
-        if self.in_hand.pop(message, None) is not None:
-            await self.source.give_back(message)
+    async def _give_back(self, messages: list[Message]) -> None:
+        for message in messages:
+            if self.in_hand.pop(message, None) is not None:
+                await self.source.give_back(message)
 
     # -- stopping
 
@@ -350,15 +364,15 @@ class Consumer:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
-        for message in list(self.in_hand):  # their handlers swallow the cancellation: left behind
-            await self._give_back(message)
+        # What is still there: its handler swallows the cancellation, and is left behind.
+        await self._step("return", self._give_back(list(self.in_hand)), RETURN_SECONDS)
 
     async def _step(self, name: str, work: Awaitable[object], seconds: float) -> None:
         """One bounded step of closing. Its error decides the exit code, and the next step is still taken."""
         try:
             async with asyncio.timeout(seconds):
                 await work
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # some clients cancel themselves
             log.error("close_failed", step=name, error=str(error) or type(error).__name__)
             self.errors.append(error)
 
@@ -384,6 +398,13 @@ def forces(signum: Signals, seconds_after_first: float) -> bool:
     return signum is Signals.SIGINT and seconds_after_first >= PAIR_SECONDS
 
 
+def _text_of(failure: BaseException) -> str:
+    try:
+        return str(failure)
+    except Exception as error:  # a bug in its __str__ must not end the service
+        return f"<{type(error).__name__} in __str__>"
+
+
 def _printable(reason: str) -> str:
     """Without lone surrogates: file names and JSON bring them into errors, and no broker takes them."""
     return reason[:_REASON_LENGTH].encode(errors="replace").decode()
@@ -400,6 +421,8 @@ def _stack_of_task(task: asyncio.Task[None]) -> str:
     while (frame := getattr(awaited, "cr_frame", None)) is not None:
         lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
         awaited = awaited.cr_await
+    if isinstance(inner := task._fut_waiter, asyncio.Task):  # type: ignore[attr-defined]  # no public way
+        lines.append(_stack_of_task(inner))
     return "\n".join(lines)
 
 

@@ -33,6 +33,7 @@ async def run_demo(
             make_source(settings, settings.concurrency), router, event, settings, lifespan
         )
         consuming = asyncio.create_task(consumer.run())
+        consuming.add_done_callback(lambda _: event.set("demo failed"))  # else we wait for ever
         published = 0
         async with make_source(settings) as publisher:
             for message_type, body in itertools.islice(

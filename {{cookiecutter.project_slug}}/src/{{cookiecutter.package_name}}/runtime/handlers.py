@@ -40,6 +40,8 @@ class Handler:
         self.function = function
         self.blocking = not inspect.iscoroutinefunction(function)
         try:
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                raise TypeError  # a call would run nothing of it
             payload_type, *rest = self._parameter_types(function)
             self.batched = get_origin(payload_type) is list
             item_type = get_args(payload_type)[0] if self.batched else payload_type
@@ -75,7 +77,7 @@ class Handler:
             details = error.errors(include_input=False, include_url=False, include_context=False)
             reasons = (f"{'.'.join(map(str, d['loc']))}: {d['msg']}".lstrip(": ") for d in details)
             raise Reject(f"invalid payload: {'; '.join(reasons)}"[:_REASON_LENGTH]) from None
-        except Exception as error:  # a validator of the service's own model failed
+        except BaseException as error:  # a validator of the service's own model failed, or panicked
             raise Reject(f"invalid payload: {type(error).__name__} in the model") from error
 
     async def call(self, payloads: list[Any], messages: list[Message], threads: Executor) -> None:
@@ -85,8 +87,10 @@ class Handler:
             arguments.append(messages if self.batched else messages[0])
         if self.blocking:
             context = contextvars.copy_context()
-            call = (context.run, self.function, *arguments)
-            await get_running_loop().run_in_executor(threads, *call)
+            call = (context.run, _call_in_thread, self.function, *arguments)
+            result = await get_running_loop().run_in_executor(threads, *call)
+            if inspect.isawaitable(result):  # a plain decorator hid that the function is async
+                await result
         else:
             await self.function(*arguments)
 
@@ -115,6 +119,15 @@ class Router:
         if handler is None:
             raise Reject(f"unknown type {message.type[:100]!r}")
         return handler
+
+
+def _call_in_thread(function: HandlerFunction, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        # No future takes it, and before Python 3.11.8 and 3.12.2 this one would then never be done.
+        msg = "the handler raised StopIteration"
+        raise RuntimeError(msg) from error
 
 
 def _refuse() -> Any:

@@ -4,8 +4,9 @@
 import logging
 import re
 import sys
+from io import TextIOWrapper
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -20,6 +21,9 @@ def configure_logs(
     """Send all logs, the libraries' too, to standard output. ``secrets`` are masked wherever they appear."""
     # Through the standard library's handler: a closed or full standard output must not raise in a worker.
     logging.raiseExceptions = False
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A line must not be lost for one character.
+        sys.stdout.reconfigure(errors="backslashreplace")
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -30,7 +34,9 @@ def configure_logs(
         renderers = [
             structlog.processors.format_exc_info,
             lambda _logger, _method, event: _masked(_in_reading_order(event), secrets),
-            structlog.processors.JSONRenderer(default=repr),
+            structlog.processors.JSONRenderer(
+                default=lambda value: without_credentials(repr(value), secrets)
+            ),
         ]
     else:
         renderers = [
@@ -62,19 +68,19 @@ def configure_logs(
 
 def secrets_of(url: str) -> tuple[str, ...]:
     """The password of a URL, as it is written there and as it is meant."""
-    try:
-        password = urlsplit(url).password or ""
-    except ValueError:  # not a URL; whatever stands before the last @ may be one
-        password = url.rpartition("@")[0].rpartition(":")[2]
-    return tuple(p for p in {password, unquote(password)} if len(p) >= _SHORTEST_SECRET)
+    rest = url.partition("://")[2]
+    # By hand: a password with an unescaped / or # is none to urlsplit, and still must not be shown.
+    written = {
+        part.rpartition("@")[0].partition(":")[2] for part in (re.split("[/?#]", rest)[0], rest)
+    }
+    return tuple(p for p in written | set(map(unquote, written)) if len(p) >= _SHORTEST_SECRET)
 
 
 def without_credentials(text: str, secrets: tuple[str, ...] = ()) -> str:
     """The text with ``user:password@`` of URLs, and the given secrets, masked."""
-    text = _CREDENTIALS.sub("***@", text)
-    for secret in secrets:
+    for secret in secrets:  # before the pattern, which would leave the half of p@ss
         text = text.replace(secret, "***")
-    return text
+    return _CREDENTIALS.sub("***@", text)
 
 
 def _in_reading_order(event: EventDict) -> EventDict:

@@ -9,15 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_YEAR_SECONDS = 365 * 86_400.0
+
 
 class Retry(Exception):
     """Raised by a handler: bring this message back later.
 
-    ``delay_seconds`` overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
+    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
     """
 
     def __init__(self, reason: str = "", *, delay_seconds: float | None = None) -> None:
         super().__init__(reason)
+        if delay_seconds is not None:
+            # A computed delay may be negative, not a number or endless, and brokers choke on those.
+            delay_seconds = max(0.0, min(delay_seconds, _YEAR_SECONDS))
         self.delay_seconds = delay_seconds
 
 

@@ -3,6 +3,7 @@
 
 from typing import Any, Literal, Self, TypeVar
 
+import pydantic_settings
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -64,6 +65,11 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
     """Read settings; raises SettingsError with one line that names the variable, never its value."""
     try:
         return settings_class(**overrides)
+    except (OSError, UnicodeError) as error:
+        msg = f".env cannot be read: {error}"
+        raise SettingsError(msg) from None
+    except pydantic_settings.SettingsError as error:  # a list or a model that is not JSON
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = (
@@ -73,7 +79,9 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         )
         if not first["loc"]:
             raise SettingsError(reason) from None
-        prefix = settings_class.model_config.get("env_prefix", "")
+        # What is no field is an alias: the variable's full name.
+        is_field = first["loc"][0] in settings_class.model_fields
+        prefix = settings_class.model_config.get("env_prefix", "") if is_field else ""
         variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()
         msg = f"{variable}: {reason}"
         raise SettingsError(msg) from None
