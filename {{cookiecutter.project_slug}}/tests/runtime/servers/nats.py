@@ -5,7 +5,6 @@ CONSUMER_TEST_NATS_SERVER may name another nats-server than the one of the packa
 """
 
 import asyncio
-import base64
 import json
 import os
 import shutil

@@ -43,12 +43,14 @@ from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities,
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 1.0
 ACK_WAIT_SECONDS = 30.0
+HELD = 0.9
+"""The part of it that we rely on: the broker's clock began a little before ours."""
 TICK_SECONDS = 1.0
 """How often the broker is asked for a sign of life, and given ours where it is due."""
 PULL_SECONDS = 30.0
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
 """How often the broker says that a pull still waits."""
-SILENCE_SECONDS = 15.0
+SILENCE_SECONDS = 6.0
 """Without a word of the broker about a pull for so long, the pull is lost."""
 MOST_TOLD = 10_000
 PUBLISH_AT_ONCE = 100
@@ -415,10 +417,13 @@ class NatsSource(Source):
             return False
         if (message := self._unsettled.get(key)) is not None:
             # An outage was longer than the ack wait, and it came back to us.
-            message.receipt.reply, message.receipt.held_until = msg.reply, now + self._ack_wait
+            message.receipt.reply, message.receipt.held_until = (
+                msg.reply,
+                now + HELD * self._ack_wait,
+            )
             return True
         delivery = _Delivery(
-            key, msg.subject, headers, int(tokens[at]), msg.reply, now + self._ack_wait
+            key, msg.subject, headers, int(tokens[at]), msg.reply, now + HELD * self._ack_wait
         )
         message = self._unsettled[key] = _message(msg.data, delivery)
         if delivery.deliveries > 1 or not self._taking:
@@ -473,7 +478,7 @@ class NatsSource(Source):
         renewed = [
             message.receipt
             for message in self._unsettled.values()
-            if now < message.receipt.held_until < now + self._ack_wait * 2 / 3
+            if now < message.receipt.held_until < now + HELD * self._ack_wait * 2 / 3
         ]
         for delivery in renewed:
             await connection.publish(delivery.reply, IN_PROGRESS)
@@ -482,7 +487,7 @@ class NatsSource(Source):
         await connection.ping()
         self._told_before = told
         for delivery in renewed:
-            delivery.held_until = now + self._ack_wait
+            delivery.held_until = now + HELD * self._ack_wait
         await self._forget(connection)
         silence = asyncio.get_running_loop().time() - self._heard_at
         if self._asked and silence > SILENCE_SECONDS:

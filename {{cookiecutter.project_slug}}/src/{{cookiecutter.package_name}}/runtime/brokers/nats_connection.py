@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 """For each of the hosts."""
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 5.0
 """How long the broker may take to answer; then the connection counts as lost."""
 
 TLS_FILES = {"cafile", "certfile", "keyfile"}
