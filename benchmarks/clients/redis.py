@@ -12,10 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from redis.asyncio import Redis  # noqa: E402
-from redis.exceptions import ResponseError  # noqa: E402
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from stopwatch import Stopwatch  # noqa: E402
+from stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"].partition("?")[0]
 STREAM = os.environ["CONSUMER_SOURCE"]
