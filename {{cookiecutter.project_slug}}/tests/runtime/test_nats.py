@@ -21,7 +21,11 @@ import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source, nats_connection, source
+from {{ cookiecutter.package_name }}.runtime.brokers import (
+    make_source,
+    nats_connection,
+    source,
+)
 from {{ cookiecutter.package_name }}.runtime.brokers import nats as broker_module
 from {{ cookiecutter.package_name }}.runtime.brokers.nats import NatsSource
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (

@@ -90,5 +90,9 @@ BROKERS = [
     *(name for _, name, _ in iter_modules(__path__) if name not in (EMBEDDED, "local", "proxy")),
 ]
 """The embedded broker and the one this service was scaffolded with."""
-SERVED_BROKERS = [name for name in BROKERS if hasattr(server_module(name), "private")]
+SERVED_BROKERS = [
+    name  # read, not imported: what a broker needs is missed where it is needed
+    for name in BROKERS
+    if "\ndef private(" in Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+]
 """Those that are a program on the network, which can be killed and be silent."""
