@@ -89,6 +89,7 @@ class Queue:
         settings = self._service.settings.ConsumerSettings.model_validate(
             {"broker_url": self._url, "source": self.name}
         )
+        self._service.contract._started_once.clear()  # another consumer may have ended the session
         asyncio.run(self._service.contract.start_once(settings))
 
     @contextmanager
