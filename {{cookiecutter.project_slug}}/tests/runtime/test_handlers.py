@@ -162,6 +162,7 @@ def test_a_wrong_message_parameter_is_refused() -> None:
 
     async def three(event: Order, message: Message, more: int) -> None: ...
 
+    # Both checks would see the mistake that this one is.
     async def unknown(event: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     async def keyword_only(*, event: Order) -> None: ...

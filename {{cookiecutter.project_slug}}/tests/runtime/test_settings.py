@@ -185,6 +185,20 @@ def test_a_log_line_is_one_json_object_whatever_it_carries(
     assert json.loads(line)["event"] == "handling"
 
 
+def test_a_message_cannot_move_the_cursor_of_a_terminal_or_forge_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("console", "info")
+    try:
+        structlog.get_logger().info("handling", id="\x1b[2J\nforged")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "\x1b[2J" not in line
+    assert "forged" in line
+
+
 def test_every_line_has_its_time_and_level_first_and_then_what_is_bound(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
