@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
-from {{ cookiecutter.package_name }}.runtime.cli import main
+from {{ cookiecutter.package_name }}.runtime.cli import Service, main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
@@ -179,6 +179,17 @@ def test_a_handler_with_an_unusable_signature_is_one_sentence_and_exit_code_2(
     assert err.count("\n") == 1
 
 
+def test_queue_and_group_are_named_after_the_service_unless_settings_name_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONSUMER_BROKER_URL", "sqlite:///queue.db")
+    service = Service("orders", ONE, None, None, {})
+    assert (service.settings().source, service.settings().group) == ("orders", "orders")
+    monkeypatch.setenv("CONSUMER_SOURCE", "q")
+    monkeypatch.setenv("CONSUMER_GROUP", "g")
+    assert (service.settings().source, service.settings().group) == ("q", "g")
+
+
 # -- check
 
 
@@ -237,8 +248,9 @@ def test_a_line_that_is_not_json_is_named_and_those_before_it_are_published(
 
 
 @on_one_broker
-def test_json_that_is_nested_too_deeply_is_one_sentence(command: Call) -> None:
-    exit_code, _, err = command("publish", "[" * 100_000)
+@pytest.mark.parametrize("text", ["[" * 100_000, '"\udcff"'], ids=["too deep", "not UTF-8"])
+def test_what_is_no_json_is_one_sentence(command: Call, text: str) -> None:
+    exit_code, _, err = command("publish", text)
     assert (exit_code, err.count("not JSON")) == (2, 1)
 
 
@@ -341,6 +353,14 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_traceback(
 
 @on_one_broker
 @pytest.mark.parametrize("action", ["replay", "purge"])
+def test_without_dead_letters_there_is_nothing_to_ask(command: Call, action: str) -> None:
+    exit_code, out, _ = command("dead-letters", action)
+    assert exit_code == 0
+    assert "no dead letters" in out
+
+
+@on_one_broker
+@pytest.mark.parametrize("action", ["replay", "purge"])
 def test_without_yes_and_without_a_terminal_nothing_is_done(
     command: Call, broker: Server, queue: str, stdin: Callable[[bytes], None], action: str
 ) -> None:
@@ -355,7 +375,7 @@ def test_without_yes_and_without_a_terminal_nothing_is_done(
 
 @pytest.mark.slow
 @on_one_broker
-@pytest.mark.parametrize(("answer", "left"), [(b"n\n", 1), (b"y\n", 0)])
+@pytest.mark.parametrize(("answer", "left"), [(b"n\n", 1), (b"y\n", 0), (b"\x04", 1)])
 def test_on_a_terminal_purge_asks_first(
     broker: Server, queue: str, tmp_path: Path, call: Call, command: Call, answer: bytes, left: int
 ) -> None:

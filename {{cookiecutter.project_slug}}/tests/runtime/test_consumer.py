@@ -278,6 +278,44 @@ async def test_a_batch_is_full_or_waits_for_batch_seconds(bench: Bench) -> None:
     assert sorted(sizes) == [2, 4, 4]
 
 
+async def test_batches_run_one_after_another_when_concurrency_is_one(bench: Bench) -> None:
+    running: list[int] = []
+
+    async def handle(events: list[Number]) -> None:
+        running.append(1)
+        assert len(running) == 1
+        await asyncio.sleep(0)
+        running.pop()
+
+    _, consumer = await bench.run(
+        numbers(6),
+        lambda c: c.handled_count == 6,
+        handlers={"n": handle},
+        batch_size=2,
+        concurrency=1,
+    )
+    assert (consumer.handled_count, bench.left) == (6, (0, 0))
+
+
+async def test_at_the_deadline_batches_in_hand_and_those_that_wait_go_back(bench: Bench) -> None:
+    async def handle(events: list[Number]) -> None:
+        await asyncio.Event().wait()
+
+    exit_code, consumer = await bench.run(
+        numbers(6),
+        lambda c: len(c.in_hand) == 6,
+        handlers={"n": handle},
+        batch_size=2,
+        concurrency=1,
+        drain_seconds=0,
+    )
+    assert (exit_code, consumer.abandoned_count, consumer.source.returned_count) == (75, 6, 6)
+    assert len(bench.events("message_abandoned")) == 6
+    [drained] = bench.events("drained")
+    assert (drained["handled"], drained["returned"], drained["abandoned"]) == (0, 6, 6)
+    assert bench.left == (6, 0)
+
+
 async def test_an_invalid_message_does_not_spoil_its_batch(bench: Bench) -> None:
     async def handle(events: list[Number]) -> None: ...
 

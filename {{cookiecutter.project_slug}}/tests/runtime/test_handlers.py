@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import json
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,7 +40,7 @@ class Order(BaseModel):
 async def call(function: Callable[..., Any], *bodies: bytes) -> None:
     handler = Handler("handler", function)
     messages = [Message(body, id=str(number)) for number, body in enumerate(bodies)]
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1, thread_name_prefix="of-the-consumer") as threads:
         await handler.call([handler.decode(m) for m in messages], messages, threads)
 
 
@@ -53,10 +54,10 @@ async def test_a_model_is_validated_from_json() -> None:
     assert seen == [(Order(id=7), "0")]
 
 
-async def test_the_message_is_optional() -> None:
+async def test_the_message_is_optional_and_the_payload_may_be_positional_only() -> None:
     seen: list[Order] = []
 
-    async def handle(event: Order) -> None:
+    async def handle(event: Order, /) -> None:
         seen.append(event)
 
     await call(handle, b'{"id": 7}')
@@ -85,14 +86,14 @@ async def test_a_list_is_a_batch() -> None:
 
 async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> None:
     context: ContextVar[str] = ContextVar("context")
-    seen: list[tuple[bool, str]] = []
+    seen: list[tuple[str, str]] = []
 
     def handle(event: Order) -> None:
-        seen.append((threading.current_thread() is threading.main_thread(), context.get()))
+        seen.append((threading.current_thread().name, context.get()))
 
     context.set("of the worker")
     await call(handle, b'{"id": 7}')
-    assert seen == [(False, "of the worker")]
+    assert seen == [("of-the-consumer_0", "of the worker")]
 
 
 async def test_a_stop_iteration_in_a_thread_is_a_failure_and_not_a_wait_for_ever() -> None:
@@ -161,11 +162,14 @@ def test_a_wrong_message_parameter_is_refused() -> None:
 
     async def three(event: Order, message: Message, more: int) -> None: ...
 
+    # Both checks would see the mistake that this one is.
     async def unknown(event: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     async def keyword_only(*, event: Order) -> None: ...
 
-    for function in (swapped, single_in_a_batch, three, unknown, keyword_only):
+    async def no_model(event: ThreadPoolExecutor) -> None: ...
+
+    for function in (swapped, single_in_a_batch, three, unknown, keyword_only, no_model):
         with pytest.raises(HandlerError):
             Handler("handler", function)
 
@@ -191,8 +195,27 @@ def test_what_does_not_validate_is_rejected_with_a_reason_without_the_value(
     with pytest.raises(Reject) as rejection:
         Handler("handler", handle).decode(Message(body))
     assert reason in str(rejection.value)
+    assert str(rejection.value).startswith(f"invalid payload: {reason.partition(' ')[0]}")
     assert "hidden-value" not in str(rejection.value)
     assert len(str(rejection.value)) <= 500
+
+
+def test_a_reason_is_short_however_much_is_wrong() -> None:
+    async def handle(event: dict[str, int]) -> None: ...
+
+    body = json.dumps({f"key {number}": "x" for number in range(1000)}).encode()
+    with pytest.raises(Reject) as rejection:
+        Handler("handler", handle).decode(Message(body))
+    assert len(str(rejection.value)) == 500
+
+
+def test_a_router_with_one_batch_handler_of_many_takes_batches() -> None:
+    async def single(body: bytes) -> None: ...
+
+    async def batch(bodies: list[bytes]) -> None: ...
+
+    assert Router({"single": single, "batch": batch}).batched
+    assert not Router({"single": single}).batched
 
 
 def test_one_handler_gets_every_type() -> None:
@@ -209,6 +232,8 @@ def test_of_many_handlers_the_type_picks_one() -> None:
     assert router.route(Message(b"", type="payment_received")).name == "payment_received"
     with pytest.raises(Reject, match="unknown type 'order_deleted'"):
         router.route(Message(b"", type="order_deleted"))
+    with pytest.raises(Reject, match=r"^unknown type 'x{100}'$"):
+        router.route(Message(b"", type="x" * 1000))
 
 
 def test_a_service_without_handlers_is_refused() -> None:

@@ -135,6 +135,17 @@ def test_a_password_that_should_have_been_escaped_is_masked_too(password: str) -
     assert "ss" not in without_credentials(f"cannot reach {url}", secrets_of(url))
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("nats://token@localhost refused", "nats://***@localhost refused"),
+        ("http://localhost is for me@example.org", "http://localhost is for me@example.org"),
+    ],
+)
+def test_only_what_stands_in_a_url_is_masked_by_its_place(text: str, masked: str) -> None:
+    assert without_credentials(text) == masked
+
+
 def test_a_short_password_does_not_mask_all_the_text() -> None:
     assert secrets_of("amqp://user:a@localhost/") == ()
 
@@ -156,6 +167,7 @@ def test_no_log_line_holds_a_password(capsys: pytest.CaptureFixture[str], log_fo
         logging.basicConfig(force=True)
     output = capsys.readouterr().out
     assert "crashed" in output
+    assert "OSError: no route to amqp://***@localhost/" in output
     assert "connection to" in output
     assert "ss-word" not in output
 
@@ -171,6 +183,40 @@ def test_a_log_line_is_one_json_object_whatever_it_carries(
         logging.basicConfig(force=True)
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["event"] == "handling"
+
+
+def test_a_message_cannot_move_the_cursor_of_a_terminal_or_forge_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("console", "info")
+    try:
+        structlog.get_logger().info("handling", id="\x1b[2J\nforged")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "\x1b[2J" not in line
+    assert "forged" in line
+
+
+def test_every_line_has_its_time_and_level_first_and_then_what_is_bound(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("json", "warning")
+    try:
+        with structlog.contextvars.bound_contextvars(message_id="7"):
+            structlog.get_logger().info("too little for this level")
+            structlog.get_logger().warning("ours")
+            logging.getLogger("some_client").info("too little for this level")
+            logging.getLogger("some_client").warning("theirs")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["ours", "theirs"]
+    for line in lines:
+        assert list(line)[:3] == ["timestamp", "level", "event"]
+        assert (line["level"], line["message_id"]) == ("warning", "7")
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -40,6 +40,7 @@ def configure_logs(
         ]
     else:
         renderers = [
+            lambda _logger, _method, event: _without_control_characters(event),
             # Plain tracebacks: the pretty ones show the values of local variables.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -85,6 +86,16 @@ def without_credentials(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 def _in_reading_order(event: EventDict) -> EventDict:
     return {**{key: event[key] for key in ("timestamp", "level", "event") if key in event}, **event}
+
+
+def _without_control_characters(event: EventDict) -> EventDict:
+    """So that no message's id or type moves a terminal's cursor; JSON escapes them anyway."""
+    return {
+        key: repr(value)[1:-1]
+        if key != "event" and isinstance(value, str) and not value.isprintable()
+        else value
+        for key, value in event.items()
+    }
 
 
 def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
