@@ -21,11 +21,7 @@ import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from {{ cookiecutter.package_name }}.runtime.brokers import (
-    make_source,
-    nats_connection,
-    source,
-)
+from {{ cookiecutter.package_name }}.runtime.brokers import make_source, source
 from {{ cookiecutter.package_name }}.runtime.brokers import nats as broker_module
 from {{ cookiecutter.package_name }}.runtime.brokers.nats import NatsSource
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
@@ -217,8 +213,8 @@ class TestOutages:
             published = await publish(source, 2)
             messages = await take(source, 2)
             with monkeypatch.context() as patch:
-                patch.setattr(nats_connection, "ANSWER_SECONDS", 0.3)
-                patch.setattr(nats_connection, "CONNECT_SECONDS", 0.3)
+                patch.setattr(broker_module, "ANSWER_SECONDS", 0.3)
+                patch.setattr(broker_module, "CONNECT_SECONDS", 0.3)
                 proxy.black_hole()
                 await come(events, "reconnecting")
             proxy.cut()
@@ -248,7 +244,7 @@ class TestOutages:
         proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(nats_connection, "CONNECT_SECONDS", 0.3)
+        monkeypatch.setattr(broker_module, "CONNECT_SECONDS", 0.3)
         proxy.black_hole()
         began_at = time.monotonic()
         with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):

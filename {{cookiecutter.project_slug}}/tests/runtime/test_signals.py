@@ -458,6 +458,7 @@ def test_a_forked_child_has_the_earlier_handlers() -> None:
             signal.pause()
 
         async def fork():
+            asyncio.get_running_loop().slow_callback_duration = 3600  # it blocks on purpose
             with make_cancellation_event() as event:
                 context = multiprocessing.get_context("fork")
                 ready = context.Event()

@@ -20,26 +20,43 @@ that is held, also while handlers run for hours. An event loop that is blocked f
 import asyncio
 import base64
 import json
+import logging
 import math
 import random
 import re
+import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error
+from nats.errors import Error, NoRespondersError, SecureConnWantedError
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .nats_connection import Connection, NotAuthorized, Outgoing, Refused, Url, gather_all, within
 from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
 
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+"""For each of the hosts."""
+ANSWER_SECONDS = 5.0
+"""How long the broker may take to answer; then the connection counts as lost."""
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 1.0
 ACK_WAIT_SECONDS = 30.0
@@ -80,14 +97,197 @@ ACK, TERM, NAK, IN_PROGRESS = b"+ACK", b"+TERM", b"-NAK", b"+WPI"
 # Error codes of JetStream's API.
 NO_CONSUMER, NO_MESSAGE, NAME_IN_USE, NO_STREAM = 10014, 10037, 10058, 10059
 
+TLS_FILES = {"cafile", "certfile", "keyfile"}
+OPTIONS = {
+    "ack_wait_seconds",
+    "replicas",
+    "subject",
+    "domain",
+    "inbox",
+    "creds",
+    "nkey",
+} | TLS_FILES
+NOT_AUTHORIZED = re.compile("(authorization|authentication) (violation|expired|revoked)", re.I)
+NOT_PERMITTED = re.compile("permissions violation", re.I)
 NOT_IN_A_NAME = re.compile(r"[\s.*>/\\]")
 HEADER_NAME = re.compile(r"(?!nats-|x-consumer-)[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.I)
 
 log = structlog.get_logger()
 
+if logging.getLogger("nats").level == logging.NOTSET:
+    # It logs tracebacks of what is logged here, once, in a sentence.
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> Source:
     return NatsSource(settings, prefetch)
+
+
+class _Refused(BrokerRefused):
+    """JetStream's answer was an error of this code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _NotAuthorized(BrokerRefused):
+    """The user, the password, the token or the key."""
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        lines = (len(name) + len(value.encode()) + 4 for name, value in self.headers.items())
+        return len(self.body) + sum(lines) + len(b"NATS/1.0\r\n\r\n")
+
+
+class _Connection(Client):
+    """One connection to one server. It is not mended but replaced: nats-py gives up for good when its
+    credentials are refused in a reconnect, and would bring back subscriptions whose pulls are in doubt."""
+
+    def __init__(self, url: "_Url", on_lost: Callable[[], None]) -> None:
+        super().__init__()
+        self.lost: Exception | None = None
+        self._url = url
+        self._on_lost = on_lost
+
+    async def open(self, host: str, name: str) -> None:
+        """Raises BrokerUnavailable or BrokerRefused."""
+        async with self.asking(CONNECT_SECONDS):
+            await self.connect(
+                servers=[f"nats://{host}"],
+                name=name,
+                connect_timeout=math.ceil(CONNECT_SECONDS),
+                allow_reconnect=False,
+                pending_size=0,  # never wait for the socket in the middle of a publish
+                skip_subject_validation=True,  # they are all ours
+                error_cb=_ignore,
+                **self._url.connect_options(),
+            )
+
+    async def close_within(self, seconds: float) -> None:
+        """Politely, else by force. Leaves no task behind."""
+        tasks = [self._reading_task, self._flusher_task, self._ping_interval_task]
+        tasks += [subscription._wait_for_msgs_task for subscription in self._subs.values()]
+        await _within(seconds, self.close())
+        self.cut()
+        if running := {task for task in tasks if task is not None}:
+            await asyncio.wait(running, timeout=0.5)
+
+    def lose(self, reason: Exception) -> None:
+        """The connection is of no use any more. Whoever waits for an answer learns it at once."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        self.cut()
+        for future in (*self._resp_map.values(), *self._pongs):
+            if not future.done():
+                future.set_exception(Error("the connection was lost"))
+                future.exception()  # not everyone waits
+        self._on_lost()
+
+    def cut(self) -> None:
+        self._pending.clear()
+        self._pending_data_size = 0
+        if (writer := getattr(self._transport, "_io_writer", None)) is not None:
+            writer.transport.abort()
+
+    # -- asking
+
+    @asynccontextmanager
+    async def asking(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Bounds a request to the broker, and makes whatever goes wrong a BrokerError."""
+        seconds = ANSWER_SECONDS if seconds is None else seconds
+        try:
+            async with asyncio.timeout(seconds):
+                if self.lost is not None:
+                    raise self.lost
+                yield
+        except (OSError, Error) as error:
+            raise self._explain(error, seconds) from error
+
+    def _explain(self, error: Exception, seconds: float) -> BrokerError:
+        broker = self._url.for_people
+        text = str(self.lost or error).removeprefix("nats: ").strip("'")
+        if NOT_PERMITTED.search(text):
+            return BrokerRefused(f"{broker}: {text}")
+        if NOT_AUTHORIZED.search(text):
+            return _NotAuthorized(f"{broker} refused the user, the password, the token or the key")
+        if isinstance(error, SecureConnWantedError):
+            return BrokerRefused(f"{broker} offers no TLS")
+        if isinstance(error, ssl.SSLError):
+            return BrokerRefused(f"{broker}: no TLS connection: {error}")
+        if isinstance(error, NoRespondersError):
+            self.lose(error)  # whatever is missing, the next connection looks for it
+            why = "it is off, or has no leader, or the stream is gone"
+            return BrokerUnavailable(f"{broker}: JetStream does not answer: {why}")
+        if isinstance(error, TimeoutError) and self.lost is None:
+            return BrokerUnavailable(f"{broker} gave no answer within {seconds:g} seconds")
+        return BrokerUnavailable(f"{broker}: {text or type(error).__name__}")
+
+    async def ask(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """JetStream's answer. Raises BrokerUnavailable or _Refused."""
+        async with self.asking():
+            message = await self.request(subject, payload, ANSWER_SECONDS, headers=headers)
+        answer: dict[str, Any] = json.loads(message.data)
+        if error := answer.get("error"):
+            msg = f"{self._url.for_people}: {error.get('description', error)}"
+            if error.get("code", 500) >= 500:
+                raise BrokerUnavailable(msg)
+            raise _Refused(msg, error.get("err_code", 0))
+        return answer
+
+    async def api(self, call: str, **request: Any) -> dict[str, Any]:
+        payload = json.dumps(request).encode() if request else b""
+        return await self.ask(f"{self._url.api}.{call}", payload)
+
+    async def api_unless(self, code: int, call: str, **request: Any) -> dict[str, Any] | None:
+        """As `api`; None if the answer is this error."""
+        try:
+            return await self.api(call, **request)
+        except _Refused as refusal:
+            if refusal.code != code:
+                raise
+            return None
+
+    async def ping(self) -> None:
+        """Returns when the broker has read everything that was sent before."""
+        async with self.asking():
+            # Not to be cut short by it: the PONG for one that gave up would end nats-py's reading.
+            await self.flush(math.ceil(2 * ANSWER_SECONDS))
+
+    async def store(self, message: _Outgoing) -> None:
+        """Returns when the broker has stored it."""
+        if message.size > self.max_payload:  # for that the server closes the connection
+            msg = f"this message is larger than the server's max_payload, {self.max_payload} bytes"
+            raise BrokerRefused(msg)
+        await self.ask(message.subject, message.body, message.headers or None)
+
+    # -- parts of nats-py, replaced: on an error it would close in the very tasks that this ends
+
+    async def _select_next_server(self) -> None:
+        await self._connect_to_server(self._server_pool[0])  # once: we do the rest
+        self._current_server = self._server_pool[0]
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._url.insists_on_tls and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise SecureConnWantedError  # it would go on, and send the password
+            info["tls_required"] = True
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.lose(e)
+
+    async def _process_err(self, err_msg: str) -> None:
+        self.lose(Error(err_msg))
 
 
 @dataclass(slots=True)
@@ -120,9 +320,9 @@ class NatsSource(Source):
         self._dead = f"{self._stream}_dead"
         self._dead_subject = f"{self._dead}.{self._group}"
         self._attempts = f"{self._stream}_attempts"
-        self._url = Url(settings.broker_url.get_secret_value())
+        self._url = _Url(settings.broker_url.get_secret_value())
         self._link = Link(self._url.for_people)
-        self._connection: Connection | None = None
+        self._connection: _Connection | None = None
         self._subject: str | None = None  # to publish to
         self._ack_wait = ACK_WAIT_SECONDS
         self._filler: asyncio.Task[None] | None = None
@@ -161,7 +361,7 @@ class NatsSource(Source):
             await asyncio.wait({self._filler}, timeout=0.5)
             self._filler = None
         if (connection := self._connection) is not None:
-            if not await within(CLOSE_SECONDS, self._say_goodbye(connection)):
+            if not await _within(CLOSE_SECONDS, self._say_goodbye(connection)):
                 connection.lose(TimeoutError())
             await connection.close_within(CLOSE_SECONDS)
             self._connection = None
@@ -172,7 +372,7 @@ class NatsSource(Source):
         self._unsettled.clear()
         self._redelivered.clear()
 
-    async def _say_goodbye(self, connection: Connection) -> None:
+    async def _say_goodbye(self, connection: _Connection) -> None:
         """Return what is in hand, and see that all settlements have arrived."""
         for message in self._unsettled.values():
             await connection.publish(message.receipt.reply, NAK)
@@ -183,17 +383,17 @@ class NatsSource(Source):
     def connected(self) -> bool:
         return self._link.up and self._connection is not None and self._connection.lost is None
 
-    def _reachable(self) -> Connection:
+    def _reachable(self) -> _Connection:
         if self._connection is None or not self.connected:
             msg = f"{self._url.for_people}: the connection was lost"
             raise BrokerUnavailable(msg)
         return self._connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> _Connection:
         """To the first of the hosts that answers; the topology is declared there."""
         outage: BrokerUnavailable | None = None
         for host in random.sample(self._url.hosts, len(self._url.hosts)):
-            connection = Connection(self._url, self._wake.set)
+            connection = _Connection(self._url, self._wake.set)
             try:
                 await connection.open(host, self._stream)
                 await self._declare(connection)
@@ -209,7 +409,7 @@ class NatsSource(Source):
 
     # -- topology
 
-    async def _declare(self, connection: Connection) -> None:
+    async def _declare(self, connection: _Connection) -> None:
         config = await self._declare_stream(
             connection, self._stream, subjects=[self._stream], retention="workqueue"
         )
@@ -225,7 +425,7 @@ class NatsSource(Source):
         await self._declare_consumer(connection)
 
     async def _declare_stream(
-        self, connection: Connection, name: str, **config: Any
+        self, connection: _Connection, name: str, **config: Any
     ) -> dict[str, Any]:
         """Create the stream unless it is there; returns how it is configured."""
         config |= {"name": name, "storage": "file", "num_replicas": self._url.replicas}
@@ -238,7 +438,7 @@ class NatsSource(Source):
         configured: dict[str, Any] = info["config"]
         return configured
 
-    async def _declare_consumer(self, connection: Connection) -> None:
+    async def _declare_consumer(self, connection: _Connection) -> None:
         name = f"{self._stream}.{self._group}"
         info = await connection.api_unless(NO_CONSUMER, f"CONSUMER.INFO.{name}")
         there: dict[str, Any] | None = info and info["config"]
@@ -256,7 +456,7 @@ class NatsSource(Source):
             request = {"stream_name": self._stream, "config": config}
             try:
                 await connection.api(f"CONSUMER.DURABLE.CREATE.{name}", **request)
-            except Refused as refusal:
+            except _Refused as refusal:
                 msg = f"the group {self._group!r} cannot consume the stream {self._stream!r}: {refusal}"
                 raise BrokerRefused(msg) from refusal
         self._ack_wait = config["ack_wait"] / 1e9
@@ -285,7 +485,7 @@ class NatsSource(Source):
         if subscription is not None and connection is not None and connection.lost is None:
             # UNSUB, then PING and PONG: after that nothing more can arrive.
             draining = subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]
-            if not await within(STOP_SECONDS, draining):
+            if not await _within(STOP_SECONDS, draining):
                 connection.lose(TimeoutError("no answer to the end of the subscription"))
         returned = [*self.buffer.take_all(), *self._redelivered]
         self._redelivered.clear()
@@ -317,7 +517,7 @@ class NatsSource(Source):
             await self._tell_again(self._connection)
             self._link.came_up()
             await self._serve(self._connection)
-        except (NotAuthorized, Refused) as refusal:
+        except (_NotAuthorized, _Refused) as refusal:
             # It was good before; and of what was deleted, the next connection makes what it can.
             raise self._lost(BrokerUnavailable(str(refusal))) from refusal
         except BrokerError as error:
@@ -333,7 +533,7 @@ class NatsSource(Source):
             self._connection.lose(reason)
         return reason
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
         next_tick = loop.time()
         while not self._leaving.is_set():
@@ -349,7 +549,7 @@ class NatsSource(Source):
             await self._wake.wait()
             timer.cancel()
 
-    async def _pull(self, connection: Connection) -> None:
+    async def _pull(self, connection: _Connection) -> None:
         if self._taking and self._subscription is None:
             self._inbox = connection.new_inbox()
             self._subscription = await connection.subscribe(
@@ -433,10 +633,10 @@ class NatsSource(Source):
             self.buffer.put(message)
         return True
 
-    async def _look_up_attempts(self, connection: Connection) -> None:
+    async def _look_up_attempts(self, connection: _Connection) -> None:
         messages, self._redelivered = self._redelivered, []
         try:
-            failures: list[int] = await gather_all(
+            failures: list[int] = await _all(
                 self._failures(connection, message) for message in messages
             )
         except BaseException:
@@ -454,7 +654,7 @@ class NatsSource(Source):
             else:
                 self.buffer.put(message)
 
-    async def _failures(self, connection: Connection, message: Message) -> int:
+    async def _failures(self, connection: _Connection, message: Message) -> int:
         subject = self._record_of(message.receipt.key)
         get = f"STREAM.MSG.GET.{self._attempts}"
         answer = await connection.api_unless(NO_MESSAGE, get, last_by_subj=subject)
@@ -466,13 +666,13 @@ class NatsSource(Source):
         """The subject of the record of a message's failures."""
         return f"{self._attempts}.{self._group}.{key}"
 
-    async def _forget(self, connection: Connection) -> None:
+    async def _forget(self, connection: _Connection) -> None:
         """Delete the records of messages that are done."""
         keys, self._forgettable = self._forgettable, []
         purge = f"STREAM.PURGE.{self._attempts}"
-        await gather_all(connection.api(purge, filter=self._record_of(key)) for key in keys)
+        await _all(connection.api(purge, filter=self._record_of(key)) for key in keys)
 
-    async def _tick(self, connection: Connection) -> None:
+    async def _tick(self, connection: _Connection) -> None:
         """Show the broker that we live, and see that it does."""
         now = asyncio.get_running_loop().time()
         renewed = [
@@ -519,7 +719,7 @@ class NatsSource(Source):
         }
         subject = self._record_of(message.receipt.key)
         later = b'-NAK {"delay": %d}' % max(1, delay_seconds * 1e9)
-        await self._settle(message, Outgoing(subject, json.dumps(record).encode(), {}), later)
+        await self._settle(message, _Outgoing(subject, json.dumps(record).encode(), {}), later)
 
     async def reject(self, message: Message, reason: str) -> None:
         delivery: _Delivery = message.receipt
@@ -533,9 +733,9 @@ class NatsSource(Source):
             DIED_AT: f"{time.time():.3f}",
             SUBJECT: delivery.subject,
         }
-        await self._settle(message, Outgoing(self._dead_subject, message.body, headers), TERM)
+        await self._settle(message, _Outgoing(self._dead_subject, message.body, headers), TERM)
 
-    async def _settle(self, message: Message, stored: Outgoing, told: bytes) -> None:
+    async def _settle(self, message: Message, stored: _Outgoing, told: bytes) -> None:
         """Store something, and when that is confirmed tell the message's fate."""
         if not self._in_hand(message):
             return
@@ -578,7 +778,7 @@ class NatsSource(Source):
         else:
             self._untold.append((message, payload))
 
-    async def _tell_again(self, connection: Connection) -> None:
+    async def _tell_again(self, connection: _Connection) -> None:
         """What was settled in the outage, and what may have been lost with the connection or the server."""
         for reply in (*self._told_before.values(), *self._told.values()):
             await connection.publish(reply, ACK)
@@ -596,8 +796,8 @@ class NatsSource(Source):
             raise BrokerRefused(msg)
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             batch = messages[start : start + PUBLISH_AT_ONCE]
-            outgoing = [Outgoing(subject, message.body, _headers_of(message)) for message in batch]
-            await gather_all(connection.store(message) for message in outgoing)
+            outgoing = [_Outgoing(subject, message.body, _headers_of(message)) for message in batch]
+            await _all(connection.store(message) for message in outgoing)
 
     # -- dead letters
 
@@ -642,7 +842,7 @@ class NatsSource(Source):
 
     async def _replay(self, batch: "list[_Stored]") -> int:
         connection = self._reachable()
-        await gather_all(connection.store(stored.replayed(self._group)) for stored in batch)
+        await _all(connection.store(stored.replayed(self._group)) for stored in batch)
         return await self._purge_dead(seq=batch[-1].sequence + 1)  # all before it were in a batch
 
     async def purge_dead_letters(self) -> int:
@@ -676,12 +876,98 @@ class _Stored:
             died_at=float(self.headers.get(DIED_AT, 0)),
         )
 
-    def replayed(self, group: str) -> Outgoing:
+    def replayed(self, group: str) -> _Outgoing:
         """As a new message, which is stored once, also if a crash makes us replay it again."""
         history = (REASON, ATTEMPTS, DIED_AT, SUBJECT)
         headers = {name: value for name, value in self.headers.items() if name not in history}
         headers |= {ID: f"replay-{self.sequence}-{self._stored_at}", GROUP: group}
-        return Outgoing(self._subject, self.body, headers)
+        return _Outgoing(self._subject, self.body, headers)
+
+
+class _Url:
+    """What CONSUMER_BROKER_URL says."""
+
+    def __init__(self, text: str) -> None:
+        """Raises BrokerRefused, without the URL: it may hold a password."""
+        try:
+            parts = urlsplit(text)
+            credentials, at, hosts = parts.netloc.rpartition("@")
+            each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+            good = all(host.hostname and host.port != 0 for host in each)
+            rest = f"{parts.path.strip('/')}{parts.fragment}{'' if at else parts.query}"
+        except ValueError:
+            good, rest = False, ""
+        if not good or parts.fragment or parts.path.strip("/") or "@" in rest:
+            msg = (
+                "CONSUMER_BROKER_URL: not like nats://user:password@host:4222,host:4222?option=value; in a user name, "
+                "a password or an option, characters like @ : / ? # % are percent-encoded"
+            )
+            raise BrokerRefused(msg)
+        user, colon, password = credentials.partition(":")
+        self.hosts = hosts.split(",")
+        self.for_people = f"{parts.scheme}://{hosts}"
+        self._user, self._password = unquote(user), unquote(password) if colon else None
+        self._options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        for option in self._options.keys() - OPTIONS:
+            msg = f"CONSUMER_BROKER_URL: NATS has no option {option!r}, but {', '.join(sorted(OPTIONS))}"
+            raise BrokerRefused(msg)
+        self.insists_on_tls = parts.scheme == "tls" or bool(self._options.keys() & TLS_FILES)
+        self.subject = self._options.get("subject")
+        self.api = f"$JS.{domain}.API" if (domain := self._options.get("domain")) else "$JS.API"
+        self.ack_wait_seconds = self._number("ack_wait_seconds")
+        self.replicas = round(self._number("replicas") or 1)
+
+    def _number(self, option: str) -> float | None:
+        if (text := self._options.get(option)) is None:
+            return None
+        with suppress(ValueError):
+            if 0 < (number := float(text)) < math.inf:
+                return number
+        msg = f"CONSUMER_BROKER_URL: {option} must be a number above 0"
+        raise BrokerRefused(msg)
+
+    def connect_options(self) -> dict[str, Any]:
+        """Of nats-py. Files are read for each connection, as others may renew them."""
+        options: dict[str, Any] = {"inbox_prefix": self._options.get("inbox", "_INBOX")}
+        if self._password is not None:
+            options |= {"user": self._user, "password": self._password}
+        elif self._user:
+            options["token"] = self._user
+        which = "cafile, certfile or keyfile"
+        try:
+            if self.insists_on_tls:
+                options["tls"] = ssl.create_default_context(cafile=self._options.get("cafile"))
+                if certificate := self._options.get("certfile"):
+                    options["tls"].load_cert_chain(certificate, self._options.get("keyfile"))
+            if path := self._options.get(which := "creds"):
+                options["user_credentials"] = RawCredentials(_checked_creds(Path(path).read_text()))
+            if path := self._options.get(which := "nkey"):
+                options["nkeys_seed_str"] = _checked_seed(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            msg = f"CONSUMER_BROKER_URL: {which}: {error}"
+            raise BrokerRefused(msg) from error
+        return options
+
+
+def _checked_creds(text: str) -> str:
+    """Raises ValueError; nats-py would look for ever for what is missing."""
+    seed = re.search(r"BEGIN USER NKEY SEED-+\s+(\S+)", text)
+    if seed is None or not re.search(r"BEGIN NATS USER JWT-+\r?\n\S", text):
+        msg = "the file does not hold a JWT and a seed"
+        raise ValueError(msg)
+    _checked_seed(seed[1])
+    return text
+
+
+def _checked_seed(text: str) -> str:
+    import nkeys  # type: ignore[import-untyped, unused-ignore]  # slow, and seldom needed
+
+    try:
+        nkeys.from_seed(bytearray(text.strip().encode())).wipe()
+    except Exception:
+        msg = "the file does not hold the seed of an nkey"
+        raise ValueError(msg) from None  # not with its words: they may hold a part of the seed
+    return text
 
 
 def _checked_name(name: str, variable: str) -> str:
@@ -768,3 +1054,30 @@ def _is_held(message: Message) -> bool:
 
 def _log_lost(message: Message, reason: str) -> None:
     log.warning("settlement_lost", id=message.id, reason=reason)
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all of them, or the first error when all have ended."""
+    results = []
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> bool:
+    """Let it work for so long; returns whether it came to its end, a good one or not. Leaves no task behind."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        return task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
+        if task.done() and not task.cancelled():
+            task.exception()  # of no interest any more
+
+
+async def _ignore(_error: Exception) -> None:
+    """What matters of nats-py's errors arrives by other ways."""
