@@ -14,6 +14,7 @@ from conftest import Prove, Render
 from rendered import Combination, Result, Service
 
 QUICK = ("-m", "not slow")
+OF_THIS_TREE = ("tests/handlers", "tests/runtime/test_drift.py")
 EVERYTHING = ("-m", "", "-n", "2")
 """Also the very slow tests; side by side, as most of them wait."""
 WHOLE = ("-n", "2")
@@ -33,10 +34,10 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
 
 
 def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
-    """All of it for each broker; without the slow tests for the rest, which differ in nothing that these see."""
+    """All of it for each broker; for the rest the tests that see what differs, as the next test proves."""
     if (combination.handler_stub, combination.names) != ("json", "short"):
-        result = run_suite(service, *QUICK, environment=service.environment())
-        check_and_prove(result, prove, combination.broker, "without the slow tests")
+        result = run_suite(service, *OF_THIS_TREE, environment=service.environment())
+        check_and_prove(result, prove, combination.broker, "what differs from the whole one's")
         return
     for what, variables, arguments in servers_of(combination.broker):
         result = run_suite(service, *arguments, environment=service.environment(), **variables)
