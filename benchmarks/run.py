@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,8 +54,9 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     if arguments.alone:
-        for figure in measure_broker(arguments.alone, arguments.only or PARTS, sizes):
-            print(figure.json())
+        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+            measured = list(measure_broker(arguments.alone, arguments.only or PARTS, sizes))
+        print("\n".join(figure.json() for figure in measured))
         return 0
     figures: list[Figure] = []
     if "iterator" in (arguments.only or PARTS):
