@@ -188,6 +188,7 @@ async def test_any_other_failure_is_retried_and_then_given_up(
     assert (consumer.handled_count, bench.left) == (0, (0, 1))
 
 
+@pytest.mark.slow
 async def test_the_delay_doubles_up_to_the_longest_with_jitter(bench: Bench) -> None:
     await fail(bench, RuntimeError(), retry_seconds=0.02, retry_max_seconds=0.1)
     delays = [entry["seconds"] for entry in bench.events("message_retried")]
@@ -463,6 +464,7 @@ async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_be
     assert bench.events("drained")
 
 
+@pytest.mark.slow
 async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,6 +497,7 @@ async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
         await asyncio.gather(*others, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,6 +220,7 @@ class TestContract:
         assert Counter(handled) == Counter(published)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+    @pytest.mark.slow
     async def test_cancelling_anext_300_times_loses_nothing(self, connect: Connect) -> None:
         seed = random.randrange(2**32)
         print(f"seed {seed}")

@@ -650,6 +650,7 @@ class TestTopology:
         assert "inequivalent arg" in str(refused.value)
         assert "\n" not in str(refused.value)
 
+    @pytest.mark.very_slow
     async def test_who_may_not_declare_uses_the_queues_that_are_there(
         self, connect: Connect, node: PrivateServer, queue: str
     ) -> None:
@@ -674,6 +675,7 @@ class TestTopology:
 
 
 class TestCredentials:
+    @pytest.mark.very_slow
     async def test_user_password_and_virtual_host_may_hold_any_character(
         self, connect: Connect, node: PrivateServer, queue: str
     ) -> None:

@@ -342,8 +342,10 @@ async def test_an_event_loop_without_add_signal_handler_is_enough(
 # Real processes.
 
 CHILD = """
-import asyncio, signal, sys
+import asyncio, logging, signal, sys
 from {module} import cancellable_aiter, make_cancellation_event
+
+logging.getLogger("asyncio").setLevel("ERROR")  # not that a loaded machine is slow
 
 async def forever():
     while True:
@@ -458,7 +460,6 @@ def test_a_forked_child_has_the_earlier_handlers() -> None:
             signal.pause()
 
         async def fork():
-            asyncio.get_running_loop().slow_callback_duration = 3600  # it blocks on purpose
             with make_cancellation_event() as event:
                 context = multiprocessing.get_context("fork")
                 ready = context.Event()

@@ -644,6 +644,7 @@ async def test_a_file_that_may_not_be_made_is_refused(not_root: Path) -> None:
     assert "cannot be opened or made" in await refusal(not_root / "queue.db")
 
 
+@pytest.mark.slow
 async def test_a_locked_file_is_unavailable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.1)
     async with source_of(file) as source:
@@ -655,6 +656,7 @@ async def test_a_locked_file_is_unavailable(file: Path, monkeypatch: pytest.Monk
                 await publish(source, 1)
 
 
+@pytest.mark.slow
 async def test_a_short_lock_is_waited_for(file: Path) -> None:
     async with source_of(file) as source:
         with locked(file):
@@ -718,6 +720,7 @@ def test_a_url_names_a_relative_or_an_absolute_file(url: str, file: Path) -> Non
 # -- outages while consuming
 
 
+@pytest.mark.slow
 async def test_a_long_lock_is_an_outage_that_is_survived(
     file: Path, events: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -767,6 +770,7 @@ async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
             await anext(source)
 
 
+@pytest.mark.slow
 async def test_a_lock_cannot_hold_the_stop(
     file: Path, events: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
