@@ -8,12 +8,21 @@ be done twice is what the broker's own nature says (``most_repeated`` in servers
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from .process import ask
 from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
-from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
+from .test_shutdown import (
+    AT_ONCE_SECONDS,
+    Scene,
+    assert_quiet,
+    free_port,
+    has_ended,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +68,30 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     assert len(process.find("reconnecting")) == 1
     counts = scene.broker.counts(scene.queue)
     assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
+
+
+def test_while_the_server_is_away_the_service_is_live_and_not_ready(
+    scene: Scene, server: PrivateServer
+) -> None:
+    port = free_port()
+    process = scene.start(probe_port=port)
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    server.kill()
+    process.wait_for("reconnecting")
+    assert ask(port, "/readyz") == (503, "the broker cannot be reached\n")
+    assert ask(port, "/livez")[0] == 200
+    server.restart()
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    if has_metrics():
+        assert "consumer_reconnects_total 1.0" in ask(port, "/metrics")[1]
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert_quiet(process)
+
+
+def has_metrics() -> bool:
+    """Whether this service was made with Prometheus."""
+    return find_spec("{{ cookiecutter.package_name }}.runtime.telemetry.prometheus") is not None
 
 
 def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(
