@@ -150,7 +150,7 @@ def service_environment(
     url: str, queue: str, ledger: Ledger, **variables: object
 ) -> dict[str, str]:
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CONSUMER_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
     inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}

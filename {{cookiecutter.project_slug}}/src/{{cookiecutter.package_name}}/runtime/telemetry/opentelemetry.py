@@ -122,10 +122,11 @@ class OpenTelemetry(Telemetry):
         links = []
         sender = Context()
         for message in messages:
-            # A trace of its own, whatever span may be current: from an empty context.
             if not message.headers:
                 continue
-            sender = propagate.extract(message.headers, Context(), _HEADERS)
+            sender = Context()
+            with suppress(Exception):  # they should not raise, and for some headers they do
+                sender = propagate.extract(message.headers, Context(), _HEADERS)
             publisher = trace.get_current_span(sender).get_span_context()
             if publisher.is_valid:
                 links.append(Link(publisher, {"messaging.message.id": message.id}))
@@ -136,7 +137,7 @@ class OpenTelemetry(Telemetry):
             sender = Context()  # a batch has no one sender, whose baggage it could carry
         span = self._tracer.start_span(
             f"process {self._destination}",
-            Context(),
+            Context(),  # a trace of its own, whatever span may be current
             SpanKind.CONSUMER,
             attributes,
             links,
