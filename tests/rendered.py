@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -42,6 +42,7 @@ class Combination:
     handler_stub: str
     handlers: str
     names: str
+    telemetry: str
 
     @property
     def handler_names(self) -> list[str]:
@@ -53,6 +54,7 @@ class Combination:
             **NAMES[self.names],
             "broker": self.broker,
             "handler_stub": self.handler_stub,
+            "telemetry": self.telemetry,
             "handlers": ", ".join(self.handler_names),
         }
 
@@ -60,13 +62,25 @@ class Combination:
         return "-".join(f"{question}={answer}" for question, answer in vars(self).items())
 
 
-# Every combination of what is chosen; of what is typed, the two that differ most.
-COMBINATIONS = [
-    Combination(broker, handler_stub, *typed)
-    for broker, handler_stub, typed in product(
-        QUESTIONS["broker"], QUESTIONS["handler_stub"], [("two", "short"), ("one", "long")]
-    )
-]
+TELEMETRIES: list[str] = QUESTIONS["telemetry"]
+
+
+def combinations() -> Iterator[Combination]:
+    """Every broker with every handler stub; of what is typed, the two that differ most.
+
+    The telemetry rotates, as in a Latin square: each meets each broker and each stub, at a third of the
+    product's cost. With the first broker and stub all of them are there.
+    """
+    typed = [("two", "short"), ("one", "long")]
+    chosen = [enumerate(QUESTIONS[question]) for question in ("broker", "handler_stub")]
+    for (row, broker), (column, stub), (shift, answers) in product(*chosen, enumerate(typed)):
+        turn = row + column + shift
+        for offset in range(3 if (row, column, shift) == (0, 0, 0) else 1):
+            telemetry = TELEMETRIES[(turn + offset) % len(TELEMETRIES)]
+            yield Combination(broker, stub, *answers, telemetry)
+
+
+COMBINATIONS = list(combinations())
 
 
 @dataclass(frozen=True)

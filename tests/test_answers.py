@@ -167,8 +167,12 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     assert models <= set(map(class_name, taken))
 
 
-def test_a_package_cannot_take_a_name_that_is_installed_beside_it(render: Render) -> None:
-    [site_packages] = render(broker="rabbitmq").environment().glob("lib/*/site-packages")
+@pytest.mark.parametrize("telemetry", QUESTIONS["telemetry"])
+def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
+    render: Render, telemetry: str
+) -> None:
+    environment = render(broker="rabbitmq", telemetry=telemetry).environment()
+    [site_packages] = environment.glob("lib/*/site-packages")
     installed = {path.stem for path in site_packages.iterdir() if path.suffix in ("", ".py", ".so")}
     modules = {name for name in installed if re.fullmatch("[a-z][a-z0-9_]*", name)}
     assert {"aio_pika", "structlog", "pytest"} <= modules
@@ -178,7 +182,7 @@ def test_a_package_cannot_take_a_name_that_is_installed_beside_it(render: Render
 def test_every_question_is_asked_in_words() -> None:
     prompts = QUESTIONS["__prompts__"]
     assert list(prompts) == PUBLIC_QUESTIONS
-    for question in ("broker", "handler_stub"):
+    for question in ("broker", "handler_stub", "telemetry"):
         _title, *texts = prompts[question].values()
         assert list(prompts[question]) == ["__prompt__", *QUESTIONS[question]]
         assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
@@ -189,7 +193,7 @@ def test_every_question_is_asked_in_words() -> None:
 
 
 def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
-    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3"]
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
@@ -201,11 +205,12 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
         "broker": "sqlite",
         "handlers": "order created, refund",
         "handler_stub": "batch",
+        "telemetry": "opentelemetry",
     }
 
 
 def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n")
+    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n")
     assert result.returncode == 1
     assert "project_name '{{ 7 * 7 }}' must not hold" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -2,13 +2,13 @@
 
 import json
 import re
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 
 from conftest import Prove, Render
-from rendered import QUESTIONS, TREE, Combination, Service
+from rendered import COMBINATIONS, QUESTIONS, TREE, Combination, Service
 
 # Everything that a service has, whatever was answered; {package} stands for its package.
 ALWAYS = [
@@ -34,7 +34,9 @@ ALWAYS = [
     "src/{package}/runtime/handlers.py",
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
+    "src/{package}/runtime/probes.py",
     "src/{package}/runtime/settings.py",
+    "src/{package}/runtime/telemetry/__init__.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
@@ -56,6 +58,7 @@ ALWAYS = [
     "tests/runtime/test_drift.py",
     "tests/runtime/test_handlers.py",
     "tests/runtime/test_outage.py",
+    "tests/runtime/test_probes.py",
     "tests/runtime/test_settings.py",
     "tests/runtime/test_shutdown.py",
     "tests/runtime/test_signals.py",
@@ -67,6 +70,7 @@ OF_A_BROKER = [
     "tests/runtime/servers/{broker}.py",
     "tests/runtime/test_{broker}.py",
 ]
+OF_A_TELEMETRY = ["src/{package}/runtime/telemetry/{telemetry}.py", "tests/runtime/test_{telemetry}.py"]
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
 
 OWNER = re.compile(
@@ -77,13 +81,32 @@ OWNER = re.compile(
 def test_it_has_exactly_the_files_of_its_answers(
     service: Service, combination: Combination, prove: Prove
 ) -> None:
-    broker = combination.broker  # the embedded one is always there
-    names = [*ALWAYS, *(OF_A_BROKER if broker != "sqlite" else [])]
-    expected = {name.format(package=service.package, broker=broker) for name in names}
+    broker, telemetry = combination.broker, combination.telemetry
+    names = [*ALWAYS, *(OF_A_BROKER if broker != "sqlite" else [])]  # which is always there
+    names += OF_A_TELEMETRY if telemetry != "none" else []
+    chosen = {"package": service.package, "broker": broker, "telemetry": telemetry}
+    expected = {name.format(**chosen) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)
-    prove("combinations rendered", f"broker={combination.broker}")
+    prove("combinations rendered", f"broker={broker}, telemetry={telemetry}")
+
+
+LIBRARIES = {"prometheus": rb"prometheus[_-]client", "opentelemetry": rb"opentelemetry[.-]|OTLP"}
+
+
+def test_telemetry_that_was_not_chosen_leaves_no_trace(
+    service: Service, combination: Combination
+) -> None:
+    for telemetry, library in LIBRARIES.items():
+        found = [name for name, text in service.files.items() if re.search(library, text)]
+        assert bool(found) == (telemetry == combination.telemetry), found
+
+
+def test_every_telemetry_meets_every_broker_and_every_stub() -> None:
+    for question in ("broker", "handler_stub"):
+        met = {(getattr(one, question), one.telemetry) for one in COMBINATIONS}
+        assert met == set(product(QUESTIONS[question], QUESTIONS["telemetry"]))
 
 
 def test_no_template_language_is_left(service: Service) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..message import Message, OutgoingMessage
 from ..settings import ConsumerSettings
@@ -30,13 +31,20 @@ NO_HANDLER = "none"
 
 
 class Telemetry:
-    """Is told everything and says nothing: the telemetry of a service that was made without any.
+    """Counts, and tells nobody: the telemetry of a service that was made without any.
 
     All but `close` are called in the event loop, for each message: they must not wait, and must not raise.
     """
 
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, Outcome], int] = {}
+        """How many messages of which handler had which outcome. All that can be are there from the start:
+        a rate needs the zero before the one."""
+
     def watch(self, consumer: "Consumer") -> None:
         """Once, before it runs. What can be read from it at any time is not told by calls."""
+        possible = product(consumer.router.types, get_args(Outcome))
+        self.outcomes = dict.fromkeys([*possible, (NO_HANDLER, "rejected")], 0)
 
     def handling(self, handler: str, messages: Sequence[Message]) -> Any:
         """A handler begins; returns what `handled` needs to know of that."""
@@ -49,6 +57,7 @@ class Telemetry:
 
     def settled(self, handler: str, outcome: Outcome) -> None:
         """One message is done with."""
+        self.outcomes[handler, outcome] += 1
 
     def stopped(self, seconds: float) -> None:
         """The stop is over: so long after it was asked for."""

@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import (
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from ..message import Message
 from ..settings import ConsumerSettings
-from . import NO_HANDLER, Outcome, Telemetry
+from . import Outcome, Telemetry
 
 if TYPE_CHECKING:
     from ..consumer import Consumer
@@ -38,9 +38,9 @@ BUCKETS = [*map(str, BUCKETS_SECONDS), "+Inf"]
 
 class PrometheusTelemetry(Telemetry, Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
         self._registry = registry
         self._consumer: Consumer | None = None
-        self._outcomes: dict[tuple[str, Outcome], int] = {}
         self._last_message_at = 0.0
         self._shutdown_seconds: float | None = None
         self._durations = [0] * (len(BUCKETS_SECONDS) + 1)
@@ -48,11 +48,8 @@ class PrometheusTelemetry(Telemetry, Collector):
         registry.register(self)
 
     def watch(self, consumer: "Consumer") -> None:
+        super().watch(consumer)
         self._consumer = consumer
-        # All that can be are there from the start: a rate needs the zero before the one.
-        for outcome in get_args(Outcome):
-            self._outcomes.update({(name, outcome): 0 for name in consumer.router.types})
-        self._outcomes[NO_HANDLER, "rejected"] = 0
 
     def handling(self, handler: str, messages: Sequence[Message]) -> float:
         return time.perf_counter()
@@ -63,7 +60,7 @@ class PrometheusTelemetry(Telemetry, Collector):
         self._duration_sum += seconds
 
     def settled(self, handler: str, outcome: Outcome) -> None:
-        self._outcomes[handler, outcome] += 1
+        super().settled(handler, outcome)
         self._last_message_at = time.time()
 
     def stopped(self, seconds: float) -> None:
@@ -86,7 +83,7 @@ class PrometheusTelemetry(Telemetry, Collector):
             "Deliveries by what became of them.",
             labels=["handler", "outcome"],
         )
-        for (handler, outcome), count in self._outcomes.items():
+        for (handler, outcome), count in self.outcomes.items():
             messages.add_metric([handler, outcome], count)
         yield messages
         yield HistogramMetricFamily(
