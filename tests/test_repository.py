@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from conftest import Render
-from rendered import QUESTIONS, TEMPLATE, run
+from rendered import QUESTIONS, TEMPLATE, TREE, run
 
 PROJECT = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))
 BASE_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
@@ -30,10 +30,12 @@ def test_the_tasks_use_what_a_service_uses(render: Render) -> None:
     assert set(render().metadata["dependency-groups"]["lint"]) <= set(tasks.requirements("lint"))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/shutdown.md", "docs/decisions.md"])
-def test_every_test_that_a_document_names_is_there(render: Render, document: str) -> None:
-    text = (TEMPLATE / document).read_text("utf-8")
-    check_named_tests(text, [TEMPLATE, render(broker="rabbitmq").path / "tests/runtime"])
+DOCUMENTS = [TEMPLATE / "README.md", *sorted((TEMPLATE / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_a_document_names_is_there(document: Path) -> None:
+    check_named_tests(document.read_text("utf-8"), [TEMPLATE, TREE / "tests/runtime"])
 
 
 def test_every_test_that_the_readme_of_a_service_names_is_there(render: Render) -> None:
