@@ -25,7 +25,10 @@ from {{ cookiecutter.package_name }}.runtime.probes import (
     why_not_live,
     why_not_ready,
 )
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings, SettingsError
+from {{ cookiecutter.package_name }}.runtime.settings import (
+    ConsumerSettings,
+    SettingsError,
+)
 from {{ cookiecutter.package_name }}.runtime.telemetry import Telemetry
 
 from .process import ask

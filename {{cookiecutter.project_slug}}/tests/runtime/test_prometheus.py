@@ -22,7 +22,9 @@ from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Ro
 from {{ cookiecutter.package_name }}.runtime.message import Message, OutgoingMessage, Retry
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 from {{ cookiecutter.package_name }}.runtime.telemetry import Telemetry, make_telemetry
-from {{ cookiecutter.package_name }}.runtime.telemetry.prometheus import PrometheusTelemetry
+from {{ cookiecutter.package_name }}.runtime.telemetry.prometheus import (
+    PrometheusTelemetry,
+)
 
 from .process import ask
 from .servers import Server
