@@ -163,7 +163,7 @@ def item_by_item(form: Callable[[Any, Event], AsyncIterator[int]]) -> Any:
     """The iterator as a loop that gives each item to a function, as the hand-written one does."""
 
     async def loop(source: Any, event: Event, handle: Callable[[int], None]) -> None:
-        async with aclosing(form(source, event)) as items:  # type: ignore[type-var]
+        async with aclosing(form(source, event)) as items:  # type: ignore[type-var]  # typed as in 2019
             async for item in items:
                 handle(item)
 

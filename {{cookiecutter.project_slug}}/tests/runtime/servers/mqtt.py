@@ -122,7 +122,7 @@ class PrivateMosquitto:
         client = Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, reconnect_on_failure=False
         )
-        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho
         properties.SessionExpiryInterval = 0 if clean else NEVER
         client.on_connect = lambda *_: None if use(client) else done.set()
         client.on_subscribe = lambda *_: done.set()

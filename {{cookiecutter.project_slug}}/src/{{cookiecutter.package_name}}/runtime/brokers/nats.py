@@ -484,7 +484,7 @@ class NatsSource(Source):
         self._subscription = None
         if subscription is not None and connection is not None and connection.lost is None:
             # UNSUB, then PING and PONG: after that nothing more can arrive.
-            draining = subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]
+            draining = subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]  # nats-py's is untyped
             if not await _within(STOP_SECONDS, draining):
                 connection.lose(TimeoutError("no answer to the end of the subscription"))
         returned = [*self.buffer.take_all(), *self._redelivered]
