@@ -219,9 +219,10 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
     bench: Bench,
 ) -> None:
     async def handle(event: Number, message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0  # of the message before
         if message.attempt == 1:  # and never takes it back, as async_timeout before 4.0.3
-            task = asyncio.current_task()
-            assert task is not None
             task.cancel()
             await asyncio.sleep(0)
 
