@@ -1,9 +1,10 @@
-"""python3 tasks.py demo | test | bench | lint
+"""python3 tasks.py demo | test | bench | lint | pictures
 
-demo    a service from this template: scaffolded, run, stopped and started again, with nothing lost
-test    the template's own tests; arguments go to pytest
-bench   the benchmarks, printed as a table
-lint    ruff and mypy
+demo      a service from this template: scaffolded, run, stopped and started again, with nothing lost
+test      the template's own tests; arguments go to pytest
+bench     the benchmarks, printed as a table
+lint      ruff and mypy
+pictures  the drawings in docs/pictures, from the log of a service that is stopped
 
 Needs Python 3.11 and pip, or uv; makes .venv here by itself. Standard library only, on any system.
 """
@@ -24,7 +25,7 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 TREE = "{{cookiecutter.project_slug}}"
 PYTHON_FILES = [
-    *("demo.py", "local_extensions.py", "tasks.py", "hooks", "tests", "benchmarks"),
+    *("demo.py", "local_extensions.py", "tasks.py", "hooks", "tests", "benchmarks", "docs"),
     # The rest of the tree is Python only once it is rendered; the tests check it then.
     *(f"{TREE}/src", f"{TREE}/stubs"),
 ]
@@ -33,6 +34,7 @@ COMMANDS = {
     "demo": [["demo.py"]],
     "test": [["-m", "pytest"]],
     "bench": [["benchmarks/run.py"]],
+    "pictures": [["docs/pictures/draw.py"]],
     "lint": [
         ["-m", "ruff", "check", *PYTHON_FILES],
         ["-m", "ruff", "format", "--check", *PYTHON_FILES],

@@ -369,6 +369,7 @@ class Consumer:
         try:
             async with asyncio.timeout(seconds):
                 await work
+            log.debug("step_done", step=name)
         except (Exception, asyncio.CancelledError) as error:  # some clients cancel themselves
             log.error("close_failed", step=name, error=str(error) or type(error).__name__)
             self.errors.append(error)
