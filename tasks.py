@@ -27,7 +27,7 @@ TREE = "{{cookiecutter.project_slug}}"
 PYTHON_FILES = [
     *("demo.py", "local_extensions.py", "tasks.py", "hooks", "tests", "benchmarks", "docs"),
     # The rest of the tree is Python only once it is rendered; the tests check it then.
-    *(f"{TREE}/src", f"{TREE}/stubs"),
+    *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tools"),
 ]
 
 COMMANDS = {
