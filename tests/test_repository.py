@@ -55,7 +55,7 @@ def test_an_unknown_task_is_one_sentence(arguments: list[str]) -> None:
     result = run(BASE_PYTHON, "tasks.py", *arguments, cwd=TEMPLATE, check=False)
     assert result.returncode == 2
     assert result.stdout.count("\n") == 1
-    assert "demo, test, bench, pictures, lint" in result.stdout
+    assert "demo, test, bench, fleet, pictures, lint" in result.stdout
 
 
 def test_tasks_need_only_python_and_pip(tmp_path: Path) -> None:
