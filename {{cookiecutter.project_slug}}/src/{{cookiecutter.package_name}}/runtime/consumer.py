@@ -21,11 +21,11 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import partial
 from signal import Signals
 from typing import Any, Literal
 
 import structlog
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from .brokers.source import BrokerUnavailable, Source, SourceFailed, backoff_seconds
 from .cancellation import (
@@ -59,6 +59,9 @@ CLOSE_LIFESPAN_SECONDS = 4
 
 _REASON_LENGTH = 500
 
+# What bind_contextvars(message_id=...) sets, at a tenth of its price for each message.
+_message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
+
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 State = Literal["starting", "consuming", "draining", "stopped"]
 
@@ -91,7 +94,8 @@ class Consumer:
         self._open_batches: dict[Handler, _Batch] = {}
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
-        self._forced: asyncio.Future[Signals] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._forced: asyncio.Future[Signals] = self._loop.create_future()
         event.on_repeat = self._on_repeated_signal
 
     async def run(self) -> int:
@@ -191,7 +195,7 @@ class Consumer:
 
     async def _work(self) -> None:
         async for message in cancellable_aiter(self.source, self.event):
-            structlog.contextvars.bind_contextvars(message_id=message.id)
+            _message_id.set(message.id)
             message.stop = self._stop
             try:
                 handler = self.router.route(message)
@@ -216,7 +220,7 @@ class Consumer:
             await _in_a_context_of_its_own(handler.call(payloads, messages, self._threads))
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if task is not None and task.cancelling():
             if self._taking_back:
                 # Also if the handler swallowed that, as nobody knows how far it came.
@@ -247,9 +251,7 @@ class Consumer:
             batch.full.set()
 
     async def _process_batch(self, handler: Handler, batch: "_Batch") -> None:
-        structlog.contextvars.unbind_contextvars(
-            "message_id"
-        )  # this task inherited its first one's
+        unbind_contextvars("message_id")  # this task inherited its first one's
         try:
             with suppress(TimeoutError, CancellationRequested):
                 async with asyncio.timeout(self.settings.batch_seconds):
@@ -405,17 +407,18 @@ def _in_a_context_of_its_own(
     A task would do that too, for twenty times as much.
     """
     context = contextvars.copy_context()
-    step: Callable[[], Any] = partial(call.send, None)
+    resume: Callable[[Any], Any] = call.send
+    value: Any = None
     while True:
         try:
-            awaited = context.run(step)
+            awaited = context.run(resume, value)
         except StopIteration:
             return
         try:
             yield awaited
-            step = partial(call.send, None)
+            resume, value = call.send, None
         except BaseException as thrown:
-            step = partial(call.throw, thrown)
+            resume, value = call.throw, thrown
 
 
 def _text_of(failure: BaseException) -> str:

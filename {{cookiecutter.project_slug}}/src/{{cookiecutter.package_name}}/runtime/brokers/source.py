@@ -69,11 +69,18 @@ class Capabilities:
 
 
 class Buffer:
-    """Deliveries that no worker has taken yet. Each one wakes one waiting worker."""
+    """Deliveries that no worker has taken yet, and the workers that wait for one.
+
+    While there are some, a worker is awake that will look: whoever was woken, and leaves some behind, wakes two
+    more. So many handlers start within a few turns of the loop, and yet a worker whose handler never waits
+    empties the buffer by itself, without a hundred others that wake up for nothing.
+    """
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self._woken_count = 0
+        """How many workers were woken that have not run yet."""
         self._closed = False
         self._failure: BaseException | None = None
 
@@ -82,7 +89,8 @@ class Buffer:
 
     def put(self, message: Message) -> None:
         self._messages.append(message)
-        self._wake_one()
+        if not self._woken_count:
+            self._wake(1)
 
     def take_all(self) -> list[Message]:
         """Empty the buffer, for giving back or dropping what nobody started."""
@@ -101,35 +109,46 @@ class Buffer:
         self._wake_all()
 
     async def get(self) -> Message:
+        woken = False
         while not self._messages or self._failure is not None:
             if self._failure is not None:
                 msg = f"the source stopped delivering: {self._failure}"
                 raise SourceFailed(msg) from self._failure
             if self._closed:
                 raise StopAsyncIteration
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.cancelled():
-                    with suppress(ValueError):  # a put at the same instant has taken it out
-                        self._waiters.remove(waiter)
-                elif self._messages:
-                    self._wake_one()  # this worker was woken for a message: pass the call on
-                raise
-        return self._messages.popleft()
+            await self._wait()
+            woken = True
+        message = self._messages.popleft()
+        if woken and self._messages:
+            self._wake(2)
+        return message
 
-    def _wake_one(self) -> None:
-        while self._waiters:
+    async def _wait(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if not waiter.done() or waiter.cancelled():
+                with suppress(ValueError):  # a put at the same instant has taken it out
+                    self._waiters.remove(waiter)
+            else:
+                self._woken_count -= 1
+                if self._messages:
+                    self._wake(1)  # this worker was woken for a message: pass the call on
+            raise
+        self._woken_count -= 1
+
+    def _wake(self, count: int) -> None:
+        while count and self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                self._woken_count += 1
+                count -= 1
 
     def _wake_all(self) -> None:
-        while self._waiters:
-            self._wake_one()
+        self._wake(len(self._waiters))
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:
@@ -203,8 +222,8 @@ class Source(ABC):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message:
-        return await self.buffer.get()
+    def __anext__(self) -> Awaitable[Message]:
+        return self.buffer.get()
 
     @abstractmethod
     async def __aenter__(self) -> Self:
