@@ -18,6 +18,7 @@ PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
 STUBS = Path("stubs")
+TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
@@ -25,6 +26,8 @@ def main() -> None:
     Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
+        for file in ("handler", "test_handler"):  # for tools/new_handler.py
+            write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
         shutil.rmtree(STUBS)
         for path in other_brokers():
             path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong

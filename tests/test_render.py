@@ -61,6 +61,9 @@ ALWAYS = [
     "tests/runtime/test_signals.py",
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
+    "tools/handler.stub",
+    "tools/new_handler.py",
+    "tools/test_handler.stub",
     "tools/update.py",
 ]
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
