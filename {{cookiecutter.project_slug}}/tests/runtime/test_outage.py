@@ -12,8 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from .process import ask
 from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
-from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
+from .test_shutdown import (
+    AT_ONCE_SECONDS,
+    Scene,
+    assert_quiet,
+    free_port,
+    has_ended,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +67,25 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     assert len(process.find("reconnecting")) == 1
     counts = scene.broker.counts(scene.queue)
     assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
+
+
+def test_while_the_server_is_away_the_service_is_live_and_not_ready(
+    scene: Scene, server: PrivateServer
+) -> None:
+    port = free_port()
+    process = scene.start(probe_port=port)
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    server.kill()
+    process.wait_for("reconnecting")
+    assert ask(port, "/readyz") == (503, "the broker cannot be reached\n")
+    assert ask(port, "/livez")[0] == 200
+    server.restart()
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    status, metrics = ask(port, "/metrics")
+    assert status == 404 or "consumer_reconnects_total 1.0" in metrics  # 404: made without them
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert_quiet(process)
 
 
 def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(
