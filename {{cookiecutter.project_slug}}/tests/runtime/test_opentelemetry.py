@@ -3,15 +3,17 @@
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry import baggage, trace
@@ -27,6 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from {{ cookiecutter.package_name }}.runtime import watchdog
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
 from {{ cookiecutter.package_name }}.runtime.consumer import Consumer
@@ -217,8 +220,29 @@ def test_a_collector_that_says_nothing_does_not_hold_the_exit(scene: Scene) -> N
     assert exit_code == 0
     assert seconds < CLOSE_SECONDS + AT_ONCE_SECONDS
     assert process.find("telemetry_lost")
-    assert process.events[-1]["event"] == "stopped"
+    assert [event["exit_code"] for event in process.find("stopped")] == [0]
     assert process.stderr == ""
+
+
+async def test_a_flush_gets_no_more_time_than_the_stop_has_left() -> None:
+    left_seconds = 1.5
+    event = CancellationEvent(asyncio.get_running_loop())
+    signalled_at = time.monotonic() - watchdog.CLOSE_SECONDS + left_seconds
+    event.signals.append((signal.SIGTERM, signalled_at))
+    dog = watchdog.Watchdog(event, 0, cast(Consumer, None))
+    assert dog.finish(0, CLOSE_SECONDS) == pytest.approx(left_seconds - 1, abs=0.2)
+
+
+async def test_a_flush_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    settings = ConsumerSettings.model_validate({"broker_url": "sqlite:///x", "source": "q"})
+    tracers = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setattr(tracers, "shutdown", released.wait)
+    telemetry = OpenTelemetry(settings, tracers, MeterProvider(shutdown_on_exit=False))
+    began = time.monotonic()
+    await telemetry.close(0.1)
+    assert time.monotonic() - began < AT_ONCE_SECONDS
+    released.set()
 
 
 @pytest.mark.slow

@@ -256,3 +256,4 @@ def test_a_port_in_use_is_exit_code_2_and_one_sentence(scene: Scene) -> None:
         process = scene.start(consuming=False, probe_port=port)
         assert process.wait() == 2
     assert process.stderr == f"shutdown-suite: CONSUMER_PROBE_PORT: port {port} is in use\n"
+    assert [event["exit_code"] for event in process.find("stopped")] == [2]

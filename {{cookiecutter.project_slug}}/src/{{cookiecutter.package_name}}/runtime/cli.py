@@ -186,11 +186,11 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
                 except Exception as error:  # the lifespan could not start
                     log.error("crashed", error=str(error), exc_info=error)
                 finally:
-                    watchdog.finish(exit_code, flush_seconds=CLOSE_SECONDS)
+                    flush_seconds = watchdog.finish(exit_code, CLOSE_SECONDS)
                     # From here on the exit code stands: a late signal must not replace it.
                     for signum in STOP_SIGNALS:
                         signal.signal(signum, signal.SIG_IGN)
-                    await telemetry.close()
+                    await telemetry.close(flush_seconds)
                     watchdog.finish(exit_code)
         except SettingsError:  # the probes' port
             exit_code = EXIT_USAGE

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS = ("prometheus", "opentelemetry")
 
 CLOSE_SECONDS = 2.0
-"""How long `Telemetry.close` may take, whatever listens at the other end."""
+"""How long `Telemetry.close` may take, unless there is less time left."""
 
 Outcome = Literal["handled", "retried", "rejected", "abandoned"]
 """What became of a delivery: each has exactly one."""
@@ -70,8 +70,8 @@ class Telemetry:
         """What ``/metrics`` answers, with its content type; None if it is not there."""
         return None
 
-    async def close(self) -> None:
-        """Send what is still to be sent, within `CLOSE_SECONDS`."""
+    async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
+        """Send what is still to be sent, whatever listens at the other end."""
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:

@@ -206,7 +206,7 @@ class OpenTelemetry(Telemetry):
             finally:
                 self._sent.add(len(messages), metered)
 
-    async def close(self) -> None:
+    async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
         # In a daemon thread, as the SDK's own bounds do not hold: a collector that accepts and says
         # nothing must keep neither the event loop nor, at its end, the interpreter.
         loop, flushed = asyncio.get_running_loop(), asyncio.Event()
@@ -220,10 +220,10 @@ class OpenTelemetry(Telemetry):
 
         threading.Thread(target=flush, name="telemetry", daemon=True).start()
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(within_seconds):
                 await flushed.wait()
         except TimeoutError:
-            log.warning("telemetry_lost", reason=f"not taken within {CLOSE_SECONDS:g} s")
+            log.warning("telemetry_lost", reason=f"not taken within {within_seconds:.1f} s")
 
 
 class _Headers(Getter[Mapping[str, Any]]):
