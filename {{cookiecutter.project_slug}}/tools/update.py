@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,31 +87,24 @@ def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
     """Commit the folder to the branch, with the branch's own state of the files that are kept."""
     with tempfile.TemporaryDirectory(prefix="template-") as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
-        git("--work-tree", str(folder), "add", "--all", "--force", ".", cwd=folder, **index)
+        work_tree = f"--work-tree={folder}"
+        git(work_tree, "add", "--all", "--force", ".", cwd=folder, environment=index)
         parents = []
         if parent := git("for-each-ref", "--format=%(objectname)", BRANCH):
             parents = ["-p", parent]
             if kept:
-                git(
-                    "rm",
-                    "-r",
-                    "--force",
-                    "--quiet",
-                    "--cached",
-                    "--ignore-unmatch",
-                    "--",
-                    *kept,
-                    **index,
-                )
+                git("rm", "-rfq", "--cached", "--ignore-unmatch", "--", *kept, environment=index)
                 entries = git("ls-tree", "-r", "-z", parent, "--", *kept)
-                git("update-index", "-z", "--index-info", stdin=entries, **index)
-        tree = git("write-tree", **index)
+                git("update-index", "-z", "--index-info", stdin=entries, environment=index)
+        tree = git("write-tree", environment=index)
         if tree == git("for-each-ref", "--format=%(tree)", BRANCH):
             return
         git("update-ref", BRANCH, git("commit-tree", tree, *parents, "-m", message))
 
 
-def git(*arguments: str, cwd: Path = PROJECT, stdin: str = "", **environment: str) -> str:
+def git(
+    *arguments: str, cwd: Path = PROJECT, stdin: str = "", environment: Mapping[str, str] = {}
+) -> str:
     directory = [f"--git-dir={git_directory()}"] if cwd != PROJECT else []
     result: Any = subprocess.run(
         ["git", *directory, *arguments],
