@@ -451,4 +451,6 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
             assert time.monotonic() < give_up_at
         process.send_signal(signum)
         assert process.wait(20) == 128 + signum
-        assert process.stderr.read().decode() == f"published 1 message to {queue}\n"
+        told = process.stderr.read().decode()
+    # The broker can have a message before its confirmation comes here, and the signal in between.
+    assert told in (f"published {count} to {queue}\n" for count in ("1 message", "0 messages"))

@@ -209,7 +209,7 @@ class TestSessions:
             await come(events, "source_failed")
             [failed] = find(events, "source_failed")
             assert "client id" in failed["reason"]
-            loser, winner = (second, first) if first.buffer._failure is None else (first, second)
+            loser, winner = (second, first) if first.buffer.failure is None else (first, second)
             with pytest.raises(SourceFailed, match="client id"):
                 await anext(loser)
             assert not loser.connected

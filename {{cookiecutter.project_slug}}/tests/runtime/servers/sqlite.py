@@ -31,7 +31,10 @@ class SqliteFile:
         if not self.file.exists():
             return Counts(0, 0, 0)
         with closing(sqlite3.connect(self.file)) as connection:
-            row = connection.execute(COUNTS, {"queue": queue, "now": time.time()}).fetchone()
+            try:
+                row = connection.execute(COUNTS, {"queue": queue, "now": time.time()}).fetchone()
+            except sqlite3.OperationalError:  # the service is just making its tables
+                return Counts(0, 0, 0)
         return Counts(*row)
 
     def consumers(self, queue: str) -> int:
