@@ -111,6 +111,14 @@ def test_telemetry_that_was_not_chosen_leaves_no_trace(
         assert bool(found) == (telemetry == combination["telemetry"]), found
 
 
+@pytest.mark.parametrize("broker", CHOICES["broker"])
+def test_without_telemetry_no_library_of_it_is_installed(render: Render, broker: str) -> None:
+    environment = render(broker=broker, telemetry="none").environment()
+    installed = {path.name.lower() for path in environment.glob("lib/*/site-packages/*")}
+    assert "structlog" in installed
+    assert not [name for name in installed if re.match("opentelemetry|prometheus", name)]
+
+
 def test_every_combination_of_choices_is_rendered_and_every_pair_is_among_the_costly() -> None:
     rendered = [one.chosen for one in COMBINATIONS]
     assert all(chosen in rendered for chosen in every_choice(CHOICES))
