@@ -86,8 +86,8 @@ def cookiecutter() -> list[str]:
 def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
     """Commit the folder to the branch, with the branch's own state of the files that are kept."""
     with tempfile.TemporaryDirectory(prefix="template-") as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
-        git("--work-tree", str(folder), "add", "--all", "--force", ".", cwd=folder, **index)
+        index = Path(scratch, "index")
+        git("--work-tree", str(folder), "add", "--all", "--force", ".", cwd=folder, index=index)
         parents = []
         if parent := git("for-each-ref", "--format=%(objectname)", BRANCH):
             parents = ["-p", parent]
@@ -101,22 +101,22 @@ def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
                     "--ignore-unmatch",
                     "--",
                     *kept,
-                    **index,
+                    index=index,
                 )
                 entries = git("ls-tree", "-r", "-z", parent, "--", *kept)
-                git("update-index", "-z", "--index-info", stdin=entries, **index)
-        tree = git("write-tree", **index)
+                git("update-index", "-z", "--index-info", stdin=entries, index=index)
+        tree = git("write-tree", index=index)
         if tree == git("for-each-ref", "--format=%(tree)", BRANCH):
             return
         git("update-ref", BRANCH, git("commit-tree", tree, *parents, "-m", message))
 
 
-def git(*arguments: str, cwd: Path = PROJECT, stdin: str = "", **environment: str) -> str:
+def git(*arguments: str, cwd: Path = PROJECT, stdin: str = "", index: Path | None = None) -> str:
     directory = [f"--git-dir={git_directory()}"] if cwd != PROJECT else []
     result: Any = subprocess.run(
         ["git", *directory, *arguments],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, **({} if index is None else {"GIT_INDEX_FILE": str(index)})},
         input=stdin,
         stdout=subprocess.PIPE,
         text=True,
