@@ -42,6 +42,7 @@ ALWAYS = [
     "tests/runtime/__init__.py",
     "tests/runtime/conftest.py",
     "tests/runtime/handoff.py",
+    "tests/runtime/helpers.py",
     "tests/runtime/process.py",
     "tests/runtime/servers/__init__.py",
     "tests/runtime/servers/local.py",

@@ -3,26 +3,20 @@
 
 import asyncio
 import random
-import shutil
 import ssl
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import structlog
 from aiokafka import AIOKafkaProducer
 
 from {{ cookiecutter.package_name }}.runtime.brokers import (
     kafka,
     make_source,
-)
-from {{ cookiecutter.package_name }}.runtime.brokers import (
-    source as source_module,
 )
 from {{ cookiecutter.package_name }}.runtime.brokers.kafka import (
     KEY,
@@ -41,82 +35,22 @@ from {{ cookiecutter.package_name }}.runtime.message import (
 )
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, find
 from .servers import Counts, Server, need_of_server
 from .servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
 from .test_contract import AT_ONCE_SECONDS, become, ids, length_of, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["kafka"], indirect=True, scope="session")
 
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.8}
+
 Connect = Callable[..., AbstractAsyncContextManager[KafkaSource]]
-Event = dict[str, Any]
 
 
 @pytest.fixture
 def proxy(broker: Server) -> Iterator[KafkaProxy]:
     with KafkaProxy(broker.url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in (kafka, source_module):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., KafkaSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> KafkaSource:
-        settings = settings_for(**{"retry_seconds": 0.1, "retry_max_seconds": 0.8, **overrides})
-        return cast(KafkaSource, make_source(settings, prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., KafkaSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[KafkaSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
-
-
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def drain(source: KafkaSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
 
 
 def with_key(key: str, count: int) -> list[OutgoingMessage]:
@@ -593,48 +527,21 @@ class TestUrl:
         assert "hush" not in f"{said} {events} {caplog.text}"
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server's certificate that signs itself, with its key in the same file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    file = tmp_path_factory.mktemp("certificate") / "server.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-nodes", "-newkey", "ec"),
-            *(
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-subj",
-                "/CN=server",
-                "-days",
-                "2",
-                "-keyout",
-                file,
-                "-out",
-                file,
-            ),
-            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return file
-
-
 @pytest.fixture
-def tls_proxy(broker: Server, certificate: Path) -> Iterator[KafkaProxy]:
+def tls_proxy(broker: Server, certificates: Path) -> Iterator[KafkaProxy]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     with KafkaProxy(broker.url, tls=context) as proxy:
         yield proxy
 
 
 class TestTls:
     async def test_kafkas_with_a_ca(
-        self, connect: Connect, tls_proxy: KafkaProxy, certificate: Path
+        self, connect: Connect, tls_proxy: KafkaProxy, certificates: Path
     ) -> None:
-        async with connect(broker_url=f"{tls_proxy.url}&cafile={certificate}") as source:
+        async with connect(
+            broker_url=f"{tls_proxy.url}&cafile={certificates / 'ca.pem'}"
+        ) as source:
             published = await publish(source, 10)
             assert Counter(await drain(source, 10)) == Counter(published)
 

@@ -4,22 +4,18 @@
 import asyncio
 import logging
 import random
-import shutil
-import ssl
 import struct
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aio_pika
 import pytest
-import structlog
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import ChannelFrame
 from pamqp.body import ContentBody
@@ -27,7 +23,6 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from {{ cookiecutter.package_name }}.runtime.brokers import (
-    make_source,
     rabbitmq,
 )
 from {{ cookiecutter.package_name }}.runtime.brokers.rabbitmq import (
@@ -40,8 +35,8 @@ from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     BrokerUnavailable,
     SourceFailed,
 )
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, filled, find
 from .servers import (
     Counts,
     PrivateServer,
@@ -53,10 +48,11 @@ from .test_contract import become, ids, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
 WAIT_SECONDS = 30
 
 Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
-Event = dict[str, Any]
 
 
 @pytest.fixture
@@ -65,85 +61,11 @@ def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
     return private_server("rabbitmq")
 
 
-@pytest.fixture
-def proxy(broker: Server) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    monkeypatch.setattr(rabbitmq, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., RabbitSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> RabbitSource:
-        settings = settings_for(**{"retry_seconds": 0.1, "retry_max_seconds": 0.4, **overrides})
-        return cast(RabbitSource, make_source(settings, prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., RabbitSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[RabbitSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
-
-
 @asynccontextmanager
 async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
     """A channel of one's own, without the runtime."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         yield channel
-
-
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def drain(source: RabbitSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
-
-
-async def filled(source: RabbitSource, count: int) -> None:
-    async def length() -> int:
-        return len(source.buffer)
-
-    await become(count, length)
 
 
 class TestOutages:
@@ -764,48 +686,6 @@ class TestCredentials:
             "p%40ss",
         ):
             assert not [text for text in said if secret in text]
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    directory = tmp_path_factory.mktemp("certificates")
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "client"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
-    return directory
-
-
-@pytest.fixture
-def tls_proxy(broker: Server, certificates: Path) -> Iterator[Proxy]:
-    """The broker behind TLS that asks for a client's certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    context.verify_mode = ssl.CERT_REQUIRED
-    with Proxy(broker.url, tls=context) as proxy:
-        yield proxy
 
 
 class TestTls:

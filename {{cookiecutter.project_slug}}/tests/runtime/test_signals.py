@@ -328,10 +328,8 @@ def test_an_event_made_for_the_loop_of_a_runner_keeps_sigint_from_it() -> None:
 async def test_an_event_loop_without_add_signal_handler_is_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As on Windows."""
-
     def not_there(*_: object) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # what the event loops of Windows do: they have no such method of their own
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", not_there)
     with make_cancellation_event() as event:
