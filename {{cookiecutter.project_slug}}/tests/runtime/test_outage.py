@@ -5,6 +5,7 @@ The invariant is that of test_shutdown.py: published = done + still in the broke
 be done twice is what the broker's own nature says (``most_repeated`` in servers/).
 """
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
+from .servers import SERVED_BROKERS, Counts, PrivateServer, local, server_module
 from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
 
 pytestmark = pytest.mark.slow
@@ -93,3 +94,22 @@ def test_a_service_that_starts_before_its_server_waits_for_it(
     assert exit_code == 0
     assert_quiet(process)
     assert Counter(scene.ledger.ended) == Counter(tasks)
+
+
+@pytest.mark.parametrize(
+    ("client", "found"),
+    [("exit 0", True), ("exit 1", False), ("exec sleep 600", False), (None, False)],
+    ids=["answered", "no daemon", "silent daemon", "no client"],
+)
+def test_docker_counts_only_with_a_daemon_that_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str | None, found: bool
+) -> None:
+    if client is not None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{client}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
+    assert local.has_docker.__wrapped__() is found

@@ -10,12 +10,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from . import Server, ServerMissing
 
 START_SECONDS = 90
+DOCKER_SECONDS = 10
+"""For the daemon to say that it is there."""
 
 # When the tests are killed, the pipe to their children ends; and so does the group of each child.
 DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
@@ -156,8 +159,14 @@ def docker(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+@cache
 def has_docker() -> bool:
-    return shutil.which("docker") is not None
+    """Whether there is a client, and a daemon that answers it."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        asked = ["docker", "version"]
+        done = subprocess.run(asked, capture_output=True, timeout=DOCKER_SECONDS, check=False)
+        return done.returncode == 0
+    return False
 
 
 def free_ports(count: int) -> list[int]:
