@@ -499,8 +499,9 @@ async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
 async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     async def refuse() -> None:
         raise BrokerUnavailable("nobody listens")
@@ -510,10 +511,34 @@ async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
             [],
             lambda _: False,
             handlers={"n": nothing},
-            before=lambda c: monkeypatch.setattr(c.source, "__aenter__", refuse),
+            before=lambda c: monkeypatch.setattr(c.source, method, refuse),
             connect_seconds=0.8,
         )
     assert [entry["attempt"] for entry in bench.events("reconnecting")] == [1]
+
+
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
+async def test_a_broker_that_goes_away_during_the_start_and_comes_back_is_enough(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(consumer_module, "backoff_seconds", lambda *_, **__: 0.01)
+
+    def break_once(consumer: Consumer) -> None:
+        step = getattr(consumer.source, method)
+        outages = [BrokerUnavailable("nobody listens")]
+
+        async def refuse_once() -> None:
+            if outages:
+                raise outages.pop()
+            await step()
+
+        monkeypatch.setattr(consumer.source, method, refuse_once)
+
+    exit_code, _ = await bench.run(
+        numbers(3), lambda c: c.handled_count == 3, handlers={"n": nothing}, before=break_once
+    )
+    assert (exit_code, bench.left) == (0, (0, 0))
+    assert len(bench.events("reconnecting")) == 1
 
 
 async def test_a_stop_ends_the_back_off_before_the_first_connection(

@@ -8,7 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
+from aio_pika.robust_channel import RobustChannel
 from aiormq.abc import ChannelFrame
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
@@ -69,6 +70,41 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
 
 
 class TestOutages:
+    @pytest.mark.parametrize("step", ["initialize", "_on_reopened"])
+    async def test_a_start_that_failed_can_be_made_again_and_consumes_once(
+        self,
+        source_for: Callable[..., RabbitSource],
+        broker: Server,
+        proxy: Proxy,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+        step: str,
+    ) -> None:
+        """The connection is lost in its first step, or in its last."""
+        async with source_for(10, broker_url=proxy.url) as source:
+            owner = RobustChannel if hasattr(RobustChannel, step) else RabbitSource
+            whole = getattr(owner, step)
+
+            async def lose(*_: object, **__: object) -> None:
+                monkeypatch.setattr(owner, step, whole)
+                proxy.cut()
+                raise ConnectionResetError
+
+            monkeypatch.setattr(owner, step, lose)
+            with pytest.raises(BrokerUnavailable):
+                await source.start()
+
+            async def starts() -> bool:
+                with suppress(BrokerUnavailable):
+                    await source.start()
+                    return True
+                return False
+
+            await become(True, starts)
+            await publish(source, 5)
+            assert len(await drain(source, 5)) == 5
+            assert broker.consumers(queue) == 1
+
     async def test_after_an_outage_only_what_was_in_hand_comes_again(
         self,
         connect: Connect,

@@ -127,9 +127,10 @@ class Consumer:
             )
 
     async def _run_on_source(self) -> int:
-        await self._connect()
+        give_up_at = self._loop.time() + self.settings.connect_seconds
+        await self._insist(self.source.__aenter__, give_up_at)
         try:
-            await self._unless_stopped(self.source.start())
+            await self._insist(self.source.start, give_up_at)
             self.state = "consuming"
             log.info(
                 "consuming", source=self.settings.source, concurrency=self.settings.concurrency
@@ -143,19 +144,19 @@ class Consumer:
                 "source", self.source.__aexit__(None, None, None), CLOSE_SOURCE_SECONDS
             )
 
-    async def _connect(self) -> None:
-        """Enter the source, trying again for ``connect_seconds``."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self.settings.connect_seconds
+    async def _insist(
+        self, step: Callable[[], Coroutine[Any, Any, object]], give_up_at: float
+    ) -> None:
+        """Take a step of starting, again and again while the broker is unavailable, until that time."""
         attempt = 0
         while True:
             try:
-                await self._unless_stopped(self.source.__aenter__())
+                await self._unless_stopped(step())
                 return
             except BrokerUnavailable as error:
                 attempt += 1
                 delay = backoff_seconds(attempt, first=0.5, longest=10)
-                if loop.time() + delay > give_up_at:
+                if self._loop.time() + delay > give_up_at:
                     raise
                 log.warning(
                     "reconnecting", reason=str(error), attempt=attempt, seconds=round(delay, 1)

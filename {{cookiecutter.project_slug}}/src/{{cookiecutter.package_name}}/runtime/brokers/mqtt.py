@@ -563,7 +563,8 @@ class MqttSource(Source):
     # -- consuming
 
     async def start(self) -> None:
-        self._client_id, self._lock = self._choose_client_id()
+        if self._lock is None:  # else an earlier attempt has chosen
+            self._client_id, self._lock = self._choose_client_id()
         self._consuming = True
         self._started = asyncio.get_running_loop().create_future()
         if self._connection is not None:

@@ -55,6 +55,7 @@ from ..settings import ConsumerSettings
 from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Source
 
 CONNECT_SECONDS = 10.0
+CLOSE_CHANNEL_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 """How long the broker may take to answer a request or to confirm a message."""
 CANCEL_SECONDS = 1.5
@@ -493,20 +494,27 @@ class RabbitSource(Source):
     # -- consuming
 
     async def start(self) -> None:
-        name = self.settings.source
         async with self._asking():
-            self._consuming = self._connection.channel(publisher_confirms=False)
-            await self._consuming.initialize()
-            await self._consuming.set_qos(prefetch_count=self.prefetch)
-            self._queue = await self._consuming.declare_queue(
-                name,
-                durable=True,
-                arguments=self._queues[name],
-                passive=not self._may_declare,
-            )
-            await self._queue.consume(self._on_delivery, consumer_tag=self._consumer_tag)
-            self._consuming.reopen_callbacks.add(self._on_reopened)
-            await self._on_reopened()
+            channel = self._consuming = self._connection.channel(publisher_confirms=False)
+            try:
+                await self._subscribe(channel)
+            except BaseException:
+                # Else the next connection would restore it, beside the channel of the next attempt.
+                with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+                    async with asyncio.timeout(CLOSE_CHANNEL_SECONDS):
+                        await channel.close()
+                raise
+
+    async def _subscribe(self, channel: AbstractRobustChannel) -> None:
+        name = self.settings.source
+        await channel.initialize()
+        await channel.set_qos(prefetch_count=self.prefetch)
+        self._queue = await channel.declare_queue(
+            name, durable=True, arguments=self._queues[name], passive=not self._may_declare
+        )
+        await self._queue.consume(self._on_delivery, consumer_tag=self._consumer_tag)
+        channel.reopen_callbacks.add(self._on_reopened)
+        await self._on_reopened()
 
     async def _on_reopened(self, _: object = None) -> None:
         self._track(await self._consuming.get_underlay_channel())

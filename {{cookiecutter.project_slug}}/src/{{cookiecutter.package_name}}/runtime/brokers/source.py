@@ -240,7 +240,10 @@ class Source(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Ask the broker for deliveries, until `stop`; after an outage they go on by themselves."""
+        """Ask the broker for deliveries, until `stop`; after an outage they go on by themselves.
+
+        Raises BrokerUnavailable or BrokerRefused; after the former it may be called again.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
