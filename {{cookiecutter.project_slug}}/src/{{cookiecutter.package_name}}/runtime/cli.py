@@ -162,7 +162,9 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         settings.log_format, settings.log_level, secrets_of(settings.broker_url.get_secret_value())
     )
     in_hand_per_worker = settings.batch_size if router.batched else 1
-    prefetch = settings.prefetch or min(settings.concurrency * in_hand_per_worker, 65_535)
+    most_in_hand = settings.concurrency * in_hand_per_worker
+    # Ordered by a key, some wait for others: with more of them here, workers find one that can be taken.
+    prefetch = settings.prefetch or min(most_in_hand * (10 if settings.order_by else 1), 65_535)
     source = make_source(settings, prefetch)
 
     async def consume(event: CancellationEvent) -> int:

@@ -85,6 +85,7 @@ class Consumer:
         self.rejected_count = 0
         self.abandoned_count = 0
         self.errors: list[BaseException] = []
+        self._ordered = bool(settings.order_by)
         self._stop = Stop(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_back = False
@@ -198,6 +199,7 @@ class Consumer:
                 payload = handler.decode(message)
             except Reject as rejection:
                 await self._reject(message, str(rejection))
+                self._free_key(message)
                 continue
             self.in_hand[message] = handler
             if handler.batched:
@@ -234,6 +236,13 @@ class Consumer:
             else:
                 await self._fail(message, failure)
             self.in_hand.pop(message, None)
+            if self._ordered:
+                self._free_key(message)
+
+    def _free_key(self, message: Message) -> None:
+        """Let the next of its key be taken; not in a stop, which gives that back."""
+        if not self.event.is_set():
+            self.source.buffer.done(message)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)

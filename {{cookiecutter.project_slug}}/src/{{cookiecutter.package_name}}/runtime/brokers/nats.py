@@ -497,10 +497,11 @@ class NatsSource(Source):
         while True:
             message = await self.buffer.get()
             if _is_held(message):
-                if not len(self.buffer) and self._has_room():
+                if not self.buffer.takeable and self._has_room():
                     self._wake.set()
                 return message
             self._let_go(message)  # after a long outage: others may have it
+            self.buffer.done(message)
 
     async def _fill(self) -> None:
         """Keep a connection; pull messages, and hold them; until left."""
@@ -573,7 +574,7 @@ class NatsSource(Source):
     def _has_room(self) -> bool:
         """Whether it is time for a pull: when half of the prefetch is free, or nothing is left to take."""
         room = self.prefetch - len(self._unsettled) - self._asked
-        none_left = self._asked == 0 and not len(self.buffer)
+        none_left = self._asked == 0 and not self.buffer.takeable
         return self._taking and room > 0 and (none_left or room >= self.prefetch // 2)
 
     async def _on_message(self, msg: Msg) -> None:

@@ -561,6 +561,7 @@ class RabbitSource(Source):
             message = await self.buffer.get()
             if not message.receipt.settled:
                 return message
+            self.buffer.done(message)
 
     async def stop(self) -> None:
         if self._queue is None or self._cancelling is not None:

@@ -21,6 +21,7 @@ import structlog
 
 from ..cancellation import cancellable_sleep
 from ..message import DeadLetter, Message, OutgoingMessage
+from ..ordering import key_reader
 from ..settings import ConsumerSettings
 
 log = structlog.get_logger()
@@ -80,9 +81,17 @@ class Buffer:
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def takeable(self) -> int:
+        """How many of them a worker can take now."""
+        return len(self._messages)
+
     def put(self, message: Message) -> None:
         self._messages.append(message)
         self._wake_one()
+
+    def done(self, message: Message) -> None:
+        """What `get` returned is settled, or was dropped: see `OrderedBuffer`."""
 
     def take_all(self) -> list[Message]:
         """Empty the buffer, for giving back or dropping what nobody started."""
@@ -130,6 +139,53 @@ class Buffer:
     def _wake_all(self) -> None:
         while self._waiters:
             self._wake_one()
+
+
+class OrderedBuffer(Buffer):
+    """Of messages with equal keys one is out at a time; the next can be taken when that one is done.
+
+    Keys take turns: the next of a key stands behind what can be taken already, so none starves another.
+    """
+
+    def __init__(self, key_of: Callable[[Message], str | None]) -> None:
+        super().__init__()
+        self._key_of = key_of
+        self._keys: dict[Message, str | None] = {}  # of all that are here, in the order of delivery
+        self._keys_out: dict[Message, str] = {}
+        self._queues: dict[str, deque[Message]] = {}  # behind the one that is out, or can be taken
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def put(self, message: Message) -> None:
+        key = self._keys[message] = self._key_of(message)
+        if key is not None and key in self._queues:
+            self._queues[key].append(message)
+            return
+        if key is not None:
+            self._queues[key] = deque()
+        super().put(message)
+
+    async def get(self) -> Message:
+        message = await super().get()
+        if (key := self._keys.pop(message)) is not None:
+            self._keys_out[message] = key
+        return message
+
+    def done(self, message: Message) -> None:
+        if (key := self._keys_out.pop(message, None)) is None:
+            return
+        if self._queues[key]:
+            super().put(self._queues[key].popleft())
+        else:
+            del self._queues[key]
+
+    def take_all(self) -> list[Message]:
+        messages = list(self._keys)
+        self._keys.clear()
+        self._messages.clear()
+        self._queues = {key: deque() for key in self._keys_out.values()}
+        return messages
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:
@@ -196,7 +252,8 @@ class Source(ABC):
         self.settings = settings
         self.prefetch = prefetch
         """How many deliveries may be unsettled at a time, in the buffer and in hand together."""
-        self.buffer = Buffer()
+        order_by = settings.order_by
+        self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
         self.returned_count = 0
         """How many messages `stop` and `give_back` returned to the broker."""
 

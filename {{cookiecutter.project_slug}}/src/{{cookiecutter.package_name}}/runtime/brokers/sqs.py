@@ -429,7 +429,7 @@ class SqsSource(Source):
         # Each poll costs the same, whatever it brings: less than ten are asked for only if workers may be idle.
         while len(self._polls) < self._most_polls:
             room = self.prefetch - len(self._held) - self._asked
-            idle = not self._polls and not len(self.buffer)
+            idle = not self._polls and not self.buffer.takeable
             if room < (1 if idle else min(TEN, self.prefetch)):
                 return
             count = min(TEN, room)
@@ -501,10 +501,11 @@ class SqsSource(Source):
             message = await self.buffer.get()
             if message.receipt.lapsed:  # an outage lasted so long that others have it now
                 self._held.discard(message)
-            if not len(self.buffer):
+            if not self.buffer.takeable:
                 self._wake.set()  # the next worker may find nothing
             if message in self._held:
                 return message
+            self.buffer.done(message)
 
     async def _keep_hidden(self) -> None:
         """Hide what is held from others for longer, in good time: long handlers, and long buffers."""
