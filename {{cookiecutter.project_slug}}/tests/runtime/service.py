@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Literal, Self
 
 import structlog
@@ -30,6 +31,7 @@ class Task(BaseModel):
     id: str
     seconds: float = 0
     retry_after_seconds: float | None = None
+    steps: int = 0
     end: Literal["return", "raise", "reject", "retry", "swallow", "block", "checkpoint"] = "return"
 
 
@@ -83,6 +85,21 @@ async def sleep(task: Task) -> None:
                 raise
 
 
+async def long(task: Task, message: Message) -> None:
+    """Many steps; told to stop, it leaves, and goes on from the place that the ledger has kept."""
+    place = Path(os.environ["LEDGER"]).read_text(encoding="utf-8").count(f"step {task.id} ")
+    write("start", task.id)
+    log.info("handling", task=task.id, attempt=message.attempt, place=place)
+    for _ in range(place, task.steps):
+        if message.stopping.is_set():
+            log.info("checkpoint", seconds_left=message.seconds_left())
+            raise Retry("stopping")
+        await asyncio.sleep(task.seconds)
+        write("step", task.id)
+        log.info("step")
+    finish(task)
+
+
 def thread(task: Task, message: Message) -> None:
     write("start", task.id)
     log.info("handling", task=task.id)
@@ -103,7 +120,12 @@ async def batch(tasks: list[TaskInBatch]) -> None:
         finish(task)
 
 
-HANDLERS: dict[str, HandlerFunction] = {"work": work, "thread": thread, "batch": batch}
+HANDLERS: dict[str, HandlerFunction] = {
+    "work": work,
+    "long": long,
+    "thread": thread,
+    "batch": batch,
+}
 
 
 @asynccontextmanager

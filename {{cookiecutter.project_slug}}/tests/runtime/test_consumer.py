@@ -549,3 +549,14 @@ async def test_a_stop_does_not_wait_for_a_silent_broker(
         before=lambda c: monkeypatch.setattr(c.source, method, silent),
     )
     assert exit_code == 0
+
+
+async def test_a_retry_that_says_when_counts_as_an_attempt_in_a_stop_too(bench: Bench) -> None:
+    async def handle(event: Number, message: Message) -> None:
+        await message.stopping.wait()
+        raise Retry(delay_seconds=None if event.number else 3600)
+
+    _, consumer = await bench.run(numbers(2), lambda c: len(c.in_hand) == 2, handlers={"n": handle})
+    assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
+    assert (consumer.source.returned_count, consumer.abandoned_count) == (1, 0)
+    assert bench.left == (2, 0)

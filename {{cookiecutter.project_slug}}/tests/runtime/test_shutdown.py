@@ -231,6 +231,25 @@ def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene, kind: s
     assert 15 < checkpoint["seconds_left"] <= 20
 
 
+def test_a_long_handler_saves_its_place_when_told_and_goes_on_from_there(scene: Scene) -> None:
+    scene.need("attempts")
+    scene.publish(1, kind="long", steps=40, seconds=0.02)
+    first = scene.start(HANDLERS="long", drain_seconds=20, max_attempts=1)
+    first.wait_for("step", count=3)
+    assert assert_clean_stop(first) < AT_ONCE_SECONDS
+    [drained] = first.find("drained")
+    assert (drained["handled"], drained["returned"], drained["abandoned"]) == (0, 1, 0)
+    done = len(scene.ledger.ids("step"))
+    assert 3 <= done < 40
+    second = scene.start(HANDLERS="long", max_attempts=1)
+    resumed = second.wait_for("handling")
+    assert (resumed["place"], resumed["attempt"]) == (done, 1)
+    wait_until(lambda: scene.ledger.ended == ["task-0"])
+    assert_clean_stop(second)
+    assert len(scene.ledger.ids("step")) == 40
+    assert scene.broker.counts(scene.queue) == Counts(0, 0, 0)
+
+
 # -- failures while stopping
 
 

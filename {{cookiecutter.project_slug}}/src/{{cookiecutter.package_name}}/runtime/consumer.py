@@ -89,6 +89,7 @@ class Consumer:
         self._stop = Stop(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_back = False
+        self._source_stopped = asyncio.Event()
         self._open_batches: dict[Handler, _Batch] = {}
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
@@ -280,6 +281,10 @@ class Consumer:
         reason = _printable(f"{type(failure).__name__}: {_text_of(failure)}")
         if isinstance(failure, Reject):
             await self._reject(message, _printable(_text_of(failure)))
+        elif _is_checkpoint(failure) and self.event.is_set():
+            # Not before the source has stopped: the broker could give it to us again.
+            await self._source_stopped.wait()
+            await self.source.give_back(message)
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
                 message, f"failed {message.attempt} times, last with {reason}", failure
@@ -331,6 +336,7 @@ class Consumer:
         stopping = asyncio.create_task(
             self._step("deliveries", self.source.stop(), STOP_SOURCE_SECONDS), name="stop-source"
         )
+        stopping.add_done_callback(lambda _: self._source_stopped.set())
         await self._wait_for_handlers(deadline)
         if self._tasks:
             await self._take_back()
@@ -424,6 +430,11 @@ def _in_a_context_of_its_own(
             step = partial(call.send, None)
         except BaseException as thrown:
             step = partial(call.throw, thrown)
+
+
+def _is_checkpoint(failure: BaseException) -> bool:
+    """Whether the handler only asks for the message again, without saying when."""
+    return isinstance(failure, Retry) and failure.delay_seconds is None
 
 
 def _text_of(failure: BaseException) -> str:
