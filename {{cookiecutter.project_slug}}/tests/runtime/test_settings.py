@@ -32,31 +32,35 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(f"CONSUMER_{name}".upper(), raising=False)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "reason"),
-    [
-        ("BROKER_URL", None, "is not set"),
-        ("BROKER_URL", "", "is not set"),
-        ("SOURCE", "q" * 201, "at most 200 characters"),
-        ("CONCURRENCY", "many", "valid integer"),
-        ("CONCURRENCY", "0", "greater than or equal to 1"),
-        ("CONCURRENCY", "1000000", "less than or equal to 10000"),
-        ("PREFETCH", "-1", "greater than or equal to 1"),
-        ("PREFETCH", "70000", "less than or equal to 65535"),
-        ("DRAIN_SECONDS", "soon", "valid number"),
-        ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
-        ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
-        ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
-        ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
-        ("RETRY_SECONDS", "0", "greater than 0"),
-        ("RETRY_MAX_SECONDS", "x", "valid number"),
-        ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
-        ("BATCH_SIZE", "0", "greater than or equal to 1"),
-        ("BATCH_SECONDS", "0", "greater than 0"),
-        ("LOG_FORMAT", "xml", "'json' or 'console'"),
-        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
-    ],
-)
+BAD_VALUES = [
+    ("BROKER_URL", None, "is not set"),
+    ("BROKER_URL", "", "is not set"),
+    ("SOURCE", "q" * 201, "at most 200 characters"),
+    ("CONCURRENCY", "many", "valid integer"),
+    ("CONCURRENCY", "0", "greater than or equal to 1"),
+    ("CONCURRENCY", "1000000", "less than or equal to 10000"),
+    ("PREFETCH", "-1", "greater than or equal to 1"),
+    ("PREFETCH", "70000", "less than or equal to 65535"),
+    ("GROUP", "g" * 201, "at most 200 characters"),
+    ("ORDER_BY", "customer", "must be header:NAME or body:FIELD, as in"),
+    ("ORDER_BY", "header:", "must be header:NAME or body:FIELD, as in"),
+    ("ORDER_BY", "body:" + "x" * 200, "at most 200 characters"),
+    ("DRAIN_SECONDS", "soon", "valid number"),
+    ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
+    ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
+    ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
+    ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+    ("RETRY_SECONDS", "0", "greater than 0"),
+    ("RETRY_MAX_SECONDS", "x", "valid number"),
+    ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
+    ("BATCH_SIZE", "0", "greater than or equal to 1"),
+    ("BATCH_SECONDS", "0", "greater than 0"),
+    ("LOG_FORMAT", "xml", "'json' or 'console'"),
+    ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "reason"), BAD_VALUES)
 def test_a_bad_value_is_one_line_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None, reason: str
 ) -> None:
@@ -70,6 +74,10 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     assert str(error.value).startswith(f"CONSUMER_{variable}")
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_setting_has_a_bad_value_above() -> None:
+    assert {variable.lower() for variable, _, _ in BAD_VALUES} == {*ConsumerSettings.model_fields}
 
 
 def test_a_service_names_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
