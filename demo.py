@@ -186,10 +186,14 @@ class Run:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        self._events.extend(json.loads(line) for line in self.process.stdout)
+        for line in self.process.stdout:
+            self._events.append(json.loads(line))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self._events if event["event"] == name]
 
     def event(self, name: str) -> dict[str, Any]:
-        return next(event for event in self._events if event["event"] == name)
+        return self.events(name)[0]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + WAIT_SECONDS
@@ -203,10 +207,15 @@ class Run:
         """Send the signal; returns the messages in hand at that time, and the seconds to the exit."""
         sent_at = time.monotonic()
         self.process.send_signal(STOP)
-        self.exit_code = self.process.wait(WAIT_SECONDS)
-        seconds = time.monotonic() - sent_at
-        self._reader.join()
+        seconds = self.wait() - sent_at
         return self.event("draining")["in_flight"], seconds
+
+    def wait(self) -> float:
+        """Wait for the exit; returns when it was, by the monotonic clock."""
+        self.exit_code = self.process.wait(WAIT_SECONDS)
+        ended_at = time.monotonic()
+        self._reader.join()
+        return ended_at
 
 
 def count(database: Path, query: str, *parameters: object) -> int:

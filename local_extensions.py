@@ -34,6 +34,7 @@ class ConsumerTemplate(Extension):
             markdown,
             public_answers,
             refusal,
+            template_commit,
         ]
         environment.filters.update({function.__name__: function for function in filters})
         questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
@@ -70,6 +71,21 @@ def handler_classes(answer: str) -> dict[str, str]:
 def public_answers(answers: Mapping[str, Any]) -> dict[str, str]:
     """What was asked, without the template's own data."""
     return {name: answer for name, answer in answers.items() if not name.startswith("_")}
+
+
+def template_commit(_answers: Mapping[str, Any]) -> str:
+    """The commit of the template that renders; empty where that is no clone. Read without git, which may be absent."""
+    try:
+        head = (TEMPLATE / ".git/HEAD").read_text(encoding="utf-8").strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
+        if (loose := TEMPLATE / ".git" / name).exists():
+            return loose.read_text(encoding="utf-8").strip()
+        packed = (TEMPLATE / ".git/packed-refs").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
 
 
 def escaped(text: str) -> str:

@@ -1,9 +1,11 @@
-"""python3 tasks.py demo | test | bench | lint
+"""python3 tasks.py demo | test | bench | lint | fleet | pictures
 
-demo    a service from this template: scaffolded, run, stopped and started again, with nothing lost
-test    the template's own tests; arguments go to pytest
-bench   the benchmarks, printed as a table
-lint    ruff and mypy
+demo      a service from this template: scaffolded, run, stopped and started again, with nothing lost
+test      the template's own tests; arguments go to pytest
+bench     the benchmarks, printed as a table
+lint      ruff and mypy
+fleet     a table of services: version, drift, broker, drain seconds
+pictures  the drawings in docs/pictures, from the log of a service that is stopped
 
 Needs Python 3.11 and pip, or uv; makes .venv here by itself. Standard library only, on any system.
 """
@@ -24,15 +26,26 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 TREE = "{{cookiecutter.project_slug}}"
 PYTHON_FILES = [
-    *("demo.py", "local_extensions.py", "tasks.py", "hooks", "tests", "benchmarks"),
+    *(
+        "demo.py",
+        "fleet.py",
+        "local_extensions.py",
+        "tasks.py",
+        "hooks",
+        "tests",
+        "benchmarks",
+        "docs",
+    ),
     # The rest of the tree is Python only once it is rendered; the tests check it then.
-    *(f"{TREE}/src", f"{TREE}/stubs"),
+    *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tools"),
 ]
 
 COMMANDS = {
     "demo": [["demo.py"]],
     "test": [["-m", "pytest"]],
     "bench": [["benchmarks/run.py"]],
+    "fleet": [["fleet.py"]],
+    "pictures": [["docs/pictures/draw.py"]],
     "lint": [
         ["-m", "ruff", "check", *PYTHON_FILES],
         ["-m", "ruff", "format", "--check", *PYTHON_FILES],
@@ -58,7 +71,8 @@ def bootstrap(group: str) -> None:
     stamp = ENVIRONMENT / f".installed-{group}"
     if PYTHON.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    print(f"Installing what `{group}` needs into .venv ...", flush=True)
+    if wanted:
+        print(f"Installing what `{group}` needs into .venv ...", flush=True)
     if not PYTHON.exists():
         # Without pip of its own: that costs more than all the rest, and Debian's Python may lack it.
         venv.create(ENVIRONMENT, clear=True, with_pip=False)
@@ -67,7 +81,8 @@ def bootstrap(group: str) -> None:
     else:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
         installer = [*pip, "--python", str(PYTHON), "install", "--quiet"]
-    subprocess.run([*installer, *wanted.splitlines()], check=True)
+    if wanted:
+        subprocess.run([*installer, *wanted.splitlines()], check=True)
     stamp.write_text(wanted, encoding="utf-8")
 
 

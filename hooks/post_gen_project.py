@@ -1,4 +1,4 @@
-"""Makes one service of the rendered tree: its handlers, its broker, and the list of the template's files.
+"""Makes one service of the rendered tree: its handlers, its broker, its telemetry, and the list of the template's files.
 
 Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
+TELEMETRIES = json.loads(r"""{{ cookiecutter._telemetries | jsonify }}""")
 
 PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
 STUBS = Path("stubs")
+TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
@@ -25,9 +27,11 @@ def main() -> None:
     Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
+        for file in ("handler", "test_handler"):  # for tools/new_handler.py
+            write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
         shutil.rmtree(STUBS)
-        for path in other_brokers():
-            path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
+        for path in [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]:
+            path.unlink()  # an error if it is not there: a table in cookiecutter.json is wrong
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
         write_manifest()
@@ -63,12 +67,12 @@ def natural_order(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def other_brokers() -> Iterator[Path]:
-    """The files of the brokers that were not chosen."""
-    for name, broker in BROKERS.items():
-        if name != ANSWERS["broker"]:
-            yield from (RUNTIME / file for file in broker["runtime"])
-            yield from (RUNTIME_TESTS / file for file in broker["tests"])
+def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Path]:
+    """The files of the choices that were not made."""
+    for name, choice in table.items():
+        if name != ANSWERS[question]:
+            yield from (RUNTIME / file for file in choice["runtime"])
+            yield from (RUNTIME_TESTS / file for file in choice["tests"])
 
 
 def caches() -> list[Path]:

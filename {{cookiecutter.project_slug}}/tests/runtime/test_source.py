@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from {{ cookiecutter.package_name }}.runtime.brokers import source
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
@@ -68,6 +70,32 @@ async def test_many_puts_at_once_wake_as_many_workers() -> None:
     await end(workers)
 
 
+async def test_a_worker_that_takes_all_by_itself_wakes_two_others_at_most() -> None:
+    waits = 0
+
+    class Counting(Buffer):
+        async def _wait(self) -> None:
+            nonlocal waits
+            waits += 1
+            await super()._wait()
+
+    async def work() -> None:
+        while True:
+            await buffer.get()
+
+    buffer = Counting()
+    workers = [asyncio.create_task(work()) for _ in range(100)]
+    await let_all_run()
+    for number in range(100):
+        buffer.put(message(number))
+    await let_all_run()
+    assert len(buffer) == 0
+    assert waits <= 100 + 3
+    for worker in workers:
+        worker.cancel()
+    await asyncio.wait(workers)
+
+
 async def test_a_worker_cancelled_after_its_call_passes_the_call_on() -> None:
     buffer = Buffer()
     first, second = await waiting(buffer, 2)
@@ -115,6 +143,45 @@ async def test_cancelled_workers_leave_nothing_in_the_buffer() -> None:
     for _ in range(100):
         await end(await waiting(buffer, 1))
     assert not buffer._waiters
+
+
+STEPS = ["put", "get", "cancel", "abandon", "turn"]
+
+
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=40))
+def test_no_message_waits_beside_a_waiting_worker(steps: list[str]) -> None:
+    """Whatever the interleaving of puts, workers that come and go, and turns of the loop; none is lost."""
+
+    async def interleave() -> None:
+        buffer = Buffer()
+        workers: list[asyncio.Task[Message]] = []
+        put = 0
+        for step in steps:
+            match step:
+                case "put":
+                    buffer.put(message(put))
+                    put += 1
+                case "get":
+                    workers.append(asyncio.create_task(buffer.get()))
+                case "cancel" if workers:
+                    workers[len(workers) // 2].cancel()
+                case "abandon" if not buffer._messages:  # a coroutine is closed as it is woken
+                    abandoned = buffer.get()
+                    abandoned.send(None)
+                    buffer.put(message())
+                    put += 1
+                    abandoned.close()
+                case "turn":
+                    await asyncio.sleep(0)
+        for _ in range(2 * len(steps)):
+            await asyncio.sleep(0)
+        asleep = [worker for worker in workers if not worker.done()]
+        assert not (len(buffer) and asleep)
+        taken = [w for w in workers if w.done() and not w.cancelled()]
+        assert len(taken) + len(buffer) == put
+        await end(asleep)
+
+    asyncio.run(interleave())
 
 
 async def test_a_closed_buffer_is_emptied_and_then_ends_every_worker() -> None:

@@ -82,9 +82,9 @@ class Handler:
 
     async def call(self, payloads: list[Any], messages: list[Message], threads: Executor) -> None:
         """Run the handler on one message, or on all of them if it takes a batch."""
-        arguments: list[Any] = [payloads] if self.batched else [payloads[0]]
+        arguments: tuple[Any, ...] = (payloads if self.batched else payloads[0],)
         if self.wants_message:
-            arguments.append(messages if self.batched else messages[0])
+            arguments += (messages if self.batched else messages[0],)
         if self.blocking:
             context = contextvars.copy_context()
             call = (context.run, _call_in_thread, self.function, *arguments)

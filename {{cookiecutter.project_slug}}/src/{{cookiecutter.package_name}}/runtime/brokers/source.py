@@ -70,13 +70,21 @@ class Capabilities:
 
 
 class Buffer:
-    """Deliveries that no worker has taken yet. Each one wakes one waiting worker."""
+    """Deliveries that no worker has taken yet, and the workers that wait for one.
+
+    While there are some, a worker is awake that will look: whoever was woken, and leaves some behind, wakes two
+    more. So many handlers start within a few turns of the loop, and yet a worker whose handler never waits
+    empties the buffer by itself, without a hundred others that wake up for nothing.
+    """
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self._woken_count = 0
+        """How many workers were woken that have not run yet."""
         self._closed = False
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """Why the filler died, if it did."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -88,7 +96,8 @@ class Buffer:
 
     def put(self, message: Message) -> None:
         self._messages.append(message)
-        self._wake_one()
+        if not self._woken_count:
+            self._wake(1)
 
     def done(self, message: Message) -> None:
         """What `get` returned is settled, or was dropped: see `OrderedBuffer`."""
@@ -106,39 +115,50 @@ class Buffer:
 
     def fail(self, failure: BaseException) -> None:
         """Make every worker's next `get` raise `SourceFailed`, whatever is still in the buffer."""
-        self._failure = failure
+        self.failure = failure
         self._wake_all()
 
     async def get(self) -> Message:
-        while not self._messages or self._failure is not None:
-            if self._failure is not None:
-                msg = f"the source stopped delivering: {self._failure}"
-                raise SourceFailed(msg) from self._failure
+        woken = False
+        while not self._messages or self.failure is not None:
+            if self.failure is not None:
+                msg = f"the source stopped delivering: {self.failure}"
+                raise SourceFailed(msg) from self.failure
             if self._closed:
                 raise StopAsyncIteration
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.cancelled():
-                    with suppress(ValueError):  # a put at the same instant has taken it out
-                        self._waiters.remove(waiter)
-                elif self._messages:
-                    self._wake_one()  # this worker was woken for a message: pass the call on
-                raise
-        return self._messages.popleft()
+            await self._wait()
+            woken = True
+        message = self._messages.popleft()
+        if woken and self._messages:
+            self._wake(2)
+        return message
 
-    def _wake_one(self) -> None:
-        while self._waiters:
+    async def _wait(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if not waiter.done() or waiter.cancelled():
+                with suppress(ValueError):  # a put at the same instant has taken it out
+                    self._waiters.remove(waiter)
+            else:
+                self._woken_count -= 1
+                if self._messages:
+                    self._wake(1)  # this worker was woken for a message: pass the call on
+            raise
+        self._woken_count -= 1
+
+    def _wake(self, count: int) -> None:
+        while count and self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                self._woken_count += 1
+                count -= 1
 
     def _wake_all(self) -> None:
-        while self._waiters:
-            self._wake_one()
+        self._wake(len(self._waiters))
 
 
 class OrderedBuffer(Buffer):
@@ -201,6 +221,7 @@ class Link:
         self.broker = broker
         """Its address, for people; without credentials."""
         self.up = False
+        self.outage_count = 0
         self._failed_attempts = 0
 
     def came_up(self) -> None:
@@ -212,6 +233,7 @@ class Link:
     def went_down(self, reason: object) -> None:
         if self.up:
             self.up = False
+            self.outage_count += 1
             log.warning("reconnecting", broker=self.broker, reason=str(reason))
         else:
             log.debug("reconnect_failed", broker=self.broker, reason=str(reason))
@@ -256,12 +278,13 @@ class Source(ABC):
         self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
         self.returned_count = 0
         """How many messages `stop` and `give_back` returned to the broker."""
+        self._outage_count = 0
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message:
-        return await self.buffer.get()
+    def __anext__(self) -> Awaitable[Message]:
+        return self.buffer.get()
 
     @abstractmethod
     async def __aenter__(self) -> Self:
@@ -275,6 +298,12 @@ class Source(ABC):
     @abstractmethod
     def connected(self) -> bool:
         """Whether deliveries can arrive now; False during an outage."""
+
+    @property
+    def outage_count(self) -> int:
+        """How often the broker was lost since the start."""
+        link: Link | None = getattr(self, "_link", None)  # of a source that has one, it counts
+        return self._outage_count if link is None else link.outage_count
 
     @abstractmethod
     async def start(self) -> None:

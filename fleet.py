@@ -1,0 +1,188 @@
+"""The services that came from this template, in one table: ``python3 tasks.py fleet [--json] SERVICE...``.
+
+A SERVICE is a folder, or the URL of a git repository. Exit codes: 0; 1 if one of them could not be read.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+DRAIN_SECONDS = 25
+"""CONSUMER_DRAIN_SECONDS where a service says nothing; see the runtime's settings."""
+DEPLOYED_FROM = ("deploy/**/*.yaml", "compose.yaml", "deploy/**/*.service", ".env.example")
+
+
+class Unreadable(Exception):
+    """Why a service cannot be shown, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One service."""
+
+    service: str
+    version: str
+    behind: str
+    """Releases of the template that are newer than the service's version; commits, where both are in this clone."""
+    drift: str
+    """Of the template's files in it: edited, deleted or added ones."""
+    broker: str
+    drain_seconds: str
+    shutdown_suite: str
+    """missing; passed or failed where it ran last in this folder; else there."""
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    rows, unread = [], []
+    for place in arguments.services:
+        try:
+            rows.append(looked_at(place))
+        except Unreadable as reason:
+            unread.append(f"{without_credentials(place)}: {reason}")
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        print(table(rows))
+    for sentence in unread:
+        print(f"fleet: {sentence}", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def looked_at(place: str) -> Row:
+    if Path(place).is_dir():
+        return row(Path(place))
+    with tempfile.TemporaryDirectory(prefix="fleet-") as scratch:
+        clone = ["git", "clone", "--quiet", "--depth", "1", "--", place, scratch]
+        try:
+            result = subprocess.run(
+                clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            )
+        except OSError:
+            raise Unreadable("it is no folder, and git is not installed.") from None
+        if result.returncode != 0:
+            raise Unreadable("it is no folder, and git cannot clone it.")
+        return row(Path(scratch))
+
+
+def row(service: Path) -> Row:
+    try:
+        recorded = json.loads((service / ".template-answers.json").read_text(encoding="utf-8"))
+        answers = recorded["answers"]
+        slug, package, broker = (
+            answers[name] for name in ("project_slug", "package_name", "broker")
+        )
+        version = recorded["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Unreadable("it has no .template-answers.json of this template.") from None
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", str(package)):
+        raise Unreadable("its .template-answers.json names no package.")
+    behind = how_far_behind(str(version), str(recorded.get("commit", "")))
+    drain = drain_seconds(service)
+    return Row(
+        str(slug), str(version), behind, drift(service, package), str(broker), drain, suite(service)
+    )
+
+
+def how_far_behind(version: str, commit: str) -> str:
+    releases = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    newer = releases.index(version) if version in releases else len(releases)
+    told = f"{newer} release{'s' if newer != 1 else ''}" if newer else "-"
+    if re.fullmatch("[0-9a-f]{40}", commit):
+        count = ["git", "-C", str(ROOT), "rev-list", "--count", f"{commit}..HEAD"]
+        try:
+            result = subprocess.run(count, capture_output=True, text=True, check=False)
+        except OSError:
+            return told
+        if result.returncode == 0 and result.stdout.strip() != "0":
+            told = f"{told}, {result.stdout.strip()} commits".removeprefix("-, ")
+    return told
+
+
+def drift(service: Path, package: str) -> str:
+    runtime = service / "src" / package / "runtime"
+    manifest = runtime / "MANIFEST.sha256"
+    if not manifest.exists():
+        return "no manifest"
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    expected = {path: sha256 for sha256, path in (line.split("  ", 1) for line in lines)}
+    found = {
+        file.relative_to(service).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in [*runtime.rglob("*"), *(service / "tests/runtime").rglob("*")]
+        if file.is_file() and file != manifest and "__pycache__" not in file.parts
+    }
+    kinds = {
+        "edited": sum(found[path] != expected[path] for path in expected.keys() & found.keys()),
+        "deleted": len(expected.keys() - found.keys()),
+        "added": len(found.keys() - expected.keys()),
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
+
+
+def drain_seconds(service: Path) -> str:
+    """As the files for the deployment say it; what is in the environment elsewhere nobody can see from here."""
+    said: set[str] = set()
+    for pattern in DEPLOYED_FROM:
+        for file in service.glob(pattern):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            said |= set(re.findall(r"^(?!\s*#).*\bCONSUMER_DRAIN_SECONDS\W+([\d.]+)", text, re.M))
+    return ", ".join(sorted(said)) or str(DRAIN_SECONDS)
+
+
+def suite(service: Path) -> str:
+    if not (service / "tests/runtime/test_shutdown.py").exists():
+        return "missing"
+    cache = service / ".pytest_cache/v/cache"
+    try:
+        known: Any = json.loads((cache / "nodeids").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "there"
+    try:
+        failed: Any = json.loads((cache / "lastfailed").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        failed = {}
+    ours = "tests/runtime/test_shutdown.py::"
+    if any(str(test).startswith(ours) for test in failed):
+        return "failed"
+    return "passed" if any(str(test).startswith(ours) for test in known) else "there"
+
+
+def table(rows: list[Row]) -> str:
+    names = [field.name for field in fields(Row)]
+    cells = [
+        [name.replace("_", " ") for name in names],
+        *(list(asdict(one).values()) for one in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("   ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+    return "\n".join(map(printable, lines))
+
+
+def printable(line: str) -> str:
+    """What a foreign repository says must not steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def without_credentials(place: str) -> str:
+    return re.sub(r"(?<=://)[^/@]*@", "", place)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tasks.py fleet", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("services", nargs="+", metavar="SERVICE", help="a folder, or a git URL")
+    parser.add_argument("--json", action="store_true", help="for dashboards")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

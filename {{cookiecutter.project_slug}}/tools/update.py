@@ -1,0 +1,157 @@
+# cookiecutter-consumer {{ cookiecutter._template_version }} | the template's file: updated by the template, so do not edit it here.
+"""Brings what changed in the template into this project: ``python3 tools/update.py [question=answer ...]``.
+
+Needs git and cookiecutter (or uv). The branch `template` holds what the template alone would have written; its
+newest state is committed there and merged, so that your changes stay and the history shows both. An answer on the
+command line changes this service's, for example ``broker=nats``.
+
+Exit codes: 0 updated, or nothing to do; 1 the merge has conflicts, or the template refused; 2 usage.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+BRANCH = "refs/heads/template"
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    recorded = json.loads((PROJECT / ".template-answers.json").read_text(encoding="utf-8"))
+    answers: dict[str, str] = recorded["answers"]
+    changes = dict(answer.split("=", 1) for answer in arguments.answers)
+    if unknown := sorted(changes.keys() - answers.keys()):
+        sys.exit(f"update.py: {unknown[0]!r} is no question; there are {', '.join(answers)}.")
+    if git("status", "--porcelain"):
+        return refuse("commit or stash your changes first.")
+    template = arguments.template or recorded["template"]
+    with rendered(template, arguments.checkout, {**answers, **changes}) as folder:
+        if not git("for-each-ref", BRANCH):
+            # The first update: what this project came from becomes the branch's first commit.
+            came_from = arguments.came_from or recorded["commit"] or f"v{recorded['version']}"
+            with rendered(template, came_from, answers) as past:
+                commit(past, f"What this project came from: {came_from}")
+            join = ["--strategy=ours", "--allow-unrelated-histories", "--message=Join the template"]
+            git("merge", "--quiet", *join, BRANCH)
+        new = json.loads((folder / ".template-answers.json").read_text(encoding="utf-8"))
+        # What is yours stays as it was, unless a new name of the package is all through it.
+        yours = [] if "package_name" in changes else files_of_yours(answers["package_name"])
+        commit(folder, f"Template {new['version']}", yours)
+    merge = subprocess.run(["git", "merge", "--no-edit", BRANCH], cwd=PROJECT, check=False)
+    if merge.returncode != 0:
+        return refuse(
+            "the files above have conflicts: resolve them and commit, or `git merge --abort`."
+        )
+    return 0
+
+
+def files_of_yours(package: str) -> list[str]:
+    return [f"src/{package}/handlers", f"src/{package}/settings.py", "tests/handlers"]
+
+
+@contextmanager
+def rendered(template: str, checkout: str | None, answers: dict[str, str]) -> Iterator[Path]:
+    """The project as the template writes it, in a folder that is deleted afterwards."""
+    if checkout and Path(template).is_dir():  # cookiecutter checks out clones only
+        template = f"git+{Path(template).resolve().as_uri()}"
+    with tempfile.TemporaryDirectory(prefix="template-") as scratch:
+        command = [*cookiecutter(), template, "--no-input", "--output-dir", scratch]
+        command += ["--checkout", checkout] if checkout else []
+        given = [f"{question}={answer}" for question, answer in answers.items()]
+        result = subprocess.run([*command, *given], stdout=subprocess.DEVNULL, check=False)
+        if result.returncode != 0:
+            sys.exit(
+                refuse(f"cookiecutter could not render {checkout or 'the newest'} of {template}.")
+            )
+        [folder] = Path(scratch).iterdir()
+        yield folder
+
+
+def cookiecutter() -> list[str]:
+    for command in (["cookiecutter"], ["uvx", "cookiecutter"]):
+        if shutil.which(command[0]):
+            return command
+    return [sys.executable, "-m", "cookiecutter"]
+
+
+def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
+    """Commit the folder to the branch, with the branch's own state of the files that are kept."""
+    with tempfile.TemporaryDirectory(prefix="template-") as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
+        git("--work-tree", str(folder), "add", "--all", "--force", ".", cwd=folder, **index)
+        parents = []
+        if parent := git("for-each-ref", "--format=%(objectname)", BRANCH):
+            parents = ["-p", parent]
+            if kept:
+                git(
+                    "rm",
+                    "-r",
+                    "--force",
+                    "--quiet",
+                    "--cached",
+                    "--ignore-unmatch",
+                    "--",
+                    *kept,
+                    **index,
+                )
+                entries = git("ls-tree", "-r", "-z", parent, "--", *kept)
+                git("update-index", "-z", "--index-info", stdin=entries, **index)
+        tree = git("write-tree", **index)
+        if tree == git("for-each-ref", "--format=%(tree)", BRANCH):
+            return
+        git("update-ref", BRANCH, git("commit-tree", tree, *parents, "-m", message))
+
+
+def git(*arguments: str, cwd: Path = PROJECT, stdin: str = "", **environment: str) -> str:
+    directory = [f"--git-dir={git_directory()}"] if cwd != PROJECT else []
+    result: Any = subprocess.run(
+        ["git", *directory, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        input=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if result.returncode != 0:
+        sys.exit(refuse(f"git {arguments[0]} failed; see above."))
+    return str(result.stdout).strip("\n")
+
+
+def git_directory() -> str:
+    return git("rev-parse", "--absolute-git-dir")
+
+
+def refuse(sentence: str) -> int:
+    print(f"update.py: {sentence}", file=sys.stderr)
+    return 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="update.py", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("answers", nargs="*", metavar="question=answer", help="what is to change")
+    parser.add_argument("--checkout", help="a version of the template; the newest if not given")
+    parser.add_argument("--template", help="where it is, if no longer where this project came from")
+    parser.add_argument(
+        "--came-from", help="the tag or commit this project came from, if that is not recorded"
+    )
+    arguments = parser.parse_args()
+    if wrong := [answer for answer in arguments.answers if "=" not in answer]:
+        parser.error(f"{wrong[0]!r} is not question=answer")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
