@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from {{ cookiecutter.package_name }}.runtime.logs import (
@@ -242,3 +242,84 @@ def test_no_line_is_lost_for_a_character_that_the_terminal_lacks(
         structlog.reset_defaults()
         logging.basicConfig(force=True)
     assert b"caf" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("postgres://me@host/db?password=hidden", "no route to {url}"),
+        ("postgres://me@host/db?sslmode=on&sslpassword=hidden#x", "no route to {url}"),
+        ("postgres://me@host/db?password=p%26hidden", "the server got p&hidden"),
+        ("nats://hidden@host", "the server got hidden"),
+        ("tls://hidden@host", "no route to {url}"),
+    ],
+)
+def test_what_is_secret_elsewhere_in_a_url_is_masked_too(url: str, text: str) -> None:
+    masked = without_credentials(text.format(url=url), secrets_of(url))
+    assert "hidden" not in masked
+    assert "***" in masked
+
+
+def test_a_user_without_a_password_is_no_secret() -> None:
+    assert secrets_of("postgres://postgres@localhost/") == ()
+
+
+def test_a_query_is_masked_by_its_place_also_where_its_secret_is_not_known() -> None:
+    masked = without_credentials("no route to postgres://host/db?password=pw&sslmode=on")
+    assert masked == "no route to postgres://host/db?password=***&sslmode=on"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_holds_the_input_that_a_validation_error_quotes(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    class Order(BaseModel):
+        number: int
+
+    payload = {"number": "hidden, input_type=hidden"}
+    configure_logs("json" if log_format == "json" else "console", "info")
+    try:
+        try:
+            Order.model_validate(payload)
+        except ValidationError as error:
+            structlog.get_logger().warning("retried", reason=str(error), exc_info=error)
+            structlog.get_logger().warning("retried", error=error)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "int_parsing" in output
+    assert "hidden" not in output
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_is_longer_than_somebody_can_read(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    configure_logs("json" if log_format == "json" else "console", "info")
+    try:
+        error = ValueError("x" * 1_000_000)
+        structlog.get_logger().warning("handling", id="y" * 1_000_000, exc_info=error)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "[1000000 characters]" in output
+    assert len(output) < 30_000
+
+
+def test_no_text_of_an_exception_or_a_library_looks_like_a_line_of_the_console(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("console", "info")
+    try:
+        error = ValueError("\x1b[2J\nforged\r\x85forged\u2028forged")
+        structlog.get_logger().warning("retried", exc_info=error, headers={"a\nforged": "\x1b"})
+        logging.getLogger("some_client").warning("got %s", "\x1b[2J\nforged")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "forged" in output
+    assert not set("\x1b\r\x85\u2028") & set(output)
+    assert not [line for line in output.split("\n") if line.startswith("forged")]

@@ -36,6 +36,7 @@ from .cancellation import (
     cancellable_wait,
 )
 from .handlers import Handler, Router
+from .logs import without_input
 from .message import Message, Reject, Retry, Stop
 from .settings import ConsumerSettings
 from .telemetry import NO_HANDLER, Outcome, Telemetry
@@ -469,7 +470,7 @@ def _text_of(failure: BaseException) -> str:
 
 def _printable(reason: str) -> str:
     """Without lone surrogates: file names and JSON bring them into errors, and no broker takes them."""
-    return reason[:_REASON_LENGTH].encode(errors="replace").decode()
+    return without_input(reason)[:_REASON_LENGTH].encode(errors="replace").decode()
 
 
 def _name(reason: Signals | str | None) -> str:

@@ -26,6 +26,7 @@ from .message import Message, Reject
 HandlerFunction = Callable[..., Any]
 
 _REASON_LENGTH = 500
+_MOST_ERRORS = 1000
 
 
 class HandlerError(Exception):
@@ -73,6 +74,9 @@ class Handler:
         try:
             return self._adapter.validate_json(message.body)
         except ValidationError as error:
+            if (count := error.error_count()) > _MOST_ERRORS:
+                # To list a million of them takes seconds, and a gigabyte.
+                raise Reject(f"invalid payload: {count} errors") from None
             # Without the input: a reason goes into logs and dead letters.
             details = error.errors(include_input=False, include_url=False, include_context=False)
             reasons = (f"{'.'.join(map(str, d['loc']))}: {d['msg']}".lstrip(": ") for d in details)

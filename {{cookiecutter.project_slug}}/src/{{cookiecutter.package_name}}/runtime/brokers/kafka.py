@@ -939,7 +939,7 @@ def _message(record: Any, partition: _Partition) -> Message:
     if type is None:
         type = headers.get(CLOUD_EVENTS[TYPE], "")
     if JSON_HEADERS in headers:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RecursionError):
             for name in json.loads(headers.pop(JSON_HEADERS)):
                 headers[name] = json.loads(headers[name])
     if record.key is not None and (key := record.key.decode(errors="replace")) != id:

@@ -882,7 +882,9 @@ def _read(properties: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in getattr(properties, "UserProperty", ()):
         (ours if name.startswith(PREFIX) else headers)[name] = value
     if IN_JSON in ours:
-        with suppress(ValueError, TypeError, KeyError):  # as some other program has it
+        with suppress(
+            ValueError, TypeError, KeyError, RecursionError
+        ):  # as some other program has it
             for name in json.loads(ours[IN_JSON]):
                 values = ours if name in ours else headers
                 values[name] = json.loads(values[name])

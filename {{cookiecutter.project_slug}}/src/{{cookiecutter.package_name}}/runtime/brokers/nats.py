@@ -1040,7 +1040,7 @@ def _message(body: bytes, delivery: _Delivery) -> Message:
         type = delivery.subject.rpartition(".")[2] if "." in delivery.subject else ""
     headers.pop(GROUP, None)
     if (extras := headers.pop(EXTRAS, None)) is not None:
-        with suppress(ValueError, TypeError, AttributeError):  # not from us
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):  # not from us
             extras = json.loads(extras)
             headers |= extras.get("headers", {})
             id, type = str(extras.get("id", id)), str(extras.get("type", type))

@@ -38,7 +38,15 @@ import structlog
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Link,
+    Source,
+    headers_from,
+)
 
 log = structlog.get_logger()
 
@@ -639,7 +647,7 @@ class PostgresSource(Source):
                 _log_lost(message, "its lease had expired")
         for _, _, _, seq, body, id, type, headers, attempt in rows if rows[0]["seq"] else ():
             message = Message(
-                body, id, type, {} if headers == "{}" else json.loads(headers), attempt, seq
+                body, id, type, {} if headers == "{}" else headers_from(headers), attempt, seq
             )
             self._unsettled.add(message)
             if self._taking:

@@ -53,6 +53,7 @@ from .source import (
     Link,
     Source,
     backoff_seconds,
+    headers_from,
 )
 
 log = structlog.get_logger()
@@ -752,18 +753,10 @@ def _message(id: bytes, fields: list[bytes], attempt: int) -> Message:
         named.get(BODY, b""),
         named.get(ID, id).decode(errors="replace"),
         named.get(TYPE, b"").decode(errors="replace"),
-        {} if headers is None else _headers(headers),
+        {} if headers is None else headers_from(headers),
         attempt,
         id,
     )
-
-
-def _headers(text: bytes) -> dict[str, Any]:
-    with suppress(ValueError):
-        headers = json.loads(text)
-        if isinstance(headers, dict):
-            return headers
-    return {}
 
 
 def _dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:

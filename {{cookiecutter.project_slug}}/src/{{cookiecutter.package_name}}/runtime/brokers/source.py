@@ -9,13 +9,14 @@ A new broker is one file with a subclass of `Source`, and one row in `brokers/__
 """
 
 import asyncio
+import json
 import random
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 
@@ -206,6 +207,15 @@ class OrderedBuffer(Buffer):
         self._messages.clear()
         self._queues = {key: deque() for key in self._keys_out.values()}
         return messages
+
+
+def headers_from(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that it is; no headers if some producer wrote anything else there."""
+    with suppress(ValueError, RecursionError):
+        headers = json.loads(text)
+        if isinstance(headers, dict):
+            return headers
+    return {}
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:

@@ -33,7 +33,14 @@ import structlog
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Source,
+    headers_from,
+)
 
 log = structlog.get_logger()
 
@@ -103,12 +110,12 @@ SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NUL
     OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
 FIND_DUE = """
-SELECT body, id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
 ORDER BY due_at LIMIT :limit
 """
 FIND_READY = """
-SELECT body, id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at = 0
 ORDER BY seq LIMIT :limit
 """
@@ -395,7 +402,7 @@ class SqliteSource(Source):
                 body,
                 id,
                 type,
-                json.loads(headers) if headers else {},
+                headers_from(headers) if headers else {},
                 attempt,
                 Lease(seq, exchange.consumer),
             )

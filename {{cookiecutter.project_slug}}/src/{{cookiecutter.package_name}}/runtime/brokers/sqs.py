@@ -898,7 +898,7 @@ def _read_envelope(text: str) -> dict[str, Any]:
         }
         if "attributes" in envelope:
             envelope["attributes"] = _folded(envelope["attributes"], base64.b64decode)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return {}
     return envelope
 
