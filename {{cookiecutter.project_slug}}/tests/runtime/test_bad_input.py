@@ -4,6 +4,7 @@
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from {{ cookiecutter.package_name }}.runtime import cli
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.brokers.source import Source, headers_from
 from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
@@ -199,3 +201,8 @@ async def test_rows_of_another_program_are_messages_too(
             connection.execute(insert, (queue, "x" * 1_000_000, "order", headers, GOOD.decode()))
     consumer = await consume(make_source(settings, 5), settings, lambda c: c.handled_count == 3)
     assert (consumer.handled_count, consumer.rejected_count) == (3, 0)
+
+
+@pytest.mark.parametrize("unix_seconds", [math.nan, math.inf, -1e300, 1e300])
+def test_a_dead_letter_may_say_that_it_died_at_no_time(unix_seconds: float) -> None:
+    assert cli._time_of(unix_seconds) == str(unix_seconds)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from {{ cookiecutter.package_name }}.runtime import consumer as consumer_module
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.brokers.source import BrokerUnavailable
-from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
+from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent, CancellationRequested
 from {{ cookiecutter.package_name }}.runtime.consumer import Consumer, Lifespan
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Router
 from {{ cookiecutter.package_name }}.runtime.message import (
@@ -560,3 +560,29 @@ async def test_a_retry_that_says_when_counts_as_an_attempt_in_a_stop_too(bench: 
     assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
     assert (consumer.source.returned_count, consumer.abandoned_count) == (1, 0)
     assert bench.left == (2, 0)
+
+
+async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CANCEL_AGAIN_SECONDS", 0.01)
+    cancellations = 0
+
+    async def connect() -> None:
+        nonlocal cancellations
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancellations += 1
+                if cancellations == 2:
+                    raise
+
+    settings = bench.make_settings()
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
+    asyncio.get_running_loop().call_soon(event.set)
+    with pytest.raises(CancellationRequested):
+        async with asyncio.timeout(5):
+            await consumer._unless_stopped(connect())
+    assert cancellations == 2

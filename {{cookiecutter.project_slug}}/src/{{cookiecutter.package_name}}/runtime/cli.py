@@ -270,13 +270,12 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
         total = await source.count_dead_letters()
         async for letter in source.dead_letters(arguments.limit):
             count += 1
-            died_at = datetime.fromtimestamp(letter.died_at, UTC).isoformat(timespec="seconds")
             print(
                 json.dumps(
                     {
                         "id": letter.id,
                         "type": letter.type,
-                        "died_at": died_at,
+                        "died_at": _time_of(letter.died_at),
                         "attempts": letter.attempts,
                         "reason": letter.reason,
                     }
@@ -414,6 +413,12 @@ def _json(text: bytes, where: str) -> bytes:
         msg = f"{where} is not JSON: {error}"
         raise UsageError(msg) from None
     return text.strip()
+
+
+def _time_of(unix_seconds: float) -> str:
+    with suppress(ValueError, OverflowError, OSError):  # what some program has put there
+        return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
+    return str(unix_seconds)
 
 
 class _Progress:
