@@ -85,9 +85,13 @@ async def sleep(task: Task) -> None:
                 raise
 
 
+def place_of(task: Task) -> int:
+    return Path(os.environ["LEDGER"]).read_text(encoding="utf-8").count(f"step {task.id} ")
+
+
 async def long(task: Task, message: Message) -> None:
     """Many steps; told to stop, it leaves, and goes on from the place that the ledger has kept."""
-    place = Path(os.environ["LEDGER"]).read_text(encoding="utf-8").count(f"step {task.id} ")
+    place = place_of(task)
     write("start", task.id)
     log.info("handling", task=task.id, attempt=message.attempt, place=place)
     for _ in range(place, task.steps):

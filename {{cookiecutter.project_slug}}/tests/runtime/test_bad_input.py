@@ -20,9 +20,17 @@ from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.brokers.source import Source, headers_from
 from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent
 from {{ cookiecutter.package_name }}.runtime.consumer import Consumer
-from {{ cookiecutter.package_name }}.runtime.handlers import Handler, HandlerFunction, Router
+from {{ cookiecutter.package_name }}.runtime.handlers import (
+    Handler,
+    HandlerFunction,
+    Router,
+)
 from {{ cookiecutter.package_name }}.runtime.logs import configure_logs
-from {{ cookiecutter.package_name }}.runtime.message import Message, OutgoingMessage, Reject
+from {{ cookiecutter.package_name }}.runtime.message import (
+    Message,
+    OutgoingMessage,
+    Reject,
+)
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .servers.sqlite import SqliteFile

@@ -17,7 +17,10 @@ from structlog.testing import capture_logs
 from {{ cookiecutter.package_name }}.runtime import consumer as consumer_module
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.brokers.source import BrokerUnavailable
-from {{ cookiecutter.package_name }}.runtime.cancellation import CancellationEvent, CancellationRequested
+from {{ cookiecutter.package_name }}.runtime.cancellation import (
+    CancellationEvent,
+    CancellationRequested,
+)
 from {{ cookiecutter.package_name }}.runtime.consumer import Consumer, Lifespan
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Router
 from {{ cookiecutter.package_name }}.runtime.message import (

@@ -82,9 +82,7 @@ class Log:
 
 
 @pytest.fixture
-async def bench(
-    broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]
-) -> Bench:
+async def bench(broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]) -> Bench:
     await start_once(settings_for())
     return Bench(broker, queue, settings_for)
 
@@ -173,7 +171,7 @@ async def test_keys_take_turns() -> None:
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
-async def test_what_is_taken_out_of_it_is_in_the_order_of_delivery_and_keys_in_hand_stay_so() -> None:
+async def test_what_is_taken_out_is_in_the_order_of_delivery_and_keys_in_hand_stay_so() -> None:
     buffer = ordered_buffer()
     for key, number in [("a", 0), ("b", 0), ("a", 1), ("-", 0), ("b", 1), ("a", 2)]:
         buffer.put(message(key, number))
@@ -196,7 +194,7 @@ async def test_nothing_is_kept_of_keys_that_are_done() -> None:
         taken = await buffer.get()
         buffer.done(taken)
         buffer.done(taken)
-    assert not (buffer._queues or buffer._keys or buffer._keys_out)
+    assert [*buffer._queues, *buffer._keys, *buffer._keys_out] == []
 
 
 async def test_at_random_the_order_of_each_key_is_kept() -> None:
@@ -204,7 +202,9 @@ async def test_at_random_the_order_of_each_key_is_kept() -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
     for _ in range(50):
-        buffer, put, taken, out = ordered_buffer(), 0, [], []
+        buffer, put = ordered_buffer(), 0
+        taken: Steps = []
+        out: list[Message] = []
         while put < 60 or len(buffer) or out:
             action = chance.choice(["put", "get", "done", "take all"])
             if action == "put" and put < 60:
@@ -292,7 +292,7 @@ async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_
             await asyncio.Event().wait()
         await stopped.handle(step)
 
-    settings = {"order_by": "body:key", "concurrency": 4, "prefetch": 12}
+    settings: dict[str, Any] = {"order_by": "body:key", "concurrency": 4, "prefetch": 12}
     exit_code, consumer = await bench.run(
         bodies(steps),
         lambda c: len(c.in_hand) == 2 and len(c.source.buffer) == 10,

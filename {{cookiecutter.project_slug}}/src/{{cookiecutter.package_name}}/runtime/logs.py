@@ -47,7 +47,7 @@ def configure_logs(
             structlog.dev.ConsoleRenderer(
                 colors=sys.stdout.isatty(), exception_formatter=_write_traceback
             ),
-            lambda _logger, _method, line: without_input(without_credentials(line, secrets)),
+            lambda _logger, _method, line: without_input(without_credentials(str(line), secrets)),
         ]
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
