@@ -56,7 +56,7 @@ def postgres_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
     with postgres.shared(folder) as server:
         schema = f"crash_{os.getpid()}"
         server.query(f"CREATE SCHEMA {schema}")
-        url = f"{server.url}?options=-csearch_path%3D{schema}"
+        url = f"{server.url}{'&' if '?' in server.url else '?'}options=-csearch_path%3D{schema}"
 
         def query(statements: str) -> list[Any]:
             rows = [
