@@ -35,6 +35,7 @@ ALWAYS = [
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
     "src/{package}/runtime/settings.py",
+    "src/{package}/runtime/systemd.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
@@ -61,6 +62,7 @@ ALWAYS = [
     "tests/runtime/test_signals.py",
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
+    "tests/runtime/test_systemd.py",
     "tools/update.py",
 ]
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]

@@ -22,6 +22,7 @@ from typing import TypeVar
 import structlog
 from pydantic_settings import BaseSettings
 
+from . import systemd
 from .brokers import make_source
 from .brokers.source import BrokerError, BrokerUnavailable, Source
 from .cancellation import (
@@ -172,6 +173,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         consumer = Consumer(source, router, event, settings, service.lifespan)
         watchdog = Watchdog(event, settings.drain_seconds, consumer)
         watchdog.start()
+        systemd.ping_watchdog()
         exit_code = EXIT_CRASHED
         try:
             exit_code = await consumer.run()

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
+from . import systemd
 from .brokers.source import BrokerUnavailable, Source, SourceFailed, backoff_seconds
 from .cancellation import (
     CancellationEvent,
@@ -131,6 +132,7 @@ class Consumer:
         try:
             await self._unless_stopped(self.source.start())
             self.state = "consuming"
+            systemd.notify("READY=1", "STATUS=consuming")
             log.info(
                 "consuming", source=self.settings.source, concurrency=self.settings.concurrency
             )
@@ -319,6 +321,7 @@ class Consumer:
         deadline = requested_at + self.settings.drain_seconds
         self._stop.deadline = time.monotonic() + deadline - loop.time()
         self.state = "draining"
+        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_hand)} in hand")
         log.info("stop_requested", reason=_name(self.event.reason))
         log.info("draining", in_flight=len(self.in_hand), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
