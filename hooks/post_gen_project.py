@@ -1,4 +1,4 @@
-"""Makes one service of the rendered tree: its handlers, its broker, and the list of the template's files.
+"""Makes one service of the rendered tree: its handlers, its broker, how it is deployed, and the list of the template's files.
 
 Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
+DEPLOYS = json.loads(r"""{{ cookiecutter._deploys | jsonify }}""")
 
 PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
+KUBERNETES = Path("deploy/kubernetes/base")
 STUBS = Path("stubs")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
 
@@ -26,8 +28,9 @@ def main() -> None:
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
         shutil.rmtree(STUBS)
-        for path in other_brokers():
+        for path in [*other_brokers(), *other_deploys()]:
             path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
+            remove_empty_folders(path.parent)
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
         write_manifest()
@@ -69,6 +72,26 @@ def other_brokers() -> Iterator[Path]:
         if name != ANSWERS["broker"]:
             yield from (RUNTIME / file for file in broker["runtime"])
             yield from (RUNTIME_TESTS / file for file in broker["tests"])
+
+
+def other_deploys() -> set[Path]:
+    """The files for deploying that belong to other answers, and not to these as well."""
+    every = {file for deploy in DEPLOYS for broker in BROKERS for file in files_of(deploy, broker)}
+    return every - files_of(ANSWERS["deploy"], ANSWERS["broker"])
+
+
+def files_of(deploy: str, broker: str) -> set[Path]:
+    """What there is to deploy this broker's service in this way."""
+    files = {Path(file.format(slug=ANSWERS["project_slug"])) for file in DEPLOYS[deploy]}
+    if deploy == "kubernetes":
+        files |= {KUBERNETES / file for file in BROKERS[broker]["kubernetes"]}
+    return files
+
+
+def remove_empty_folders(folder: Path) -> None:
+    while not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def caches() -> list[Path]:
