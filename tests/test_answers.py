@@ -36,6 +36,7 @@ REFUSED = [
     ("project_slug", "o'brien", "lower-case"),
     ("project_slug", "x" * 41, "longer than 40"),
     ("project_slug", "aio-pika", "the service needs"),
+    ("project_slug", "on", "the service needs"),  # true, in YAML
     ("project_slug", "pydantic", "the service needs"),
     ("package_name", "order-events", "lower-case"),
     ("package_name", "OrderEvents", "lower-case"),

@@ -38,7 +38,6 @@ DRAIN = r"""CONSUMER_DRAIN_SECONDS["']?(?:[:=]|\n *value:) *["']?(.+)"""
 COMMENT = r"(?m)(^|\s)#.*"
 
 
-
 def seconds_set(pattern: str, places: list[str]) -> list[float]:
     """All that the last place that sets it says."""
     for place in reversed(places):
