@@ -78,7 +78,12 @@ def test_it_has_exactly_the_files_of_its_answers(
     broker = QUESTIONS["_brokers"][combination.broker]
     names = [*ALWAYS, *(f"src/{{package}}/runtime/{name}" for name in broker["runtime"])]
     names += [f"tests/runtime/{name}" for name in broker["tests"]]
-    expected = {name.format(package=service.package) for name in names}
+    answers = {"deploy": QUESTIONS["deploy"][0], **combination.answers}
+    names += QUESTIONS["_deploys"][answers["deploy"]]
+    if answers["deploy"] == "kubernetes":
+        names += [f"deploy/kubernetes/base/{name}" for name in broker["kubernetes"]]
+    slug = answers["project_slug"]
+    expected = {name.format(package=service.package, slug=slug) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)
