@@ -1,4 +1,4 @@
-"""Makes one service of the rendered tree: its handlers, its broker, how it is deployed, and the list of the template's files.
+"""Makes one service of the rendered tree: of what was answered, and the list of the template's files.
 
 Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
+TELEMETRIES = json.loads(r"""{{ cookiecutter._telemetries | jsonify }}""")
 DEPLOYS = json.loads(r"""{{ cookiecutter._deploys | jsonify }}""")
 
 PACKAGE = Path("src", ANSWERS["package_name"])
@@ -20,6 +21,7 @@ RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
 KUBERNETES = Path("deploy/kubernetes/base")
 STUBS = Path("stubs")
+TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
@@ -27,9 +29,12 @@ def main() -> None:
     Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
+        for file in ("handler", "test_handler"):  # for tools/new_handler.py
+            write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
         shutil.rmtree(STUBS)
-        for path in [*other_brokers(), *other_deploys()]:
-            path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
+        unwanted = [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry"), *other_deploys()]
+        for path in unwanted:
+            path.unlink()  # an error if it is not there: a table in cookiecutter.json is wrong
             remove_empty_folders(path.parent)
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
@@ -66,12 +71,12 @@ def natural_order(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def other_brokers() -> Iterator[Path]:
-    """The files of the brokers that were not chosen."""
-    for name, broker in BROKERS.items():
-        if name != ANSWERS["broker"]:
-            yield from (RUNTIME / file for file in broker["runtime"])
-            yield from (RUNTIME_TESTS / file for file in broker["tests"])
+def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Path]:
+    """The files of the choices that were not made."""
+    for name, choice in table.items():
+        if name != ANSWERS[question]:
+            yield from (RUNTIME / file for file in choice["runtime"])
+            yield from (RUNTIME_TESTS / file for file in choice["tests"])
 
 
 def other_deploys() -> set[Path]:

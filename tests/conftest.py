@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rendered import COMBINATIONS, PUBLIC_QUESTIONS, Combination, Service
+from rendered import COMBINATIONS, PUBLIC_QUESTIONS, SPREAD, Combination, Service
 
 Render = Callable[..., Service]
 Prove = Callable[[str, str], None]
@@ -40,6 +40,10 @@ def render_own(render: Render, tmp_path: Path) -> Render:
 def combination(request: pytest.FixtureRequest) -> Combination:
     one: Combination = request.param
     return one
+
+
+of_a_spread = pytest.mark.parametrize("combination", SPREAD, ids=str, indirect=True)
+"""For a test that takes its time: fewer combinations, in which every two answers meet."""
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import product
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,24 @@ HANDLERS = {
 }
 
 
+CHOICES: dict[str, list[str]] = {
+    name: answers
+    for name, answers in QUESTIONS.items()
+    if isinstance(answers, list) and name[0] != "_"
+}
+"""The questions that offer a list of answers."""
+
+
 @dataclass(frozen=True)
 class Combination:
-    """One set of answers out of the full product."""
+    """One set of answers: to each question of `CHOICES`, and of what is typed the key in `NAMES` and `HANDLERS`."""
 
-    broker: str
-    handler_stub: str
+    chosen: dict[str, str]
     handlers: str
     names: str
+
+    def __getitem__(self, question: str) -> str:
+        return self.chosen[question]
 
     @property
     def handler_names(self) -> list[str]:
@@ -49,24 +60,58 @@ class Combination:
 
     @property
     def answers(self) -> dict[str, str]:
-        return {
-            **NAMES[self.names],
-            "broker": self.broker,
-            "handler_stub": self.handler_stub,
-            "handlers": ", ".join(self.handler_names),
-        }
+        return {**NAMES[self.names], **self.chosen, "handlers": ", ".join(self.handler_names)}
 
     def __str__(self) -> str:
-        return "-".join(f"{question}={answer}" for question, answer in vars(self).items())
+        answers = {**self.chosen, "handlers": self.handlers, "names": self.names}
+        return "-".join(f"{question}={answer}" for question, answer in answers.items())
 
 
-# Every combination of what is chosen; of what is typed, the two that differ most.
-COMBINATIONS = [
-    Combination(broker, handler_stub, *typed)
-    for broker, handler_stub, typed in product(
-        QUESTIONS["broker"], QUESTIONS["handler_stub"], [("two", "short"), ("one", "long")]
-    )
-]
+def every_choice(questions: Collection[str]) -> list[dict[str, str]]:
+    """The product of the answers to these questions; the last question varies first."""
+    answers = product(*(CHOICES[question] for question in questions))
+    return [dict(zip(questions, one, strict=True)) for one in answers]
+
+
+def spread() -> list[Combination]:
+    """Every handler stub of every broker, with each of what is typed; and every pair of answers somewhere.
+
+    To each row comes, of the other questions, what has met its answers least often so far. The first rows have
+    one stub and all brokers, so those whose whole suites are run differ in the other questions.
+    """
+    of_a_row = ("handler_stub", "broker")
+    others = every_choice([question for question in CHOICES if question not in of_a_row])
+    met: Counter[Pair] = Counter()
+    found = []
+    for (handlers, names), row in product(HANDLERS, every_choice(of_a_row)):
+        candidates = [{"names": names, **row, **other} for other in others]
+        best = min(candidates, key=lambda one: sum(met[pair] for pair in pairs(one)))
+        met.update(pairs(best))
+        found.append(Combination({name: best[name] for name in CHOICES}, handlers, names))
+    return found
+
+
+Pair = tuple[tuple[str, str], ...]
+
+
+def pairs(answers: dict[str, str]) -> list[Pair]:
+    return list(combinations(answers.items(), 2))
+
+
+SPREAD = spread()
+"""For what is costly: the tools, and the services' own tests."""
+
+
+def every_combination() -> list[Combination]:
+    """The full product of all choices, with one or the other of what is typed."""
+    there = [one.chosen for one in SPREAD]
+    left = [chosen for chosen in every_choice(CHOICES) if chosen not in there]
+    typed = cycle(HANDLERS)
+    return [*SPREAD, *(Combination(chosen, *next(typed)) for chosen in left)]
+
+
+COMBINATIONS = every_combination()
+"""For what costs little more than rendering."""
 
 
 @dataclass(frozen=True)

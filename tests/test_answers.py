@@ -168,11 +168,15 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     assert models <= set(map(class_name, taken))
 
 
-@pytest.mark.parametrize("broker", QUESTIONS["broker"])
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [(q, answer) for q in ("broker", "telemetry") for answer in QUESTIONS[q]],
+)
 def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
-    render: Render, broker: str
+    render: Render, question: str, answer: str
 ) -> None:
-    [site_packages] = render(broker=broker).environment().glob("lib/*/site-packages")
+    environment = render(**{question: answer}).environment()
+    [site_packages] = environment.glob("lib/*/site-packages")
     installed = {path.stem for path in site_packages.iterdir() if path.suffix in ("", ".py", ".so")}
     modules = {name for name in installed if re.fullmatch("[a-z][a-z0-9_]*", name)}
     assert {"structlog", "pytest"} <= modules
@@ -182,7 +186,7 @@ def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
 def test_every_question_is_asked_in_words() -> None:
     prompts = QUESTIONS["__prompts__"]
     assert list(prompts) == PUBLIC_QUESTIONS
-    for question in ("broker", "handler_stub"):
+    for question in ("broker", "handler_stub", "telemetry"):
         _title, *texts = prompts[question].values()
         assert list(prompts[question]) == ["__prompt__", *QUESTIONS[question]]
         assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
@@ -193,7 +197,7 @@ def test_every_question_is_asked_in_words() -> None:
 
 
 def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
-    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3"]
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
@@ -205,11 +209,12 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
         "broker": "sqlite",
         "handlers": "order created, refund",
         "handler_stub": "batch",
+        "telemetry": "opentelemetry",
     }
 
 
 def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n")
+    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n")
     assert result.returncode == 1
     assert "project_name '{{ 7 * 7 }}' must not hold" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -2,13 +2,22 @@
 
 import json
 import re
-from itertools import chain
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import QUESTIONS, TREE, Combination, Service
+from conftest import Prove, Render, of_a_spread
+from rendered import (
+    CHOICES,
+    COMBINATIONS,
+    QUESTIONS,
+    SPREAD,
+    TREE,
+    Combination,
+    Service,
+    every_choice,
+)
 
 # Everything that a service has, whatever was answered; {package} stands for its package.
 ALWAYS = [
@@ -34,8 +43,10 @@ ALWAYS = [
     "src/{package}/runtime/handlers.py",
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
+    "src/{package}/runtime/probes.py",
     "src/{package}/runtime/settings.py",
     "src/{package}/runtime/systemd.py",
+    "src/{package}/runtime/telemetry/__init__.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
@@ -57,12 +68,16 @@ ALWAYS = [
     "tests/runtime/test_drift.py",
     "tests/runtime/test_handlers.py",
     "tests/runtime/test_outage.py",
+    "tests/runtime/test_probes.py",
     "tests/runtime/test_settings.py",
     "tests/runtime/test_shutdown.py",
     "tests/runtime/test_signals.py",
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
     "tests/runtime/test_systemd.py",
+    "tools/handler.stub",
+    "tools/new_handler.py",
+    "tools/test_handler.stub",
     "tools/update.py",
 ]
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
@@ -75,19 +90,40 @@ OWNER = re.compile(
 def test_it_has_exactly_the_files_of_its_answers(
     service: Service, combination: Combination, prove: Prove
 ) -> None:
-    broker = QUESTIONS["_brokers"][combination.broker]
-    names = [*ALWAYS, *(f"src/{{package}}/runtime/{name}" for name in broker["runtime"])]
-    names += [f"tests/runtime/{name}" for name in broker["tests"]]
-    answers = {"deploy": QUESTIONS["deploy"][0], **combination.answers}
-    names += QUESTIONS["_deploys"][answers["deploy"]]
-    if answers["deploy"] == "kubernetes":
-        names += [f"deploy/kubernetes/base/{name}" for name in broker["kubernetes"]]
-    slug = answers["project_slug"]
+    names = [*ALWAYS]
+    for question, table in (("broker", "_brokers"), ("telemetry", "_telemetries")):
+        chosen = QUESTIONS[table][combination[question]]
+        names += [f"src/{{package}}/runtime/{name}" for name in chosen["runtime"]]
+        names += [f"tests/runtime/{name}" for name in chosen["tests"]]
+    names += QUESTIONS["_deploys"][combination["deploy"]]
+    if combination["deploy"] == "kubernetes":
+        of_the_broker = QUESTIONS["_brokers"][combination["broker"]]["kubernetes"]
+        names += [f"deploy/kubernetes/base/{name}" for name in of_the_broker]
+    slug = combination.answers["project_slug"]
     expected = {name.format(package=service.package, slug=slug) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)
-    prove("combinations rendered", f"broker={combination.broker}")
+    prove("combinations rendered", f"broker={combination['broker']}")
+
+
+LIBRARIES = {"prometheus": rb"prometheus[_-]client", "opentelemetry": rb"opentelemetry[.-]|OTLP"}
+
+
+def test_telemetry_that_was_not_chosen_leaves_no_trace(
+    service: Service, combination: Combination
+) -> None:
+    for telemetry, library in LIBRARIES.items():
+        found = [name for name, text in service.files.items() if re.search(library, text)]
+        assert bool(found) == (telemetry == combination["telemetry"]), found
+
+
+def test_every_combination_of_choices_is_rendered_and_every_pair_is_among_the_costly() -> None:
+    rendered = [one.chosen for one in COMBINATIONS]
+    assert all(chosen in rendered for chosen in every_choice(CHOICES))
+    for pair in combinations(CHOICES, 2):
+        met = {tuple(one[question] for question in pair) for one in SPREAD}
+        assert met == set(product(*(CHOICES[question] for question in pair)))
 
 
 def test_no_template_language_is_left(service: Service) -> None:
@@ -136,6 +172,7 @@ def test_it_declares_bounds_on_both_sides_of_each_dependency(service: Service) -
     ] == []
 
 
+@of_a_spread
 def test_it_is_formatted(service: Service) -> None:
     result = service.run(
         "ruff", "format", "--diff", "--no-cache", environment=service.environment()
@@ -143,6 +180,7 @@ def test_it_is_formatted(service: Service) -> None:
     assert result.returncode == 0, result.stdout
 
 
+@of_a_spread
 def test_it_is_linted(service: Service) -> None:
     result = service.run("ruff", "check", "--no-cache", environment=service.environment())
     assert result.returncode == 0, result.stdout
@@ -153,8 +191,11 @@ def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
+@of_a_spread
 def test_it_is_typed(service: Service, mypy_cache: Path) -> None:
-    result = service.run("mypy", f"--cache-dir={mypy_cache}", environment=service.environment())
+    environment = service.environment()
+    cache = mypy_cache / environment.name  # what is in one is not valid for another
+    result = service.run("mypy", f"--cache-dir={cache}", environment=environment)
     assert result.returncode == 0, result.stdout
 
 

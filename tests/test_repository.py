@@ -23,8 +23,9 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 def test_the_tasks_use_what_a_service_uses(render: Render) -> None:
     declared: set[str] = set()
-    for broker in QUESTIONS["broker"]:
-        declared |= set(render(broker=broker).metadata["project"]["dependencies"])
+    for question in ("broker", "telemetry"):
+        for answer in QUESTIONS[question]:
+            declared |= set(render(**{question: answer}).metadata["project"]["dependencies"])
     assert set(PROJECT["dependency-groups"]["service"]) == declared
     assert set(render().metadata["dependency-groups"]["lint"]) <= set(tasks.requirements("lint"))
 
@@ -38,8 +39,9 @@ def test_every_test_that_a_document_names_is_there(document: Path) -> None:
 
 
 def test_every_test_that_the_readme_of_a_service_names_is_there(render: Render) -> None:
-    for broker in QUESTIONS["broker"]:
-        service = render(broker=broker)
+    answers = [(q, answer) for q in ("broker", "telemetry") for answer in QUESTIONS[q]]
+    for question, answer in answers:
+        service = render(**{question: answer})
         check_named_tests(service.read("README.md"), [service.path / "tests/runtime"])
 
 

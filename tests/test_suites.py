@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 import kafka_servers
-from conftest import Prove, Render
-from rendered import Combination, Result, Service
+from conftest import Prove, Render, of_a_spread
+from rendered import CHOICES, Combination, Result, Service
 
 QUICK = ("-m", "not slow")
 OF_THIS_TREE = ("tests/handlers", "tests/runtime/test_drift.py")
 EVERYTHING = ("-m", "", "-n", "2")
 """Also the very slow tests; side by side, as most of them wait."""
 WHOLE = ("-n", "2")
+OF_TELEMETRY = ("-k", "test_probes or test_opentelemetry or test_prometheus")
+LINKED = ("tests/runtime/test_opentelemetry.py", "-k", "published_here")
 
 
 def run_suite(service: Service, *arguments: str, environment: Path, **variables: str) -> Result:
@@ -33,15 +35,17 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
             prove("tests of services that skipped", f"broker={broker}: {reason}")
 
 
+@of_a_spread
 def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
-    """All of it for each broker; for the rest the tests that see what differs, as the next test proves."""
-    if (combination.handler_stub, combination.names) != ("json", "short"):
+    """All of it for each broker; for the rest the tests that see what differs, as other tests here prove."""
+    broker, telemetry = combination["broker"], combination["telemetry"]
+    if (combination["handler_stub"], combination.names) != ("json", "short"):
         result = run_suite(service, *OF_THIS_TREE, environment=service.environment())
-        check_and_prove(result, prove, combination.broker, "what differs from the whole one's")
+        check_and_prove(result, prove, broker, "what differs from the whole one's")
         return
-    for what, variables, arguments in servers_of(combination.broker):
+    for what, variables, arguments in servers_of(broker):
         result = run_suite(service, *arguments, environment=service.environment(), **variables)
-        check_and_prove(result, prove, combination.broker, what)
+        check_and_prove(result, prove, broker, f"telemetry={telemetry}, {what}")
 
 
 def servers_of(broker: str) -> list[tuple[str, dict[str, str], list[str]]]:
@@ -57,6 +61,30 @@ def servers_of(broker: str) -> list[tuple[str, dict[str, str], list[str]]]:
     ]
 
 
+@pytest.mark.parametrize("telemetry", CHOICES["telemetry"])
+def test_its_own_suite_passes_with_each_telemetry(
+    render: Render, telemetry: str, prove: Prove
+) -> None:
+    """All that needs no server; whole suites have met one telemetry for each broker."""
+    service = render(broker="sqlite", telemetry=telemetry)
+    result = run_suite(service, *QUICK, environment=service.environment())
+    check_and_prove(result, prove, "sqlite", f"telemetry={telemetry}, without the slow tests")
+    result = run_suite(service, *WHOLE, *OF_TELEMETRY, environment=service.environment())
+    check_and_prove(result, prove, "sqlite", f"telemetry={telemetry}, the slow ones of telemetry")
+
+
+@pytest.mark.parametrize("broker", CHOICES["broker"])
+def test_a_handlers_span_is_linked_to_its_publishers_on_each_broker(
+    render: Render, broker: str, prove: Prove
+) -> None:
+    """The one test of telemetry that meets the broker, so not only for those whose whole suite had it."""
+    service = render(broker=broker, telemetry="opentelemetry")
+    [(_, variables, _), *_] = servers_of(broker)
+    result = run_suite(service, *LINKED, "-m", "", environment=service.environment(), **variables)
+    check_and_prove(result, prove, broker, "telemetry=opentelemetry, spans and their links")
+
+
+@of_a_spread
 def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_one_broker(
     service: Service, combination: Combination, render: Render
 ) -> None:

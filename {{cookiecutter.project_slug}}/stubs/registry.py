@@ -1,7 +1,7 @@
 """The handlers of this service, and what they share: yours to edit.
 
-To add a handler, copy a file and its test, and add its name here. A message's type picks its
-handler; a service with one handler sends it everything.
+`python3 tools/new_handler.py NAME` adds a handler: its file, its test, and its lines here. A message's
+type picks its handler; a service with one handler sends it everything.
 """
 
 from collections.abc import AsyncIterator, Mapping

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ class ServiceProcess:
             stream.close()
 
 
+def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[int, str]:
+    """What the service answers on its probe port: the HTTP status, and the text. Raises OSError if nothing."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers={"Accept": accept} if accept else {})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
 class Ledger:
     """What the handlers of all processes did, from the file they append to."""
 
@@ -138,7 +150,7 @@ def service_environment(
     url: str, queue: str, ledger: Ledger, **variables: object
 ) -> dict[str, str]:
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CONSUMER_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
     inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}

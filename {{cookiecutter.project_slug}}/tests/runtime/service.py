@@ -113,6 +113,8 @@ async def lifespan() -> AsyncIterator[None]:
         msg = "the database is down"
         raise RuntimeError(msg)
     yield
+    if fails == "hang":
+        await asyncio.sleep(3600)
     log.info("lifespan_closed")
     if fails == "exit":
         msg = "the pool does not close"

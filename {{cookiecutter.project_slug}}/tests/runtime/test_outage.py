@@ -5,6 +5,7 @@ The invariant is that of test_shutdown.py: published = done + still in the broke
 be done twice is what the broker's own nature says (``most_repeated`` in servers/).
 """
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,8 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from {{ cookiecutter.package_name }}.runtime.brokers import make_source
+
+from .process import ask
 from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
-from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, wait_until
+from .test_contract import become
+from .test_shutdown import (
+    AT_ONCE_SECONDS,
+    Scene,
+    assert_quiet,
+    free_port,
+    has_ended,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +71,47 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     assert len(process.find("reconnecting")) == 1
     counts = scene.broker.counts(scene.queue)
     assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
+
+
+def test_while_the_server_is_away_the_service_is_live_and_not_ready(
+    scene: Scene, server: PrivateServer
+) -> None:
+    port = free_port()
+    process = scene.start(probe_port=port)
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    server.kill()
+    process.wait_for("reconnecting")
+    assert ask(port, "/readyz") == (503, "the broker cannot be reached\n")
+    assert ask(port, "/livez")[0] == 200
+    server.restart()
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    status, metrics = ask(port, "/metrics")
+    assert status == 404 or "consumer_reconnects_total 1.0" in metrics  # 404: made without them
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert_quiet(process)
+
+
+async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
+    scene: Scene, server: PrivateServer
+) -> None:
+    source = make_source(scene.settings)
+
+    async def connected() -> bool:
+        return source.connected
+
+    async with source:
+        await source.start()
+        assert source.outage_count == 0
+        await asyncio.to_thread(server.kill)
+        await become(False, connected)
+        await asyncio.sleep(1)  # for some attempts that fail
+        assert source.outage_count == 1
+        await asyncio.to_thread(server.restart)
+        await become(True, connected)
+        assert source.outage_count == 1
+        assert source.buffer.failure is None
+        await source.stop()
 
 
 def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(

@@ -53,6 +53,8 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
         ("BATCH_SIZE", "0", "greater than or equal to 1"),
         ("BATCH_SECONDS", "0", "greater than 0"),
+        ("PROBE_PORT", "http", "valid integer"),
+        ("PROBE_PORT", "65536", "less than or equal to 65535"),
         ("LOG_FORMAT", "xml", "'json' or 'console'"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
     ],

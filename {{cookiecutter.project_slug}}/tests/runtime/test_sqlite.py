@@ -734,6 +734,7 @@ async def test_a_long_lock_is_an_outage_that_is_survived(
             await source.ack(second)
         (third,) = await take(source)
         assert source.connected
+        assert source.outage_count == 1
         assert third.id == published[2]
         await source.ack(third)
     assert events() == ["connected", "reconnecting", "connected"]

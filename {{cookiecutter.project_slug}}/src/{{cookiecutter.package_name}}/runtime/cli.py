@@ -36,7 +36,9 @@ from .demo import run_demo
 from .handlers import HandlerError, HandlerFunction, Router
 from .logs import configure_logs, secrets_of, without_credentials
 from .message import OutgoingMessage
+from .probes import probes
 from .settings import ConsumerSettings, SettingsError, load_settings
+from .telemetry import CLOSE_SECONDS, make_telemetry
 from .watchdog import Watchdog
 
 log = structlog.get_logger()
@@ -165,29 +167,38 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
     in_hand_per_worker = settings.batch_size if router.batched else 1
     prefetch = settings.prefetch or min(settings.concurrency * in_hand_per_worker, 65_535)
     source = make_source(settings, prefetch)
+    telemetry = make_telemetry(service.name, settings)
 
     async def consume(event: CancellationEvent) -> int:
         log.info(
             "starting", service=service.name, broker=settings.broker_scheme, source=settings.source
         )
-        consumer = Consumer(source, router, event, settings, service.lifespan)
+        consumer = Consumer(source, router, event, settings, service.lifespan, telemetry)
         watchdog = Watchdog(event, settings.drain_seconds, consumer)
         watchdog.start()
         systemd.ping_watchdog()
         exit_code = EXIT_CRASHED
         try:
-            exit_code = await consumer.run()
-        except BrokerError as error:
-            exit_code = _exit_code_for(error)
+            async with probes(settings.probe_port, consumer, telemetry):
+                try:
+                    exit_code = await consumer.run()
+                except BrokerError as error:
+                    exit_code = _exit_code_for(error)
+                    raise
+                except Exception as error:  # the lifespan could not start
+                    log.error("crashed", error=str(error), exc_info=error)
+                finally:
+                    flush_seconds = watchdog.finish(exit_code, CLOSE_SECONDS)
+                    # From here on the exit code stands: a late signal must not replace it.
+                    for signum in STOP_SIGNALS:
+                        signal.signal(signum, signal.SIG_IGN)
+                    await telemetry.close(flush_seconds)
+                    watchdog.finish(exit_code)
+        except SettingsError:  # the probes' port
+            exit_code = EXIT_USAGE
             raise
-        except Exception as error:  # the lifespan could not start
-            log.error("crashed", error=str(error), exc_info=error)
         finally:
-            watchdog.finish(exit_code)
             log.info("stopped", exit_code=exit_code)
-            # From here on the exit code stands: a late signal must not replace it.
-            for signum in STOP_SIGNALS:
-                signal.signal(signum, signal.SIG_IGN)
         return exit_code
 
     with asyncio.Runner() as runner:
@@ -221,12 +232,16 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
 
     async def publish(source: Source) -> int:
         progress = _Progress("published")
+        telemetry = make_telemetry(service.name, source.settings)
         try:
             async for bodies in _read_messages(arguments.message):
-                await source.publish([OutgoingMessage(body, message_type) for body in bodies])
+                messages = [OutgoingMessage(body, message_type) for body in bodies]
+                with telemetry.publishing(messages):
+                    await source.publish(messages)
                 progress.advance(len(bodies))
         finally:
             progress.finish(f"to {source.settings.source}")
+            await telemetry.close()
         return EXIT_DRAINED
 
     return _with_source(service, publish)

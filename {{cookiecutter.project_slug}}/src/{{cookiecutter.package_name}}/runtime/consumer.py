@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from signal import Signals
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
@@ -39,6 +39,7 @@ from .cancellation import (
 from .handlers import Handler, Router
 from .message import Message, Reject, Retry, Stop
 from .settings import ConsumerSettings
+from .telemetry import NO_HANDLER, Outcome, Telemetry
 
 log = structlog.get_logger()
 
@@ -70,6 +71,8 @@ State = Literal["starting", "consuming", "draining", "stopped"]
 class Consumer:
     """Runs one service from the first connection to the last close. Used once."""
 
+    states: tuple[State, ...] = get_args(State)
+
     def __init__(
         self,
         source: Source,
@@ -77,12 +80,14 @@ class Consumer:
         event: CancellationEvent,
         settings: ConsumerSettings,
         lifespan: Lifespan | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.source = source
         self.router = router
         self.event = event
         self.settings = settings
         self.lifespan = lifespan() if lifespan is not None else None
+        self.telemetry = telemetry if telemetry is not None else Telemetry()
         self.state: State = "starting"
         self.in_hand: dict[Message, Handler] = {}
         self.handled_count = 0
@@ -98,6 +103,7 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._forced: asyncio.Future[Signals] = self._loop.create_future()
         event.on_repeat = self._on_repeated_signal
+        self.telemetry.watch(self)
 
     async def run(self) -> int:
         """Consume until the event is set; returns the exit code.
@@ -199,11 +205,15 @@ class Consumer:
         async for message in cancellable_aiter(self.source, self.event):
             _message_id.set(message.id)
             message.stop = self._stop
+            name = NO_HANDLER
             try:
                 handler = self.router.route(message)
+                name = handler.name
                 payload = handler.decode(message)
             except Reject as rejection:
+                self.telemetry.refused(name, message, rejection)
                 await self._reject(message, str(rejection))
+                self.telemetry.settled(name, "rejected")
                 continue
             self.in_hand[message] = handler
             if handler.batched:
@@ -218,10 +228,12 @@ class Consumer:
         self, handler: Handler, messages: list[Message], payloads: list[Any]
     ) -> None:
         failure: BaseException | None = None
+        handling = self.telemetry.handling(handler.name, messages)
         try:
             await _in_a_context_of_its_own(handler.call(payloads, messages, self._threads))
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
+        self.telemetry.handled(handling, failure)
         task = asyncio.current_task(self._loop)
         if task is not None and task.cancelling():
             if self._taking_back:
@@ -234,11 +246,13 @@ class Consumer:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
         for message in messages:
+            outcome: Outcome = "handled"
             if failure is None:
                 self.handled_count += 1
                 await self.source.ack(message)
             else:
-                await self._fail(message, failure)
+                outcome = await self._fail(message, failure)
+            self.telemetry.settled(handler.name, outcome)
             self.in_hand.pop(message, None)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
@@ -271,7 +285,7 @@ class Consumer:
 
     # -- settling what failed
 
-    async def _fail(self, message: Message, failure: BaseException) -> None:
+    async def _fail(self, message: Message, failure: BaseException) -> Outcome:
         reason = _printable(f"{type(failure).__name__}: {_text_of(failure)}")
         if isinstance(failure, Reject):
             await self._reject(message, _printable(_text_of(failure)))
@@ -294,6 +308,8 @@ class Consumer:
                 exc_info=None if isinstance(failure, Retry) else failure,
             )
             await self.source.retry(message, delay, reason)
+            return "retried"
+        return "rejected"
 
     async def _reject(
         self, message: Message, reason: str, failure: BaseException | None = None
@@ -331,6 +347,7 @@ class Consumer:
         if self._tasks:
             await self._take_back()
         await stopping
+        self.telemetry.stopped(loop.time() - requested_at)
         log.info(
             "drained",
             handled=self.handled_count,
@@ -360,6 +377,7 @@ class Consumer:
             log.error(
                 "message_abandoned", id=message.id, handler=handler.name, attempt=message.attempt
             )
+            self.telemetry.settled(handler.name, "abandoned")
         log.error(
             "handlers_abandoned", stacks=[*map(_stack_of_task, self._tasks), *_stacks_of_threads()]
         )

@@ -45,6 +45,8 @@ class ConsumerSettings(BaseSettings):
     """A batch handler gets at most this many messages at once."""
     batch_seconds: float = Field(default=1, gt=0, le=3_600)
     """A batch that is not full is handled this long after its first message came."""
+    probe_port: int = Field(default=0, ge=0, le=65_535)
+    """Where /livez, /readyz and, with Prometheus, /metrics answer; 0 is nowhere."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -36,9 +36,18 @@ class Watchdog(threading.Thread):
         self._consumer = consumer
         self._final: tuple[float, int] | None = None
 
-    def finish(self, exit_code: int, within_seconds: float = 1) -> None:
-        """The service is done: the process is to end with this code, threads or no threads."""
-        self._final = (time.monotonic() + within_seconds, exit_code)
+    def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
+        """The service is done: the process is to end with this code, threads or no threads.
+
+        It has a second for that, and before it ``flush_seconds`` as far as the time for stopping allows: returns
+        how many those are.
+        """
+        now = time.monotonic()
+        limit = self._limit()
+        spare = flush_seconds if limit is None else min(flush_seconds, limit[0] - now - 1)
+        spare = max(0, spare)
+        self._final = (now + 1 + spare, exit_code)
+        return spare
 
     def run(self) -> None:
         while True:

@@ -383,6 +383,7 @@ class RabbitSource(Source):
     def _on_lost(self, reason: object) -> None:
         if self._online:
             self._online = False
+            self._outage_count += 1
             log.warning("reconnecting", broker=self._broker, reason=str(reason))
         else:
             log.debug("reconnect_failed", broker=self._broker, reason=str(reason))

@@ -82,7 +82,8 @@ class Buffer:
         self._woken_count = 0
         """How many workers were woken that have not run yet."""
         self._closed = False
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """Why the filler died, if it did."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -105,15 +106,15 @@ class Buffer:
 
     def fail(self, failure: BaseException) -> None:
         """Make every worker's next `get` raise `SourceFailed`, whatever is still in the buffer."""
-        self._failure = failure
+        self.failure = failure
         self._wake_all()
 
     async def get(self) -> Message:
         woken = False
-        while not self._messages or self._failure is not None:
-            if self._failure is not None:
-                msg = f"the source stopped delivering: {self._failure}"
-                raise SourceFailed(msg) from self._failure
+        while not self._messages or self.failure is not None:
+            if self.failure is not None:
+                msg = f"the source stopped delivering: {self.failure}"
+                raise SourceFailed(msg) from self.failure
             if self._closed:
                 raise StopAsyncIteration
             await self._wait()
@@ -164,6 +165,7 @@ class Link:
         self.broker = broker
         """Its address, for people; without credentials."""
         self.up = False
+        self.outage_count = 0
         self._failed_attempts = 0
 
     def came_up(self) -> None:
@@ -175,6 +177,7 @@ class Link:
     def went_down(self, reason: object) -> None:
         if self.up:
             self.up = False
+            self.outage_count += 1
             log.warning("reconnecting", broker=self.broker, reason=str(reason))
         else:
             log.debug("reconnect_failed", broker=self.broker, reason=str(reason))
@@ -218,6 +221,7 @@ class Source(ABC):
         self.buffer = Buffer()
         self.returned_count = 0
         """How many messages `stop` and `give_back` returned to the broker."""
+        self._outage_count = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -237,6 +241,12 @@ class Source(ABC):
     @abstractmethod
     def connected(self) -> bool:
         """Whether deliveries can arrive now; False during an outage."""
+
+    @property
+    def outage_count(self) -> int:
+        """How often the broker was lost since the start."""
+        link: Link | None = getattr(self, "_link", None)  # of a source that has one, it counts
+        return self._outage_count if link is None else link.outage_count
 
     @abstractmethod
     async def start(self) -> None:

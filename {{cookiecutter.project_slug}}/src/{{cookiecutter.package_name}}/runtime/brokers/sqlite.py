@@ -341,6 +341,7 @@ class SqliteSource(Source):
                         await self._exchange_once()
                 except BrokerUnavailable as outage:
                     if self._online:
+                        self._outage_count += 1
                         log.warning("reconnecting", reason=str(outage))
                     self._online = False
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

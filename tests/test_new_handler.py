@@ -1,0 +1,91 @@
+"""A handler is added by one command, in the style that the service was scaffolded with."""
+
+import pytest
+
+from conftest import Prove, Render
+from rendered import LONG_NAME, QUESTIONS, Result, Service
+
+
+def add(service: Service, *names: str) -> Result:
+    return service.run("python", "tools/new_handler.py", *names, environment=service.environment())
+
+
+def check_well(service: Service) -> None:
+    for command in (
+        ["ruff", "check", "--no-cache"],
+        ["ruff", "format", "--check", "--no-cache"],
+        ["mypy", "src", "tests/handlers"],
+        [
+            "python",
+            "-X",
+            "dev",
+            "-m",
+            "pytest",
+            "-q",
+            "tests/handlers",
+            "tests/runtime/test_drift.py",
+        ],
+    ):
+        result = service.run(*command, environment=service.environment())
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("handler_stub", QUESTIONS["handler_stub"])
+def test_a_new_handler_is_as_one_that_was_scaffolded(
+    render: Render, render_own: Render, prove: Prove, handler_stub: str
+) -> None:
+    answers = {"broker": "sqlite", "handler_stub": handler_stub}
+    service = render_own(**answers, handlers="order_10, order_9")
+    for name in ("order_2", "refund_issued", "a"):
+        result = add(service, name)
+        assert result.returncode == 0, result.stdout
+    wanted = render(**answers, handlers="order_10, order_9, order_2, refund_issued, a").files
+    found = service.files
+    differ = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
+    assert differ <= {".template-answers.json", "README.md"}
+    check_well(service)
+    prove("handlers added afterwards", f"handler_stub={handler_stub}")
+
+
+def test_a_new_handler_with_the_longest_name_is_well(render_own: Render) -> None:
+    service = render_own(broker="sqlite")
+    assert add(service, LONG_NAME).returncode == 0
+    check_well(service)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Order"],
+        ["2nd"],
+        ["class"],
+        ["true"],
+        ["message"],
+        ["../x"],
+        ["order_created"],
+        ["a" * 41],
+        [],
+        ["a", "b"],
+    ],
+    ids=repr,
+)
+def test_a_name_that_cannot_be_one_is_refused_with_one_sentence(
+    render_own: Render, names: list[str]
+) -> None:
+    service = render_own(broker="sqlite")
+    before = service.files
+    result = add(service, *names)
+    assert result.returncode == 2
+    assert result.stdout.startswith("new_handler.py: ")
+    assert result.stdout.count("\n") == 1
+    assert service.files == before
+
+
+def test_a_registry_that_was_rewritten_is_left_alone(render_own: Render) -> None:
+    service = render_own(broker="sqlite")
+    service.write("src/order_events/handlers/__init__.py", "HANDLERS = {}\n")
+    before = service.files
+    result = add(service, "refund_issued")
+    assert result.returncode == 2
+    assert "src/order_events/handlers/__init__.py has no lines" in result.stdout
+    assert service.files == before
