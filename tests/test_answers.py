@@ -197,7 +197,7 @@ def test_every_question_is_asked_in_words() -> None:
 
 
 def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
-    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2"]
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2", "3"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
@@ -210,6 +210,7 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
         "handlers": "order created, refund",
         "handler_stub": "batch",
         "telemetry": "opentelemetry",
+        "deploy": "systemd",
     }
 
 

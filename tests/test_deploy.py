@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -223,27 +224,31 @@ def probed() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
+def healthy(healthcheck: list[str], port: int) -> bool:
+    """What the health check says of what answers on this port."""
+    [python, *arguments] = healthcheck
+    assert python == "python"
+    variables = {"CONSUMER_PROBE_PORT": str(port)}
+    check = run(sys.executable, *arguments, cwd=Path.cwd(), check=False, env=variables)
+    return check.returncode == 0
+
+
 def test_the_health_check_asks_livez(
     render: Render, probed: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dockerfile = render(deploy="compose").read("Dockerfile")
     [text] = [text for name, text in instructions(dockerfile) if name == "HEALTHCHECK"]
-    [python, *arguments] = json.loads(text.partition("CMD ")[2])
-    assert python == "python"
-
-    def healthy(port: int) -> bool:
-        result = run(
-            *[sys.executable, *arguments],
-            cwd=Path.cwd(),
-            check=False,
-            env={"CONSUMER_PROBE_PORT": str(port)},
-        )
-        return result.returncode == 0
-
-    assert healthy(probed.server_port)
+    check = json.loads(text.partition("CMD ")[2])
+    assert healthy(check, probed.server_port)
     monkeypatch.setattr(Probed, "status", 503)
-    assert not healthy(probed.server_port)
-    assert not healthy(1)
+    assert not healthy(check, probed.server_port)
+    assert not healthy(check, 1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 BUILD = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here() or "it can be built here")
@@ -295,9 +300,11 @@ def test_as_process_1_without_rights_and_on_a_read_only_root_it_stops_when_asked
     image: Stage, url: str, writable: list[str]
 ) -> None:
     """The kernel gives process 1 no default actions: a signal that nobody handles is lost on it."""
-    process = image.start(writable=writable, CONSUMER_BROKER_URL=url)
+    port = free_port()
+    process = image.start(writable=writable, CONSUMER_BROKER_URL=url, CONSUMER_PROBE_PORT=str(port))
     try:
         wait_for_event(process, "consuming")
+        assert healthy(image.healthcheck, port)
         [pid] = map(
             int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         )
@@ -323,7 +330,12 @@ def test_as_process_1_without_rights_and_on_a_read_only_root_it_stops_when_asked
 @BUILD
 def test_elsewhere_it_cannot_write(image: Stage) -> None:
     """Or the test above would prove nothing about a read-only root."""
-    process = image.start(writable=["/data"], CONSUMER_BROKER_URL="sqlite:////app/messages.db")
+    process = image.start(
+        writable=["/data"],
+        CONSUMER_BROKER_URL="sqlite:////app/messages.db",
+        CONSUMER_PROBE_PORT="0",
+        CONSUMER_CONNECT_SECONDS="0",
+    )
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "messages.db" in output
