@@ -215,7 +215,7 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n")
+    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n1\n")
     assert result.returncode == 1
     assert "project_name '{{ 7 * 7 }}' must not hold" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -54,6 +54,9 @@ def test_an_older_version_is_behind(service: Service) -> None:
 
 def test_the_drain_seconds_are_those_that_its_files_set(service: Service) -> None:
     service.write(".env.example", "# CONSUMER_DRAIN_SECONDS=10\nCONSUMER_DRAIN_SECONDS=40\n")
+    assert only_row(service)["drain_seconds"] == "25, 40"
+    deployed = "deploy/kubernetes/base/kustomization.yaml"
+    service.write(deployed, service.read(deployed).replace("SECONDS=25", "SECONDS=40"))
     assert only_row(service)["drain_seconds"] == "40"
 
 
