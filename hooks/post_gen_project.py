@@ -13,6 +13,7 @@ from pathlib import Path
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
+CI = json.loads(r"""{{ cookiecutter._ci | jsonify }}""")
 
 PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
@@ -26,8 +27,9 @@ def main() -> None:
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
         shutil.rmtree(STUBS)
-        for path in other_brokers():
+        for path in [*other_brokers(), *other_ci()]:
             path.unlink()  # an error if it is not there: the table in cookiecutter.json is wrong
+            remove_empty_folders(path.parent)
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
         write_manifest()
@@ -69,6 +71,20 @@ def other_brokers() -> Iterator[Path]:
         if name != ANSWERS["broker"]:
             yield from (RUNTIME / file for file in broker["runtime"])
             yield from (RUNTIME_TESTS / file for file in broker["tests"])
+
+
+def other_ci() -> Iterator[Path]:
+    """The files of the CI systems that were not chosen."""
+    for name, files in CI.items():
+        if name != ANSWERS["ci"]:
+            yield from map(Path, files)
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """This folder and those above it, as far as nothing is in them."""
+    while folder != Path() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def caches() -> list[Path]:
