@@ -75,6 +75,7 @@ def test_it_has_exactly_the_files_of_its_answers(
     broker = QUESTIONS["_brokers"][combination.broker]
     names = [*ALWAYS, *(f"src/{{package}}/runtime/{name}" for name in broker["runtime"])]
     names += [f"tests/runtime/{name}" for name in broker["tests"]]
+    names += QUESTIONS["_ci"][combination.ci]
     expected = {name.format(package=service.package) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}

@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
+EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 # SIGHUP, a closed terminal, stops as SIGTERM does; SIGBREAK is how Windows asks a process group to end.
 STOP_SIGNALS = [
@@ -102,7 +103,7 @@ def main(
     except CancellationRequested as stop:
         exit_code = 128 + stop.args[0]
     except BrokenPipeError:  # nobody reads any more, as in: dead-letters list | head
-        exit_code = 128 + signal.SIGPIPE
+        exit_code = EXIT_BROKEN_PIPE
     except (BrokerError, SettingsError, HandlerError, UsageError) as error:
         exit_code = _exit_code_for(error)
         print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
