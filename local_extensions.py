@@ -18,7 +18,9 @@ from jinja2.ext import Extension
 LONGEST_TEXT = 100
 LONGEST_NAME = 40
 JINJA = re.compile(r"\{\{|\{%|\{#")
-KEPT_BY_WINDOWS = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]")  # as names of files, whatever follows a dot
+KEPT_BY_WINDOWS = re.compile(
+    r"con|prn|aux|nul|(com|lpt)[0-9]"
+)  # as names of files, whatever follows a dot
 TEMPLATE = Path(__file__).resolve().parent
 
 

@@ -67,7 +67,9 @@ class Combination:
 COMBINATIONS = [
     Combination(broker, handler_stub, *typed, ci)
     for (broker, handler_stub, typed), ci in zip(
-        product(QUESTIONS["broker"], QUESTIONS["handler_stub"], [("two", "short"), ("one", "long")]),
+        product(
+            QUESTIONS["broker"], QUESTIONS["handler_stub"], [("two", "short"), ("one", "long")]
+        ),
         cycle(QUESTIONS["ci"]),
         strict=False,
     )

@@ -138,6 +138,7 @@ def test_the_template_is_tested_on_every_python_and_system_each_week() -> None:
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [
         f"3.{minor}" for minor in range(11, 15)
     ]
+    assert workflow["jobs"]["audit"]["strategy"]["matrix"]["broker"] == QUESTIONS["broker"]
     systems = workflow["jobs"]["newcomer"]["strategy"]["matrix"]["system"]
     assert {system.split("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
 
@@ -155,7 +156,10 @@ def test_the_tests_of_a_service_have_their_broker(render: Render, broker: str) -
     if not row["service"]:
         for job in (github, gitlab):
             assert "services" not in job
-            assert "CONSUMER_TEST_BROKER_URL" not in {**job.get("env", {}), **job.get("variables", {})}
+            assert "CONSUMER_TEST_BROKER_URL" not in {
+                **job.get("env", {}),
+                **job.get("variables", {}),
+            }
         return
     [of_gitlab] = gitlab["services"]
     of_github = github["services"]["broker"]
@@ -213,7 +217,9 @@ def test_the_steps_that_need_no_server_pass(render_own: Render, ci: str) -> None
 
 def test_updates_leave_the_bounds_to_the_template(render: Render) -> None:
     updates = parsed(render(ci="github").path, DEPENDABOT)["updates"]
-    strategies = {update["package-ecosystem"]: update.get("versioning-strategy") for update in updates}
+    strategies = {
+        update["package-ecosystem"]: update.get("versioning-strategy") for update in updates
+    }
     assert strategies["uv"] == "lockfile-only"
     renovate = parsed(render(ci="gitlab").path, RENOVATE)
     [rule] = renovate["packageRules"]
