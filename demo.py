@@ -59,12 +59,8 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     SCRATCH.mkdir()
-    scaffold = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(SCRATCH)]
-    subprocess.run([sys.executable, "-m", *scaffold], check=True, stdout=subprocess.DEVNULL)
-    [project] = SCRATCH.iterdir()
+    project = scaffold(SCRATCH, HANDLER)
     say("scaffolded", f"{project.relative_to(ROOT).as_posix()}, with the default answers")
-    [handler] = (project / "src").glob("*/handlers/order_created.py")
-    handler.write_text(HANDLER, encoding="utf-8")
     started = time.monotonic()
     program = install(project)
     say("installed", f"from its own pyproject.toml, in {time.monotonic() - started:.0f} s")
@@ -127,6 +123,18 @@ def report(queue: Path, effects: Path, runs: list["Run"]) -> int:
     where = f"{SCRATCH.name}/order-events"
     print(f"\nThe service is yours to look at: {where}" if well else "\nThat is not as promised.")
     return 0 if well else 1
+
+
+def scaffold(folder: Path, handler: str, *answers: str) -> Path:
+    """Render a service into the empty folder, with this text for its one handler; returns where it is."""
+    command = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(folder)]
+    subprocess.run(
+        [sys.executable, "-m", *command, *answers], check=True, stdout=subprocess.DEVNULL
+    )
+    [project] = folder.iterdir()
+    [file] = (project / "src").glob("*/handlers/order_created.py")
+    file.write_text(handler, encoding="utf-8")
+    return project
 
 
 def install(project: Path) -> Path:

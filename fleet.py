@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-DRAIN_SECONDS = 25
-"""CONSUMER_DRAIN_SECONDS where a service says nothing; see the runtime's settings."""
 DEPLOYED_FROM = ("deploy/**/*.yaml", "compose.yaml", "deploy/**/*.service", ".env.example")
 
 
@@ -86,7 +84,7 @@ def row(service: Path) -> Row:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", str(package)):
         raise Unreadable("its .template-answers.json names no package.")
     behind = how_far_behind(str(version), str(recorded.get("commit", "")))
-    drain = drain_seconds(service)
+    drain = drain_seconds(service, package)
     return Row(
         str(slug), str(version), behind, drift(service, package), str(broker), drain, suite(service)
     )
@@ -127,14 +125,18 @@ def drift(service: Path, package: str) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
 
 
-def drain_seconds(service: Path) -> str:
-    """As the files for the deployment say it; what is in the environment elsewhere nobody can see from here."""
+def drain_seconds(service: Path, package: str) -> str:
+    """As the files for the deployment say it, or else its settings' default; nobody sees from here what is set elsewhere."""
     said: set[str] = set()
     for pattern in DEPLOYED_FROM:
         for file in service.glob(pattern):
             text = file.read_text(encoding="utf-8", errors="replace")
             said |= set(re.findall(r"^(?!\s*#).*\bCONSUMER_DRAIN_SECONDS\W+([\d.]+)", text, re.M))
-    return ", ".join(sorted(said)) or str(DRAIN_SECONDS)
+    if not said:
+        settings = service / "src" / package / "runtime/settings.py"
+        text = settings.read_text(encoding="utf-8") if settings.exists() else ""
+        said = set(re.findall(r"drain_seconds: float = Field\(default=([\d.]+)", text))
+    return ", ".join(sorted(said)) or "?"
 
 
 def suite(service: Path) -> str:

@@ -57,6 +57,12 @@ def test_the_drain_seconds_are_those_that_its_files_set(service: Service) -> Non
     assert only_row(service)["drain_seconds"] == "40"
 
 
+def test_without_that_they_are_the_default_of_its_own_settings(service: Service) -> None:
+    settings = "src/order_events/runtime/settings.py"
+    service.write(settings, service.read(settings).replace("Field(default=25,", "Field(default=7,"))
+    assert only_row(service)["drain_seconds"] == "7"
+
+
 def test_it_tells_whether_the_shutdown_suite_passed_last_time(service: Service) -> None:
     cache = service.path / ".pytest_cache/v/cache"
     cache.mkdir(parents=True)

@@ -13,6 +13,8 @@ from rendered import QUESTIONS, TEMPLATE, Result, Service, run
 OLD_LINE = '"""One log line for each event, as it was."""'
 PRESENT_LINE = '"""One log line for each event: JSON for machines, or aligned text for people."""'
 LOGS = "src/order_events/runtime/logs.py"
+STUB = "{{cookiecutter.project_slug}}/stubs/json/handler.py"
+HANDLER = "src/order_events/handlers/order_created.py"
 TREE_LOGS = "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}/runtime/logs.py"
 IDENTITY = {
     **{f"GIT_{role}_NAME": "Somebody" for role in ("AUTHOR", "COMMITTER")},
@@ -41,8 +43,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(TEMPLATE / name, folder / name)
     git(folder, "init", "--quiet")
-    logs, questions = folder / TREE_LOGS, folder / "cookiecutter.json"
-    present = {path: path.read_text(encoding="utf-8") for path in (logs, questions)}
+    logs, questions, stub = (folder / name for name in (TREE_LOGS, "cookiecutter.json", STUB))
+    present = {path: path.read_text(encoding="utf-8") for path in (logs, questions, stub)}
+    assert "Your work goes here" in present[stub]
+    stub.write_text(present[stub].replace("Your work goes here", "Work here"), encoding="utf-8")
     assert PRESENT_LINE in present[logs]
     logs.write_text(present[logs].replace(PRESENT_LINE, OLD_LINE), encoding="utf-8")
     version = f'"_template_version": "{QUESTIONS["_template_version"]}"'
@@ -99,9 +103,11 @@ def old_service(template: Path, tmp_path: Path) -> Service:
 def test_an_update_keeps_local_edits_and_brings_the_change(old_service: Service) -> None:
     assert OLD_LINE in old_service.read(LOGS)
     edit(old_service, EDITS)
+    handler = old_service.read(HANDLER)
     result = update(old_service)
     assert result.returncode == 0, result.stdout
     assert PRESENT_LINE in old_service.read(LOGS)
+    assert old_service.read(HANDLER) == handler, "its stub has changed, but it is the team's"
     assert [name for name, (_, new) in EDITS.items() if new not in old_service.read(name)] == []
     recorded = json.loads(old_service.read(".template-answers.json"))
     assert recorded["version"] == QUESTIONS["_template_version"]
@@ -150,6 +156,7 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
     git(service.path, "init", "--quiet")
     commit_all(service.path, "As scaffolded")
     edit(service, EDITS)
+    handler = service.read(HANDLER)
     head = git(template, "rev-parse", "HEAD").strip()
     newest = ("--checkout", head)  # cruft would compare with v0.0.1, which it was made from
     assert cruft(service.path, "check", *newest).returncode == 1
@@ -157,6 +164,7 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
     updated = cruft(service.path, "update", "--skip-apply-ask", *newest)
     assert updated.returncode == 0, updated.stdout
     assert PRESENT_LINE in service.read(LOGS)
+    assert service.read(HANDLER) == handler, "its stub has changed, but it is the team's"
     assert [name for name, (_, new) in EDITS.items() if new not in service.read(name)] == []
     assert cruft(service.path, "check", *newest).returncode == 0
 
@@ -165,9 +173,17 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
 def test_a_wrong_answer_is_one_sentence(old_service: Service, answer: str) -> None:
     before = git(old_service.path, "rev-parse", "HEAD")
     result = update(old_service, answer)
-    assert result.returncode in (1, 2)
+    assert result.returncode == 2
     assert repr(answer.partition("=")[0]) in result.stdout
     assert git(old_service.path, "rev-parse", "HEAD") == before
+
+
+def test_without_its_answers_it_is_one_sentence(old_service: Service) -> None:
+    old_service.write(".template-answers.json", "{}")
+    result = update(old_service)
+    assert result.returncode == 1
+    assert result.stdout.startswith("update.py: .template-answers.json does not tell")
+    assert result.stdout.count("\n") == 1
 
 
 def test_an_answer_that_the_template_refuses_changes_nothing(old_service: Service) -> None:

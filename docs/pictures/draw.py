@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo import Run, install  # noqa: E402  # the path comes first
+from demo import Run, install, scaffold  # noqa: E402  # the path comes first
 
 HANDLER = '''"""The pictures' handler: works as many seconds as its message says, and logs both ends of it."""
 
@@ -104,23 +104,13 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pictures-") as scratch:
-        program = scaffold(Path(scratch))
+        program = install(scaffold(Path(scratch), HANDLER, "broker=sqlite", "handler_stub=raw"))
         for story in STORIES:
             stop = play(story, program, Path(scratch) / f"{story.name}.db")
             picture = folder / f"stop-{story.name}.svg"
             picture.write_text(drawn(stop), encoding="utf-8", newline="\n")
             print(f"{picture.name}: exit code {stop.exit_code}")
     return 0
-
-
-def scaffold(scratch: Path) -> Path:
-    command = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(scratch)]
-    command += ["broker=sqlite", "handler_stub=raw"]
-    subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
-    project = scratch / "order-events"
-    handler = project / "src/order_events/handlers/order_created.py"
-    handler.write_text(HANDLER, encoding="utf-8")
-    return install(project)
 
 
 def play(story: Story, program: Path, queue: Path) -> Stop:

@@ -5,7 +5,7 @@ Needs git and cookiecutter (or uv). The branch `template` holds what the templat
 newest state is committed there and merged, so that your changes stay and the history shows both. An answer on the
 command line changes this service's, for example ``broker=nats``.
 
-Exit codes: 0 updated, or nothing to do; 1 the merge has conflicts, or the template refused; 2 usage.
+Exit codes: 0 updated, or nothing to do; 1 it could not be done, or the merge has conflicts; 2 usage.
 """
 
 import argparse
@@ -26,18 +26,21 @@ BRANCH = "refs/heads/template"
 
 def main() -> int:
     arguments = parse_arguments()
-    recorded = json.loads((PROJECT / ".template-answers.json").read_text(encoding="utf-8"))
-    answers: dict[str, str] = recorded["answers"]
+    try:
+        recorded = json.loads((PROJECT / ".template-answers.json").read_text(encoding="utf-8"))
+        answers: dict[str, str] = recorded["answers"]
+        template = arguments.template or recorded["template"]
+        came_from = arguments.came_from or recorded.get("commit") or f"v{recorded['version']}"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return refuse(f".template-answers.json does not tell where this came from: {error!r}.")
     changes = dict(answer.split("=", 1) for answer in arguments.answers)
     if unknown := sorted(changes.keys() - answers.keys()):
-        sys.exit(f"update.py: {unknown[0]!r} is no question; there are {', '.join(answers)}.")
+        return refuse(f"{unknown[0]!r} is no question; there are {', '.join(answers)}.", 2)
     if git("status", "--porcelain"):
         return refuse("commit or stash your changes first.")
-    template = arguments.template or recorded["template"]
     with rendered(template, arguments.checkout, {**answers, **changes}) as folder:
         if not git("for-each-ref", BRANCH):
             # The first update: what this project came from becomes the branch's first commit.
-            came_from = arguments.came_from or recorded["commit"] or f"v{recorded['version']}"
             with rendered(template, came_from, answers) as past:
                 commit(past, f"What this project came from: {came_from}")
             join = ["--strategy=ours", "--allow-unrelated-histories", "--message=Join the template"]
@@ -125,9 +128,9 @@ def git_directory() -> str:
     return git("rev-parse", "--absolute-git-dir")
 
 
-def refuse(sentence: str) -> int:
+def refuse(sentence: str, exit_code: int = 1) -> int:
     print(f"update.py: {sentence}", file=sys.stderr)
-    return 1
+    return exit_code
 
 
 def parse_arguments() -> argparse.Namespace:

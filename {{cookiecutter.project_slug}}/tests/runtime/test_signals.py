@@ -331,7 +331,7 @@ async def test_an_event_loop_without_add_signal_handler_is_enough(
     """As on Windows."""
 
     def not_there(*_: object) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # the very answer of the event loops that cannot
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", not_there)
     with make_cancellation_event() as event:
