@@ -35,7 +35,7 @@ def variables() -> dict[str, dict[str, str]]:
                     *("--kafka-port", "{port}", "--data-dir", "{directory}"),
                 ]
             ),
-            "CONSUMER_TEST_BROKER_LACKS": "rebalance",
+            "CONSUMER_TEST_BROKER_LACKS": "rebalance,durability",
         },
         "tansu": {
             "CONSUMER_TEST_BROKER_COMMAND": shlex.join(

@@ -16,7 +16,7 @@ import pytest
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 
 from .process import ask
-from .servers import SERVED_BROKERS, Counts, PrivateServer, server_module
+from .servers import SERVED_BROKERS, Counts, PrivateServer, let_store, server_module
 from .test_contract import become
 from .test_shutdown import (
     AT_ONCE_SECONDS,
@@ -54,6 +54,7 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     scene: Scene, server: PrivateServer, broker_name: str
 ) -> None:
     tasks = scene.publish(150, seconds=0.02)
+    let_store(server)
     process = scene.start(concurrency=CONCURRENCY)
     wait_until(lambda: has_ended(scene, 30))
     server.kill()
@@ -118,6 +119,7 @@ def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(
     scene: Scene, server: PrivateServer
 ) -> None:
     tasks = scene.publish(3, seconds=1)
+    let_store(server)
     process = scene.start(concurrency=1)
     process.wait_for("handling")
     server.kill()

@@ -77,6 +77,11 @@ def need_of_server(server: Server, ability: str) -> None:
         pytest.skip(f"the server of these tests lacks: {ability}")
 
 
+def let_store(server: Server) -> None:
+    """Wait until what the server has confirmed survives a kill: its broker promises that at once, a stand-in may not."""
+    getattr(server, "let_store", lambda: None)()
+
+
 def skip_without_server(missing: ServerMissing) -> None:
     """Skip the test with the reason; with REQUIRE_BROKERS=1 (CI) fail instead."""
     if os.environ.get("REQUIRE_BROKERS") == "1":

@@ -7,7 +7,8 @@ for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
 
 Servers that only speak Kafka's protocol lack some of what Kafka can do. CONSUMER_TEST_BROKER_LACKS names it, with
 commas between, and the tests that need it are skipped: ``rebalance`` (a commit while the group is rebalanced),
-``restart`` (what it had stored is there after it was killed), ``members`` (who is in a group).
+``restart`` (what it had stored is there after it was killed), ``members`` (who is in a group). Or they wait for
+it: ``durability`` (what it has confirmed is on the disk at once, not only once a second).
 """
 
 import asyncio
@@ -132,9 +133,20 @@ def _due_at(record: Any) -> float:
 class PrivateKafka(KafkaServer):
     """A server of one's own, on this port."""
 
-    def __init__(self, port: int, instance: Instance) -> None:
+    def __init__(self, port: int, instance: Instance, directory: Path) -> None:
         super().__init__(f"kafka://127.0.0.1:{port}{OPTIONS}")
         self._instance = instance
+        self._directory = directory
+
+    def let_store(self) -> None:
+        if "durability" not in self.lacks:
+            return
+        # It writes all it has once a second if there is something new: after two seconds without, there was nothing.
+        now = time.time()
+        while time.time() < now + 2.5:
+            if any(file.stat().st_mtime > now + 0.1 for file in self._directory.glob("*.json")):
+                return
+            time.sleep(0.05)
 
     def kill(self) -> None:
         self._instance.kill()
@@ -187,7 +199,7 @@ def _started(directory: Path) -> Iterator[PrivateServer]:
         )
         raise ServerMissing(msg)
     try:
-        yield PrivateKafka(port, instance)
+        yield PrivateKafka(port, instance, directory)
     finally:
         instance.close()
 
