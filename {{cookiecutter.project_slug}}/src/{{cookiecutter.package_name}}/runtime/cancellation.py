@@ -26,6 +26,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -54,7 +55,6 @@ class CancellationEvent(asyncio.Event):
         self.signals: list[tuple[signal.Signals, float]] = []
         self.on_repeat: Callable[[signal.Signals], None] | None = None
         self._loop_to_wake = loop
-        self._process_id = os.getpid()
         self._earlier_handlers: dict[signal.Signals, Any] = {}
 
     def set(self, reason: signal.Signals | str | None = None) -> None:
@@ -84,9 +84,12 @@ class CancellationEvent(asyncio.Event):
             # signal.signal and not loop.add_signal_handler: it exists on every system, leaves no
             # moment without a handler, and runs (see `signals`) when the loop itself is blocked.
             self._earlier_handlers.setdefault(signum, signal.signal(signum, self._on_signal))
+        _with_handlers.append(self)
 
     def restore_signals(self) -> None:
         """Put back the handlers that `install_signals` found."""
+        with suppress(ValueError):
+            _with_handlers.remove(self)
         while self._earlier_handlers:
             signum, handler = self._earlier_handlers.popitem()
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
@@ -99,9 +102,8 @@ class CancellationEvent(asyncio.Event):
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         signum = signal.Signals(number)
-        if self._loop_to_wake.is_closed() or os.getpid() != self._process_id:
-            # Nobody is left to stop, or this is a forked child: the earlier handlers take over.
-            self.restore_signals()
+        if self._loop_to_wake.is_closed():
+            self.restore_signals()  # nobody is left to stop: the earlier handlers take over
             signal.raise_signal(signum)
             return
         self.signals.append((signum, time.monotonic()))
@@ -112,6 +114,20 @@ class CancellationEvent(asyncio.Event):
             self.set(signum)
         elif self.on_repeat is not None:
             self.on_repeat(signum)
+
+
+_with_handlers: list[CancellationEvent] = []
+"""Those whose signal handlers are installed, the last one last."""
+
+
+def _restore_signals_in_a_forked_child() -> None:
+    # At once: a handler written in Python has to wait for the call that the child is in, which may never end.
+    for event in reversed(_with_handlers.copy()):
+        event.restore_signals()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_restore_signals_in_a_forked_child)
 
 
 def make_cancellation_event(
@@ -145,18 +161,18 @@ async def cancellable_aiter(
     loop = asyncio.get_running_loop()
     iterator = aiter(source)
     waiting = event.wait()
-    pulling: asyncio.Task[Any] | None = None
-    interrupted = False
-    outside_cancellation = False
+    pulling: asyncio.Task[Any] | None  # bound before anything can call `interrupt`
+    outside_cancellations = 0
 
     def interrupt(_: object = None) -> None:
-        nonlocal interrupted
+        nonlocal pulling
         if pulling is None:
             return  # the task is in the loop body, and will see the event before the next item
         if _holds_a_result(pulling):
             loop.call_soon(interrupt)
         else:
-            interrupted = pulling.cancel()
+            pulling.cancel()
+            pulling = None
 
     try:
         if event.is_set():
@@ -174,15 +190,16 @@ async def cancellable_aiter(
             except StopAsyncIteration:
                 break
             except asyncio.CancelledError:
-                if not interrupted:
+                if pulling is not None:  # it was not `interrupt`
                     raise
                 break
             finally:
+                # Unless the source did that already.
+                if pulling is None and task.cancelling() > cancelling_before:
+                    outside_cancellations = task.uncancel() - cancelling_before
                 pulling = None
-                if interrupted and task.cancelling() > cancelling_before:  # unless the source did
-                    outside_cancellation = task.uncancel() > cancelling_before
             yield item
-        if outside_cancellation:
+        if outside_cancellations > 0:
             # Someone else cancelled at the same instant. An anyio scope does so again on the next loop
             # iteration, and catches only that CancelledError, which names it: let it.
             await asyncio.sleep(0)

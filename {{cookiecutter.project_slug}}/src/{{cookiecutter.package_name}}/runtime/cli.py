@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""The command line: run, demo, publish, check, dead-letters.
+"""The command line: run, demo, publish, check, dead-letters; new-handler, in a checkout of the service.
 
-Exit codes: 0 done, or drained after a signal; 1 crashed; 2 settings or usage; 69 the broker cannot be
+Exit codes: 0 done, or drained after a signal; 1 crashed, or check found a difference; 2 settings or usage; 69 the broker cannot be
 reached; 75 the drain time passed and work went back to the broker; 128 + n ended or forced by signal n.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import TypeVar
 import structlog
 from pydantic_settings import BaseSettings
 
+from . import systemd
 from .brokers import make_source
 from .brokers.source import BrokerError, BrokerUnavailable, Source
 from .cancellation import (
@@ -38,6 +40,8 @@ from .message import OutgoingMessage
 from .probes import probes
 from .settings import ConsumerSettings, SettingsError, load_settings
 from .telemetry import CLOSE_SECONDS, make_telemetry
+from .timeline import Timeline
+from .vendored import CHECKOUT, NotComparable, find_drift
 from .watchdog import Watchdog
 
 log = structlog.get_logger()
@@ -46,6 +50,8 @@ T = TypeVar("T")
 
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
+EXIT_DIFFERENT = 1
+EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 # SIGHUP, a closed terminal, stops as SIGTERM does; SIGBREAK is how Windows asks a process group to end.
 STOP_SIGNALS = [
@@ -104,7 +110,7 @@ def main(
     except CancellationRequested as stop:
         exit_code = 128 + stop.args[0]
     except BrokenPipeError:  # nobody reads any more, as in: dead-letters list | head
-        exit_code = 128 + signal.SIGPIPE
+        exit_code = EXIT_BROKEN_PIPE
     except (BrokerError, SettingsError, HandlerError, UsageError) as error:
         exit_code = _exit_code_for(error)
         print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
@@ -128,6 +134,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     demo = commands.add_parser("demo", help="run on the embedded broker with sample messages")
+    demo.add_argument("--timeline", action="store_true", help="draw the stop at the end")
     demo.set_defaults(command=_demo)
 
     publish = commands.add_parser("publish", help="publish one JSON message, or JSON lines from -")
@@ -137,6 +144,9 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check", help="are the settings valid, the broker and its queues there?"
+    )
+    check.add_argument(
+        "--vendored", action="store_true", help="instead: are the template's files as they came?"
     )
     check.set_defaults(command=_check)
 
@@ -151,6 +161,12 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     purge = actions.add_parser("purge", help="delete them")
     purge.add_argument("--yes", action="store_true", help="do not ask")
     purge.set_defaults(command=_purge_dead_letters)
+
+    new_handler = commands.add_parser(
+        "new-handler", help="add a handler, its test and its line in the list (development only)"
+    )
+    new_handler.add_argument("name", metavar="NAME", help="the message's type, as in refund_issued")
+    new_handler.set_defaults(command=_new_handler)
     return parser
 
 
@@ -164,7 +180,9 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         settings.log_format, settings.log_level, secrets_of(settings.broker_url.get_secret_value())
     )
     in_hand_per_worker = settings.batch_size if router.batched else 1
-    prefetch = settings.prefetch or min(settings.concurrency * in_hand_per_worker, 65_535)
+    most_in_hand = settings.concurrency * in_hand_per_worker
+    # Ordered by a key, some wait for others: with more of them here, workers find one that can be taken.
+    prefetch = settings.prefetch or min(most_in_hand * (10 if settings.order_by else 1), 65_535)
     source = make_source(settings, prefetch)
     telemetry = make_telemetry(service.name, settings)
 
@@ -175,6 +193,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         consumer = Consumer(source, router, event, settings, service.lifespan, telemetry)
         watchdog = Watchdog(event, settings.drain_seconds, consumer)
         watchdog.start()
+        systemd.ping_watchdog()
         exit_code = EXIT_CRASHED
         try:
             async with probes(settings.probe_port, consumer, telemetry):
@@ -204,18 +223,19 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         return runner.run(consume(event))
 
 
-def _demo(service: Service, _arguments: argparse.Namespace) -> int:
+def _demo(service: Service, arguments: argparse.Namespace) -> int:
     if not service.examples:
         msg = "the demo has nothing to publish: EXAMPLES in handlers/__init__.py is empty"
         raise UsageError(msg)
     router = service.router()
     configure_logs("console", "info")
+    timeline = Timeline() if arguments.timeline else None
     with (
         asyncio.Runner() as runner,
         make_cancellation_event(STOP_SIGNALS, runner.get_loop()) as event,
     ):
         return runner.run(
-            run_demo(router, service.examples, service.lifespan, event, service.settings)
+            run_demo(router, service.examples, service.lifespan, event, service.settings, timeline)
         )
 
 
@@ -245,7 +265,9 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
     return _with_source(service, publish)
 
 
-def _check(service: Service, _arguments: argparse.Namespace) -> int:
+def _check(service: Service, arguments: argparse.Namespace) -> int:
+    if arguments.vendored:
+        return _check_vendored()
     router = service.router()
 
     async def check(source: Source) -> int:
@@ -261,6 +283,15 @@ def _check(service: Service, _arguments: argparse.Namespace) -> int:
     return _with_source(service, check)
 
 
+def _check_vendored() -> int:
+    try:
+        drift = find_drift()
+    except NotComparable as reason:
+        raise UsageError(str(reason)) from None
+    print(drift if drift else f"vendored   ok, {drift.came} files are as they came")
+    return EXIT_DIFFERENT if drift else EXIT_DRAINED
+
+
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Source) -> int:
         count = 0
@@ -268,13 +299,12 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
         total = await source.count_dead_letters()
         async for letter in source.dead_letters(arguments.limit):
             count += 1
-            died_at = datetime.fromtimestamp(letter.died_at, UTC).isoformat(timespec="seconds")
             print(
                 json.dumps(
                     {
                         "id": letter.id,
                         "type": letter.type,
-                        "died_at": died_at,
+                        "died_at": _time_of(letter.died_at),
                         "attempts": letter.attempts,
                         "reason": letter.reason,
                     }
@@ -303,6 +333,14 @@ def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
         return EXIT_DRAINED
 
     return _after_confirmation(service, arguments, "Delete", purge)
+
+
+def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
+    tool = CHECKOUT / "tools/new_handler.py"
+    if not tool.exists():
+        msg = "new-handler works where tools/new_handler.py is: in a checkout of the service"
+        raise UsageError(msg)
+    return subprocess.run([sys.executable, str(tool), arguments.name], check=False).returncode
 
 
 # -- what they share
@@ -412,6 +450,12 @@ def _json(text: bytes, where: str) -> bytes:
         msg = f"{where} is not JSON: {error}"
         raise UsageError(msg) from None
     return text.strip()
+
+
+def _time_of(unix_seconds: float) -> str:
+    with suppress(ValueError, OverflowError, OSError):  # what some program has put there
+        return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
+    return str(unix_seconds)
 
 
 class _Progress:

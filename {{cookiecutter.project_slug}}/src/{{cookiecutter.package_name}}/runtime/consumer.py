@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
+from . import systemd
 from .brokers.source import BrokerUnavailable, Source, SourceFailed, backoff_seconds
 from .cancellation import (
     CancellationEvent,
@@ -36,7 +37,8 @@ from .cancellation import (
     cancellable_wait,
 )
 from .handlers import Handler, Router
-from .message import Message, Reject, Retry, Stop
+from .logs import without_input
+from .message import REASON_CHARACTERS, Message, Reject, Retry, Stop
 from .settings import ConsumerSettings
 from .telemetry import NO_HANDLER, Outcome, Telemetry
 
@@ -57,8 +59,6 @@ RETURN_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 4
 CLOSE_LIFESPAN_SECONDS = 4
 """These bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops while handlers finish."""
-
-_REASON_LENGTH = 500
 
 # What bind_contextvars(message_id=...) sets, at a tenth of its price for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
@@ -93,9 +93,11 @@ class Consumer:
         self.rejected_count = 0
         self.abandoned_count = 0
         self.errors: list[BaseException] = []
+        self._ordered = bool(settings.order_by)
         self._stop = Stop(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_back = False
+        self._source_stopped = asyncio.Event()
         self._open_batches: dict[Handler, _Batch] = {}
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
@@ -133,10 +135,12 @@ class Consumer:
             )
 
     async def _run_on_source(self) -> int:
-        await self._connect()
+        give_up_at = self._loop.time() + self.settings.connect_seconds
+        await self._insist(self.source.__aenter__, give_up_at)
         try:
-            await self._unless_stopped(self.source.start())
+            await self._insist(self.source.start, give_up_at)
             self.state = "consuming"
+            systemd.notify("READY=1", "STATUS=consuming")
             log.info(
                 "consuming", source=self.settings.source, concurrency=self.settings.concurrency
             )
@@ -149,19 +153,19 @@ class Consumer:
                 "source", self.source.__aexit__(None, None, None), CLOSE_SOURCE_SECONDS
             )
 
-    async def _connect(self) -> None:
-        """Enter the source, trying again for ``connect_seconds``."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self.settings.connect_seconds
+    async def _insist(
+        self, step: Callable[[], Coroutine[Any, Any, object]], give_up_at: float
+    ) -> None:
+        """Take a step of starting, again and again while the broker is unavailable, until that time."""
         attempt = 0
         while True:
             try:
-                await self._unless_stopped(self.source.__aenter__())
+                await self._unless_stopped(step())
                 return
             except BrokerUnavailable as error:
                 attempt += 1
                 delay = backoff_seconds(attempt, first=0.5, longest=10)
-                if loop.time() + delay > give_up_at:
+                if self._loop.time() + delay > give_up_at:
                     raise
                 log.warning(
                     "reconnecting", reason=str(error), attempt=attempt, seconds=round(delay, 1)
@@ -212,6 +216,7 @@ class Consumer:
                 self.telemetry.refused(name, message, rejection)
                 await self._reject(message, str(rejection))
                 self.telemetry.settled(name, "rejected")
+                self._free_key(message)
                 continue
             self.in_hand[message] = handler
             if handler.batched:
@@ -233,7 +238,8 @@ class Consumer:
             failure = error
         self.telemetry.handled(handling, failure)
         task = asyncio.current_task(self._loop)
-        if task is not None and task.cancelling():
+        assert task is not None
+        if task.cancelling():
             if self._taking_back:
                 # Also if the handler swallowed that, as nobody knows how far it came.
                 await self._give_back(messages)
@@ -252,6 +258,13 @@ class Consumer:
                 outcome = await self._fail(message, failure)
             self.telemetry.settled(handler.name, outcome)
             self.in_hand.pop(message, None)
+            if self._ordered:
+                self._free_key(message)
+
+    def _free_key(self, message: Message) -> None:
+        """Let the next of its key be taken; not in a stop, which gives that back."""
+        if not self.event.is_set():
+            self.source.buffer.done(message)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -284,9 +297,14 @@ class Consumer:
     # -- settling what failed
 
     async def _fail(self, message: Message, failure: BaseException) -> Outcome:
-        reason = _printable(f"{type(failure).__name__}: {_text_of(failure)}")
+        reason = _storable(f"{type(failure).__name__}: {_text_of(failure)}")
         if isinstance(failure, Reject):
-            await self._reject(message, _printable(_text_of(failure)))
+            await self._reject(message, _storable(_text_of(failure)))
+        elif _is_checkpoint(failure) and self.event.is_set():
+            # Not before the source has stopped: the broker could give it to us again.
+            await self._source_stopped.wait()
+            await self.source.give_back(message)
+            return "retried"
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
                 message, f"failed {message.attempt} times, last with {reason}", failure
@@ -335,11 +353,13 @@ class Consumer:
         deadline = requested_at + self.settings.drain_seconds
         self._stop.deadline = time.monotonic() + deadline - loop.time()
         self.state = "draining"
+        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_hand)} in hand")
         log.info("stop_requested", reason=_name(self.event.reason))
         log.info("draining", in_flight=len(self.in_hand), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
             self._step("deliveries", self.source.stop(), STOP_SOURCE_SECONDS), name="stop-source"
         )
+        stopping.add_done_callback(lambda _: self._source_stopped.set())
         await self._wait_for_handlers(deadline)
         if self._tasks:
             await self._take_back()
@@ -439,6 +459,11 @@ def _in_a_context_of_its_own(
             resume, value = call.throw, thrown
 
 
+def _is_checkpoint(failure: BaseException) -> bool:
+    """Whether the handler only asks for the message again, without saying when."""
+    return isinstance(failure, Retry) and failure.delay_seconds is None
+
+
 def _text_of(failure: BaseException) -> str:
     try:
         return str(failure)
@@ -446,9 +471,9 @@ def _text_of(failure: BaseException) -> str:
         return f"<{type(error).__name__} in __str__>"
 
 
-def _printable(reason: str) -> str:
+def _storable(reason: str) -> str:
     """Without lone surrogates: file names and JSON bring them into errors, and no broker takes them."""
-    return reason[:_REASON_LENGTH].encode(errors="replace").decode()
+    return without_input(reason)[:REASON_CHARACTERS].encode(errors="replace").decode()
 
 
 def _name(reason: Signals | str | None) -> str:

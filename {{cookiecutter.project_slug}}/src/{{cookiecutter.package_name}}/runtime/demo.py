@@ -13,6 +13,7 @@ from .consumer import Consumer, Lifespan
 from .handlers import Router
 from .message import OutgoingMessage
 from .settings import ConsumerSettings
+from .timeline import Timeline
 
 MESSAGE_COUNT = 20
 PUBLISH_EVERY_SECONDS = 0.2
@@ -24,13 +25,14 @@ async def run_demo(
     lifespan: Lifespan | None,
     event: CancellationEvent,
     make_settings: Callable[..., ConsumerSettings],
+    timeline: Timeline | None = None,
 ) -> int:
     """Publish the examples in turn, consume them, and stop when all are done or on a signal."""
     with tempfile.TemporaryDirectory(prefix="consumer-demo-") as directory:
         url = f"sqlite:///{Path(directory, 'demo.db').as_posix()}"
         settings = make_settings(broker_url=url, prefetch=None)
         consumer = Consumer(
-            make_source(settings, settings.concurrency), router, event, settings, lifespan
+            make_source(settings, settings.concurrency), router, event, settings, lifespan, timeline
         )
         consuming = asyncio.create_task(consumer.run())
         consuming.add_done_callback(lambda _: event.set("demo failed"))  # else we wait for ever
@@ -53,4 +55,6 @@ async def run_demo(
             f"published {published}, handled {consumer.handled_count},"
             f" dead letters {consumer.rejected_count}; the queue at the end: {left}"
         )
+        if timeline is not None:
+            print(timeline.drawn())
     return exit_code

@@ -21,11 +21,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from .message import Message, Reject
+from .message import REASON_CHARACTERS, Message, Reject
 
 HandlerFunction = Callable[..., Any]
 
-_REASON_LENGTH = 500
+_MOST_ERRORS = 1000
 
 
 class HandlerError(Exception):
@@ -73,10 +73,13 @@ class Handler:
         try:
             return self._adapter.validate_json(message.body)
         except ValidationError as error:
+            if (count := error.error_count()) > _MOST_ERRORS:
+                # To list a million of them takes seconds, and a gigabyte.
+                raise Reject(f"invalid payload: {count} errors") from None
             # Without the input: a reason goes into logs and dead letters.
             details = error.errors(include_input=False, include_url=False, include_context=False)
             reasons = (f"{'.'.join(map(str, d['loc']))}: {d['msg']}".lstrip(": ") for d in details)
-            raise Reject(f"invalid payload: {'; '.join(reasons)}"[:_REASON_LENGTH]) from None
+            raise Reject(f"invalid payload: {'; '.join(reasons)}"[:REASON_CHARACTERS]) from None
         except BaseException as error:  # a validator of the service's own model failed, or panicked
             raise Reject(f"invalid payload: {type(error).__name__} in the model") from error
 

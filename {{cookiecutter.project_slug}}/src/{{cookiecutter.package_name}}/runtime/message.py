@@ -15,7 +15,8 @@ _YEAR_SECONDS = 365 * 86_400.0
 class Retry(Exception):
     """Raised by a handler: bring this message back later.
 
-    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
+    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``;
+    without ``delay_seconds`` and while the service stops it does not, and the message goes back at once.
     """
 
     def __init__(self, reason: str = "", *, delay_seconds: float | None = None) -> None:
@@ -24,6 +25,10 @@ class Retry(Exception):
             # A computed delay may be negative, not a number or endless, and brokers choke on those.
             delay_seconds = max(0.0, min(delay_seconds, _YEAR_SECONDS))
         self.delay_seconds = delay_seconds
+
+
+REASON_CHARACTERS = 500
+"""So much is kept of why a message was not handled."""
 
 
 class Reject(Exception):
@@ -59,7 +64,7 @@ class Message:
 
     @property
     def stopping(self) -> asyncio.Event:
-        """Set when the service was asked to stop: finish soon, or checkpoint and raise `Retry`."""
+        """Set when the service was asked to stop: finish soon, or save your place and raise `Retry`."""
         if self.stop is None:
             self.stop = Stop(asyncio.Event())
         return self.stop.event

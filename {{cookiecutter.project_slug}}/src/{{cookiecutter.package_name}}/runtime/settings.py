@@ -4,8 +4,10 @@
 from typing import Any, Literal, Self, TypeVar
 
 import pydantic_settings
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .ordering import ORDER_BY
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -30,7 +32,9 @@ class ConsumerSettings(BaseSettings):
     concurrency: int = Field(default=10, ge=1, le=10_000)
     """How many handlers run at a time."""
     prefetch: int | None = Field(default=None, ge=1, le=65_535)
-    """How many messages may be here unsettled. By default as many as can be in hand."""
+    """How many messages may be here unsettled. By default as many as can be in hand; with a key ten times that."""
+    order_by: str = Field(default="", max_length=200)
+    """Messages with equal keys are handled one after the other: ``header:customer-id``, ``body:customer.id``."""
     drain_seconds: float = Field(default=25, ge=0, le=86_400)
     """How long handlers may finish after a stop was requested."""
     connect_seconds: float = Field(default=180, ge=0, le=86_400)
@@ -48,12 +52,28 @@ class ConsumerSettings(BaseSettings):
     probe_port: int = Field(default=0, ge=0, le=65_535)
     """Where /livez, /readyz and, with Prometheus, /metrics answer; 0 is nowhere."""
     log_format: Literal["json", "console"] = "json"
+    """JSON for machines, or aligned text for people."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is worth a line."""
 
     @property
     def broker_scheme(self) -> str:
         scheme, separator, _ = self.broker_url.get_secret_value().partition("://")
         return scheme.lower() if separator else ""
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object) -> object:
+        """INFO is what other programs want."""
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("order_by")
+    @classmethod
+    def _check_order_by(cls, value: str) -> str:
+        if value and ORDER_BY.fullmatch(value) is None:
+            msg = "must be header:NAME or body:FIELD, as in header:customer-id or body:customer.id"
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -168,7 +168,7 @@ class KafkaSource(Source):
         super().__init__(settings, prefetch)
         self._address = parse_url(settings.broker_url.get_secret_value())
         self._security: dict[str, Any] = {}
-        self._link = Link(",".join(self._address.hosts))
+        self.link = Link(",".join(self._address.hosts))
         self._group = settings.group or settings.source
         self._retry = f"{settings.source}.retry"
         self._dead = f"{settings.source}.dead"
@@ -203,15 +203,15 @@ class KafkaSource(Source):
         )
         try:
             async with self._asking(CONNECT_SECONDS):
-                await self._producer.start()
+                await _start(self._producer)
             await self._make_topics()
         except BaseException:
             await self._close_producer(0.5)
             raise
         self._closing.clear()
         self._entered = True
-        self._link.came_up()
-        self._help(self._link.keep(self._watch, self._closing), "watch")
+        self.link.came_up()
+        self._help(self.link.keep(self._watch, self._closing), "watch")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -226,7 +226,7 @@ class KafkaSource(Source):
             await asyncio.wait(self._helpers, timeout=0.5)
         self._helpers.clear()
         await asyncio.gather(self._leave(CLOSE_SECONDS), self._close_producer(CLOSE_SECONDS))
-        self._link.up = False
+        self.link.up = False
 
     def _help(self, work: Any, name: str) -> None:
         self._helpers.append(asyncio.create_task(work, name=f"kafka-{name}"))
@@ -266,13 +266,13 @@ class KafkaSource(Source):
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            msg = f"{self._link.broker} gave no answer within {seconds:g} seconds"
+            msg = f"{self.link.broker} gave no answer within {seconds:g} seconds"
             raise BrokerUnavailable(msg) from None
         except (KafkaError, OSError, EOFError) as error:
             raise self._explain(error) from error
 
     def _explain(self, error: BaseException) -> BrokerError:
-        broker = self._link.broker
+        broker = self.link.broker
         if isinstance(error, ssl.SSLError):
             return BrokerRefused(f"{broker}: no TLS connection: {error}")
         if isinstance(error, AUTHENTICATION):
@@ -328,7 +328,7 @@ class KafkaSource(Source):
         admin = AIOKafkaAdminClient(**self._client_arguments())
         try:
             async with self._asking(CONNECT_SECONDS):
-                await admin.start()
+                await _start(admin)
             yield admin
         finally:
             await _close(admin.close, admin._client, CLOSE_SECONDS)
@@ -361,7 +361,7 @@ class KafkaSource(Source):
         )
         try:
             async with self._asking(CONNECT_SECONDS):
-                await reader.start()
+                await _start(reader)
                 partitions = [
                     TopicPartition(topic, number)
                     for topic in topics
@@ -392,16 +392,16 @@ class KafkaSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._entered and self._link.up
+        return self._entered and self.link.up
 
     async def _watch(self) -> None:
         while not self._closing.is_set():
             async with self._asking():
                 if not await self._producer.client.force_metadata_update():
-                    msg = f"{self._link.broker}: no broker can be reached"
+                    msg = f"{self.link.broker}: no broker can be reached"
                     raise BrokerUnavailable(msg)
             if self._consumer is not None or not self._started:
-                self._link.came_up()
+                self.link.came_up()
             await cancellable_sleep(CHECK_SECONDS, self._closing)
 
     # -- consuming
@@ -434,7 +434,7 @@ class KafkaSource(Source):
         self._consumer = consumer
         try:
             async with self._asking(self._rebalance_seconds + STUCK_SECONDS):
-                await consumer.start()
+                await _start(consumer)
         except BaseException:
             await self._leave(0.5)
             raise
@@ -451,7 +451,7 @@ class KafkaSource(Source):
 
     async def _fill(self) -> None:
         try:
-            await self._link.keep(self._consume, self._stopping)
+            await self.link.keep(self._consume, self._stopping)
         except Exception as failure:
             self.buffer.fail(failure)
 
@@ -511,10 +511,10 @@ class KafkaSource(Source):
         reading = consumer.assignment() - consumer.paused()
         answered_ms = max((consumer.last_poll_timestamp(tp) or 0 for tp in reading), default=None)
         silent_seconds = 0 if answered_ms is None else time.time() - answered_ms / 1000
-        if not self._link.up or silent_seconds < STUCK_SECONDS:
+        if not self.link.up or silent_seconds < STUCK_SECONDS:
             self._last_answer_at = time.monotonic()
         elif time.monotonic() - self._last_answer_at > STUCK_SECONDS:
-            msg = f"{self._link.broker}: no answer to a fetch for {STUCK_SECONDS:g} seconds"
+            msg = f"{self.link.broker}: no answer to a fetch for {STUCK_SECONDS:g} seconds"
             raise BrokerUnavailable(msg)
 
     async def let_go(self) -> None:
@@ -588,8 +588,12 @@ class KafkaSource(Source):
                 await self._consumer.commit(
                     {partition.topic_partition: n for partition, n in offsets.items()}
                 )
+        except asyncio.CancelledError:  # while closing
+            _retrieve_the_errors_of_commits()
+            raise
         except (KafkaError, TimeoutError) as error:
-            log.debug("commit_failed", broker=self._link.broker, reason=type(error).__name__)
+            _retrieve_the_errors_of_commits()
+            log.debug("commit_failed", broker=self.link.broker, reason=type(error).__name__)
             self._dirty.update(p for p in offsets if self._partitions.get(p.topic_partition) is p)
             return False
         for partition, offset in offsets.items():
@@ -780,6 +784,15 @@ REFUSALS = (
 )
 
 
+async def _start(client: AIOKafkaProducer | AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
+    """As its own `start`; which leaves a connection open if it is cancelled while its first question is on the way."""
+    starting = asyncio.ensure_future(client.start())
+    try:
+        await asyncio.shield(starting)
+    finally:
+        await _end([starting])
+
+
 async def _close(
     stop: Callable[[], Awaitable[None]],
     client: AIOKafkaClient,
@@ -801,6 +814,13 @@ def _cut(client: AIOKafkaClient) -> None:
         if connection._writer is not None:
             connection._writer.transport.abort()
         connection.close()
+
+
+def _retrieve_the_errors_of_commits() -> None:
+    """A commit that took too long goes on: aiokafka shields it, and nobody else asks what came of it."""
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__name__", "") == "_do_commit_offsets":
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
@@ -939,7 +959,7 @@ def _message(record: Any, partition: _Partition) -> Message:
     if type is None:
         type = headers.get(CLOUD_EVENTS[TYPE], "")
     if JSON_HEADERS in headers:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RecursionError):
             for name in json.loads(headers.pop(JSON_HEADERS)):
                 headers[name] = json.loads(headers[name])
     if record.key is not None and (key := record.key.decode(errors="replace")) != id:

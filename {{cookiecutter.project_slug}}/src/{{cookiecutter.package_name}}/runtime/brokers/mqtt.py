@@ -443,7 +443,7 @@ class MqttSource(Source):
         self._dead_topic = f"{beside}/dead/{self._group}"
         _check_names(self._group, self._topic, [self._retry_topic, self._dead_topic])
         self._filters = [f"$share/{self._group}/{t}" for t in (self._topic, self._retry_topic)]
-        self._link = Link(self._address.broker)
+        self.link = Link(self._address.broker)
         self._client_id = ""
         self._lock: IO[str] | None = None
         self._connection: _Connection | None = None
@@ -462,7 +462,7 @@ class MqttSource(Source):
     async def __aenter__(self) -> Self:
         self._leaving.clear()
         self._connection = await self._connect()
-        self._link.came_up()
+        self.link.came_up()
         self._keeper = asyncio.create_task(self._keep(), name="mqtt-keeper")
         return self
 
@@ -483,13 +483,13 @@ class MqttSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._link.up and not self._leaving.is_set()
+        return self.link.up and not self._leaving.is_set()
 
     async def _keep(self) -> None:
         try:
-            await self._link.keep(self._live, self._leaving)
+            await self.link.keep(self._live, self._leaving)
         except Exception as failure:
-            self._link.up = False
+            self.link.up = False
             log.error("source_failed", client_id=self._client_id, reason=str(failure))
             if not self._stopped:
                 self.buffer.fail(failure)
@@ -501,7 +501,7 @@ class MqttSource(Source):
         if self._connection is None:
             self._connection = await self._connect()
         connection = self._connection
-        self._link.came_up()
+        self.link.came_up()
         if connection.consuming and self._started is not None and not self._started.done():
             self._started.set_result(None)
         opened_at = time.monotonic()
@@ -563,7 +563,8 @@ class MqttSource(Source):
     # -- consuming
 
     async def start(self) -> None:
-        self._client_id, self._lock = self._choose_client_id()
+        if self._lock is None:  # else an earlier attempt has chosen
+            self._client_id, self._lock = self._choose_client_id()
         self._consuming = True
         self._started = asyncio.get_running_loop().create_future()
         if self._connection is not None:
@@ -882,7 +883,9 @@ def _read(properties: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in getattr(properties, "UserProperty", ()):
         (ours if name.startswith(PREFIX) else headers)[name] = value
     if IN_JSON in ours:
-        with suppress(ValueError, TypeError, KeyError):  # as some other program has it
+        with suppress(
+            ValueError, TypeError, KeyError, RecursionError
+        ):  # as some other program has it
             for name in json.loads(ours[IN_JSON]):
                 values = ours if name in ours else headers
                 values[name] = json.loads(values[name])

@@ -49,7 +49,15 @@ from nats.errors import Error, NoRespondersError, SecureConnWantedError
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Link,
+    Source,
+    log_lost,
+)
 
 T = TypeVar("T")
 
@@ -321,7 +329,7 @@ class NatsSource(Source):
         self._dead_subject = f"{self._dead}.{self._group}"
         self._attempts = f"{self._stream}_attempts"
         self._url = _Url(settings.broker_url.get_secret_value())
-        self._link = Link(self._url.for_people)
+        self.link = Link(self._url.for_people)
         self._connection: _Connection | None = None
         self._subject: str | None = None  # to publish to
         self._ack_wait = ACK_WAIT_SECONDS
@@ -347,12 +355,12 @@ class NatsSource(Source):
     async def __aenter__(self) -> Self:
         self._leaving.clear()
         self._connection = await self._connect()
-        self._link.came_up()
+        self.link.came_up()
         self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._stream}")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._taking = False
+        await self.stop()  # a pull that waits would get again what is returned here
         self._leaving.set()
         self._wake.set()
         if self._filler is not None:
@@ -365,9 +373,9 @@ class NatsSource(Source):
                 connection.lose(TimeoutError())
             await connection.close_within(CLOSE_SECONDS)
             self._connection = None
-        self._link.up = False
+        self.link.up = False
         for message, _ in self._untold:
-            _log_lost(message, "the connection was lost")
+            log_lost(message, "the connection was lost")
         self._untold.clear()
         self._unsettled.clear()
         self._redelivered.clear()
@@ -381,7 +389,7 @@ class NatsSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._link.up and self._connection is not None and self._connection.lost is None
+        return self.link.up and self._connection is not None and self._connection.lost is None
 
     def _reachable(self) -> _Connection:
         if self._connection is None or not self.connected:
@@ -483,9 +491,8 @@ class NatsSource(Source):
         connection, subscription = self._connection, self._subscription
         self._subscription = None
         if subscription is not None and connection is not None and connection.lost is None:
-            # UNSUB, then PING and PONG: after that nothing more can arrive.
-            draining = subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]  # nats-py's is untyped
-            if not await _within(STOP_SECONDS, draining):
+            ended = await _within(STOP_SECONDS, self._unsubscribe(connection, subscription))
+            if not ended:
                 connection.lose(TimeoutError("no answer to the end of the subscription"))
         returned = [*self.buffer.take_all(), *self._redelivered]
         self._redelivered.clear()
@@ -493,21 +500,29 @@ class NatsSource(Source):
             await self.give_back(message)
         self.buffer.close()
 
+    async def _unsubscribe(self, connection: _Connection, subscription: Subscription) -> None:
+        # UNSUB, then PING and PONG: after that nothing more can arrive.
+        await subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]  # nats-py's is untyped
+        # To answer this, the server drops our last pull. One that finds it still there, when a message is given
+        # back, may lose sight of the message until the ack wait is over (2.9.10 does).
+        await connection.api(f"CONSUMER.INFO.{self._stream}.{self._group}")
+
     async def __anext__(self) -> Message:
         while True:
             message = await self.buffer.get()
             if _is_held(message):
-                if not len(self.buffer) and self._has_room():
+                if not self.buffer.takeable and self._has_room():
                     self._wake.set()
                 return message
             self._let_go(message)  # after a long outage: others may have it
+            self.buffer.done(message)
 
     async def _fill(self) -> None:
         """Keep a connection; pull messages, and hold them; until left."""
         try:
-            await self._link.keep(self._use_connection, until=self._leaving)
+            await self.link.keep(self._use_connection, until=self._leaving)
         except Exception as failure:
-            self._link.up = False
+            self.link.up = False
             self.buffer.fail(failure)
 
     async def _use_connection(self) -> None:
@@ -515,7 +530,7 @@ class NatsSource(Source):
             if self._connection is None:
                 self._connection = await self._connect()
             await self._tell_again(self._connection)
-            self._link.came_up()
+            self.link.came_up()
             await self._serve(self._connection)
         except (_NotAuthorized, _Refused) as refusal:
             # It was good before; and of what was deleted, the next connection makes what it can.
@@ -573,7 +588,7 @@ class NatsSource(Source):
     def _has_room(self) -> bool:
         """Whether it is time for a pull: when half of the prefetch is free, or nothing is left to take."""
         room = self.prefetch - len(self._unsettled) - self._asked
-        none_left = self._asked == 0 and not len(self.buffer)
+        none_left = self._asked == 0 and not self.buffer.takeable
         return self._taking and room > 0 and (none_left or room >= self.prefetch // 2)
 
     async def _on_message(self, msg: Msg) -> None:
@@ -702,7 +717,7 @@ class NatsSource(Source):
             self._let_go(message)
             await self._tell(message, ACK)
         else:
-            _log_lost(message, "it was settled before")
+            log_lost(message, "it was settled before")
 
     async def give_back(self, message: Message) -> None:
         if self._in_hand(message):
@@ -742,7 +757,7 @@ class NatsSource(Source):
         try:
             await self._reachable().store(stored)
         except BrokerError as error:
-            _log_lost(message, str(error))
+            log_lost(message, str(error))
             await asyncio.sleep(1)  # it is delivered again at once: not at full speed
             await self.give_back(message)
         else:
@@ -751,11 +766,11 @@ class NatsSource(Source):
 
     def _in_hand(self, message: Message) -> bool:
         if self._unsettled.get(message.receipt.key) is not message:
-            _log_lost(message, "it was settled before")
+            log_lost(message, "it was settled before")
             return False
         if not _is_held(message):
             self._let_go(message)
-            _log_lost(message, "the ack wait had passed")
+            log_lost(message, "the ack wait had passed")
             return False
         return True
 
@@ -1039,7 +1054,7 @@ def _message(body: bytes, delivery: _Delivery) -> Message:
         type = delivery.subject.rpartition(".")[2] if "." in delivery.subject else ""
     headers.pop(GROUP, None)
     if (extras := headers.pop(EXTRAS, None)) is not None:
-        with suppress(ValueError, TypeError, AttributeError):  # not from us
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):  # not from us
             extras = json.loads(extras)
             headers |= extras.get("headers", {})
             id, type = str(extras.get("id", id)), str(extras.get("type", type))
@@ -1050,10 +1065,6 @@ def _is_held(message: Message) -> bool:
     """Whether the broker has surely given it to nobody else."""
     held_until: float = message.receipt.held_until
     return held_until > asyncio.get_running_loop().time()
-
-
-def _log_lost(message: Message, reason: str) -> None:
-    log.warning("settlement_lost", id=message.id, reason=reason)
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -34,13 +34,19 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 import asyncpg
-import structlog
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
-
-log = structlog.get_logger()
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Link,
+    Source,
+    headers_from,
+    log_lost,
+)
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 5.0
@@ -321,7 +327,7 @@ class PostgresSource(Source):
         super().__init__(settings, prefetch)
         self._name = settings.source
         self._options = _parse(settings.broker_url.get_secret_value(), self._name)
-        self._link = Link(self._options.broker)
+        self.link = Link(self._options.broker)
         self._connection: Connection = None
         self._lock = asyncio.Lock()  # a connection does one thing at a time
         self._entered = False
@@ -369,7 +375,7 @@ class PostgresSource(Source):
 
     async def _end(self, reason: object) -> None:
         """Leave nothing open, and say what was lost."""
-        self._link.up = False
+        self.link.up = False
         if self._connection is not None:
             self._connection.terminate()
         if self._filler is not None and not self._filler.done():
@@ -379,7 +385,7 @@ class PostgresSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._entered and self._link.up
+        return self._entered and self.link.up
 
     @asynccontextmanager
     async def _request(self) -> AsyncIterator[Connection]:
@@ -431,7 +437,7 @@ class PostgresSource(Source):
         self._renew_at = now
         self._connection = connection
         connection.add_termination_listener(self._on_lost)
-        self._link.came_up()
+        self.link.came_up()
 
     async def _open(self) -> Connection:
         """Try each host; raises what is wrong with the last."""
@@ -529,7 +535,7 @@ class PostgresSource(Source):
             return
         self._in_doubt = True
         if self._entered:
-            self._link.went_down("the connection was lost")
+            self.link.went_down("the connection was lost")
             self._wake.set()
 
     # -- consuming
@@ -543,7 +549,7 @@ class PostgresSource(Source):
         for message in self.buffer.take_all():
             await self.give_back(message)
         self.buffer.close()
-        if self._filler is None or self._filler.done() or not self._link.up:
+        if self._filler is None or self._filler.done() or not self.link.up:
             return
         self._flushed.clear()  # until the statement that may be under way has been answered too
         self._wake.set()
@@ -554,9 +560,9 @@ class PostgresSource(Source):
     async def _fill(self) -> None:
         """Write settlements and take messages until closed, also after outages."""
         try:
-            await self._link.keep(self._exchange_until_closed, until=self._closing)
+            await self.link.keep(self._exchange_until_closed, until=self._closing)
         except Exception as failure:
-            self._link.up = False
+            self.link.up = False
             self.buffer.fail(failure)
         finally:
             self._flushed.set()
@@ -603,11 +609,13 @@ class PostgresSource(Source):
         self.buffer.take_all()
         self._unsettled.clear()
         for message in self._settlements:
-            _log_lost(message, reason)
+            log_lost(message, reason)
         self._settlements = Settlements()
 
     def _on_notification(self, connection: Connection, pid: int, _channel: str, name: str) -> None:
-        if name == self._name and pid != connection.get_server_pid():
+        # It was read before the connection ended, perhaps: one that is closed has no pid.
+        ours = name == self._name and not connection.is_closed()
+        if ours and pid != connection.get_server_pid():
             self._on_ready()
 
     def _on_ready(self) -> None:
@@ -636,10 +644,10 @@ class PostgresSource(Source):
         lost.update(unknown)
         for message in settlements if lost else ():
             if message.receipt in lost and not self._in_doubt:  # else it was written the first time
-                _log_lost(message, "its lease had expired")
+                log_lost(message, "its lease had expired")
         for _, _, _, seq, body, id, type, headers, attempt in rows if rows[0]["seq"] else ():
             message = Message(
-                body, id, type, {} if headers == "{}" else json.loads(headers), attempt, seq
+                body, id, type, {} if headers == "{}" else headers_from(headers), attempt, seq
             )
             self._unsettled.add(message)
             if self._taking:
@@ -700,7 +708,7 @@ class PostgresSource(Source):
         try:
             self._unsettled.remove(message)
         except KeyError:
-            _log_lost(message, "it was settled before, or its lease had expired")
+            log_lost(message, "it was settled before, or its lease had expired")
             return False
         self._wake.set()
         return True
@@ -862,7 +870,3 @@ def _explain(error: BaseException, broker: str) -> BrokerError:
     if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.DataError):
         return BrokerRefused(f"{broker}: {text}")
     return BrokerUnavailable(f"{broker}: {text}")
-
-
-def _log_lost(message: Message, reason: object) -> None:
-    log.warning("settlement_lost", id=message.id, reason=str(reason))

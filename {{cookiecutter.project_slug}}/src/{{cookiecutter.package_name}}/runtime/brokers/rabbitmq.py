@@ -48,13 +48,15 @@ from aio_pika.exceptions import (
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import ChannelAccessRefused
+from pamqp import decode
 from pamqp.commands import Basic
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Source
+from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
 
 CONNECT_SECONDS = 10.0
+CLOSE_CHANNEL_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 """How long the broker may take to answer a request or to confirm a message."""
 CANCEL_SECONDS = 1.5
@@ -93,6 +95,42 @@ for _name in ("aio_pika", "aiormq"):
     # They log a traceback for each attempt to reconnect. What matters of it is logged here, once.
     if logging.getLogger(_name).level == logging.NOTSET:
         logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _short_text(value: bytes) -> tuple[int, str]:
+    """What is not UTF-8 in it becomes \N{REPLACEMENT CHARACTER}, and it stays short enough to be sent again."""
+    end = 1 + value[0]
+    text = value[1:end].decode(errors="replace")
+    return end, text.encode()[:255].decode(errors="ignore")
+
+
+def _table(value: bytes) -> tuple[int, Any]:
+    """All names, in whatever encoding, and values up to one that Python cannot hold, or that is nested too deep."""
+    try:
+        return decode.field_table(value)
+    except (ValueError, ArithmeticError, RecursionError):
+        pass
+    end, offset = 4 + int.from_bytes(value[:4]), 4
+    table: dict[str, Any] = {}
+    with suppress(ValueError, ArithmeticError, RecursionError):
+        while offset < end:
+            size, name = _short_text(value[offset:])
+            offset += size
+            size, table[name] = decode.embedded_value(value[offset:])
+            offset += size
+    return end, table
+
+
+def _timestamp(value: bytes) -> tuple[int, Any]:
+    """None beyond the year 9999."""
+    try:
+        return decode.timestamp(value)
+    except (ValueError, ArithmeticError, OSError):
+        return 8, None
+
+
+# Else one such message ends the connection that brings it, again and again, and no other message is handled meanwhile.
+decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> Source:
@@ -227,6 +265,7 @@ class RabbitSource(Source):
         super().__init__(settings, prefetch)
         self._url = _parse_url(settings.broker_url.get_secret_value())
         self._broker = str(self._url.with_user(None).with_query(None))
+        self.link = Link(self._broker)
         self._dead = f"{settings.source}.dead"
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{settings.source}.retry.{ms}" for ms in delays}
@@ -239,7 +278,6 @@ class RabbitSource(Source):
         self._deliveries: _Deliveries | None = None
         self._cancelling: asyncio.Task[Any] | None = None
         self._returning = False  # what comes late, after the stop, goes back at once
-        self._online = False
         self._failed_attempts = 0
         self._broken_since: float | None = None
         self._next_check: asyncio.TimerHandle | None = None
@@ -270,7 +308,7 @@ class RabbitSource(Source):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = self._online = False
+        self._entered = self.link.up = False
         await self._close(CLOSE_SECONDS)
 
     async def _close(self, seconds: float) -> None:
@@ -364,13 +402,12 @@ class RabbitSource(Source):
             return
         loop = asyncio.get_running_loop()
         connected = self.connected
-        if self._online and not connected:
-            self._on_lost("deliveries stopped")
-        elif connected and not self._online:
-            self._online = True
+        if connected:
             self._failed_attempts = 0
-            log.info("connected", broker=self._broker)
-        if self._online or not self._connection.connected.is_set():
+            self.link.came_up()
+        elif self.link.up:
+            self.link.went_down("deliveries stopped")
+        if connected or not self._connection.connected.is_set():
             self._broken_since = None
         elif self._broken_since is None:
             self._broken_since = loop.time()
@@ -379,14 +416,6 @@ class RabbitSource(Source):
         if self._next_check is not None:
             self._next_check.cancel()
         self._next_check = loop.call_later(CHECK_SECONDS, self._check)
-
-    def _on_lost(self, reason: object) -> None:
-        if self._online:
-            self._online = False
-            self._outage_count += 1
-            log.warning("reconnecting", broker=self._broker, reason=str(reason))
-        else:
-            log.debug("reconnect_failed", broker=self._broker, reason=str(reason))
 
     def _on_connection_lost(self, _: object, error: BaseException | None = None) -> None:
         """Called once when the connection is lost, and once for each attempt that failed."""
@@ -398,14 +427,14 @@ class RabbitSource(Source):
         if isinstance(error, ChannelAccessRefused | ChannelPreconditionFailed):
             self.buffer.fail(self._explain(error))  # the topology is not ours any more
         if isinstance(error, asyncio.CancelledError):
-            self._on_lost("no answer to heartbeats")
+            self.link.went_down("no answer to heartbeats")
         else:
-            self._on_lost(error or "closed by the broker")
+            self.link.went_down(error or "closed by the broker")
 
     def _on_channel_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
         if self._entered and isinstance(error, AMQPChannelError):
-            self._on_lost(error)  # the connection is up, and aio-pika opens another channel
+            self.link.went_down(error)  # the connection is up, and aio-pika opens another channel
 
     async def _on_reconnected(self, _: object) -> None:
         try:
@@ -494,20 +523,27 @@ class RabbitSource(Source):
     # -- consuming
 
     async def start(self) -> None:
-        name = self.settings.source
         async with self._asking():
-            self._consuming = self._connection.channel(publisher_confirms=False)
-            await self._consuming.initialize()
-            await self._consuming.set_qos(prefetch_count=self.prefetch)
-            self._queue = await self._consuming.declare_queue(
-                name,
-                durable=True,
-                arguments=self._queues[name],
-                passive=not self._may_declare,
-            )
-            await self._queue.consume(self._on_delivery, consumer_tag=self._consumer_tag)
-            self._consuming.reopen_callbacks.add(self._on_reopened)
-            await self._on_reopened()
+            channel = self._consuming = self._connection.channel(publisher_confirms=False)
+            try:
+                await self._subscribe(channel)
+            except BaseException:
+                # Else the next connection would restore it, beside the channel of the next attempt.
+                with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+                    async with asyncio.timeout(CLOSE_CHANNEL_SECONDS):
+                        await channel.close()
+                raise
+
+    async def _subscribe(self, channel: AbstractRobustChannel) -> None:
+        name = self.settings.source
+        await channel.initialize()
+        await channel.set_qos(prefetch_count=self.prefetch)
+        self._queue = await channel.declare_queue(
+            name, durable=True, arguments=self._queues[name], passive=not self._may_declare
+        )
+        await self._queue.consume(self._on_delivery, consumer_tag=self._consumer_tag)
+        channel.reopen_callbacks.add(self._on_reopened)
+        await self._on_reopened()
 
     async def _on_reopened(self, _: object = None) -> None:
         self._track(await self._consuming.get_underlay_channel())
@@ -562,6 +598,7 @@ class RabbitSource(Source):
             message = await self.buffer.get()
             if not message.receipt.settled:
                 return message
+            self.buffer.done(message)
 
     async def stop(self) -> None:
         if self._queue is None or self._cancelling is not None:

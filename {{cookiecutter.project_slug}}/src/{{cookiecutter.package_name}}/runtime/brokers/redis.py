@@ -53,6 +53,8 @@ from .source import (
     Link,
     Source,
     backoff_seconds,
+    headers_from,
+    log_lost,
 )
 
 log = structlog.get_logger()
@@ -365,7 +367,7 @@ class RedisSource(Source):
         )
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._server = _parse(settings.broker_url.get_secret_value())
-        self._link = Link(self._server.address)
+        self.link = Link(self._server.address)
         self._commands = _Wire(self._server, reopens=True)  # for everything but reading
         self._entered = False
         self._closing = asyncio.Event()
@@ -391,7 +393,7 @@ class RedisSource(Source):
             await self._commands.cut()
             raise
         self._entered = True
-        self._link.came_up()
+        self.link.came_up()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -403,13 +405,13 @@ class RedisSource(Source):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._filler is not None:
                     await asyncio.wait({self._filler})
-                if self._filler is not None and self._link.up:
+                if self._filler is not None and self.link.up:
                     await self._written.wait()
                     await self._commands.ask(self._eval(LEAVE))
         except (TimeoutError, BrokerError) as error:
             log.debug("close_failed", broker=self._server.address, reason=str(error))
         finally:
-            self._entered = self._link.up = False
+            self._entered = self.link.up = False
             tasks = {task for task in (self._filler, self._writer) if task is not None}
             for task in tasks:
                 task.cancel()
@@ -417,14 +419,14 @@ class RedisSource(Source):
                 await asyncio.wait(tasks, timeout=0.5)
             await self._commands.cut()
             for settlement in self._settling.values():
-                _log_lost(settlement.message, "the server could not be told")
+                log_lost(settlement.message, "the server could not be told")
             self._settling.clear()
             self._unsettled.clear()
             await asyncio.sleep(0)  # the transports that were cut close their sockets now
 
     @property
     def connected(self) -> bool:
-        return self._entered and self._link.up
+        return self._entered and self.link.up
 
     def _eval(self, script: str, *arguments: Any) -> Command:
         keys = self._keys
@@ -490,7 +492,7 @@ class RedisSource(Source):
         for message in self.buffer.take_all():
             await self.give_back(message)
         self.buffer.close()
-        if self._filler is None or not self._link.up:
+        if self._filler is None or not self.link.up:
             return
         with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout(STOP_SECONDS):
@@ -502,9 +504,9 @@ class RedisSource(Source):
 
     async def _fill(self) -> None:
         try:
-            await self._link.keep(self._consume, self._closing)
+            await self.link.keep(self._consume, self._closing)
         except Exception as failure:
-            self._link.up = False
+            self.link.up = False
             self.buffer.fail(failure)
         finally:
             self._resting.set()
@@ -519,7 +521,7 @@ class RedisSource(Source):
             await self._beat(reader, sweep=False)
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
-            self._link.came_up()
+            self.link.came_up()
             # After an outage of all, the others get the time to say that they live.
             sweep_from = loop.time() + lease
             beat_at = loop.time() + lease / 3
@@ -623,7 +625,7 @@ class RedisSource(Source):
     def _settle(self, message: Message, script: str, *arguments: Any) -> bool:
         id = message.receipt
         if self._unsettled.get(id) is not message:
-            _log_lost(message, "it was settled before, or its lease had ended")
+            log_lost(message, "it was settled before, or its lease had ended")
             return False
         del self._unsettled[id]
         self._settling[id] = _Settlement(script, message, arguments)
@@ -671,7 +673,7 @@ class RedisSource(Source):
                     raise error
                 reason = str(error)
             if reason and number >= together:
-                _log_lost(single[number - together].message, reason)
+                log_lost(single[number - together].message, reason)
         for settlement in batch:
             id = settlement.message.receipt
             if self._settling.get(id) is settlement:  # else it is here and settled once more
@@ -752,18 +754,10 @@ def _message(id: bytes, fields: list[bytes], attempt: int) -> Message:
         named.get(BODY, b""),
         named.get(ID, id).decode(errors="replace"),
         named.get(TYPE, b"").decode(errors="replace"),
-        {} if headers is None else _headers(headers),
+        {} if headers is None else headers_from(headers),
         attempt,
         id,
     )
-
-
-def _headers(text: bytes) -> dict[str, Any]:
-    with suppress(ValueError):
-        headers = json.loads(text)
-        if isinstance(headers, dict):
-            return headers
-    return {}
 
 
 def _dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
@@ -880,7 +874,3 @@ def _explain(error: RedisError, address: str) -> BrokerError:
             f"together"
         )
     return BrokerRefused(f"{address} refused: {text}")
-
-
-def _log_lost(message: Message, reason: str) -> None:
-    log.warning("settlement_lost", id=message.id, reason=reason)

@@ -9,18 +9,20 @@ A new broker is one file with a subclass of `Source`, and one row in `brokers/__
 """
 
 import asyncio
+import json
 import random
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 
 from ..cancellation import cancellable_sleep
 from ..message import DeadLetter, Message, OutgoingMessage
+from ..ordering import key_reader
 from ..settings import ConsumerSettings
 
 log = structlog.get_logger()
@@ -88,10 +90,18 @@ class Buffer:
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def takeable(self) -> int:
+        """How many of them a worker can take now."""
+        return len(self._messages)
+
     def put(self, message: Message) -> None:
         self._messages.append(message)
         if not self._woken_count:
             self._wake(1)
+
+    def done(self, message: Message) -> None:
+        """What `get` returned is settled, or was dropped: see `OrderedBuffer`."""
 
     def take_all(self) -> list[Message]:
         """Empty the buffer, for giving back or dropping what nobody started."""
@@ -150,6 +160,67 @@ class Buffer:
 
     def _wake_all(self) -> None:
         self._wake(len(self._waiters))
+
+
+class OrderedBuffer(Buffer):
+    """Of messages with equal keys one is out at a time; the next can be taken when that one is done.
+
+    Keys take turns: the next of a key stands behind what can be taken already, so none starves another.
+    """
+
+    def __init__(self, key_of: Callable[[Message], str | None]) -> None:
+        super().__init__()
+        self._key_of = key_of
+        self._keys: dict[Message, str | None] = {}  # of all that are here, in the order of delivery
+        self._keys_out: dict[Message, str] = {}
+        self._queues: dict[str, deque[Message]] = {}  # behind the one that is out, or can be taken
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def put(self, message: Message) -> None:
+        key = self._keys[message] = self._key_of(message)
+        if key is not None and key in self._queues:
+            self._queues[key].append(message)
+            return
+        if key is not None:
+            self._queues[key] = deque()
+        super().put(message)
+
+    async def get(self) -> Message:
+        message = await super().get()
+        if (key := self._keys.pop(message)) is not None:
+            self._keys_out[message] = key
+        return message
+
+    def done(self, message: Message) -> None:
+        if (key := self._keys_out.pop(message, None)) is None:
+            return
+        if self._queues[key]:
+            super().put(self._queues[key].popleft())
+        else:
+            del self._queues[key]
+
+    def take_all(self) -> list[Message]:
+        messages = list(self._keys)
+        self._keys.clear()
+        self._messages.clear()
+        self._queues = {key: deque() for key in self._keys_out.values()}
+        return messages
+
+
+def log_lost(message: Message, reason: object) -> None:
+    """That what became of the message could not be told to the broker, which will deliver it again."""
+    log.warning("settlement_lost", id=message.id, reason=str(reason))
+
+
+def headers_from(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that it is; no headers if some producer wrote anything else there."""
+    with suppress(ValueError, RecursionError):
+        headers = json.loads(text)
+        if isinstance(headers, dict):
+            return headers
+    return {}
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:
@@ -211,6 +282,8 @@ class Source(ABC):
     """
 
     capabilities: ClassVar[Capabilities]
+    link: Link
+    """Made by each subclass, with what its broker is called."""
     largest_body_bytes: ClassVar[int | None] = None
     """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
 
@@ -218,10 +291,10 @@ class Source(ABC):
         self.settings = settings
         self.prefetch = prefetch
         """How many deliveries may be unsettled at a time, in the buffer and in hand together."""
-        self.buffer = Buffer()
+        order_by = settings.order_by
+        self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
         self.returned_count = 0
         """How many messages `stop` and `give_back` returned to the broker."""
-        self._outage_count = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -245,12 +318,14 @@ class Source(ABC):
     @property
     def outage_count(self) -> int:
         """How often the broker was lost since the start."""
-        link: Link | None = getattr(self, "_link", None)  # of a source that has one, it counts
-        return self._outage_count if link is None else link.outage_count
+        return self.link.outage_count
 
     @abstractmethod
     async def start(self) -> None:
-        """Ask the broker for deliveries, until `stop`; after an outage they go on by themselves."""
+        """Ask the broker for deliveries, until `stop`; after an outage they go on by themselves.
+
+        Raises BrokerUnavailable or BrokerRefused; after the former it may be called again.
+        """
 
     @abstractmethod
     async def stop(self) -> None:

@@ -29,13 +29,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import structlog
-
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Source
-
-log = structlog.get_logger()
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Link,
+    Source,
+    headers_from,
+    log_lost,
+)
 
 T = TypeVar("T")
 
@@ -103,12 +108,12 @@ SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NUL
     OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
 FIND_DUE = """
-SELECT body, id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
 ORDER BY due_at LIMIT :limit
 """
 FIND_READY = """
-SELECT body, id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at = 0
 ORDER BY seq LIMIT :limit
 """
@@ -128,6 +133,7 @@ REJECT = (
     *ACK,
 )
 
+IS_ALIVE = "SELECT EXISTS (SELECT 1 FROM consumers WHERE id = ?)"
 RENEW = "UPDATE consumers SET expires_at = ? WHERE id = ?"
 REGISTER = "INSERT INTO consumers (expires_at, source) VALUES (?, ?)"
 LEAVE = (
@@ -213,7 +219,7 @@ class SqliteSource(Source):
         self._connection: sqlite3.Connection | None = None
         # For a look from the event loop: asking the thread would double the CPU time of an idle consumer.
         self._watch: sqlite3.Connection | None = None
-        self._online = False
+        self.link = Link(str(self._file))
         self._consumer = 0  # our row in the table of consumers; no row has the number 0
         self._renew_at = -math.inf  # time.monotonic(), in seconds
         self._filler: asyncio.Task[None] | None = None
@@ -233,7 +239,7 @@ class SqliteSource(Source):
         except BaseException:
             self._end_thread()
             raise
-        self._online = True
+        self.link.came_up()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -249,9 +255,9 @@ class SqliteSource(Source):
                 await self._call(self._close)
         except (TimeoutError, BrokerError) as error:
             for settlement in self._settlements:
-                _log_lost(settlement.message, str(error) or f"{self._file} does not answer")
+                log_lost(settlement.message, str(error) or f"{self._file} does not answer")
         finally:
-            self._online = False
+            self.link.up = False
             self._settlements.clear()
             self._unsettled.clear()
             if self._filler is not None:
@@ -260,7 +266,7 @@ class SqliteSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._online
+        return self.link.up
 
     def _open(self) -> None:
         if not self._file.parent.is_dir():
@@ -314,7 +320,6 @@ class SqliteSource(Source):
     async def start(self) -> None:
         self._taking = True
         self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._name}")
-        self._log_connected()
 
     async def stop(self) -> None:
         self._taking = False
@@ -337,18 +342,13 @@ class SqliteSource(Source):
             while not self._closing:
                 self._wake.clear()
                 try:
-                    if not self._online or self._has_work():
+                    if not self.link.up or self._has_work():
                         await self._exchange_once()
                 except BrokerUnavailable as outage:
-                    if self._online:
-                        self._outage_count += 1
-                        log.warning("reconnecting", reason=str(outage))
-                    self._online = False
+                    self.link.went_down(outage)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 else:
-                    if not self._online:
-                        self._log_connected()
-                    self._online = True
+                    self.link.came_up()
                     pause = POLL_SECONDS
                     if not self._settlements:
                         self._flushed.set()
@@ -356,7 +356,7 @@ class SqliteSource(Source):
                 await self._wake.wait()
                 timer.cancel()
         except Exception as failure:
-            self._online = False
+            self.link.up = False
             self.buffer.fail(failure)
         finally:
             self._flushed.set()
@@ -389,13 +389,13 @@ class SqliteSource(Source):
             self._unsettled.clear()
             self.buffer.take_all()
         for message in exchange.lost:
-            _log_lost(message, "its lease had expired")
+            log_lost(message, "its lease had expired")
         for body, id, type, headers, attempt, seq in exchange.rows:
             message = Message(
                 body,
                 id,
                 type,
-                json.loads(headers) if headers else {},
+                headers_from(headers) if headers else {},
                 attempt,
                 Lease(seq, exchange.consumer),
             )
@@ -414,6 +414,11 @@ class SqliteSource(Source):
             raise BrokerRefused(msg)
         with self._transaction() as connection:
             lost = _settle(connection, settlements)
+            if not renewing:
+                # Whoever's clock is ahead may have removed our row, and nobody would ever bring back what is
+                # taken with a number that no row has.
+                (alive,) = connection.execute(IS_ALIVE, (consumer,)).fetchone()
+                renewing = not alive
             if renewing:
                 consumer = self._renew(connection, now + self._lease_seconds)
             for (dead,) in connection.execute(FIND_EXPIRED, (now, consumer)).fetchall():
@@ -455,7 +460,7 @@ class SqliteSource(Source):
 
     def _settle(self, message: Message, statements: tuple[str, ...], **parameters: Any) -> None:
         if message not in self._unsettled:
-            _log_lost(message, "it was settled before, or its lease had expired")
+            log_lost(message, "it was settled before, or its lease had expired")
             return
         self._unsettled.remove(message)
         parameters |= message.receipt._asdict()
@@ -565,9 +570,6 @@ class SqliteSource(Source):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
-    def _log_connected(self) -> None:
-        log.info("connected", broker="sqlite", file=str(self._file))
-
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqliteSource:
     """Raises BrokerRefused if the URL names no file."""
@@ -642,7 +644,3 @@ def _explain(error: sqlite3.Error, file: Path) -> BrokerError:
     if code in _TRY_AGAIN:
         return BrokerUnavailable(f"{file} {_TRY_AGAIN[code]}")
     return BrokerRefused(f"{file} {_GIVE_UP.get(code, f'cannot be used: {error}')}")
-
-
-def _log_lost(message: Message, reason: str) -> None:
-    log.warning("settlement_lost", id=message.id, reason=reason)

@@ -216,7 +216,7 @@ class SqsSource(Source):
         self._queue_url = ""
         self._dead_name = ""
         self._dead_url = ""
-        self._link = Link(str(self._address))
+        self.link = Link(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
         # Taking
         self._stopping = asyncio.Event()  # also when the source failed
@@ -255,7 +255,7 @@ class SqsSource(Source):
                 msg = f"{self._address} takes too long to answer"
                 raise BrokerUnavailable(msg) from None
             raise
-        self._link.came_up()
+        self.link.came_up()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -263,8 +263,8 @@ class SqsSource(Source):
         for message in self._held:  # nobody will settle these any more
             self._hide(message, 0)
         self._held.clear()
-        await _wait(self._written.wait(), FLUSH_SECONDS if self._link.up else CLOSE_SECONDS)
-        self._link.up = False
+        await _wait(self._written.wait(), FLUSH_SECONDS if self.link.up else CLOSE_SECONDS)
+        self.link.up = False
         tasks = {*self._tasks, *self._polls}
         for task in tasks:
             task.cancel()
@@ -281,7 +281,7 @@ class SqsSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._link.up
+        return self.link.up
 
     async def _declare(self) -> None:
         """Find the two queues, or make them."""
@@ -343,13 +343,16 @@ class SqsSource(Source):
 
     # -- requests
 
-    async def _call(self, operation: str, /, seconds: float = 0, **parameters: Any) -> Any:
-        """One request. Raises BrokerUnavailable or BrokerRefused."""
+    async def _call(
+        self, operation: str, /, within_seconds: float | None = None, **parameters: Any
+    ) -> Any:
+        """One request, and its repetitions. Raises BrokerUnavailable or BrokerRefused."""
         if self._client is None:
             msg = f"{self._address}: the connection is closed"
             raise BrokerUnavailable(msg)
         request = getattr(self._client, operation)(**parameters)
-        return await self._bounded(request, seconds + ANSWER_SECONDS)
+        seconds = ANSWER_SECONDS if within_seconds is None else within_seconds
+        return await self._bounded(request, seconds)
 
     async def _bounded(self, request: Awaitable[T], seconds: float) -> T:
         try:
@@ -381,11 +384,15 @@ class SqsSource(Source):
         return BrokerRefused(sentence)
 
     async def _write_batch(
-        self, operation: str, queue_url: str, entries: Sequence[dict[str, Any]]
+        self,
+        operation: str,
+        queue_url: str,
+        entries: Sequence[dict[str, Any]],
+        within_seconds: float | None = None,
     ) -> dict[int, dict[str, Any]]:
         """Returns SQS's words on those that failed, by their place among the entries."""
         numbered = [{"Id": str(number), **entry} for number, entry in enumerate(entries)]
-        answer = await self._call(operation, QueueUrl=queue_url, Entries=numbered)
+        answer = await self._call(operation, within_seconds, QueueUrl=queue_url, Entries=numbered)
         return {int(failure["Id"]): failure for failure in answer.get("Failed", ())}
 
     # -- taking
@@ -403,19 +410,19 @@ class SqsSource(Source):
             self._fail(failure)
 
     def _fail(self, failure: Exception) -> None:
-        self._link.up = False
+        self.link.up = False
         self._stopping.set()
         self._wake.set()
         self.buffer.fail(failure)
 
     async def _keep_filling(self) -> None:
-        await self._link.keep(self._fill, until=self._stopping)
+        await self.link.keep(self._fill, until=self._stopping)
 
     async def _fill(self) -> None:
         """Keep as many polls under way as pay, until stopped. Raises BrokerUnavailable or BrokerRefused."""
-        if not self._link.up:
+        if not self.link.up:
             await self._declare()
-            self._link.came_up()
+            self.link.came_up()
         while not self._stopping.is_set():
             self._wake.clear()
             if self._trouble is not None:
@@ -429,7 +436,7 @@ class SqsSource(Source):
         # Each poll costs the same, whatever it brings: less than ten are asked for only if workers may be idle.
         while len(self._polls) < self._most_polls:
             room = self.prefetch - len(self._held) - self._asked
-            idle = not self._polls and not len(self.buffer)
+            idle = not self._polls and not self.buffer.takeable
             if room < (1 if idle else min(TEN, self.prefetch)):
                 return
             count = min(TEN, room)
@@ -471,7 +478,7 @@ class SqsSource(Source):
     ) -> list[dict[str, Any]]:
         answer = await self._call(
             "receive_message",
-            seconds=wait_seconds,
+            within_seconds=wait_seconds + ANSWER_SECONDS,
             QueueUrl=queue_url,
             MaxNumberOfMessages=count,
             VisibilityTimeout=visibility_seconds,
@@ -501,10 +508,11 @@ class SqsSource(Source):
             message = await self.buffer.get()
             if message.receipt.lapsed:  # an outage lasted so long that others have it now
                 self._held.discard(message)
-            if not len(self.buffer):
+            if not self.buffer.takeable:
                 self._wake.set()  # the next worker may find nothing
             if message in self._held:
                 return message
+            self.buffer.done(message)
 
     async def _keep_hidden(self) -> None:
         """Hide what is held from others for longer, in good time: long handlers, and long buffers."""
@@ -521,8 +529,11 @@ class SqsSource(Source):
         seconds = self._address.visibility_seconds
         hidden_until = time.monotonic() + seconds
         entries = [_hiding(message, seconds) for message in messages]
+        # Not repeated when others may have a message: some servers would take it away from them.
+        seconds_left = min(m.receipt.hidden_until for m in messages) - time.monotonic()
+        within_seconds = min(seconds_left, ANSWER_SECONDS)
         try:
-            failures = await self._write_batch(HIDE, self._queue_url, entries)
+            failures = await self._write_batch(HIDE, self._queue_url, entries, within_seconds)
         except BrokerError as error:
             self._report(error, epoch)
             return
@@ -542,7 +553,7 @@ class SqsSource(Source):
         for message in self.buffer.take_all():
             await self.give_back(message)
         self.buffer.close()
-        if self._link.up:
+        if self.link.up:
             await _wait(self._come_to_rest(), STOP_SECONDS)
 
     async def _come_to_rest(self) -> None:
@@ -897,7 +908,7 @@ def _read_envelope(text: str) -> dict[str, Any]:
         }
         if "attributes" in envelope:
             envelope["attributes"] = _folded(envelope["attributes"], base64.b64decode)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return {}
     return envelope
 
