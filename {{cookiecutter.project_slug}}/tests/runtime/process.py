@@ -82,6 +82,10 @@ class ServiceProcess:
         self._process.send_signal(signum)
         return time.monotonic()
 
+    def poll(self) -> int | None:
+        """The exit code as in `wait`; None while it runs."""
+        return self._process.poll()
+
     def wait(self) -> int:
         """The exit code; negative for a signal that killed it."""
         exit_code = self._process.wait(WAIT_SECONDS)

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Literal, Self
 
 import structlog
 from pydantic import BaseModel, model_validator
 
 from {{ cookiecutter.package_name }}.runtime import watchdog
+from {{ cookiecutter.package_name }}.runtime.brokers import sqlite
 from {{ cookiecutter.package_name }}.runtime.cli import main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message, Reject, Retry
@@ -30,6 +32,7 @@ class Task(BaseModel):
     id: str
     seconds: float = 0
     retry_after_seconds: float | None = None
+    steps: int = 0
     end: Literal["return", "raise", "reject", "retry", "swallow", "block", "checkpoint"] = "return"
 
 
@@ -83,6 +86,25 @@ async def sleep(task: Task) -> None:
                 raise
 
 
+def place_of(task: Task) -> int:
+    return Path(os.environ["LEDGER"]).read_text(encoding="utf-8").count(f"step {task.id} ")
+
+
+async def long(task: Task, message: Message) -> None:
+    """Many steps; told to stop, it leaves, and goes on from the place that the ledger has kept."""
+    place = place_of(task)
+    write("start", task.id)
+    log.info("handling", task=task.id, attempt=message.attempt, place=place)
+    for _ in range(place, task.steps):
+        if message.stopping.is_set():
+            log.info("checkpoint", seconds_left=message.seconds_left())
+            raise Retry("stopping")
+        await asyncio.sleep(task.seconds)
+        write("step", task.id)
+        log.info("step")
+    finish(task)
+
+
 def thread(task: Task, message: Message) -> None:
     write("start", task.id)
     log.info("handling", task=task.id)
@@ -103,7 +125,12 @@ async def batch(tasks: list[TaskInBatch]) -> None:
         finish(task)
 
 
-HANDLERS: dict[str, HandlerFunction] = {"work": work, "thread": thread, "batch": batch}
+HANDLERS: dict[str, HandlerFunction] = {
+    "work": work,
+    "long": long,
+    "thread": thread,
+    "batch": batch,
+}
 
 
 @asynccontextmanager
@@ -123,6 +150,7 @@ async def lifespan() -> AsyncIterator[None]:
 
 if __name__ == "__main__":
     watchdog.CLOSE_SECONDS = float(os.environ.get("CLOSE_SECONDS", watchdog.CLOSE_SECONDS))
+    sqlite.PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", sqlite.PATIENCE_SECONDS))
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: HANDLERS[name] for name in chosen}
     sys.exit(main(name="shutdown-suite", handlers=handlers, lifespan=lifespan))

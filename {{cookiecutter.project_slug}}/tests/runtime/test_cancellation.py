@@ -6,7 +6,7 @@ import contextvars
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -158,6 +158,22 @@ async def test_the_source_runs_in_the_consuming_task_and_no_task_is_made() -> No
     async for task in cancellable_aiter(where_the_source_runs(), asyncio.Event()):
         assert task is this_task()
     assert made == []
+
+
+async def test_no_item_costs_a_search_for_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would be half of all that this adds to an item: each search asks the system for the process id."""
+    asked_for, current_task = [], asyncio.current_task
+
+    def listen(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any] | None:
+        asked_for.append(loop)
+        return current_task(loop)
+
+    handoff = Handoff()
+    for item in (1, 2, None):
+        handoff.put(item)
+    monkeypatch.setattr(asyncio, "current_task", listen)
+    await collect(PlainIterator(handoff), asyncio.Event())
+    assert asked_for == [asyncio.get_running_loop()] * 3
 
 
 # Rule 4: the body belongs to the consumer, and cancellation from outside to whoever asked for it.
@@ -689,6 +705,18 @@ async def test_wait_ends_with_the_event_and_what_was_awaited_has_ended_too(
             await cancellable_wait(waitable(slow()), event)
     assert ended == [True]
     assert this_task().cancelling() == 0
+
+
+async def test_wait_starts_no_awaitable_of_another_kind_either() -> None:
+    class Started:
+        def __await__(self) -> Generator[None, None, None]:
+            raise AssertionError
+            yield
+
+    event = asyncio.Event()
+    event.set()
+    with pytest.raises(CancellationRequested):
+        await cancellable_wait(Started(), event)
 
 
 @coroutine_or_task

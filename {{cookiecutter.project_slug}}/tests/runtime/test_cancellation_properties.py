@@ -306,5 +306,6 @@ def test_no_interleaving_loses_an_item_or_interrupts_a_body_or_swallows_a_cancel
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_not_one_of_many_interleavings_breaks_a_rule() -> None:
     check(max_examples=500, steps=30)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -20,11 +21,13 @@ import structlog
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from {{ cookiecutter.package_name }}.runtime import cli
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.cli import Service, main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
+from {{ cookiecutter.package_name }}.runtime.vendored import find_drift
 
 from .process import Ledger, service_command, service_environment
 from .servers import SERVED_BROKERS, Server
@@ -214,6 +217,12 @@ def test_check_without_a_broker_is_exit_code_69_and_one_sentence(
     assert exit_code == 69
     assert err.count("\n") == 1
     assert "hush-hush" not in out + err
+
+
+def test_check_vendored_says_whether_the_files_of_the_template_are_as_they_came(call: Call) -> None:
+    drift = find_drift()
+    said = f"{drift}\n" if drift else f"vendored   ok, {drift.came} files are as they came\n"
+    assert call("check", "--vendored") == (1 if drift else 0, said, "")
 
 
 # -- publish
@@ -411,6 +420,43 @@ def test_the_demo_ends_by_itself_and_accounts_for_every_message(call: Call) -> N
     assert "published 20, handled 20, dead letters 0" in out
 
 
+@pytest.mark.parametrize(
+    ("drain_seconds", "bar", "mark", "code"),
+    [
+        ("25", r"order_created  ?-*\|=+ handled", r"the connection is closed", 0),
+        ("0.1", r"order_created  ?-*\|=+ CancelledError", r"message_abandoned: id \w+", 75),
+    ],
+    ids=["graceful", "deadline"],
+)
+def test_the_demo_draws_its_stop(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    drain_seconds: str,
+    bar: str,
+    mark: str,
+    code: int,
+) -> None:
+    async def handle(_body: bytes) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+
+    monkeypatch.setenv("CONSUMER_DRAIN_SECONDS", drain_seconds)
+    examples = {"order_created": b"{}"}
+    exit_code, out, _ = call(
+        "demo", "--timeline", handlers={"order_created": handle}, examples=examples
+    )
+    assert exit_code == code
+    assert "step_done" not in out  # the log is what it is without
+    _, _, drawn = out.partition("the stop, in seconds after it was asked for\n")
+    for expected in (
+        bar,
+        mark,
+        r" 0\.0\d  stop_requested: reason SIGTERM",
+        r" 0\.[1-9]\d  drained: handled \d",
+    ):
+        assert re.search(expected, drawn), drawn
+
+
 def test_a_demo_whose_lifespan_fails_ends_with_its_error(call: Call) -> None:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -454,3 +500,16 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
         told = process.stderr.read().decode()
     # The broker can have a message before its confirmation comes here, and the signal in between.
     assert told in (f"published {count} to {queue}\n" for count in ("1 message", "0 messages"))
+
+
+def test_new_handler_is_the_tools_of_the_checkout(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    exit_code, _, errors = call("new-handler", "refund_asked")
+    assert exit_code == 2
+    assert "new-handler works where tools/new_handler.py is" in errors
+    tool = tmp_path / "tools/new_handler.py"
+    tool.parent.mkdir()
+    tool.write_text("import sys; sys.exit(7 if sys.argv[1:] == ['refund_asked'] else 1)")
+    assert call("new-handler", "refund_asked")[0] == 7

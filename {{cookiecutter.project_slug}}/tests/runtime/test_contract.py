@@ -378,7 +378,7 @@ class TestContract:
     async def test_leaving_returns_what_is_in_hand(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        async with connect(prefetch=2) as source:
+        async with connect(prefetch=4) as source:  # more than come, so it may wait for more
             published = await publish(source, 2)
             await take(source, 1)
         await settle_as(broker, queue, Counts(ready=2, delayed=0, dead=0))

@@ -2,53 +2,51 @@
 """The template's files are as they came: an edit, an addition and a deletion are all seen.
 
 Change the template and update, not these files; or take them over by deleting this test and the manifest.
+`{{ cookiecutter.project_slug }} check --vendored` says the same.
 """
 
-import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
-RUNTIME = PROJECT / "src/{{ cookiecutter.package_name }}/runtime"
-MANIFEST = RUNTIME / "MANIFEST.sha256"
+from {{ cookiecutter.package_name }}.runtime import vendored
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUNTIME, TESTS = "src/{{ cookiecutter.package_name }}/runtime", "tests/runtime"
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, str]:
-    """Path to SHA-256, of every file as it came."""
-    assert MANIFEST.exists(), (
-        "the template's hooks did not run (cookiecutter --accept-hooks no, or the file was deleted):"
-        " render the project again, with its hooks"
-    )
-    lines = MANIFEST.read_text(encoding="utf-8").splitlines()
-    return {path: sha256 for sha256, path in (line.split("  ", 1) for line in lines)}
+def test_the_files_of_the_template_are_as_they_came() -> None:
+    drift = vendored.find_drift(CHECKOUT)
+    assert not drift, f"\n{drift}"
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, str]:
-    """Path to SHA-256, of every file as it is."""
-    files = [*RUNTIME.rglob("*"), *(PROJECT / "tests/runtime").rglob("*")]
-    return {
-        file.relative_to(PROJECT).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.is_file() and file != MANIFEST and "__pycache__" not in file.parts
-    }
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the template's files in this project, to spoil."""
+    for folder in (RUNTIME, TESTS):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=ignored)
+    return tmp_path
 
 
-def test_no_file_of_the_template_was_edited(
-    expected: dict[str, str], found: dict[str, str]
-) -> None:
-    assert [path for path in expected if found.get(path, expected[path]) != expected[path]] == []
+def test_an_edit_an_addition_and_a_deletion_are_named(copy: Path) -> None:
+    before = vendored.find_drift(copy)
+    (copy / RUNTIME / "logs.py").write_text("# ours\n", encoding="utf-8")
+    (copy / RUNTIME / "ours.py").touch()
+    (copy / TESTS / "test_drift.py").unlink()
+    after = vendored.find_drift(copy)
+    assert set(after.edited) - set(before.edited) <= {f"{RUNTIME}/logs.py"}
+    assert set(after.added) - set(before.added) == {f"{RUNTIME}/ours.py"}
+    assert set(after.deleted) - set(before.deleted) == {f"{TESTS}/test_drift.py"}
+    assert f"edited: {RUNTIME}/logs.py" in str(after)
+    assert vendored.ADVICE in str(after)
 
 
-def test_no_file_of_the_template_was_deleted(
-    expected: dict[str, str], found: dict[str, str]
-) -> None:
-    assert sorted(expected.keys() - found.keys()) == []
-
-
-def test_no_file_was_added_among_those_of_the_template(
-    expected: dict[str, str], found: dict[str, str]
-) -> None:
-    assert sorted(found.keys() - expected.keys()) == []
+def test_without_the_list_or_outside_of_a_checkout_it_is_one_sentence(copy: Path) -> None:
+    (copy / RUNTIME / vendored.MANIFEST).unlink()
+    with pytest.raises(vendored.NotComparable, match=r"MANIFEST\.sha256 is missing"):
+        vendored.find_drift(copy)
+    shutil.rmtree(copy / TESTS)
+    with pytest.raises(vendored.NotComparable, match="in a checkout of the service"):
+        vendored.find_drift(copy)

@@ -3,26 +3,22 @@
 
 import asyncio
 import gc
-import shutil
-import ssl
-import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-import structlog
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source, mqtt
+from {{ cookiecutter.package_name }}.runtime.brokers import mqtt
 from {{ cookiecutter.package_name }}.runtime.brokers import source as source_module
 from {{ cookiecutter.package_name }}.runtime.brokers.mqtt import MqttSource
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
@@ -32,8 +28,8 @@ from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     SourceFailed,
 )
 from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, filled, find
 from .servers import Counts
 from .servers.mqtt import ODD_USER, READER, PrivateMosquitto
 from .servers.proxy import Proxy
@@ -41,53 +37,9 @@ from .test_contract import become, ids, length_of, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="session")
 
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
 Connect = Callable[..., AbstractAsyncContextManager[MqttSource]]
-Event = dict[str, Any]
-
-
-@pytest.fixture
-def proxy(broker: PrivateMosquitto) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in (mqtt, source_module):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., MqttSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> MqttSource:
-        settings = settings_for(**{"retry_seconds": 0.1, "retry_max_seconds": 0.4, **overrides})
-        return cast(MqttSource, make_source(settings, prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., MqttSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[MqttSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
 
 
 @contextmanager
@@ -127,33 +79,6 @@ def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessag
         client.subscribe(topic, 1)
         assert ready.wait(10)
         yield messages
-
-
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def drain(source: MqttSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
-
-
-async def filled(source: MqttSource, count: int) -> None:
-    await become(count, length_of(source.buffer))
 
 
 def with_options(url: str, **options: object) -> str:
@@ -829,45 +754,3 @@ def url_for(broker: PrivateMosquitto, user: tuple[str, str]) -> str:
     parts = urlsplit(broker.login_url)
     name, password = (quote(part, safe="") for part in user)
     return parts._replace(netloc=f"{name}:{password}@{parts.netloc}").geturl()
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    directory = tmp_path_factory.mktemp("certificates")
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "client"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
-    return directory
-
-
-@pytest.fixture
-def tls_proxy(broker: PrivateMosquitto, certificates: Path) -> Iterator[Proxy]:
-    """The broker behind TLS that asks for a client's certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    context.verify_mode = ssl.CERT_REQUIRED
-    with Proxy(broker.url, tls=context) as proxy:
-        yield proxy

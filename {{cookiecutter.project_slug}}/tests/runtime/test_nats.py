@@ -5,33 +5,31 @@ import asyncio
 import json
 import logging
 import random
-import shutil
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import nats
 import nkeys  # type: ignore[import-untyped]
 import pytest
-import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source, source
 from {{ cookiecutter.package_name }}.runtime.brokers import nats as broker_module
+from {{ cookiecutter.package_name }}.runtime.brokers import source
 from {{ cookiecutter.package_name }}.runtime.brokers.nats import NatsSource
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
+    SourceFailed,
 )
 from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, find
 from .servers import (
     Counts,
     PrivateServer,
@@ -47,8 +45,9 @@ from .test_contract import become, ids, length_of, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
 
+WAIT_SECONDS = 30
+
 Connect = Callable[..., AbstractAsyncContextManager[NatsSource]]
-Event = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -59,50 +58,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
             yield server
     except ServerMissing as missing:
         skip_without_server(missing)
-
-
-@pytest.fixture
-def proxy(broker: Server) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in (broker_module, source):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., NatsSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> NatsSource:
-        return cast(NatsSource, make_source(settings_for(**overrides), prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., NatsSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[NatsSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
 
 
 @asynccontextmanager
@@ -118,19 +73,6 @@ async def manager(server: Server) -> AsyncIterator[JetStreamContext]:
         yield connected.jetstream()
 
 
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
 async def all_settled(server: Server, queue: str) -> None:
     """Wait until the work queue is empty: `settle_as` does not see what is in nobody's hand before its time."""
 
@@ -139,16 +81,6 @@ async def all_settled(server: Server, queue: str) -> None:
             return (await js.stream_info(queue)).state.messages
 
     await become(0, messages)
-
-
-async def drain(source: NatsSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
 
 
 def impatient(url: str) -> str:
@@ -288,6 +220,38 @@ class TestOutages:
             await source.retry(messages[0], 0.1, "not now")
             (again,) = await take(source, 1)
             assert again.attempt == 2
+
+    async def test_a_consumer_that_others_made_again_and_that_loses_messages_ends_the_consumption(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source, manager(broker) as js:
+            workers = [asyncio.ensure_future(anext(source)) for _ in range(2)]
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await js.delete_consumer(queue, queue)
+            await js.add_consumer(queue, durable_name=queue, ack_policy="explicit", max_deliver=5)
+            proxy.resume()
+            for worker in workers:
+                async with asyncio.timeout(WAIT_SECONDS):
+                    with pytest.raises(SourceFailed, match="it has max_deliver, after which"):
+                        await worker
+            assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
+            assert not source.connected
+
+    async def test_a_deleted_stream_that_may_not_be_made_again_ends_the_consumption(
+        self, connect: Connect, guarded: PrivateNats, queue: str
+    ) -> None:
+        user, password = ODD_USER
+        async with connect(prefetch=0, broker_url=url_for(guarded, user, password)):
+            pass  # which makes the streams
+        async with (
+            connect(broker_url=url_for(guarded, "consumer", "makes-no-streams")) as source,
+            await nats.connect(guarded.url, user=user, password=password) as administrator,
+        ):
+            await administrator.jetstream().delete_stream(queue)
+            async with asyncio.timeout(WAIT_SECONDS):
+                with pytest.raises(SourceFailed, match="permissions violation for publish"):
+                    await anext(source)
 
     async def test_who_only_publishes_makes_a_deleted_stream_again(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
@@ -781,6 +745,8 @@ authorization {
     { user: "own", password: "own-inbox", permissions: { publish: ">", subscribe: "mine.>" } },
     { user: "reader", password: "reads-only",
       permissions: { publish: "$JS.API.STREAM.INFO.*", subscribe: "_INBOX.>" } },
+    { user: "consumer", password: "makes-no-streams",
+      permissions: { publish: { deny: "$JS.API.STREAM.CREATE.>" }, subscribe: ">" } },
     { nkey: NKEY }
   ]
 }
@@ -932,38 +898,6 @@ class TestCredentials:
         assert len(events) >= 3
         for secret in (ODD_USER[1], quote(ODD_USER[1], safe=""), "p@ss", "p%40ss"):
             assert not [text for text in said if secret in text]
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    directory = tmp_path_factory.mktemp("certificates")
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "client"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
-    return directory
 
 
 @pytest.fixture(scope="session")

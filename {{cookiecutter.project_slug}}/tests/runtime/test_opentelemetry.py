@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry import baggage, trace
@@ -37,7 +38,11 @@ from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction, Ro
 from {{ cookiecutter.package_name }}.runtime.message import Message, OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 from {{ cookiecutter.package_name }}.runtime.telemetry import CLOSE_SECONDS
-from {{ cookiecutter.package_name }}.runtime.telemetry.opentelemetry import OpenTelemetry
+from {{ cookiecutter.package_name }}.runtime.telemetry.opentelemetry import (
+    OpenTelemetry,
+    attributes_of_broker,
+    span_limits,
+)
 
 from .process import Ledger, service_command, service_environment
 from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, free_port, scene, wait_until
@@ -50,6 +55,19 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-01"}
 """The header of a message whose publisher, somewhere else, was traced."""
+
+SYSTEMS = {
+    "amqp": ("rabbitmq", False),
+    "nats": ("nats", True),
+    "redis": ("redis", True),
+    "kafka": ("kafka", True),
+    "sqs": ("aws_sqs", False),
+    "postgres": ("postgresql", False),
+    "postgresql": ("postgresql", False),
+    "mqtt": ("mqtt", True),
+    "sqlite": ("sqlite", False),
+}
+"""``messaging.system`` by the scheme of the URL, and whether that broker has groups."""
 
 Attributes = dict[str, Any]
 
@@ -140,6 +158,12 @@ def test_what_was_published_here_is_linked_to_its_processing(
     publish_by_command(scene, collector.url, {"id": "task-0"})
     [sent] = collector.spans_of_kind(Span.SPAN_KIND_PRODUCER)
     assert sent.name == f"send {scene.queue}"
+    [(sent_metric, point)] = collector.metrics["messaging.client.sent.messages"]
+    assert point.as_int == 1
+    [(duration, point)] = collector.metrics["messaging.client.operation.duration"]
+    assert point.count == 1
+    assert duration == sent_metric
+    assert duration["messaging.operation.name"] == "send"
     process = scene.start(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     handling = process.wait_for("handling")
     wait_until(lambda: scene.ledger.ended == ["task-0"])
@@ -157,8 +181,14 @@ def test_what_was_published_here_is_linked_to_its_processing(
     assert attributes["messaging.destination.name"] == scene.queue
     assert attributes["messaging.operation.type"] == "process"
     assert attributes["messaging.operation.name"] == "process"
-    system = attributes_of(sent.attributes)["messaging.system"]
-    assert attributes["messaging.system"] == system != ""
+    system, has_groups = SYSTEMS[urlsplit(scene.broker.url).scheme]
+    assert attributes["messaging.system"] == system
+    of_group = {"messaging.consumer.group.name": scene.queue} if has_groups else {}
+    assert of_group.items() <= attributes.items()
+    assert len(of_group) == sum("group" in name for name in attributes)
+    sender = attributes_of(sent.attributes)
+    assert sender["messaging.system"] == system
+    assert "messaging.consumer.group.name" not in sender, "a message is for every group"
     assert collector.services == {"shutdown-suite"}
 
 
@@ -272,11 +302,11 @@ class Bench:
     ) -> list[ReadableSpan]:
         """Consume the messages, each once; returns the spans."""
         made = self.make_settings(max_attempts=1, **settings)
-        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers = TracerProvider(shutdown_on_exit=False, span_limits=span_limits(made))
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.telemetry = OpenTelemetry(made, tracers, MeterProvider(shutdown_on_exit=False))
         event = CancellationEvent(asyncio.get_running_loop())
-        source = make_source(made, 10)
+        source = make_source(made, made.prefetch or 10)
         consumer = Consumer(source, Router({"n": handle}), event, made, None, self.telemetry)
         async with make_source(made) as publisher:
             await publisher.publish(messages)
@@ -342,6 +372,16 @@ async def test_a_batch_is_one_span_with_a_link_for_each_message(bench: Bench) ->
 
 
 @on_one_broker
+async def test_a_large_batch_has_all_its_links(bench: Bench) -> None:
+    async def handle(bodies: list[bytes]) -> None: ...
+
+    messages = [OutgoingMessage(b"", headers=PARENT) for _ in range(200)]
+    spans = await bench.run(messages, handle, batch_size=200, prefetch=200)
+    assert sum(len(span.links) for span in spans) == 200
+    assert max(len(span.links) for span in spans) > 128
+
+
+@on_one_broker
 async def test_a_failure_is_named_by_its_kind_and_what_it_says_stays_in_the_log(
     bench: Bench,
 ) -> None:
@@ -404,6 +444,39 @@ async def test_publishing_within_a_span_belongs_to_it(bench: Bench) -> None:
     here = trace.format_trace_id(span.context.trace_id)
     assert [message.headers["traceparent"].split("-")[1] for message in messages] == [here, here]
     assert messages[0].headers["mine"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("url", "system", "address"),
+    [
+        ("amqps://user:hunter2@broker.example:5671/orders", "rabbitmq", "broker.example"),
+        ("nats://user:hunter2@nats.example", "nats", "nats.example"),
+        ("tls://nats.example", "nats", "nats.example"),
+        ("redis://:hunter2@redis.example/0", "redis", "redis.example"),
+        ("unix:///run/redis.sock", "redis", None),
+        ("mqtts://user:hunter2@mqtt.example", "mqtt", "mqtt.example"),
+        ("postgresql://user:hunter2@db.example/orders", "postgresql", "db.example"),
+        ("kafka://one.example:9092", "kafka", "one.example"),
+        ("sqs://eu-central-1", "aws_sqs", None),
+        ("sqs://key:hunter2@127.0.0.1:4566/eu-central-1", "aws_sqs", "127.0.0.1"),
+        ("sqlite:///messages.db", "sqlite", None),
+    ],
+)
+def test_a_broker_is_named_as_the_conventions_do(
+    url: str, system: str, address: str | None
+) -> None:
+    for group, of_group in {"": "orders", "billing": "billing"}.items():
+        settings = ConsumerSettings.model_validate(
+            {"broker_url": url, "source": "orders", "group": group}
+        )
+        attributes = attributes_of_broker(settings)
+        assert attributes["messaging.system"] == system
+        assert attributes["messaging.destination.name"] == "orders"
+        has_groups = dict(SYSTEMS.values())[system]
+        expected = of_group if has_groups else None
+        assert attributes.get("messaging.consumer.group.name") == expected
+        assert attributes.get("server.address") == address
+        assert "hunter2" not in str(attributes)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,23 @@ be done twice is what the broker's own nature says (``most_repeated`` in servers
 """
 
 import asyncio
+import os
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 
 from .process import ask
-from .servers import SERVED_BROKERS, Counts, PrivateServer, let_store, server_module
+from .servers import SERVED_BROKERS, Counts, PrivateServer, let_store, local, server_module
 from .test_contract import become
 from .test_shutdown import (
     AT_ONCE_SECONDS,
@@ -115,36 +121,83 @@ async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
         await source.stop()
 
 
-def test_a_stop_while_the_server_is_away_finishes_what_is_in_hand(
+def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
     scene: Scene, server: PrivateServer
 ) -> None:
     tasks = scene.publish(3, seconds=1)
     let_store(server)
-    process = scene.start(concurrency=1)
-    process.wait_for("handling")
+    old = scene.start(concurrency=1)
+    old.wait_for("handling")
     server.kill()
-    process.wait_for("reconnecting")
-    exit_code, seconds = process.stop()
+    old.wait_for("reconnecting")
+    exit_code, seconds = old.stop()
     assert exit_code == 0
     assert seconds < 1 + AT_ONCE_SECONDS
-    assert_quiet(process)
-    assert len(scene.ledger.ended) >= 1
+    assert_quiet(old)
+    assert len(scene.ledger.ended) >= 1, "what is in hand is finished"
+    new = scene.start(consuming=False)
+    new.wait_for("reconnecting")  # and it goes on waiting
     server.restart()
-    scene.drain_the_rest()
-    assert set(scene.ledger.ended) == set(tasks)
-
-
-def test_a_service_that_starts_before_its_server_waits_for_it(
-    scene: Scene, server: PrivateServer
-) -> None:
-    server.kill()
-    process = scene.start(consuming=False)
-    process.wait_for("reconnecting")
-    server.restart()
-    process.wait_for("consuming")
-    tasks = scene.publish(5)
-    wait_until(lambda: has_ended(scene, 5))
-    exit_code, _ = process.stop()
+    new.wait_for("consuming")
+    published_since = scene.publish(5)
+    wait_until(lambda: set(scene.ledger.ended) == {*tasks, *published_since})
+    exit_code, _ = new.stop()
     assert exit_code == 0
-    assert_quiet(process)
-    assert Counter(scene.ledger.ended) == Counter(tasks)
+    assert_quiet(new)
+    new_ones = [id for id in scene.ledger.ended if id in published_since]
+    assert Counter(new_ones) == Counter(published_since)
+
+
+def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl", reason="Windows has no flock")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    up: list[str] = []
+    numbers = count()
+
+    @contextmanager
+    def start(_: Path) -> Iterator[Any]:
+        up.append(f"server {next(numbers)}")
+        yield SimpleNamespace(url=up[-1])
+        up.pop()
+
+    def worker(number: int) -> AbstractContextManager[str]:
+        return local.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
+
+    with ExitStack() as others:
+        first = ExitStack()
+        assert first.enter_context(worker(0)) == "server 0"
+        assert others.enter_context(worker(1)) == "server 0"
+        leaving = threading.Thread(target=first.close)
+        leaving.start()
+        leaving.join(0.2)
+        assert leaving.is_alive()  # it waits for the other one
+        joining = threading.Thread(target=lambda: others.enter_context(worker(2)))
+        joining.start()
+        joining.join(10)
+        assert not joining.is_alive(), "who comes meanwhile need not wait"
+        assert up == ["server 0"]
+    leaving.join(10)
+    assert up == []
+    with worker(3) as url:
+        assert (url, up) == ("server 1", ["server 1"])
+
+
+@pytest.mark.parametrize(
+    ("client", "found"),
+    [("exit 0", True), ("exit 1", False), ("exec sleep 600", False), (None, False)],
+    ids=["answered", "no daemon", "silent daemon", "no client"],
+)
+def test_docker_counts_only_with_a_daemon_that_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str | None, found: bool
+) -> None:
+    if client is not None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{client}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
+    assert local.has_docker.__wrapped__() is found

@@ -8,11 +8,10 @@ import os
 import random
 import shutil
 import socket
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +19,6 @@ from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
-import structlog
 
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source, postgres, source
 from {{ cookiecutter.package_name }}.runtime.brokers.postgres import PostgresSource
@@ -32,6 +30,7 @@ from {{ cookiecutter.package_name }}.runtime.brokers.source import (
 from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, filled, find
 from .servers import Counts, ServerMissing, server_module, skip_without_server
 from .servers.postgres import PostgresServer, PrivatePostgres
 from .servers.proxy import Proxy
@@ -43,7 +42,6 @@ SHORT_LEASE_SECONDS = 0.4
 ODD_PASSWORD = "p@ss:w/o?r#d %2F+é"
 
 Connect = Callable[..., AbstractAsyncContextManager[PostgresSource]]
-Event = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -67,26 +65,6 @@ def user(node: PrivatePostgres) -> str:
 
 
 @pytest.fixture
-def proxy(broker: PostgresServer) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in (postgres, source):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
 def source_for(
     settings_for: Callable[..., ConsumerSettings], broker: PostgresServer
 ) -> Callable[..., PostgresSource]:
@@ -99,54 +77,11 @@ def source_for(
     return make
 
 
-@pytest.fixture
-def connect(source_for: Callable[..., PostgresSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **url: str) -> AsyncIterator[PostgresSource]:
-        async with source_for(prefetch or 1, **url) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
-
-
 def with_user(url: str, name: str, password: str) -> str:
     parts = urlsplit(url)
     credentials = f"{quote(name, safe='')}:{quote(password, safe='')}"
-    return parts._replace(netloc=f"{credentials}@{parts.hostname}:{parts.port}").geturl()
-
-
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def drain(source: PostgresSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
-
-
-async def filled(source: PostgresSource, count: int) -> None:
-    async def length() -> int:
-        return len(source.buffer)
-
-    await become(count, length)
+    address = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{credentials}@{address}").geturl()
 
 
 async def query(server: PostgresServer, statement: str, *arguments: object) -> list[Any]:
@@ -627,6 +562,17 @@ class TestWaking:
             assert (message.headers, len(message.id)) == ({}, 36)
             await source.ack(message)
 
+    async def test_a_notification_that_was_read_before_its_connection_ended_is_no_error(
+        self, connect: Connect, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, connect(prefetch=0) as publisher:
+            await in_use(source)
+            connection = source._listening_on
+            connection.terminate()
+            source._on_notification(connection, 1, "consumer", queue)
+            published = await publish(publisher, 1)
+            assert await drain(source, 1) == published
+
     async def test_an_idle_consumer_asks_for_nothing(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(url=proxy.url) as source, connect(prefetch=0) as elsewhere:
             await publish(source, 1)
@@ -1028,38 +974,6 @@ class TestCredentials:
             assert await connection.fetchval(shown) == "shop"
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    directory = tmp_path_factory.mktemp("certificates")
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "certified"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
-    return directory
-
-
 def give(certificate: Path, data: Path) -> None:
     """Copy it to the server, which insists that its key is its own."""
     copy = shutil.copy(certificate, data)
@@ -1075,9 +989,9 @@ async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[st
         pytest.skip("the directory of a server in docker cannot be reached")
     for name in ("server.pem", "server.key", "ca.pem"):
         give(certificates / name, node.data)
-    if not await query(node, "SELECT FROM pg_roles WHERE rolname = 'certified'"):
-        await query(node, "CREATE USER certified")
-        await query(node, "GRANT CREATE ON DATABASE postgres TO certified")
+    if not await query(node, "SELECT FROM pg_roles WHERE rolname = 'client'"):
+        await query(node, "CREATE USER client")
+        await query(node, "GRANT CREATE ON DATABASE postgres TO client")
     settings = {
         "ssl_cert_file": "server.pem",
         "ssl_key_file": "server.key",
@@ -1085,7 +999,7 @@ async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[st
         "ssl": "on",
     }
     access = node.data / "pg_hba.conf"
-    by_certificate = "hostssl all certified all cert\n"
+    by_certificate = "hostssl all client all cert\n"
     try:
         for name, value in settings.items():
             await query(node, f"ALTER SYSTEM SET {name} = '{value}'")
@@ -1100,7 +1014,7 @@ async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[st
 
     await become(True, speaks_tls)
     port = urlsplit(node.url).port
-    yield f"postgres://certified@localhost:{port}/postgres?schema=certified"
+    yield f"postgres://client@localhost:{port}/postgres?schema=client"
     await query(node, "ALTER SYSTEM SET ssl = off")
     await query(node, "SELECT pg_reload_conf()")
 
@@ -1118,7 +1032,7 @@ class TestTls:
         monkeypatch.setattr(postgres, "CLOSE_SECONDS", 0.3)
         options = (
             f"&sslmode=verify-full&sslrootcert={certificates / 'ca.pem'}"
-            f"&sslcert={certificates / 'certified.pem'}&sslkey={certificates / 'certified.key'}"
+            f"&sslcert={certificates / 'client.pem'}&sslkey={certificates / 'client.key'}"
         )
         with Proxy(tls_url) as proxy:
             async with connect(url=proxy.url + options) as source:
@@ -1143,7 +1057,7 @@ class TestTls:
             ("&sslmode=verify-ca&sslrootcert={}/missing.pem", "no file for sslrootcert"),
             ("&sslmode=sometimes", "sslmode"),
             (
-                "&sslmode=require&sslcert={}/certified.pem&sslkey={}/server.key",
+                "&sslmode=require&sslcert={}/client.pem&sslkey={}/server.key",
                 "KEY_VALUES_MISMATCH",
             ),
             ("&sslmode=require", "certificate"),

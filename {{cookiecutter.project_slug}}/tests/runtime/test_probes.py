@@ -2,6 +2,7 @@
 """The probes: live while the loop turns and the filler lives; ready while messages are being taken."""
 
 import asyncio
+import errno
 import signal
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +119,19 @@ def has_ipv6() -> bool:
     return True
 
 
+async def test_without_ipv6_ipv4_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_server = socket.create_server
+
+    def only_ipv4(*arguments: Any, **options: Any) -> socket.socket:
+        if options.get("family") == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "not here")
+        return create_server(*arguments, **options)
+
+    monkeypatch.setattr(socket, "create_server", only_ipv4)
+    with closing(probes_module._listen(0)) as listener:
+        assert listener.family == socket.AF_INET
+
+
 async def test_there_are_no_metrics_without_telemetry(consumer: Consumer) -> None:
     port = free_port()
     async with probes(port, consumer, Telemetry()):
@@ -208,7 +223,7 @@ def test_before_it_has_connected_it_is_live_and_not_ready(scene: Scene) -> None:
 @pytest.mark.slow
 def test_in_an_outage_it_is_live_and_not_ready(scene: Scene) -> None:
     port = free_port()
-    process = scene.start(url=scene.broker.impatient_url, probe_port=port)
+    process = scene.start(url=scene.broker.impatient_url, probe_port=port, PATIENCE_SECONDS=1)
     wait_until(answers(port, "/readyz"))
     with closing(sqlite3.connect(database(scene))) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -84,7 +84,11 @@ class Page:
 def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene) -> None:
     port = free_port()
     process = scene.start(
-        HANDLERS="work,thread", LIFESPAN_FAILS="hang", probe_port=port, drain_seconds=0.5
+        HANDLERS="work,thread",
+        LIFESPAN_FAILS="hang",
+        CLOSE_SECONDS=2,
+        probe_port=port,
+        drain_seconds=0.5,
     )
     scene.publish(5, seconds=0.01)
     scene.publish(2, kind="thread")

@@ -5,21 +5,17 @@ import asyncio
 import random
 import shlex
 import shutil
-import ssl
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import pytest
 import redis.exceptions
-import structlog
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source
 from {{ cookiecutter.package_name }}.runtime.brokers import redis as module
 from {{ cookiecutter.package_name }}.runtime.brokers import source as source_module
 from {{ cookiecutter.package_name }}.runtime.brokers.redis import (
@@ -31,8 +27,8 @@ from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     BrokerUnavailable,
     SourceFailed,
 )
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, filled, find
 from .servers import Counts, PrivateServer, Server, ServerMissing, skip_without_server
 from .servers.local import ServerProcess, free_ports
 from .servers.proxy import Proxy
@@ -42,8 +38,6 @@ from .test_contract import become, ids, publish, settle_as, take
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
 Connect = Callable[..., AbstractAsyncContextManager[RedisSource]]
-Event = dict[str, Any]
-
 ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
 
 
@@ -71,80 +65,6 @@ def client(broker: Server) -> Iterator[Any]:
 
 def client_of(server: Server) -> "closing[Any]":
     return closing(cast(Any, redis.Redis).from_url(server.url, protocol=2))
-
-
-@pytest.fixture
-def proxy(broker: Server) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for logging_module in (module, source_module):
-        monkeypatch.setattr(logging_module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., RedisSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> RedisSource:
-        return cast(RedisSource, make_source(settings_for(**overrides), prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., RedisSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[RedisSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
-
-
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def drain(source: RedisSource, count: int) -> list[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken = []
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken.append(message.id)
-        await source.ack(message)
-    return taken
-
-
-async def filled(source: RedisSource, count: int) -> None:
-    async def length() -> int:
-        return len(source.buffer)
-
-    await become(count, length)
 
 
 def with_lease(url: str, seconds: float) -> str:
@@ -889,50 +809,6 @@ class TestCredentials:
         assert node.counts(queue) == Counts(0, 0, 0)
         with closing(cast(Any, redis.Redis)(unix_socket_path=str(path), db=3)) as client:
             assert client.exists(queue)
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities, and a server's and a client's certificate from the first of them."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(
-            ["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=60
-        )
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "client"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
-    return directory
-
-
-@pytest.fixture
-def tls_proxy(broker: Server, certificates: Path) -> Iterator[Proxy]:
-    """The broker behind TLS that asks for a client's certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    context.verify_mode = ssl.CERT_REQUIRED
-    with Proxy(broker.url, tls=context) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from {{ cookiecutter.package_name }}.runtime.logs import (
@@ -32,33 +32,37 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(f"CONSUMER_{name}".upper(), raising=False)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "reason"),
-    [
-        ("BROKER_URL", None, "is not set"),
-        ("BROKER_URL", "", "is not set"),
-        ("SOURCE", "q" * 201, "at most 200 characters"),
-        ("CONCURRENCY", "many", "valid integer"),
-        ("CONCURRENCY", "0", "greater than or equal to 1"),
-        ("CONCURRENCY", "1000000", "less than or equal to 10000"),
-        ("PREFETCH", "-1", "greater than or equal to 1"),
-        ("PREFETCH", "70000", "less than or equal to 65535"),
-        ("DRAIN_SECONDS", "soon", "valid number"),
-        ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
-        ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
-        ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
-        ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
-        ("RETRY_SECONDS", "0", "greater than 0"),
-        ("RETRY_MAX_SECONDS", "x", "valid number"),
-        ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
-        ("BATCH_SIZE", "0", "greater than or equal to 1"),
-        ("BATCH_SECONDS", "0", "greater than 0"),
-        ("PROBE_PORT", "http", "valid integer"),
-        ("PROBE_PORT", "65536", "less than or equal to 65535"),
-        ("LOG_FORMAT", "xml", "'json' or 'console'"),
-        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
-    ],
-)
+BAD_VALUES = [
+    ("BROKER_URL", None, "is not set"),
+    ("BROKER_URL", "", "is not set"),
+    ("SOURCE", "q" * 201, "at most 200 characters"),
+    ("CONCURRENCY", "many", "valid integer"),
+    ("CONCURRENCY", "0", "greater than or equal to 1"),
+    ("CONCURRENCY", "1000000", "less than or equal to 10000"),
+    ("PREFETCH", "-1", "greater than or equal to 1"),
+    ("PREFETCH", "70000", "less than or equal to 65535"),
+    ("GROUP", "g" * 201, "at most 200 characters"),
+    ("ORDER_BY", "customer", "must be header:NAME or body:FIELD, as in"),
+    ("ORDER_BY", "header:", "must be header:NAME or body:FIELD, as in"),
+    ("ORDER_BY", "body:" + "x" * 200, "at most 200 characters"),
+    ("DRAIN_SECONDS", "soon", "valid number"),
+    ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
+    ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
+    ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
+    ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+    ("RETRY_SECONDS", "0", "greater than 0"),
+    ("RETRY_MAX_SECONDS", "x", "valid number"),
+    ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
+    ("BATCH_SIZE", "0", "greater than or equal to 1"),
+    ("BATCH_SECONDS", "0", "greater than 0"),
+    ("PROBE_PORT", "http", "valid integer"),
+    ("PROBE_PORT", "65536", "less than or equal to 65535"),
+    ("LOG_FORMAT", "xml", "'json' or 'console'"),
+    ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "reason"), BAD_VALUES)
 def test_a_bad_value_is_one_line_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None, reason: str
 ) -> None:
@@ -72,6 +76,16 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     assert str(error.value).startswith(f"CONSUMER_{variable}")
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_log_level_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_BROKER_URL", URL)
+    monkeypatch.setenv("CONSUMER_LOG_LEVEL", "WARNING")
+    assert load_settings(ConsumerSettings).log_level == "warning"
+
+
+def test_every_setting_has_a_bad_value_above() -> None:
+    assert {variable.lower() for variable, _, _ in BAD_VALUES} == {*ConsumerSettings.model_fields}
 
 
 def test_a_service_names_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +248,84 @@ def test_no_line_is_lost_for_a_character_that_the_terminal_lacks(
         structlog.reset_defaults()
         logging.basicConfig(force=True)
     assert b"caf" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("postgres://me@host/db?password=hidden", "no route to {url}"),
+        ("postgres://me@host/db?sslmode=on&sslpassword=hidden#x", "no route to {url}"),
+        ("postgres://me@host/db?password=p%26hidden", "the server got p&hidden"),
+        ("nats://hidden@host", "the server got hidden"),
+        ("tls://hidden@host", "no route to {url}"),
+    ],
+)
+def test_what_is_secret_elsewhere_in_a_url_is_masked_too(url: str, text: str) -> None:
+    masked = without_credentials(text.format(url=url), secrets_of(url))
+    assert "hidden" not in masked
+    assert "***" in masked
+
+
+def test_a_user_without_a_password_is_no_secret() -> None:
+    assert secrets_of("postgres://postgres@localhost/") == ()
+
+
+def test_a_query_is_masked_by_its_place_also_where_its_secret_is_not_known() -> None:
+    masked = without_credentials("no route to postgres://host/db?password=pw&sslmode=on")
+    assert masked == "no route to postgres://host/db?password=***&sslmode=on"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_holds_the_input_that_a_validation_error_quotes(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    class Order(BaseModel):
+        number: int
+
+    payload = {"number": "hidden, input_type=hidden"}
+    configure_logs("json" if log_format == "json" else "console", "info")
+    try:
+        try:
+            Order.model_validate(payload)
+        except ValidationError as error:
+            structlog.get_logger().warning("retried", reason=str(error), exc_info=error)
+            structlog.get_logger().warning("retried", error=error)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "int_parsing" in output
+    assert "hidden" not in output
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_is_longer_than_somebody_can_read(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    configure_logs("json" if log_format == "json" else "console", "info")
+    try:
+        error = ValueError("x" * 1_000_000)
+        structlog.get_logger().warning("handling", id="y" * 1_000_000, exc_info=error)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "[1000000 characters]" in output
+    assert len(output) < 30_000
+
+
+def test_no_text_of_an_exception_or_a_library_looks_like_a_line_of_the_console(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("console", "info")
+    try:
+        error = ValueError("\x1b[2J\nforged\r\x85forged\u2028forged")
+        structlog.get_logger().warning("retried", exc_info=error, headers={"a\nforged": "\x1b"})
+        logging.getLogger("some_client").warning("got %s", "\x1b[2J\nforged")
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
+    output = capsys.readouterr().out
+    assert "forged" in output
+    assert not set("\x1b\r\x85\u2028") & set(output)
+    assert not [line for line in output.split("\n") if line.startswith("forged")]

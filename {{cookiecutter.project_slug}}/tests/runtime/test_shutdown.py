@@ -28,6 +28,7 @@ from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
 from .servers import SERVED_BROKERS, Counts, Server, need_of_server
+from .servers.local import free_ports
 from .test_contract import need, start_once
 
 pytestmark = pytest.mark.slow
@@ -231,6 +232,25 @@ def test_a_handler_learns_of_the_stop_and_of_the_time_left(scene: Scene, kind: s
     assert 15 < checkpoint["seconds_left"] <= 20
 
 
+def test_a_long_handler_saves_its_place_when_told_and_goes_on_from_there(scene: Scene) -> None:
+    scene.need("attempts")
+    scene.publish(1, kind="long", steps=40, seconds=0.02)
+    first = scene.start(HANDLERS="long", drain_seconds=20, max_attempts=1)
+    first.wait_for("step", count=3)
+    assert assert_clean_stop(first) < AT_ONCE_SECONDS
+    [drained] = first.find("drained")
+    assert (drained["handled"], drained["returned"], drained["abandoned"]) == (0, 1, 0)
+    done = len(scene.ledger.ids("step"))
+    assert 3 <= done < 40
+    second = scene.start(HANDLERS="long", max_attempts=1)
+    resumed = second.wait_for("handling")
+    assert (resumed["place"], resumed["attempt"]) == (done, 1)
+    wait_until(lambda: scene.ledger.ended == ["task-0"])
+    assert_clean_stop(second)
+    assert len(scene.ledger.ids("step")) == 40
+    assert scene.broker.counts(scene.queue) == Counts(0, 0, 0)
+
+
 # -- failures while stopping
 
 
@@ -307,6 +327,17 @@ def test_at_the_deadline_the_message_goes_back_unharmed(scene: Scene) -> None:
     again.stop()
 
 
+def test_all_that_was_in_hand_at_the_deadline_comes_again_at_once(scene: Scene) -> None:
+    """Fewer than the prefetch: the consumer has asked for more, which could catch what it gives back."""
+    tasks = scene.publish(4, seconds=60)
+    for _ in range(2):
+        started_at = time.monotonic()
+        process = scene.start(concurrency=4, prefetch=10, drain_seconds=0)
+        process.wait_for("handling", count=len(tasks), attempt=1)
+        assert time.monotonic() - started_at < 10
+        assert process.stop()[0] == 75
+
+
 @on_one_broker
 def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> None:
     process = scene.start(drain_seconds=0)
@@ -371,10 +402,8 @@ def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(scene: Scene) ->
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 def at(url: str, port: int) -> str:

@@ -122,12 +122,15 @@ async def test_each_further_signal_is_given_to_on_repeat() -> None:
         assert [signum for signum, _ in event.signals] == [signal.SIGTERM, *repeated]
 
 
-async def test_further_signals_without_on_repeat_change_nothing() -> None:
+async def test_further_signals_without_on_repeat_change_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with make_cancellation_event() as event:
         event.set("the queue is gone")
         signal.raise_signal(signal.SIGTERM)
         await let_all_run()
         assert event.reason == "the queue is gone"
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_signals_are_counted_while_the_event_loop_is_blocked_and_set_the_event_after() -> (
@@ -225,7 +228,7 @@ async def test_outside_the_main_thread_signals_are_a_clear_error() -> None:
     async def make() -> None:
         make_cancellation_event()
 
-    with pytest.raises(RuntimeError, match="main thread"):
+    with pytest.raises(RuntimeError, match=r"^signals reach only the main thread: .* there$"):
         await asyncio.to_thread(asyncio.run, make())
 
 
@@ -258,6 +261,20 @@ def test_the_earlier_handlers_are_put_back(earlier: Any) -> None:
     finally:
         for signum, handler in zip(SIGNALS, found, strict=True):
             signal.signal(signum, handler)
+
+
+async def test_for_a_handler_that_is_not_pythons_the_default_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a program that embeds Python: nobody could put back its own."""
+    found, set_handler = signal.getsignal(signal.SIGINT), signal.signal
+    event = make_cancellation_event(signals=[])
+    with monkeypatch.context() as embedded:
+        embedded.setattr(signal, "signal", lambda *arguments: set_handler(*arguments) and None)
+        event.install_signals([signal.SIGINT])
+    event.restore_signals()
+    left = set_handler(signal.SIGINT, found)
+    assert left == signal.SIG_DFL
 
 
 async def test_signals_that_are_installed_twice_are_put_back_all_the_same() -> None:
@@ -328,8 +345,6 @@ def test_an_event_made_for_the_loop_of_a_runner_keeps_sigint_from_it() -> None:
 async def test_an_event_loop_without_add_signal_handler_is_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As on Windows."""
-
     def not_there(*_: object) -> None:
         raise NotImplementedError  # the very answer of the event loops that cannot
 
@@ -447,6 +462,16 @@ def test_a_process_can_be_killed_when_its_event_loop_has_closed(
         assert child.end() == end
 
 
+async def test_what_a_fork_does_first_in_the_child_puts_the_earlier_handlers_back() -> None:
+    earlier = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    known = cancellation._with_handlers.copy()
+    with make_cancellation_event(), make_cancellation_event():
+        cancellation._restore_signals_in_a_forked_child()
+        assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == earlier
+    assert cancellation._with_handlers == []
+    cancellation._with_handlers.extend(known)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_has_the_earlier_handlers() -> None:
@@ -455,13 +480,22 @@ def test_a_forked_child_has_the_earlier_handlers() -> None:
         """
         import multiprocessing
 
+        earlier = signal.getsignal(signal.SIGTERM)
+
+        def look():
+            sys.exit(signal.getsignal(signal.SIGTERM) != earlier)
+
         def run(ready):
             ready.set()
             signal.pause()
 
         async def fork():
-            with make_cancellation_event() as event:
+            with make_cancellation_event(), make_cancellation_event() as event:
                 context = multiprocessing.get_context("fork")
+                looking = context.Process(target=look)
+                looking.start()
+                looking.join()
+                assert looking.exitcode == 0
                 ready = context.Event()
                 forked = context.Process(target=run, args=(ready,))
                 forked.start()

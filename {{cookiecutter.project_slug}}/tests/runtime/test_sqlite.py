@@ -9,6 +9,7 @@ import sqlite3
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import CapturingLogger
 
 from {{ cookiecutter.package_name }}.runtime.brokers import sqlite
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
@@ -49,12 +49,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "queue.db"
 
 
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """The names of the events that were logged."""
-    logger = CapturingLogger()
-    monkeypatch.setattr(sqlite, "log", logger)
-    return lambda: [call.args[0] for call in logger.calls]
+def names(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
 
 
 def source_of(
@@ -257,12 +253,228 @@ async def test_the_file_stays_small_while_consumers_keep_up(file: Path) -> None:
     assert sum(sizes) < 8_000_000
 
 
+async def test_what_is_described_is_in_this_file(file: Path) -> None:
+    async with source_of(file) as source:
+        assert (await source.describe())["file"] == str(file)
+        assert sqlite.make_source(source.settings).prefetch == 1
+        assert SqliteSource(source.settings).prefetch == 1
+        assert source.link.broker == str(file)
+
+
+async def test_a_second_settlement_is_logged_with_its_reason(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        await source.ack(message)
+        await source.ack(message)
+    [lost] = [event for event in events if event["event"] == "settlement_lost"]
+    assert lost["reason"] == "it was settled before, or its lease had expired"
+
+
+async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with consuming(file) as source:
+        await become_true(lambda: source._consumer != 0)
+        looks: list[bool] = []
+        has_work = source._has_work
+
+        def look() -> bool:
+            looks.append(has_work())
+            return looks[-1]
+
+        async def exchange() -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(source, "_has_work", look)
+        monkeypatch.setattr(source, "_exchange_once", exchange)
+        await become_true(lambda: len(looks) > 2)
+        assert (looks, source.buffer.failure) == ([False] * len(looks), None)
+        monkeypatch.undo()
+
+
+async def test_a_consumer_without_room_does_not_even_look(file: Path) -> None:
+    async with consuming(file) as source:
+        await publish(source, 2)
+        await take(source)
+        assert not source._has_work()
+
+
+async def test_what_cannot_be_looked_at_is_left_to_the_transaction(file: Path) -> None:
+    async with consuming(file) as source:
+        await become_true(lambda: source._consumer != 0)
+        assert not source._has_work()
+        assert source._watch is not None
+        source._watch.close()
+        assert source._has_work()
+
+
+async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
+    file: Path, monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
+) -> None:
+    async with source_of(file) as source:
+        monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0)
+        with locked(file):
+            await source.start()
+            await become_true(lambda: not source.connected)
+        await become_true(lambda: source.connected)
+        published = await publish(source, 1)
+        assert [message.id for message in await take(source)] == published
+    [reason] = [event["reason"] for event in events if event["event"] == "reconnecting"]
+    assert reason == f"{file} is locked by another program"
+
+
+async def test_a_stop_waits_for_a_locked_file_only_so_long(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.05)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        with locked(file):
+            await source.ack(message)
+            async with asyncio.timeout(3):
+                await source.stop()
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("CLOSE_SECONDS", "{} does not answer"),
+        ("PATIENCE_SECONDS", "{} is locked by another program"),
+    ],
+)
+async def test_what_cannot_be_written_before_the_close_is_logged_with_its_reason(
+    file: Path,
+    events: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sqlite, setting, 0.01)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        with locked(file):
+            await source.ack(message)
+            async with asyncio.timeout(2):
+                await source.__aexit__()
+            assert source._filler is not None
+            await become_true(source._filler.done)
+    lost = [event for event in events if event["event"] == "settlement_lost"]
+    assert [(one["id"], one["reason"]) for one in lost] == [(message.id, reason.format(file))]
+
+
+@pytest.mark.parametrize("pragma", ["application_id", "user_version"])
+async def test_an_empty_file_that_another_program_has_marked_is_not_ours(
+    file: Path, pragma: str
+) -> None:
+    query(file, f"PRAGMA {pragma} = 7")
+    with pytest.raises(BrokerRefused, match="is the database of another program"):
+        await source_of(file).__aenter__()
+
+
+def test_a_file_that_processes_cannot_share_is_refused(file: Path) -> None:
+    with (
+        closing(sqlite3.connect(":memory:", isolation_level=None)) as connection,
+        pytest.raises(BrokerRefused) as refused,
+    ):
+        source_of(file)._prepare(connection)
+    assert str(refused.value) == (
+        f"{file} is on a file system that cannot share it between processes"
+    )
+
+
+async def test_a_lock_that_is_over_soon_is_no_outage(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
+    async with source_of(file) as source:
+        tries: list[object] = []
+        write = source._publish
+
+        def count_and_write(rows: Any) -> None:
+            tries.append(rows)
+            write(rows)
+
+        monkeypatch.setattr(source, "_publish", count_and_write)
+        with locked(file):
+            publishing = asyncio.create_task(publish(source, 1))
+            await become_true(lambda: len(tries) > 1)
+        await publishing
+
+
+async def test_the_connection_has_one_thread_which_ends_with_it(file: Path) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "sqlite" in thread.name]
+
+    await become_true(lambda: threads() == [])  # of the test before
+    with pytest.raises(BrokerUnavailable, match=f"^{file} is not open$"):
+        await publish(source_of(file), 1)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        assert threads() == ["sqlite_0"]
+        connection = source._connection
+    await become_true(lambda: threads() == [])
+    assert (source._connection, source._watch, source._thread) == (None, None, None)
+    assert connection is not None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.total_changes  # noqa: B018
+    with pytest.raises(BrokerUnavailable, match=f"^{file} is not open$"):
+        await publish(source, 1)
+
+
+async def test_no_more_is_taken_than_there_is_room_for(file: Path) -> None:
+    async with source_of(file) as source:
+        await publish(source, 6)
+        query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
+        async with consuming(file, prefetch=3) as other:
+            await become_true(lambda: len(other.buffer) >= 3)
+            in_hand = query(file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1")
+    assert in_hand == [(1,), (5,), (6,)]
+
+
+async def test_a_lease_is_renewed_three_times_before_it_ends(file: Path) -> None:
+    async with consuming(file, lease_seconds=30) as source:
+        await become_true(lambda: source._consumer != 0)
+        assert 8 < source._renew_at - time.monotonic() <= 10
+
+
+@pytest.mark.parametrize("options", ["lease_seconds=inf", "lease_seconds=0", "other="])
+def test_an_option_that_is_none_is_named_in_one_sentence(options: str) -> None:
+    with pytest.raises(BrokerRefused) as refused:
+        sqlite._parse(f"sqlite:///queue.db?{options}")
+    assert str(refused.value) == (
+        "CONSUMER_BROKER_URL: the only option of sqlite is ?lease_seconds=, a number above 0"
+    )
+
+
+def test_a_url_without_a_file_is_told_how_to_name_one() -> None:
+    with pytest.raises(BrokerRefused) as refused:
+        sqlite._parse("sqlite://")
+    assert str(refused.value) == (
+        "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+    )
+
+
+async def test_what_never_started_stops_at_once(file: Path) -> None:
+    async with source_of(file) as source:
+        await source.stop()
+
+
+def test_an_error_without_a_code_of_sqlite_is_passed_on(file: Path) -> None:
+    refusal = sqlite._explain(sqlite3.InterfaceError("odd"), file)
+    assert isinstance(refusal, BrokerRefused)
+    assert str(refusal) == f"{file} cannot be used: odd"
+
+
 # -- leases
 
 
 @pytest.mark.slow
 async def test_a_lease_is_renewed_while_a_handler_runs_longer(
-    file: Path, events: Callable[[], list[str]]
+    file: Path, events: list[dict[str, Any]]
 ) -> None:
     async with (
         consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as one,
@@ -275,11 +487,11 @@ async def test_a_lease_is_renewed_while_a_handler_runs_longer(
         assert not other.buffer
         await one.ack(in_hand)
     assert query(file, "SELECT count(*) FROM messages") == [(0,)]
-    assert "settlement_lost" not in events()
+    assert "settlement_lost" not in names(events)
 
 
 async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
-    file: Path, events: Callable[[], list[str]]
+    file: Path, events: list[dict[str, Any]]
 ) -> None:
     async with consuming(file, prefetch=2, lease_seconds=SHORT_LEASE_SECONDS) as one:
         published = await publish(one, 2)
@@ -292,16 +504,30 @@ async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
             assert [message.attempt for message in again] == [1, 1]
             await become_true(lambda: not one.buffer)  # dropped unseen
             await one.ack(in_hand)
-            assert events().count("settlement_lost") == 1
+            assert names(events).count("settlement_lost") == 1
             for message in again:
                 await other.ack(message)
         published = await publish(one, 1)
         assert [message.id for message in await take(one)] == published
-    assert events().count("settlement_lost") == 1
+    assert names(events).count("settlement_lost") == 1
+
+
+async def test_what_is_taken_after_that_comes_back_when_its_consumer_dies(file: Path) -> None:
+    async with consuming(file) as one:
+        await publish(one, 1)
+        (handled,) = await take(one)
+        await one.ack(handled)
+        await become_true(lambda: not one._settlements)
+        query(file, "DELETE FROM consumers")  # as by a process whose clock is ahead
+        published = await publish(one, 1)
+        await take(one)
+        query(file, "UPDATE consumers SET expires_at = 1")  # and then it dies
+        async with consuming(file) as other:
+            assert [message.id for message in await take(other)] == published
 
 
 async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
-    file: Path, events: Callable[[], list[str]]
+    file: Path, events: list[dict[str, Any]]
 ) -> None:
     async with consuming(file) as one:
         await publish(one, 1)
@@ -310,7 +536,8 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
         await one.ack(in_hand)
         (again,) = await take(one)
         assert again.id == in_hand.id
-    assert events().count("settlement_lost") == 1
+    [lost] = [event for event in events if event["event"] == "settlement_lost"]
+    assert lost["reason"] == "its lease had expired"
 
 
 async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(file: Path) -> None:
@@ -542,7 +769,7 @@ async def test_an_idle_consumer_uses_next_to_no_cpu(file: Path) -> None:
         await asyncio.sleep(idle_seconds)
         share = (time.process_time() - before) / idle_seconds
     print(f"{share:.2%} of a core")
-    assert share < 0.02  # with asyncio's debug mode on; without it, a fraction
+    assert share < 0.1  # also in debug mode on a slow machine; a loop that is busy has 1
 
 
 # -- files that refuse
@@ -722,7 +949,7 @@ def test_a_url_names_a_relative_or_an_absolute_file(url: str, file: Path) -> Non
 
 @pytest.mark.slow
 async def test_a_long_lock_is_an_outage_that_is_survived(
-    file: Path, events: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    file: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.1)
     async with consuming(file, prefetch=2) as source:
@@ -737,12 +964,12 @@ async def test_a_long_lock_is_an_outage_that_is_survived(
         assert source.outage_count == 1
         assert third.id == published[2]
         await source.ack(third)
-    assert events() == ["connected", "reconnecting", "connected"]
+    assert names(events) == ["connected", "reconnecting", "connected"]
     assert query(file, "SELECT count(*) FROM messages") == [(0,)]
 
 
 async def test_a_full_disk_is_an_outage_that_is_survived(
-    file: Path, events: Callable[[], list[str]]
+    file: Path, events: list[dict[str, Any]]
 ) -> None:
     async with consuming(file) as source:
         await source.publish([OutgoingMessage(bytes(1_000_000))])
@@ -753,7 +980,7 @@ async def test_a_full_disk_is_an_outage_that_is_survived(
         await fill_the_disk(source, pages=1_000_000)
         await become_true(lambda: source.connected)
         assert await source.count_dead_letters() == 1
-    assert events() == ["connected", "reconnecting", "connected"]
+    assert names(events) == ["connected", "reconnecting", "connected"]
 
 
 async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
@@ -773,7 +1000,7 @@ async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_lock_cannot_hold_the_stop(
-    file: Path, events: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    file: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.2)
     monkeypatch.setattr(sqlite, "CLOSE_SECONDS", 0.2)
@@ -788,7 +1015,7 @@ async def test_a_lock_cannot_hold_the_stop(
                 await source.__aexit__()
                 assert time.monotonic() - stopping_at < 1
                 await become_true(lambda: source._connection is None)
-        assert events().count("settlement_lost") == 2  # the ack, and what was to be given back
+        assert names(events).count("settlement_lost") == 2  # the ack, and what was to be given back
         async with consuming(file, prefetch=2) as other:
             assert {message.attempt for message in await take(other, 2)} == {1}
 

@@ -3,26 +3,21 @@
 
 import asyncio
 import json
-import shutil
 import ssl
-import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
-import structlog
 
 from {{ cookiecutter.package_name }}.runtime.brokers import (
-    make_source,
     sqs,
 )
-from {{ cookiecutter.package_name }}.runtime.brokers import source as source_module
 from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     BrokerRefused,
     BrokerUnavailable,
@@ -33,8 +28,8 @@ from {{ cookiecutter.package_name }}.runtime.brokers.sqs import (
     parse_url,
 )
 from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
 
+from .helpers import Event, come, drain, filled, find
 from .servers import Counts, ServerMissing, skip_without_server
 from .servers.proxy import Proxy
 from .servers.sqs import KEY, SECRET, SqsServer, moto, with_options
@@ -43,51 +38,6 @@ from .test_contract import AT_ONCE_SECONDS, become, ids, publish, settle_as, tak
 pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
 Connect = Callable[..., AbstractAsyncContextManager[SqsSource]]
-Event = dict[str, Any]
-
-
-@pytest.fixture
-def proxy(broker: SqsServer) -> Iterator[Proxy]:
-    with Proxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the source logs."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> Event:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in (sqs, source_module):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def source_for(settings_for: Callable[..., ConsumerSettings]) -> Callable[..., SqsSource]:
-    """Makes a source that is not connected yet."""
-
-    def make(prefetch: int = 10, **overrides: Any) -> SqsSource:
-        return cast(SqsSource, make_source(settings_for(**overrides), prefetch))
-
-    return make
-
-
-@pytest.fixture
-def connect(source_for: Callable[..., SqsSource]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that does not."""
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[SqsSource]:
-        async with source_for(prefetch or 1, **overrides) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
-    return connect
 
 
 def requests_of(source: SqsSource) -> Counter[str]:
@@ -101,39 +51,9 @@ def requests_of(source: SqsSource) -> Counter[str]:
     return requests
 
 
-def find(events: list[Event], event: str) -> list[Event]:
-    return [found for found in events if found["event"] == event]
-
-
-async def come(events: list[Event], event: str, count: int = 1) -> None:
-    """Wait until so many of these events have come."""
-
-    async def found() -> bool:
-        return len(find(events, event)) >= count
-
-    await become(True, found)
-
-
-async def filled(source: SqsSource, count: int) -> None:
-    async def length() -> int:
-        return len(source.buffer)
-
-    await become(count, length)
-
-
 def hidden(broker: SqsServer, queue: str) -> int:
     """How many messages are neither waiting nor deleted."""
     return int(broker.attributes(queue)["ApproximateNumberOfMessagesNotVisible"])
-
-
-async def drain(source: SqsSource, count: int) -> Counter[str]:
-    """Take and acknowledge so many; returns their ids."""
-    taken: Counter[str] = Counter()
-    for _ in range(count):
-        (message,) = await take(source, 1)
-        taken[message.id] += 1
-        await source.ack(message)
-    return taken
 
 
 class TestOutages:
@@ -150,7 +70,7 @@ class TestOutages:
             await come(events, "reconnecting")
             assert not source.connected
             proxy.resume()
-            handled = Counter(ids(in_hand)) + await drain(source, 7)
+            handled = Counter(ids(in_hand)) + Counter(await drain(source, 7))
             assert handled == Counter(published)
             await come(events, "connected", count=2)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
@@ -188,6 +108,26 @@ class TestOutages:
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_hand.id]
 
+    async def test_no_request_keeps_a_message_that_others_may_have(
+        self, connect: Connect, proxy: Proxy, broker: SqsServer, queue: str
+    ) -> None:
+        """Not even as the repetition of one that was in time."""
+        sent_at: list[float] = []
+        url = with_options(proxy.url, visibility_seconds=1)
+        async with connect(broker_url=url) as source, connect(prefetch=0) as other:
+            await publish(other, 1)
+            (message,) = await take(source, 1)
+            source._client.meta.events.register(
+                "before-send.sqs.ChangeMessageVisibilityBatch",
+                lambda **_: sent_at.append(time.monotonic()),
+            )
+            proxy.refuse()
+            await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+            await asyncio.sleep(1.1)  # a repetition comes within a second
+            assert sent_at
+            assert max(sent_at) < message.receipt.hidden_until
+            proxy.resume()
+
     async def test_an_outage_of_several_attempts_is_logged_once(
         self, connect: Connect, proxy: Proxy, events: list[Event], caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -197,7 +137,7 @@ class TestOutages:
             proxy.resume()
             await come(events, "connected", count=2)
             published = await publish(source, 5)
-            assert await drain(source, 5) == Counter(published)
+            assert Counter(await drain(source, 5)) == Counter(published)
         assert len(find(events, "reconnecting")) == 1
         assert caplog.records == []  # not a word of the libraries
 
@@ -234,7 +174,7 @@ class TestOutages:
             await asyncio.to_thread(broker.delete, queue)
             await come(events, "connected", count=2)
             published = await publish(source, 5)
-            assert await drain(source, 5) == Counter(published)
+            assert Counter(await drain(source, 5)) == Counter(published)
 
     async def test_a_refusal_while_consuming_ends_the_source(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
@@ -688,7 +628,7 @@ class TestMessages:
             )
             assert broker.counts(queue).dead == 25
             assert [moved async for moved in source.replay_dead_letters()] == [10, 20, 25]
-            assert await drain(source, 25) == Counter(published)
+            assert Counter(await drain(source, 25)) == Counter(published)
 
 
 class TestTopology:
@@ -863,41 +803,24 @@ class TestCredentials:
             assert not [text for text in said if secret in text]
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of localhost, signed by itself, and its key in the same file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    file = tmp_path_factory.mktemp("certificate") / "localhost.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
-            *("ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"),
-            *("-days", "2", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", file.with_suffix(".key"), "-out", file),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return file
-
-
 @pytest.fixture
-def tls_url(broker: SqsServer, certificate: Path) -> Iterator[str]:
+def tls_url(broker: SqsServer, certificates: Path) -> Iterator[str]:
     """The server behind TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     with Proxy(broker.url, tls=context) as proxy:
         yield proxy.url.replace("amqps://", "sqs://")
 
 
 class TestTls:
     async def test_a_certificate_that_cafile_trusts_is_good(
-        self, connect: Connect, tls_url: str, certificate: Path
+        self, connect: Connect, tls_url: str, certificates: Path
     ) -> None:
-        async with connect(broker_url=with_options(tls_url, cafile=certificate)) as source:
+        async with connect(
+            broker_url=with_options(tls_url, cafile=certificates / "ca.pem")
+        ) as source:
             published = await publish(source, 3)
-            assert await drain(source, 3) == Counter(published)
+            assert Counter(await drain(source, 3)) == Counter(published)
 
     async def test_any_other_is_one_sentence(
         self, source_for: Callable[..., SqsSource], tls_url: str

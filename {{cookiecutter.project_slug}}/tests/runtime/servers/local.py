@@ -2,20 +2,21 @@
 """Starts a server of one's own for the tests: an installed program as a child process, or a Docker container."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from . import Server, ServerMissing
 
 START_SECONDS = 90
+DOCKER_SECONDS = 10
+"""For the daemon to say that it is there."""
 
 # When the tests are killed, the pipe to their children ends; and so does the group of each child.
 DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
@@ -156,8 +157,14 @@ def docker(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+@cache
 def has_docker() -> bool:
-    return shutil.which("docker") is not None
+    """Whether there is a client, and a daemon that answers it."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        asked = ["docker", "version"]
+        done = subprocess.run(asked, capture_output=True, timeout=DOCKER_SECONDS, check=False)
+        return done.returncode == 0
+    return False
 
 
 def free_ports(count: int) -> list[int]:
@@ -179,21 +186,23 @@ def accepts(port: int) -> bool:
 def one_for_all_workers(
     broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
 ) -> Iterator[str]:
-    """The URL of one server for all the processes of a test run: who needs it first starts it for the rest."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
+    """The URL of one server for all the processes of a test run: who needs it first starts it for the rest.
+
+    They find it beside the workers' own temporary folders, of which the directory must be a part.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         with start(directory) as server:
             yield server.url
         return
     from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock  # not on Windows
 
-    common = Path(tempfile.gettempdir()) / f"{broker}-{run}"
+    common = directory.parents[1] / f"{broker}-of-all-workers"
     common.mkdir(exist_ok=True)
     url = common / "url"
-    with (common / "starting").open("w") as starting, (common / "using").open("w") as using:
+    with (common / "using").open("w") as using, (common / "starting").open("w") as starting:
+        flock(using, LOCK_SH)
         flock(starting, LOCK_EX)
         if url.exists():
-            flock(using, LOCK_SH)
             flock(starting, LOCK_UN)
             yield url.read_text()
             return
@@ -203,6 +212,5 @@ def one_for_all_workers(
             try:
                 yield server.url
             finally:
-                flock(starting, LOCK_EX)
-                flock(using, LOCK_EX)
-                shutil.rmtree(common)
+                flock(using, LOCK_EX)  # waits until nobody else uses it
+                url.unlink()

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 BROKEN = (OSError, asyncio.IncompleteReadError)
 SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts"}
 """Where the URL tells it by its scheme."""
+SLOW_BYTES = 64
+"""So many at a time where they are slow."""
 
 
 class Proxy:
@@ -37,6 +39,8 @@ class Proxy:
         self.accepted = 0
         """How many connections were accepted so far."""
         self.bytes_to_broker = 0
+        self.bytes_per_second: float | None = None
+        """How fast each connection is, each way, as long as this is set."""
         self._thread.start()
         self._run(self._listen)
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -110,15 +114,24 @@ class Proxy:
         with contextlib.suppress(*BROKEN):
             while data := await reader.read(65536):
                 await self._flowing.wait()
-                writer.write(data if to_broker else self.translate(data))
                 if to_broker:
                     self.bytes_to_broker += len(data)
-                await writer.drain()
+                await self._pass_on(data if to_broker else self.translate(data), writer)
         await self._flowing.wait()
         writer.close()
         with contextlib.suppress(*BROKEN):
             await writer.wait_closed()
         self._writers.discard(writer)
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        while data:
+            rate = self.bytes_per_second
+            size = len(data) if rate is None else SLOW_BYTES
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
+            if rate is not None:
+                await asyncio.sleep(size / rate)
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
         try:

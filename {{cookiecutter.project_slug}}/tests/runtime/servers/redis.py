@@ -50,7 +50,9 @@ class RedisServer:
             now = seconds * 1000 + microseconds // 1000
             due = client.zcount(f"{queue}.delayed", "-inf", now)
             delayed = client.zcount(f"{queue}.delayed", f"({now}", "+inf")
-            held = sum(pending.values()) - pending.get("returned", 0)
+            dead_consumers = client.zrangebyscore(f"{queue}.consumers", "-inf", now)
+            nobodys = {"returned", *(name.decode() for name in dead_consumers)}
+            held = sum(count for name, count in pending.items() if name not in nobodys)
             return Counts(client.xlen(queue) - held + due, delayed, dead)
 
     def consumers(self, queue: str) -> int:
