@@ -18,6 +18,9 @@ from jinja2.ext import Extension
 LONGEST_TEXT = 100
 LONGEST_NAME = 40
 JINJA = re.compile(r"\{\{|\{%|\{#")
+KEPT_BY_WINDOWS = re.compile(
+    r"con|prn|aux|nul|(com|lpt)[0-9]"
+)  # as names of files, whatever follows a dot
 TEMPLATE = Path(__file__).resolve().parent
 
 
@@ -157,6 +160,8 @@ def _name_refusals(question: str, name: str) -> Iterator[str]:
         yield f"{question} {_shown(name)} is longer than {LONGEST_NAME} characters."
     if keyword.iskeyword(name):
         yield f"{question} {_shown(name)} is a Python keyword."
+    if KEPT_BY_WINDOWS.fullmatch(name):
+        yield f"{question} {_shown(name)} is a name that Windows keeps for a device."
 
 
 def _shown(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes one service of the rendered tree: its handlers, its broker, its telemetry, and the list of the template's files.
+"""Makes one service of the rendered tree: of what was answered, and the list of the template's files.
 
 Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
 """
@@ -14,10 +14,13 @@ ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
 HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
 TELEMETRIES = json.loads(r"""{{ cookiecutter._telemetries | jsonify }}""")
+DEPLOYS = json.loads(r"""{{ cookiecutter._deploys | jsonify }}""")
+CIS = json.loads(r"""{{ cookiecutter._cis | jsonify }}""")
 
 PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
+KUBERNETES = Path("deploy/kubernetes/base")
 STUBS = Path("stubs")
 TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
@@ -30,8 +33,10 @@ def main() -> None:
         for file in ("handler", "test_handler"):  # for tools/new_handler.py
             write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
         shutil.rmtree(STUBS)
-        for path in [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]:
+        unwanted = [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]
+        for path in [*unwanted, *other_deploys(), *other_ci()]:
             path.unlink()  # an error if it is not there: a table in cookiecutter.json is wrong
+            remove_empty_folders(path.parent)
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
         write_manifest()
@@ -73,6 +78,34 @@ def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Pa
         if name != ANSWERS[question]:
             yield from (RUNTIME / file for file in choice["runtime"])
             yield from (RUNTIME_TESTS / file for file in choice["tests"])
+
+
+def other_deploys() -> set[Path]:
+    """The files for deploying that belong to other answers, and not to these as well."""
+    every = {file for deploy in DEPLOYS for broker in BROKERS for file in files_of(deploy, broker)}
+    return every - files_of(ANSWERS["deploy"], ANSWERS["broker"])
+
+
+def files_of(deploy: str, broker: str) -> set[Path]:
+    """What there is to deploy this broker's service in this way."""
+    files = {Path(file.format(slug=ANSWERS["project_slug"])) for file in DEPLOYS[deploy]}
+    if deploy == "kubernetes":
+        files |= {KUBERNETES / file for file in BROKERS[broker]["kubernetes"]}
+    return files
+
+
+def other_ci() -> Iterator[Path]:
+    """The files of the CI systems that were not chosen."""
+    for name, files in CIS.items():
+        if name != ANSWERS["ci"]:
+            yield from map(Path, files)
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """This folder and those above it, as far as nothing is in them."""
+    while folder != Path() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def caches() -> list[Path]:
