@@ -57,11 +57,14 @@ class Figure:
         return (self.name, f"{median} {self.unit}".rstrip(), spread, target, met)
 
 
+def rows(figures: list[Figure]) -> list[tuple[str, ...]]:
+    return [figure.row() for figure in figures if figure.values]
+
+
 def table(figures: list[Figure]) -> str:
     """All figures, under the name of their part."""
     head = ("", "median", "spread", "target", "met")
-    rows = [head, *(figure.row() for figure in figures if figure.values)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(head, *rows(figures), strict=True)]
 
     def line(cells: tuple[str, ...]) -> str:
         return f"  {'  '.join(map(str.ljust, cells, widths))}".rstrip()

@@ -19,4 +19,5 @@ async def handle(body: bytes) -> None:
     if SECONDS:
         log.info("handling")
         await asyncio.sleep(SECONDS)
+        log.info("handled")
     stopwatch.tick()

@@ -6,6 +6,7 @@ median of the rounds is held against the target.
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -13,23 +14,30 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import exit_times
+import first_contact
 import iterator
 import memory
 import per_message
+import report
+import scaling
+import scaling_page
 from figures import Figure, table
 from service import Service, Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     *("aio-pika", "aiormq", "nats-py", "redis", "aiokafka", "aiobotocore", "asyncpg", "aiomqtt"),
-    *("faststream", "pydantic", "structlog"),
+    *("faststream", "taskiq", "pydantic", "structlog"),
 )
 BROKERS = (*per_message.AT_MOST, "sqlite")
-PARTS = ("iterator", "cpu", "memory", "exit")
+PARTS = ("first", "iterator", "cpu", "memory", "exit")
+ON_ITS_OWN = "scaling"
+"""A part that runs only when it is asked for, and has a page of its own."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,17 @@ class Sizes:
     messages_through: dict[str, int]
     """For the memory; of the brokers that are not named it is not measured."""
     stops: int
+    scaling: scaling.Sizes
 
 
-FULL = Sizes(5, 20_000, 20_000, {"sqlite": 1_000_000, "rabbitmq": 200_000}, 10)
-QUICK = Sizes(1, 1_000, 500, {"sqlite": 2_000, "rabbitmq": 500}, 1)
+FULL = Sizes(
+    *(5, 20_000, 20_000, {"sqlite": 1_000_000, "rabbitmq": 200_000}, 5),
+    scaling.Sizes(processes=(1, 2, 4, 8), messages=200, trivial=5_000, kills=3),
+)
+QUICK = Sizes(
+    *(1, 1_000, 500, {"sqlite": 2_000, "rabbitmq": 500}, 1),
+    scaling.Sizes(processes=(2,), messages=20, trivial=500, kills=1),
+)
 
 
 def main() -> int:
@@ -56,21 +71,35 @@ def main() -> int:
     if arguments.alone:
         with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
             measured = list(measure_broker(arguments.alone, arguments.only or PARTS, sizes))
-        print("\n".join(figure.json() for figure in measured))
+        print(*(figure.json() for figure in measured), sep="\n", end="")
         return 0
     figures: list[Figure] = []
+    if "first" in (arguments.only or PARTS):
+        figures += first_contact.measure(sizes.rounds)
     if "iterator" in (arguments.only or PARTS):
         figures += iterator.measure(sizes.items, 5 * sizes.rounds)
     for broker in arguments.broker or BROKERS:
         figures += measure_in_a_process_of_its_own(broker)
     print(table(figures))
-    versions = dict(found_versions())
-    print(f"\nPython {platform.python_version()}, {', '.join(map(' '.join, versions.items()))}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"python": platform.python_version(), **versions, "sizes": asdict(sizes)}
+    versions = {"Python": platform.python_version(), **dict(found_versions())}
+    print(f"\n{', '.join(map(' '.join, versions.items()))}")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    page = scaling_page if ON_ITS_OWN in (arguments.only or ()) else report
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores",
+        "cores": os.cpu_count(),
+        "load_before": load,
+        "versions": versions,
+        "sizes": asdict(sizes),
+    }
+    output = page.RESULTS if arguments.publish else arguments.output
+    output.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(about), *(figure.json() for figure in figures)]
-    arguments.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    print(f"also in {arguments.output}")
+    output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if arguments.publish:
+        page.write()
+    print(f"also in {output}")
     return 0
 
 
@@ -83,8 +112,11 @@ def measure_in_a_process_of_its_own(broker: str) -> list[Figure]:
 
 def measure_broker(broker: str, parts: Iterable[str], sizes: Sizes) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
-        service = Service(Path(scratch), broker)
         try:
+            if ON_ITS_OWN in parts:
+                yield from scaling.measure(Path(scratch), broker, sizes.scaling)
+                return
+            service = Service(Path(scratch), broker)
             if "cpu" in parts and broker in per_message.AT_MOST:
                 yield from per_message.measure(service, sizes.messages, sizes.rounds)
             if "memory" in parts and broker in sizes.messages_through:
@@ -107,7 +139,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tasks.py bench", description="How fast is it, beside others?"
     )
-    parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=(*PARTS, ON_ITS_OWN),
+        help=f"this part; may be repeated; {ON_ITS_OWN} only alone",
+    )
     parser.add_argument(
         "--broker", action="append", choices=BROKERS, help="this broker; may be repeated"
     )
@@ -118,6 +155,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--messages", type=int, help=f"for each consumer in each round (default {FULL.messages})"
     )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write docs/benchmarks.md and its charts from this run, or docs/scaling.md",
+    )
     parser.add_argument("--quick", action="store_true", help="does it run? Little of everything")
     parser.add_argument(
         "--output",
@@ -125,7 +167,10 @@ def parse_arguments() -> argparse.Namespace:
         default=ROOT / ".cache/benchmarks.jsonl",
         help="for the figures, as JSON lines",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if ON_ITS_OWN in (arguments.only or ()) and len(arguments.only) > 1:
+        parser.error(f"{ON_ITS_OWN} has a page of its own, so it is measured on its own")
+    return arguments
 
 
 if __name__ == "__main__":

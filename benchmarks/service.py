@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from scaffold import kafka_server, scaffold
+
 HERE = Path(__file__).resolve().parent
 SERVICE = [sys.executable, "-m", "order_events"]
 BODY_BYTES = 200
@@ -23,31 +25,23 @@ class Unavailable(Exception):
 
 
 class Service:
-    """A service of one broker, rendered into a scratch folder, with the trivial handler.
+    """A service of one broker, rendered into a scratch folder, with a handler of ours: the file of this name.
 
     It runs on this interpreter, which imports its tests: there is one to a process.
     """
 
-    def __init__(self, scratch: Path, broker: str) -> None:
+    def __init__(
+        self, scratch: Path, broker: str, handler: str = "handler.py", kafka: str = "noida-db"
+    ) -> None:
         self.scratch = scratch
         self.broker = broker
-        answers = ["project_slug=order-events", f"broker={broker}", "handler_stub=raw"]
-        render = [
-            sys.executable,
-            "-m",
-            "cookiecutter",
-            str(HERE.parent),
-            "--no-input",
-            "--default-config",
-        ]
-        # Captured, as it ends with what a user would do next.
-        subprocess.run([*render, "-o", str(scratch), *answers], check=True, capture_output=True)
-        project = scratch / "order-events"
-        stub = project / "src/order_events/handlers/order_created.py"
-        stub.write_bytes((HERE / "handler.py").read_bytes())
+        self._kafka = kafka
+        text = (HERE / handler).read_text(encoding="utf-8")
+        project = scaffold(scratch, f"broker={broker}", "handler_stub=raw", handler=text)
         # Its tests know how to start a broker, how to count what is in a queue, and how to run a service.
         sys.path += [str(project), str(project / "src")]
         self._servers = import_module("tests.runtime.servers")
+        self.server_module = self._servers.server_module(broker)
         self.contract = import_module("tests.runtime.test_contract")
         self.settings = import_module("order_events.runtime.settings")
         self.process = import_module("tests.runtime.process")
@@ -57,16 +51,15 @@ class Service:
     def queue(self) -> Iterator["Queue"]:
         """A queue that is gone afterwards. Raises Unavailable, with the reason, where there is no broker."""
         if self.broker == "kafka" and "CONSUMER_TEST_BROKER_URL" not in os.environ:
-            os.environ.update(_kafka_server())
+            os.environ.update(kafka_server(self._kafka))
         folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
-            with self._servers.server_module(self.broker).shared(folder) as server:
-                queue = Queue(self, server)
-                try:
-                    yield queue
-                finally:
-                    server.delete(queue.name)
+            with (
+                self.server_module.shared(folder) as server,
+                Queue(self, server, f"ccc-bench-{os.getpid()}").gone_afterwards() as queue,
+            ):
+                yield queue
         except self._servers.ServerMissing as missing:
             raise Unavailable(str(missing)) from None
 
@@ -74,8 +67,8 @@ class Service:
 class Queue:
     """Publishes to one queue and consumes from it, in child processes."""
 
-    def __init__(self, service: Service, server: Any) -> None:
-        self.name = f"ccc-bench-{os.getpid()}"
+    def __init__(self, service: Service, server: Any, name: str) -> None:
+        self.name = name
         self._service = service
         self._server = server
         # One client has what another has left only if it has its name.
@@ -83,6 +76,17 @@ class Queue:
             f"{server.url}?client_id={self.name}" if service.broker == "mqtt" else server.url
         )
         self._output = service.scratch / "output"
+
+    @contextmanager
+    def gone_afterwards(self) -> Iterator["Queue"]:
+        try:
+            yield self
+        finally:
+            self._server.delete(self.name)
+
+    def another(self, name: str) -> "Queue":
+        """One more queue of the same broker."""
+        return Queue(self._service, self._server, f"{self.name}-{name}")
 
     def begin(self) -> None:
         """Have the broker keep what is published from now on: some do so only for a consumer they know."""
@@ -93,12 +97,13 @@ class Queue:
         asyncio.run(self._service.contract.start_once(settings))
 
     @contextmanager
-    def publishing(self, messages: int) -> Iterator[None]:
+    def publishing(self, messages: int, first: int = 0) -> Iterator[None]:
         """Run ``order-events publish -`` with so many messages of 200 bytes; it ends before the block does."""
-        lines = self._service.scratch / f"{messages}.jsonl"
+        lines = self._service.scratch / f"{first}-{messages}.jsonl"
         if not lines.exists():
+            numbers = range(first, first + messages)
             with lines.open("w", encoding="ascii") as file:
-                file.writelines(f'"{number:0>{BODY_BYTES - 2}}"\n' for number in range(messages))
+                file.writelines(f'"{number:0>{BODY_BYTES - 2}}"\n' for number in numbers)
         environment = self._environment(messages)
         with (
             lines.open("rb") as stdin,
@@ -124,16 +129,52 @@ class Queue:
         reported: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return reported
 
-    def start(self, **settings: object) -> subprocess.Popen[str]:
-        """Start the service; its standard output has its log events, as JSON lines."""
+    def run(self, command: list[str], **settings: object) -> None:
+        """Run a program to its end. Raises RuntimeError if it fails."""
+        with self._running(command, self._environment(0, **settings)):
+            pass
+
+    def clear(self) -> None:
+        """Delete the queue, and that of a framework which has its own."""
+        self._server.delete(self.name)
+        if self._service.broker == "rabbitmq":
+            self._server.delete(f"{self.name}.taskiq")
+
+    def start(self, command: list[str] | None, **settings: object) -> subprocess.Popen[str]:
+        """Start a consumer, by default the service; its standard output has its log events, as JSON lines."""
         return subprocess.Popen(
-            [*SERVICE, "run"],
+            command or [*SERVICE, "run"],
             env=self._environment(0, **settings),
             cwd=self._service.scratch,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def process(self, name: str, *, impatient: bool = False, **settings: object) -> Any:
+        """A service on the queue, beside others, as the service's own tests run it: they read its log events.
+
+        An impatient one leaves its messages to others as soon as the broker allows.
+        """
+        url = self._server.impatient_url if impatient else self._server.url
+        if self._service.broker == "mqtt":
+            url += f"?client_id={self.name}-{name}"
+        if self._service.broker == "kafka" and not impatient:  # the tests are in a hurry always
+            url = url.replace(f"&{self._service.server_module.IMPATIENT}", "")
+        return self._service.process.ServiceProcess(
+            [*SERVICE, "run"],
+            self._service.process.service_environment(
+                url, self.name, self._service.ledger, **settings
+            ),
+        )
+
+    @property
+    def haste(self) -> str:
+        """The options of the URL with which a dead consumer's messages go to others soon."""
+        url, impatient = self._server.url, self._server.impatient_url
+        if self._service.broker == "kafka":
+            return str(self._service.server_module.IMPATIENT)
+        return str(impatient.removeprefix(url).lstrip("?&"))
 
     def _environment(self, messages: int, **settings: object) -> dict[str, str]:
         variables: dict[str, str] = self._service.process.service_environment(
@@ -165,10 +206,3 @@ class Queue:
             last_words = self._output.read_text(encoding="utf-8", errors="replace")[-2000:]
             msg = f"{' '.join(command)} ended with {exit_code}: {last_words}"
             raise RuntimeError(msg)
-
-
-def _kafka_server() -> dict[str, str]:
-    """The variables for a server that speaks Kafka's protocol, as the template's own tests use it."""
-    sys.path.append(str(HERE.parent / "tests"))
-    variables: dict[str, str] = import_module("kafka_servers").variables()["noida-db"]
-    return variables

@@ -1,0 +1,48 @@
+"""A handler that waits, as one that calls another service does, and keeps a ledger of what its process did.
+
+A line for each beginning, if it waits at all, and for each end: what, the message's number, and the time, which all
+processes of a machine share. Lines are there when the process is killed.
+
+After SIGUSR2 handlers begin nothing until SIGUSR1 comes: so many processes can begin at one moment.
+"""
+
+import asyncio
+import os
+import signal
+import time
+
+EXAMPLE = b'"0"'
+SECONDS = float(os.environ.get("BENCH_HANDLER_SECONDS", "0"))
+
+ledger = os.open(os.environ.get("BENCH_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+may_begin = asyncio.Event()
+may_begin.set()
+loops: set[asyncio.AbstractEventLoop] = set()
+"""The one that is to be woken, once there is one."""
+
+
+def obey(signum: int, _: object) -> None:
+    change = may_begin.set if signum == signal.SIGUSR1 else may_begin.clear
+    for loop in loops:
+        loop.call_soon_threadsafe(change)
+    if not loops:
+        change()
+
+
+signal.signal(signal.SIGUSR1, obey)
+signal.signal(signal.SIGUSR2, obey)
+
+
+def write(what: str, body: bytes) -> None:
+    os.write(ledger, f"{what} {int(body[1:-1])} {time.monotonic()}\n".encode())
+
+
+async def handle(body: bytes) -> None:
+    if not loops:
+        loops.add(asyncio.get_running_loop())
+    if not may_begin.is_set():
+        await may_begin.wait()
+    if SECONDS:
+        write("begin", body)
+        await asyncio.sleep(SECONDS)
+    write("end", body)
