@@ -1,0 +1,127 @@
+"""The account of a run, and the invariant: published = done + still there + dead-lettered, and nothing twice.
+
+It knows no broker and no runtime: what was published, what the handlers wrote, what the broker counts and
+how each process ended are given to it, and it says in sentences what is wrong.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OF_HANDLERS = ("message_retried", "message_rejected", "handlers_abandoned", "event_loop_blocked")
+"""Events that show where a handler failed or stood: a traceback belongs there, and nowhere else."""
+SHOWN = 5
+"""So many ids of a list are shown."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one process ended."""
+
+    process: str
+    exit_code: int
+    """Negative for the signal that ended it."""
+    allowed: frozenset[int]
+    seconds: float
+    """From the signal to the end."""
+    bound_seconds: float
+    stderr: str = ""
+    events: tuple[Mapping[str, Any], ...] = ()
+    noise: tuple[str, ...] = ()
+    """Words that no event has, unless it is about a handler."""
+
+    def faults(self) -> Iterable[str]:
+        if self.exit_code not in self.allowed:
+            allowed = " or ".join(map(str, sorted(self.allowed)))
+            yield f"{self.process} ended with {self.exit_code}, not {allowed}"
+        if self.seconds > self.bound_seconds:
+            yield f"{self.process} took {self.seconds:.1f} s to end, not {self.bound_seconds:.1f}"
+        if self.stderr:
+            yield f"{self.process} wrote to standard error: {self.stderr[-500:]}"
+        for event in self.events:
+            if event.get("event") not in OF_HANDLERS:
+                text = json.dumps(event)
+                if noise := [word for word in self.noise if word in text] or (
+                    ["no JSON"] if event.get("event") == "not_json" else []
+                ):
+                    yield f"{self.process} logged {noise[0]}: {text[:1500]}"
+
+
+@dataclass
+class Account:
+    """All there is to know of one run."""
+
+    published: dict[str, bool] = field(default_factory=dict)
+    """Each id that the broker confirmed, and whether its handler ends well sooner or later."""
+    unconfirmed: set[str] = field(default_factory=set)
+    """Ids of which the publisher was never told: they may be there or not."""
+    ended: list[str] = field(default_factory=list)
+    """An id for each time that a handler came to its end."""
+    dead: list[str] | None = None
+    """The ids of the dead letters; None where a broker only counts them."""
+    dead_count: int = 0
+    at_rest: int | None = None
+    """What the broker had, dead letters too, when all processes were gone and before the rest was handled."""
+    done_at_rest: int = 0
+    """How many different ids had been done then."""
+    left: int = 0
+    """What the broker had, apart from dead letters, after all was handled."""
+    graceful: bool = True
+    """Whether no process was killed and no connection broken: then nothing may be done twice."""
+    most_twice: float = 0
+    """How many repetitions the kills and the broken connections account for."""
+    endings: list[Ending] = field(default_factory=list)
+
+    @property
+    def done(self) -> set[str]:
+        return set(self.ended)
+
+    @property
+    def twice(self) -> int:
+        return len(self.ended) - len(self.done)
+
+    @property
+    def lost(self) -> set[str]:
+        """Confirmed, never done, and no dead letter; by number where a broker only counts dead letters."""
+        missing = set(self.published) - self.done
+        if self.dead is not None:
+            return missing - set(self.dead)
+        return {i for i in missing if self.published[i]}
+
+    def violations(self) -> list[str]:
+        return [*self._of_messages(), *(f for ending in self.endings for f in ending.faults())]
+
+    def _of_messages(self) -> Iterable[str]:
+        known = set(self.published) | self.unconfirmed
+        if self.lost:
+            yield f"lost: {_list(self.lost)}"
+        if self.left:
+            yield f"the broker still has {self.left} messages that nobody gets"
+        if self.at_rest is not None:
+            found, expected = self.done_at_rest + self.at_rest, len(self.published)
+            too_many = self.graceful and not self.unconfirmed and found > expected
+            if found < expected or too_many:
+                yield f"{self.done_at_rest} done and {self.at_rest} there are not {expected} published"
+        allowed = 0 if self.graceful else self.most_twice
+        if self.twice > allowed:
+            again = Counter(self.ended) - Counter(self.done)
+            yield f"done twice: {_list(again)}, where {allowed:.0f} may be"
+        if strangers := self.done - known:
+            yield f"done, and never published: {_list(strangers)}"
+        if self.dead is None:
+            hopeless = sum(not good for good in self.published.values())
+            if self.dead_count < hopeless:
+                yield f"{self.dead_count} dead letters, where {hopeless} must be"
+            return
+        if harmed := {i for i in self.dead if self.published.get(i, i in self.unconfirmed)}:
+            yield f"dead letters, though the handler would have done them: {_list(harmed)}"
+        if self.graceful and (again := Counter(self.dead) - Counter(set(self.dead))):
+            yield f"dead letters twice: {_list(again)}"
+
+
+def _list(ids: Iterable[str]) -> str:
+    first, *rest = sorted(ids)
+    shown = ", ".join([first, *rest][:SHOWN])
+    return f"{len(rest) + 1} ({shown}{', ...' if len(rest) >= SHOWN else ''})"

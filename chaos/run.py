@@ -1,0 +1,261 @@
+"""Chaos: ``python3 tasks.py chaos [--broker B] [--minutes M] [--seed S] [--only PART] [--sweep]``.
+
+A rendered service runs as several real processes on a private broker while, by a plan drawn from a seed,
+everything around it fails. After each run the account must balance: published = done + still there + dead.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from plan import draw
+from rounds import Round
+from scenarios import Kills, Rolling, Stuck, Sweep
+from scene import Queue, Rig, Run, Unavailable, rig
+
+from scaffold import kafka_server
+
+ROOT = Path(__file__).resolve().parents[1]
+BROKERS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["broker"]
+PARTS = ("random", "rolling", "kills", "sweep")
+ROUND_SECONDS = 25
+RESTARTS, RESTARTED_IDS = 20, 10_000
+KILLS, KILLED_IDS = 50, 5_000
+SWEEP_EVERY_MS = 5
+SHOWN = 8
+"""So many of what is wrong with one run are printed; all are in its folder."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table."""
+
+    broker: str
+    run: str
+    published: int = 0
+    done: int = 0
+    twice: int = 0
+    dead: int = 0
+    lost: int = 0
+    stops: int = 0
+    kills: int = 0
+    seed: int = 0
+    violations: tuple[str, ...] = ()
+    note: str = ""
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.alone:
+        with redirect_stdout(sys.stderr):
+            results = list(run_broker(arguments.alone, arguments))
+        print("\n".join(json.dumps(asdict(one)) for one in results))
+        return 0
+    results = []
+    for broker in arguments.broker:
+        results += in_a_process_of_its_own(broker, arguments)
+    print(table(results))
+    failed = [one for one in results if one.violations]
+    for one in failed:
+        print(f"\n{one.broker}, {one.run}, seed {one.seed}:")
+        print("\n".join(f"  - {violation[:600]}" for violation in one.violations[:SHOWN]))
+        print(f"  again: {replay(one)}\n  what happened: {arguments.output / name_of(one)}")
+    return 1 if failed or not results else 0
+
+
+def replay(one: Result) -> str:
+    return f"python3 tasks.py chaos --broker {one.broker} --only {one.run.split()[0]} --seed {one.seed}"
+
+
+def name_of(one: Result) -> str:
+    return f"{one.broker}-{one.run.split()[0]}-{one.seed}"
+
+
+def in_a_process_of_its_own(broker: str, arguments: argparse.Namespace) -> list[Result]:
+    """A process can import the tests of one service only."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--seed", str(arguments.seed)]
+    done = subprocess.run(
+        [*command, "--alone", broker], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [Result(**{**one, "violations": tuple(one["violations"])}) for one in found]
+
+
+def run_broker(broker: str, arguments: argparse.Namespace) -> Iterator[Result]:
+    os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # what is killed and cut here is our own
+    if broker == "kafka" and "CONSUMER_TEST_BROKER_COMMAND" not in os.environ:
+        os.environ.update(kafka_server("tansu"))  # which cannot be killed
+    try:
+        with rig(broker) as built:
+            for part in arguments.only:
+                yield from PART_RUNNERS[part](built, arguments)
+    except Unavailable as reason:
+        yield Result(broker, "-", note=f"not run: {reason}")
+
+
+def random_rounds(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+    """Rounds with the seeds S, S + 1, ... until the minutes are over; at least one."""
+    ends_at = time.monotonic() + 60 * arguments.minutes
+    for seed in itertools.count(arguments.seed):
+        plan = draw(seed, rig.abilities, arguments.seconds)
+        name = f"random ({'gentle' if plan.gentle else 'rough'})"
+        yield carry_out(rig, name, seed, arguments, partial(Round, plan=plan))
+        if time.monotonic() > ends_at:
+            return
+
+
+def rolling_restarts(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+    ids = arguments.ids or RESTARTED_IDS
+    yield carry_out(rig, "rolling", arguments.seed, arguments, lambda q: Rolling(q, RESTARTS, ids))
+
+
+def sigkills(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+    ids, seed = arguments.ids or KILLED_IDS, arguments.seed
+    yield carry_out(rig, "kills", seed, arguments, lambda q: Kills(q, KILLS, ids, seed))
+
+
+def start_up(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+    every_ms = arguments.every_ms
+    yield carry_out(rig, "sweep", arguments.seed, arguments, lambda q: Sweep(q, every_ms))
+
+
+def carry_out(
+    rig: Rig, name: str, seed: int, arguments: argparse.Namespace, make: Callable[[Queue], Run]
+) -> Result:
+    """Run it on a queue of its own; its row of the table, and its folder, whatever comes of it."""
+    queue = rig.queue()
+    run = make(queue)
+    violations: list[str] = []
+    try:
+        run.run()
+    except (Stuck, AssertionError) as stuck:  # the latter from a wait of the service's own tests
+        violations.append(f"stuck: {str(stuck)[-1000:]}")
+        queue.close_account(run.account)
+    finally:
+        queue.close()
+    account = run.account
+    violations += [*run.violations, *account.violations()]
+    one = Result(
+        rig.broker,
+        name,
+        len(account.published),
+        len(account.done & account.published.keys()),
+        account.twice,
+        account.dead_count,
+        len(account.lost),
+        run.stops,
+        run.kills,
+        seed,
+        tuple(violations),
+    )
+    report(one, queue, arguments, run.text())
+    return one
+
+
+def report(one: Result, queue: Queue, arguments: argparse.Namespace, log: str) -> None:
+    """A line for people, and the files of the run: its plan and what was done; all of it after a failure."""
+    folder = arguments.output / name_of(one)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").write_text(log, encoding="utf-8")
+    (folder / "violations").write_text("\n".join(one.violations), encoding="utf-8")
+    if one.violations:
+        queue.keep(folder)
+    verdict = "RED" if one.violations else "ok"
+    print(f"{one.broker} {one.run} seed {one.seed}: {one.done} of {one.published} done, {verdict}")
+    for violation in one.violations[:SHOWN]:
+        print(f"  - {violation[:600]}")
+    sys.stdout.flush()
+
+
+PART_RUNNERS: dict[str, Callable[[Rig, argparse.Namespace], Iterator[Result]]] = {
+    "random": random_rounds,
+    "rolling": rolling_restarts,
+    "kills": sigkills,
+    "sweep": start_up,
+}
+
+
+def table(results: list[Result]) -> str:
+    columns = (
+        "broker",
+        "run",
+        "published",
+        "done",
+        "twice",
+        "dead",
+        "lost",
+        "stops",
+        "kills",
+        "seed",
+    )
+    rows = [[str(getattr(one, column)) for column in columns] for one in results]
+    rows = [
+        [*row, one.note or ("RED" if one.violations else "ok")]
+        for row, one in zip(rows, results, strict=True)
+    ]
+    head = [*columns, ""]
+    align = ["---", "---", *["---:"] * (len(columns) - 2), "---"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, align, *rows])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tasks.py chaos", description=__doc__)
+    parser.add_argument(
+        "--broker",
+        action="append",
+        choices=[*BROKERS, "all"],
+        help="may be repeated; by default sqlite and rabbitmq",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        help="this part; may be repeated; by default all but the sweep",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="only the sweep: SIGTERM at every moment of the start"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="random rounds go on for so long (default: one round)",
+    )
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of one random round")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="of the first round; a round with this seed has the same plan",
+    )
+    parser.add_argument(
+        "--ids", type=int, help=f"for each named run (default {RESTARTED_IDS} and {KILLED_IDS})"
+    )
+    parser.add_argument("--every-ms", type=int, default=SWEEP_EVERY_MS, help="of the sweep")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / ".cache/chaos", help="folder for plans and logs"
+    )
+    parser.add_argument("--alone", choices=BROKERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    chosen = arguments.broker or ["sqlite", "rabbitmq"]
+    arguments.broker = BROKERS if "all" in chosen else chosen
+    arguments.only = (
+        ["sweep"] if arguments.sweep else arguments.only or ["random", "rolling", "kills"]
+    )
+    if arguments.seed is None:
+        arguments.seed = random.randrange(2**32)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Mutants: ``python3 tasks.py mutate [MODULE[.FUNCTION]...] [--service FOLDER] [--workers N]``.
+
+A service is rendered, its runtime is broken in one small way after the other (mutmut), and each time its own
+tests must fail. A mutant that no test notices survives: it is printed, and is an error unless survivors.toml says
+why it may. What hangs until its time is over counts as noticed.
+"""
+
+import argparse
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from scaffold import ROOT, scaffold
+
+ACCEPTED = Path(__file__).with_name("survivors.toml")
+TESTS = {
+    "cancellation": "test_cancellation test_cancellation_properties test_signals",
+    "consumer": "test_consumer test_ordering test_bad_input",
+    "sqlite": "test_sqlite test_contract",
+}
+"""Which tests of ``tests/runtime`` must notice what is wrong with a module."""
+MARKS = {"consumer": "not very_slow"}
+"""Elsewhere the slow ones are too slow to run once for each mutant."""
+FOLDERS = {"sqlite": "brokers/"}
+CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", ".venv", "mutants")
+
+SETTINGS = """
+[tool.mutmut]
+source_paths = ["src"]
+only_mutate = ["{path}"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "--timeout", "15", "-m", "{marks}"]
+pytest_add_cli_args_test_selection = {tests}
+timeout_multiplier = 3.0
+timeout_constant = 4.0
+track_dependencies = false
+use_git_change_detection = false
+"""
+NOTICED = {"killed", "timeout", "check was interrupted by user"}
+"""The last: the mutant did not catch the SIGINT of a test, and that ended pytest."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tasks.py mutate", description=__doc__)
+    parser.add_argument("what", nargs="*", default=list(TESTS), metavar="MODULE[.FUNCTION]")
+    parser.add_argument("--service", type=Path, help="this one, and not a fresh one on sqlite")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache/mutation", help="to work in")
+    parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
+    arguments = parser.parse_args()
+    if unknown := {what.partition(".")[0] for what in arguments.what} - TESTS.keys():
+        parser.error(f"no tests are named for {', '.join(sorted(unknown))}; {', '.join(TESTS)}")
+    reasons = tomllib.loads(ACCEPTED.read_text("utf-8"))["accepted"]
+    accepted = {mutant for group in reasons for mutant in group["mutants"]}
+    unexpected = 0
+    with tempfile.TemporaryDirectory(prefix="mutate-") as scratch:
+        service = arguments.service or scaffold(
+            Path(scratch), "broker=sqlite", "telemetry=prometheus"
+        )
+        for what in arguments.what:
+            module, _, function = what.partition(".")
+            began_at = time.monotonic()
+            copy = arguments.folder / what
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(service, copy, ignore=CACHES)
+            count, survivors = mutate(copy, module, function, arguments.workers)
+            new = [survivor for survivor in survivors if survivor not in accepted]
+            print("\n".join(new))
+            print(
+                f"{what}: {count} mutants in {time.monotonic() - began_at:.0f} seconds;"
+                f" {len(survivors) - len(new)} survive for a reason, {len(new)} for none",
+                flush=True,
+            )
+            unexpected += len(new)
+            if not function:
+                stale = {one for one in accepted if one.startswith(f"{module}: ")} - {*survivors}
+                print("\n".join(f"no longer survives: {one}" for one in sorted(stale)))
+    return 1 if unexpected else 0
+
+
+def mutate(service: Path, module: str, function: str, workers: int) -> tuple[int, list[str]]:
+    """How many mutants there are, and those that no test noticed. Changes the service."""
+    [package] = [found.parent.name for found in service.glob("src/*/runtime")]
+    path = f"src/{package}/runtime/{FOLDERS.get(module, '')}{module}.py"
+    source = service / path
+    source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
+    project = service / "pyproject.toml"
+    settings = SETTINGS.format(
+        path=path,
+        tests=[f"tests/runtime/{name}.py" for name in TESTS[module].split()],
+        marks=MARKS.get(module, "not slow"),
+    )
+    project.write_text(project.read_text("utf-8") + settings, "utf-8")
+    only = [f"*.{module}.*{function}__mutmut_*"] if function else []
+    mutmut(service, "run", "--max-children", str(workers), *only)
+    results = re.findall(r"^ +(\S+): (.+)$", mutmut(service, "results", "--all", "true"), re.M)
+    if only:
+        results = [(name, result) for name, result in results if f"{function}__mutmut_" in name]
+    assert results, "there is no such function, or nothing in it to break"
+    unnoticed = [name for name, result in results if result not in NOTICED]
+    survivors = sorted(
+        {described(module, name, mutmut(service, "show", name)) for name in unnoticed}
+    )
+    return len(results), survivors
+
+
+def mutmut(service: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", *arguments],
+        cwd=service,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(done.stdout[-4000:])
+    return done.stdout
+
+
+def described(module: str, name: str, difference: str) -> str:
+    """A mutant by what was changed and not by where: ``module: function: before -> after``."""
+    function = re.sub(r".*\.(?:x_|xǁ)(.+)__mutmut_\d+", r"\1", name).replace("ǁ", ".")
+    before, after = (
+        " ".join(
+            " ".join(re.findall(rf"^[{sign}](?![{sign}]{{2}})(.*)$", difference, re.M)).split()
+        )
+        for sign in "-+"
+    )
+    return f"{module}: {function}: {before} -> {after}"
+
+
+def undecorated(source: str) -> str:
+    """The same with each decorator applied after the function, as mutmut breaks no decorated one."""
+    lines = source.splitlines(keepends=True)
+    for node in sorted(functions(ast.parse(source)), key=lambda node: node.lineno, reverse=True):
+        assert node.end_lineno is not None
+        indent = " " * node.col_offset
+        names = [ast.unparse(decorator) for decorator in node.decorator_list]
+        # The frames of a coroutine that is made of a generator are looked into, and mutmut would add one.
+        if names and "types.coroutine" not in names:
+            applied = f"{''.join(f'{name}(' for name in names)}{node.name}{')' * len(names)}"
+            lines.insert(node.end_lineno, f"{indent}{node.name} = {applied}\n")
+            del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "".join(lines)
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in [
+        *tree.body,
+        *(inner for one in tree.body if isinstance(one, ast.ClassDef) for inner in one.body),
+    ]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+if __name__ == "__main__":
+    sys.exit(main())
