@@ -18,11 +18,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
-sys.path.insert(0, str(ROOT))
+from demo import Run
+from scaffold import install, scaffold
 
-from demo import Run, install, scaffold  # noqa: E402  # the path comes first
+FOLDER = Path(__file__).resolve().parent
 
 HANDLER = '''"""The pictures' handler: works as many seconds as its message says, and logs both ends of it."""
 
@@ -104,7 +103,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pictures-") as scratch:
-        program = install(scaffold(Path(scratch), HANDLER, "broker=sqlite", "handler_stub=raw"))
+        program = install(
+            scaffold(Path(scratch), "broker=sqlite", "handler_stub=raw", handler=HANDLER)
+        )
         for story in STORIES:
             stop = play(story, program, Path(scratch) / f"{story.name}.db")
             picture = folder / f"stop-{story.name}.svg"

@@ -1,0 +1,46 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""The brokers this service can take its messages from, by the scheme of ``CONSUMER_BROKER_URL``."""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from ..settings import ConsumerSettings
+from .source import BrokerRefused, Source
+
+MODULE_OF_SCHEME = {
+    "sqlite": "sqlite",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "nats": "nats",
+    "tls": "nats",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "kafka": "kafka",
+    "kafkas": "kafka",
+    "sqs": "sqs",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "mqtt": "mqtt",
+    "mqtts": "mqtt",
+}
+
+
+def known_schemes() -> list[str]:
+    """The URL schemes whose broker module is in this service: the embedded one and the chosen one."""
+    return [
+        scheme for scheme, module in MODULE_OF_SCHEME.items() if find_spec(f".{module}", __name__)
+    ]
+
+
+def make_source(settings: ConsumerSettings, prefetch: int = 1) -> Source:
+    """The source that ``settings.broker_url`` names. Raises BrokerRefused for a scheme this service lacks."""
+    scheme = settings.broker_scheme
+    if scheme not in known_schemes():
+        msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; this service knows {', '.join(known_schemes())}"
+        raise BrokerRefused(msg)
+    # Imported only when it is used: a service that runs on sqlite needs no broker's client library.
+    source: Source = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__).make_source(
+        settings, prefetch
+    )
+    return source

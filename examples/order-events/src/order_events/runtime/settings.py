@@ -1,0 +1,109 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""The runtime's settings: the same environment variables in every service, ``CONSUMER_...``."""
+
+from typing import Any, Literal, Self, TypeVar
+
+import pydantic_settings
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .ordering import ORDER_BY
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class SettingsError(Exception):
+    """A setting has a wrong value: one line for people that names the variable. Exit code 2."""
+
+
+class ConsumerSettings(BaseSettings):
+    """Read from the environment, and from ``.env`` in the working directory (for development)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CONSUMER_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    broker_url: SecretStr
+    """Where the messages are: ``amqp://user:password@host:5672/vhost``, ``sqlite:///file.db``."""
+    source: str = Field(default="", max_length=200)
+    """The queue (stream, topic) to consume. By default the service's name."""
+    group: str = Field(default="", max_length=200)
+    """Consumers of one group share the messages, where a broker has groups. By default the service's name."""
+    concurrency: int = Field(default=10, ge=1, le=10_000)
+    """How many handlers run at a time."""
+    prefetch: int | None = Field(default=None, ge=1, le=65_535)
+    """How many messages may be here unsettled. By default as many as can be in hand; with a key ten times that."""
+    order_by: str = Field(default="", max_length=200)
+    """Messages with equal keys are handled one after the other: ``header:customer-id``, ``body:customer.id``."""
+    drain_seconds: float = Field(default=25, ge=0, le=86_400)
+    """How long handlers may finish after a stop was requested."""
+    connect_seconds: float = Field(default=180, ge=0, le=86_400)
+    """How long to keep trying to reach the broker at start."""
+    max_attempts: int = Field(default=5, ge=1, le=1_000_000)
+    """After this many failures a message becomes a dead letter."""
+    retry_seconds: float = Field(default=1, gt=0, le=86_400)
+    """The delay after the first failure; it doubles with each further one."""
+    retry_max_seconds: float = Field(default=300, gt=0, le=86_400)
+    """The longest delay between two attempts."""
+    batch_size: int = Field(default=100, ge=1, le=65_535)
+    """A batch handler gets at most this many messages at once."""
+    batch_seconds: float = Field(default=1, gt=0, le=3_600)
+    """A batch that is not full is handled this long after its first message came."""
+    probe_port: int = Field(default=0, ge=0, le=65_535)
+    """Where /livez, /readyz and, with Prometheus, /metrics answer; 0 is nowhere."""
+    log_format: Literal["json", "console"] = "json"
+    """JSON for machines, or aligned text for people."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is worth a line."""
+
+    @property
+    def broker_scheme(self) -> str:
+        scheme, separator, _ = self.broker_url.get_secret_value().partition("://")
+        return scheme.lower() if separator else ""
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object) -> object:
+        """INFO is what other programs want."""
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("order_by")
+    @classmethod
+    def _check_order_by(cls, value: str) -> str:
+        if value and ORDER_BY.fullmatch(value) is None:
+            msg = "must be header:NAME or body:FIELD, as in header:customer-id or body:customer.id"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.retry_max_seconds < self.retry_seconds:
+            msg = "CONSUMER_RETRY_MAX_SECONDS must not be less than CONSUMER_RETRY_SECONDS"
+            raise ValueError(msg)
+        return self
+
+
+def load_settings(settings_class: type[S], **overrides: Any) -> S:
+    """Read settings; raises SettingsError with one line that names the variable, never its value."""
+    try:
+        return settings_class(**overrides)
+    except (OSError, UnicodeError) as error:
+        msg = f".env cannot be read: {error}"
+        raise SettingsError(msg) from None
+    except pydantic_settings.SettingsError as error:  # a list or a model that is not JSON
+        raise SettingsError(str(error)) from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        reason = (
+            "is not set"
+            if first["type"] == "missing"
+            else first["msg"].removeprefix("Value error, ")
+        )
+        if not first["loc"]:
+            raise SettingsError(reason) from None
+        # What is no field is an alias: the variable's full name.
+        is_field = first["loc"][0] in settings_class.model_fields
+        prefix = settings_class.model_config.get("env_prefix", "") if is_field else ""
+        variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()
+        msg = f"{variable}: {reason}"
+        raise SettingsError(msg) from None

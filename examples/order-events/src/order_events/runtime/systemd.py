@@ -1,0 +1,51 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""Tells systemd how the service is, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
+
+READY is sent when messages are being taken, and STOPPING at the signal. WATCHDOG comes from a timer in the
+event loop, which is the point: a loop that is blocked sends none, so the service is started anew.
+The protocol is one datagram of lines, see sd_notify(3).
+"""
+
+import asyncio
+import os
+import socket
+import sys
+
+import structlog
+
+log = structlog.get_logger()
+
+SEND_SECONDS = 0.5
+"""A READY that is lost would end the service, so it may wait a little; but not for long, in the event loop."""
+
+
+def notify(*lines: str) -> None:
+    """Send these ``KEY=VALUE`` lines as one message."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path or sys.platform == "win32":  # which has no such sockets
+        return
+    address = f"\0{path[1:]}" if path.startswith("@") else path  # @: in no file system
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.settimeout(SEND_SECONDS)
+            manager.sendto("\n".join(lines).encode(), address)
+    except OSError as error:
+        log.warning("notify_failed", lines=lines, error=str(error))
+
+
+def ping_watchdog() -> None:
+    """Ping from the running event loop, for as long as it runs: twice in the time of ``WatchdogSec=``."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", "") not in (
+        "",
+        str(os.getpid()),  # else it is meant for another process, which left us its environment
+    ):
+        return
+    loop = asyncio.get_running_loop()
+    interval_seconds = int(microseconds) / 1e6 / 2
+
+    def ping() -> None:
+        notify("WATCHDOG=1")
+        loop.call_later(interval_seconds, ping)
+
+    ping()

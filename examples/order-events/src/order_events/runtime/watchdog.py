@@ -1,0 +1,88 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""Ends the process when its event loop cannot: a handler that blocks it, or a thread that never returns.
+
+Everything else about stopping happens in the event loop (consumer.py), each step bounded. This thread is
+the last resort behind it, so that "gone by the deadline" holds whatever a handler does.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+
+import structlog
+
+from .cancellation import CancellationEvent
+from .consumer import EXIT_DEADLINE, Consumer, forces
+
+log = structlog.get_logger()
+
+CLOSE_SECONDS = 10.0
+"""How long closing may take after the drain time; the consumer's own bounds add up to less."""
+FORCED_SECONDS = 2
+"""How long a forced stop may take."""
+_POLL_SECONDS = 0.25
+_LAST_WORDS_SECONDS = 1
+
+
+class Watchdog(threading.Thread):
+    """Watches a consumer's stop from outside its event loop."""
+
+    def __init__(self, event: CancellationEvent, drain_seconds: float, consumer: Consumer) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._event = event
+        self._drain_seconds = drain_seconds
+        self._consumer = consumer
+        self._final: tuple[float, int] | None = None
+
+    def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
+        """The service is done: the process is to end with this code, threads or no threads.
+
+        It has a second for that, and before it ``flush_seconds`` as far as the time for stopping allows: returns
+        how many those are.
+        """
+        now = time.monotonic()
+        limit = self._limit()
+        spare = flush_seconds if limit is None else min(flush_seconds, limit[0] - now - 1)
+        spare = max(0, spare)
+        self._final = (now + 1 + spare, exit_code)
+        return spare
+
+    def run(self) -> None:
+        while True:
+            time.sleep(_POLL_SECONDS)
+            limit = self._limit()
+            if limit is not None and time.monotonic() > limit[0]:
+                self._end_process(limit[1])
+
+    def _limit(self) -> tuple[float, int] | None:
+        """When the process has to be gone (``time.monotonic()``), and with which exit code."""
+        if self._final is not None or not self._event.signals:
+            return self._final
+        (_, first), *later = self._event.signals
+        for signum, received in later:
+            if forces(signum, received - first):
+                return received + FORCED_SECONDS, 128 + signum
+        return first + self._drain_seconds + CLOSE_SECONDS, EXIT_DEADLINE
+
+    def _end_process(self, exit_code: int) -> None:
+        if self._final is None:
+            # In a thread of their own: the main thread may hold the lock of the log it is blocked on.
+            last_words = threading.Thread(
+                target=self._say_last_words, args=(exit_code,), daemon=True
+            )
+            last_words.start()
+            last_words.join(_LAST_WORDS_SECONDS)
+        os._exit(exit_code)
+
+    def _say_last_words(self, exit_code: int) -> None:
+        main_thread = threading.main_thread().ident
+        frame = sys._current_frames().get(main_thread) if main_thread is not None else None
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        for message, handler in list(self._consumer.in_hand.items()):
+            log.error(
+                "message_abandoned", id=message.id, handler=handler.name, attempt=message.attempt
+            )
+        log.error("event_loop_blocked", stack=stack)
+        log.error("stopped", exit_code=exit_code)

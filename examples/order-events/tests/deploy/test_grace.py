@@ -1,0 +1,66 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The supervisor waits longer than a stop may take, whichever of the two was edited by hand.
+
+A stop takes CONSUMER_DRAIN_SECONDS for the handlers, and up to CLOSE_SECONDS of runtime/watchdog.py for all that is
+closed after them. What is set in other places, a Secret or another file, is not seen here.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from order_events.runtime.settings import ConsumerSettings
+from order_events.runtime.watchdog import CLOSE_SECONDS
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+MARGIN_SECONDS = 5
+"""The watchdog's last words, the end of the interpreter, and a machine that is slow just then."""
+
+# Where each deployment is described; a later place overrides an earlier one.
+DEPLOYMENTS = {
+    overlay.name: [
+        "deploy/kubernetes/base/*.yaml",
+        f"deploy/kubernetes/overlays/{overlay.name}/*.yaml",
+    ]
+    for overlay in PROJECT.glob("deploy/kubernetes/overlays/*")
+}
+GRACE = r"terminationGracePeriodSeconds(?::|\n *value:) *(.+)"  # the second in a JSON patch
+DRAIN = r"""CONSUMER_DRAIN_SECONDS["']?(?:[:=]|\n *value:) *["']?(.+)"""
+COMMENT = r"(?m)(^|\s)#.*"
+
+
+def seconds_set(pattern: str, places: list[str]) -> list[float]:
+    """All that the last place that sets it says."""
+    for place in reversed(places):
+        texts = [re.sub(COMMENT, "", file.read_text("utf-8")) for file in PROJECT.glob(place)]
+        assert texts, f"there is no {place}"
+        if found := [value for text in texts for value in re.findall(pattern, text)]:
+            return [seconds_of(value) for value in found]
+    return []
+
+
+def seconds_of(value: str) -> float:
+    """``40``, ``"40"``, ``40s``, ``1m30s`` or ``1min 30s``."""
+    match = re.fullmatch(r"(?:(\d+) *m(?:in)?)? *(?:(\d+(?:\.\d+)?) *s?)?", value.strip("\"' "))
+    assert match, f"{value!r} is no number of seconds"
+    return 60 * float(match[1] or 0) + float(match[2] or 0)
+
+
+def test_there_is_a_deployment() -> None:
+    assert DEPLOYMENTS
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_the_grace_period_is_long_enough_for_a_stop(name: str) -> None:
+    grace = seconds_set(GRACE, DEPLOYMENTS[name])
+    assert grace, "there is no grace period"
+    grace_seconds = min(grace)
+    by_default = float(ConsumerSettings.model_fields["drain_seconds"].default)
+    drain_seconds = max(seconds_set(DRAIN, DEPLOYMENTS[name]), default=by_default)
+    stop_seconds = drain_seconds + CLOSE_SECONDS + MARGIN_SECONDS
+    assert stop_seconds <= grace_seconds, (
+        f"the supervisor kills after {grace_seconds:g} seconds, and a stop may take {stop_seconds:g}:"
+        f" {drain_seconds:g} to drain, {CLOSE_SECONDS:g} to close, {MARGIN_SECONDS} to spare"
+    )

@@ -1,0 +1,171 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Runs a service as a child process, and reads its log events as they come."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+WAIT_SECONDS = 30
+"""How long an expected event may take before the test fails; far more than on an idle machine."""
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+NOISE = ("Traceback", "never retrieved", "never awaited", "was destroyed", "Unclosed", "Warning")
+
+
+class ServiceProcess:
+    """A child process whose standard output is one JSON event a line."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.events: list[Event] = []
+        self._changed = threading.Condition()
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=Path(environment["LEDGER"]).parent,  # where no developer's .env lies
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+        self._stderr: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_errors, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_events(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = {"event": "not_json", "line": line}
+            with self._changed:
+                self.events.append(event)
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        self._stderr.extend(self._process.stderr)
+
+    def find(self, event: str, **fields: object) -> list[Event]:
+        wanted = {"event": event, **fields}
+        return [e for e in self.events if wanted.items() <= e.items()]
+
+    def wait_for(self, event: str, count: int = 1, **fields: object) -> Event:
+        """Wait until ``count`` such events came; returns the last of them."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        with self._changed:
+            while len(found := self.find(event, **fields)) < count:
+                seconds = deadline - time.monotonic()
+                may_come = seconds > 0 and self._readers[0].is_alive()
+                assert may_come, f"no {event} {fields} in {self.events}\n{self.stderr}"
+                self._changed.wait(min(seconds, 1))
+        return found[count - 1]
+
+    def send(self, signum: signal.Signals) -> float:
+        """Send a signal; returns the time.monotonic() of it."""
+        self._process.send_signal(signum)
+        return time.monotonic()
+
+    def poll(self) -> int | None:
+        """The exit code as in `wait`; None while it runs."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """The exit code; negative for a signal that killed it."""
+        exit_code = self._process.wait(WAIT_SECONDS)
+        for reader in self._readers:
+            reader.join(WAIT_SECONDS)
+        return exit_code
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Send the signal and wait; returns the exit code and the seconds it took."""
+        sent_at = self.send(signum)
+        exit_code = self.wait()
+        return exit_code, time.monotonic() - sent_at
+
+    @property
+    def stderr(self) -> str:
+        return "".join(self._stderr)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for reader in self._readers:
+            reader.join(WAIT_SECONDS)
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[int, str]:
+    """What the service answers on its probe port: the HTTP status, and the text. Raises OSError if nothing."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers={"Accept": accept} if accept else {})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+class Ledger:
+    """What the handlers of all processes did, from the file they append to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def ids(self, what: str) -> list[str]:
+        lines = (line.split() for line in self.path.read_text().splitlines())
+        return [line[1] for line in lines if line[0] == what]
+
+    @property
+    def started(self) -> list[str]:
+        return self.ids("start")
+
+    @property
+    def ended(self) -> list[str]:
+        return self.ids("end")
+
+
+def service_command(*arguments: str) -> list[str]:
+    """The test service under the strictest interpreter settings there are."""
+    strict = ["-X", "dev", "-W", "error"]
+    return [sys.executable, *strict, "-m", "tests.runtime.service", *arguments]
+
+
+def service_environment(
+    url: str, queue: str, ledger: Ledger, **variables: object
+) -> dict[str, str]:
+    """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
+    inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
+    consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}
+    others = {k: str(v) for k, v in variables.items() if k.isupper()}
+    return {
+        **inherited,
+        "CONSUMER_BROKER_URL": url,
+        "CONSUMER_SOURCE": queue,
+        "CONSUMER_GROUP": queue,  # as it is for a source that is made without a command line
+        "CONSUMER_CONNECT_SECONDS": "30",
+        "LEDGER": str(ledger.path),
+        **consumer,
+        **others,
+    }

@@ -1,0 +1,164 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""A TCP proxy in a thread, to take a broker's connections away in each of the ways that networks do."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+BROKEN = (OSError, asyncio.IncompleteReadError)
+SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts"}
+"""Where the URL tells it by its scheme."""
+SLOW_BYTES = 64
+"""So many at a time where they are slow."""
+
+
+class Proxy:
+    """Passes bytes on to the host and port of a URL, until told otherwise.
+
+    ``tls`` makes it speak TLS on its own side. ``url`` is the broker's, by way of the proxy.
+    """
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        parts = urlsplit(url)
+        self._host, self._target_port = parts.hostname or "127.0.0.1", parts.port or 5672
+        self._tls = tls
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda *_: None)  # broken connections are the purpose
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._flowing = asyncio.Event()
+        self.port = 0
+        self.accepted = 0
+        """How many connections were accepted so far."""
+        self.bytes_to_broker = 0
+        self.bytes_per_second: float | None = None
+        """How fast each connection is, each way, as long as this is set."""
+        self._thread.start()
+        self._run(self._listen)
+        user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+        scheme = SCHEME_WITH_TLS.get(parts.scheme, parts.scheme) if tls else parts.scheme
+        self.url = parts._replace(scheme=scheme, netloc=f"{user}localhost:{self.port}").geturl()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are accepted at once."""
+        self._run(self._cut)
+
+    def refuse(self) -> None:
+        """Reset all connections, and refuse new ones."""
+        self._run(self._refuse)
+
+    def black_hole(self) -> None:
+        """Accept and keep connections, and pass nothing on: neither bytes nor an end."""
+        self._run(self._block)
+
+    def resume(self) -> None:
+        """Pass on again, also what was held back."""
+        self._run(self._listen)
+
+    def translate(self, data: bytes) -> bytes:
+        """What the client gets of what the broker said: for one that tells its address, ours."""
+        return data
+
+    def _run(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        asyncio.run_coroutine_threadsafe(step(), self._loop).result(10)
+
+    async def _listen(self) -> None:
+        self._flowing.set()
+        if self._server is None:
+            self._server = await asyncio.start_server(
+                self._accept, "127.0.0.1", self.port, ssl=self._tls
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._writers.add(writer)
+        try:
+            await self._flowing.wait()
+            target_reader, target_writer = await asyncio.open_connection(
+                self._host, self._target_port
+            )
+        except OSError:
+            self._reset(writer)
+            self._writers.discard(writer)
+            return
+        self._writers.add(target_writer)
+        for pump in (
+            self._pump(reader, target_writer, to_broker=True),
+            self._pump(target_reader, writer, to_broker=False),
+        ):
+            task = asyncio.create_task(pump)
+            self._pumps.add(task)
+            task.add_done_callback(self._pumps.discard)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_broker: bool
+    ) -> None:
+        with contextlib.suppress(*BROKEN):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                if to_broker:
+                    self.bytes_to_broker += len(data)
+                await self._pass_on(data if to_broker else self.translate(data), writer)
+        await self._flowing.wait()
+        writer.close()
+        with contextlib.suppress(*BROKEN):
+            await writer.wait_closed()
+        self._writers.discard(writer)
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        while data:
+            rate = self.bytes_per_second
+            size = len(data) if rate is None else SLOW_BYTES
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
+            if rate is not None:
+                await asyncio.sleep(size / rate)
+
+    def _reset(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            sock = writer.get_extra_info("socket")
+        except AttributeError:  # of a TLS connection that is closed already
+            sock = None
+        if sock is not None and sock.fileno() >= 0:  # or it is closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async def _cut(self) -> None:
+        for writer in self._writers:
+            self._reset(writer)
+
+    async def _refuse(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        await self._cut()
+
+    async def _block(self) -> None:
+        self._flowing.clear()
+
+    async def _close(self) -> None:
+        await self._refuse()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        closings = [writer.wait_closed() for writer in self._writers]
+        await asyncio.gather(*tasks, *closings, return_exceptions=True)

@@ -1,0 +1,56 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The embedded broker as the tests see it: a file, and what any SQLite client reads in it."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from . import Counts, Server
+
+COUNTS = """
+SELECT
+    count(*) FILTER (WHERE due_at <= :now AND (consumer IS NULL OR consumer NOT IN
+        (SELECT id FROM consumers WHERE expires_at > :now))),
+    count(*) FILTER (WHERE due_at > :now AND consumer IS NULL),
+    (SELECT count(*) FROM dead_letters WHERE source = :queue)
+FROM messages WHERE source = :queue
+"""
+
+
+class SqliteFile:
+    """A file has no server process: nothing to kill, nothing to start."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.url = f"sqlite:///{file.as_posix()}"
+        self.impatient_url = f"{self.url}?lease_seconds=1"
+
+    def counts(self, queue: str) -> Counts:
+        if not self.file.exists():
+            return Counts(0, 0, 0)
+        with closing(sqlite3.connect(self.file)) as connection:
+            try:
+                row = connection.execute(COUNTS, {"queue": queue, "now": time.time()}).fetchone()
+            except sqlite3.OperationalError:  # the service is just making its tables
+                return Counts(0, 0, 0)
+        return Counts(*row)
+
+    def consumers(self, queue: str) -> int:
+        if not self.file.exists():
+            return 0
+        live = "SELECT count(*) FROM consumers WHERE source = ? AND expires_at > ?"
+        with closing(sqlite3.connect(self.file)) as connection:
+            return int(connection.execute(live, (queue, time.time())).fetchone()[0])
+
+    def delete(self, queue: str) -> None:
+        if self.file.exists():
+            with closing(sqlite3.connect(self.file)) as connection, connection:
+                for table in ("messages", "dead_letters", "consumers"):
+                    connection.execute(f"DELETE FROM {table} WHERE source = ?", (queue,))
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    yield SqliteFile(directory / "queues.db")
