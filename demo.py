@@ -19,6 +19,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from scaffold import install, scaffold
+
 ROOT = Path(__file__).resolve().parent
 SCRATCH = ROOT / ".demo"
 MESSAGES = 60
@@ -27,7 +29,6 @@ WAIT_SECONDS = 60
 
 ON_WINDOWS = os.name == "nt"
 STOP = signal.CTRL_BREAK_EVENT if ON_WINDOWS else signal.SIGTERM  # type: ignore[attr-defined,unused-ignore]  # Windows only
-BIN = "Scripts" if ON_WINDOWS else "bin"
 
 HANDLER = '''"""The demo's handler: a third of a second of work, which it writes into a database of its own."""
 
@@ -59,7 +60,7 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
     SCRATCH.mkdir()
-    project = scaffold(SCRATCH, HANDLER)
+    project = scaffold(SCRATCH, handler=HANDLER)
     say("scaffolded", f"{project.relative_to(ROOT).as_posix()}, with the default answers")
     started = time.monotonic()
     program = install(project)
@@ -123,28 +124,6 @@ def report(queue: Path, effects: Path, runs: list["Run"]) -> int:
     where = f"{SCRATCH.name}/order-events"
     print(f"\nThe service is yours to look at: {where}" if well else "\nThat is not as promised.")
     return 0 if well else 1
-
-
-def scaffold(folder: Path, handler: str, *answers: str) -> Path:
-    """Render a service into the empty folder, with this text for its one handler; returns where it is."""
-    command = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(folder)]
-    subprocess.run(
-        [sys.executable, "-m", *command, *answers], check=True, stdout=subprocess.DEVNULL
-    )
-    [project] = folder.iterdir()
-    [file] = (project / "src").glob("*/handlers/order_created.py")
-    file.write_text(handler, encoding="utf-8")
-    return project
-
-
-def install(project: Path) -> Path:
-    """Make an environment with the service in it; returns its program."""
-    environment = project / ".venv"
-    subprocess.run([sys.executable, "-m", "uv", "venv", "--quiet", str(environment)], check=True)
-    python = environment / BIN / ("python.exe" if ON_WINDOWS else "python")
-    command = ["uv", "pip", "install", "--quiet", "--python", str(python), str(project)]
-    subprocess.run([sys.executable, "-m", *command], check=True)
-    return environment / BIN / ("order-events.exe" if ON_WINDOWS else "order-events")
 
 
 class Publisher(threading.Thread):

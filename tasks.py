@@ -1,11 +1,17 @@
-"""python3 tasks.py demo | test | bench | lint | fleet | pictures
+"""python3 tasks.py demo | test | bench | chaos | mutate | coverage | lint | docs | example | fleet | pictures | release
 
 demo      a service from this template: scaffolded, run, stopped and started again, with nothing lost
 test      the template's own tests; arguments go to pytest
 bench     the benchmarks, printed as a table
+chaos     a service, its processes, its broker and the network are killed, stopped and cut: is anything lost?
+mutate    the runtime is broken in one small way after the other: do its tests notice?
+coverage  of the runtime by its own tests, branch by branch
 lint      ruff and mypy
+docs      the documentation site, into .cache/site; a broken link is an error
+example   examples/order-events, rendered anew
 fleet     a table of services: version, drift, broker, drain seconds
 pictures  the drawings in docs/pictures, from the log of a service that is stopped
+release   X.Y.Z: the version in all its places, if CHANGELOG.md has upgrade notes for it
 
 Needs Python 3.11 and pip, or uv; makes .venv here by itself. Standard library only, on any system.
 """
@@ -30,11 +36,16 @@ PYTHON_FILES = [
         "demo.py",
         "fleet.py",
         "local_extensions.py",
+        "release.py",
+        "scaffold.py",
         "tasks.py",
         "hooks",
         "tests",
         "benchmarks",
+        "chaos",
+        "proof",
         "docs",
+        *("examples/before", "examples/render.py"),  # the service beside them has rules of its own
     ),
     # The rest of the tree is Python only once it is rendered; the tests check it then.
     *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tools"),
@@ -44,12 +55,20 @@ COMMANDS = {
     "demo": [["demo.py"]],
     "test": [["-m", "pytest"]],
     "bench": [["benchmarks/run.py"]],
+    "docs": [["docs/write_reference.py"], ["docs/build.py"]],
+    "example": [["-m", "examples.render"]],
+    "chaos": [["chaos/run.py"]],
+    "mutate": [["proof/mutate.py"]],
+    "coverage": [["proof/cover.py"]],
     "fleet": [["fleet.py"]],
     "pictures": [["docs/pictures/draw.py"]],
+    "release": [["release.py"]],
     "lint": [
         ["-m", "ruff", "check", *PYTHON_FILES],
         ["-m", "ruff", "format", "--check", *PYTHON_FILES],
         ["-m", "mypy"],
+        ["-m", "mypy", "chaos"],  # programs of their own, some with modules of one name
+        ["-m", "mypy", "benchmarks"],
     ],
 }
 
@@ -110,6 +129,7 @@ def main(arguments: list[str]) -> int:
         print(f"tasks.py could not install what {task!r} needs; see above.", file=sys.stderr)
         return error.returncode
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment["PYTHONPATH"] = str(ROOT)  # for scaffold.py
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # these tasks start Python hundreds of times
     exit_codes = (run([str(PYTHON), *command, *rest], environment) for command in COMMANDS[task])
     return next(filter(None, exit_codes), 0)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rendered import COMBINATIONS, PUBLIC_QUESTIONS, SPREAD, Combination, Service
+import repositories
+from rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Service
 
 Render = Callable[..., Service]
 Prove = Callable[[str, str], None]
@@ -36,20 +37,24 @@ def render_own(render: Render, tmp_path: Path) -> Render:
     return lambda **answers: render(**answers).copy_to(tmp_path)
 
 
-@pytest.fixture(params=COMBINATIONS, ids=str)
+@pytest.fixture(params=SPREAD, ids=str)
 def combination(request: pytest.FixtureRequest) -> Combination:
+    """Fewer than all combinations, in which every two answers meet."""
     one: Combination = request.param
     return one
 
 
-of_a_spread = pytest.mark.parametrize("combination", SPREAD, ids=str, indirect=True)
-"""For a test that takes its time: fewer combinations, in which every two answers meet."""
-
-
 @pytest.fixture
 def service(render: Render, combination: Combination) -> Service:
-    """The service of each combination of answers."""
     return render(**combination.answers)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the template, for tests that do not change it."""
+    return repositories.write_template(
+        tmp_path_factory.mktemp("repository") / "cookiecutter-consumer"
+    )
 
 
 @pytest.fixture

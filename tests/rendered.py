@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from ruamel.yaml import YAML
+
+from tasks import COMMANDS, requirements
 
 TEMPLATE = Path(__file__).resolve().parents[1]
 TREE = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -103,15 +106,14 @@ SPREAD = spread()
 
 
 def every_combination() -> list[Combination]:
-    """The full product of all choices, with one or the other of what is typed."""
-    there = [one.chosen for one in SPREAD]
-    left = [chosen for chosen in every_choice(CHOICES) if chosen not in there]
+    """The full product of all choices, with what is typed in turns: for what costs little more than rendering."""
     typed = cycle(HANDLERS)
-    return [*SPREAD, *(Combination(chosen, *next(typed)) for chosen in left)]
+    return [Combination(chosen, *next(typed)) for chosen in every_choice(CHOICES)]
 
 
-COMBINATIONS = every_combination()
-"""For what costs little more than rendering."""
+def parse_yaml(text: str) -> Any:
+    """The one document in the text; YAML 1.2, in which ``on`` is a word."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,20 @@ def run(
     if check:
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
     return result
+
+
+def run_task(task: str, *arguments: str, caches: Path, check: bool = True) -> Result:
+    """Run ``tasks.py TASK`` as it is when the task is run for the first time: with what it declares, and nothing else."""
+    environment = [word for needed in requirements(task) for word in ("--with", needed)]
+    [command] = COMMANDS[task]
+    return run(
+        *("uv", "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable),
+        *environment,
+        *("python", *command, *arguments),
+        cwd=TEMPLATE,
+        check=check,
+        env={"PYTHONPATH": str(TEMPLATE), "PYTHONPYCACHEPREFIX": str(caches)},
+    )
 
 
 def cookiecutter(

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import Render
 from local_extensions import class_name, handler_names
-from rendered import LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
+from rendered import CHOICES, LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
 
 PWNED = "open('pwned', 'w')"
 
@@ -36,6 +36,7 @@ REFUSED = [
     ("project_slug", "o'brien", "lower-case"),
     ("project_slug", "x" * 41, "longer than 40"),
     ("project_slug", "aio-pika", "the service needs"),
+    ("project_slug", "on", "the service needs"),  # true, in YAML
     ("project_slug", "pydantic", "the service needs"),
     ("package_name", "order-events", "lower-case"),
     ("package_name", "OrderEvents", "lower-case"),
@@ -53,6 +54,7 @@ REFUSED = [
     ("handlers", ", ,", "no name in it"),
     ("handlers", "order_created, order_created", "more than once"),
     ("handlers", "order_created, Order Created", "more than once"),
+    ("handlers", "order_created, ORDER_CREATED", "more than once"),
     ("handlers", "2nd_order", "a letter first"),
     ("handlers", "class", "keyword"),
     ("handlers", "Import", "keyword"),
@@ -65,6 +67,10 @@ REFUSED = [
     ("handlers", "x" * 41, "longer than 40"),
     ("handlers", "message", "use themselves"),
     ("handlers", "lifespan", "use themselves"),
+    *((question, name, "Windows keeps")
+      for question in ("project_slug", "package_name", "handlers")
+      for name in ("con", "prn", "aux", "nul", "com1", "lpt9")),
+    ("handlers", "order_created, Aux", "Windows keeps"),
     *((question, "{{ 7 * 7 }}", "must not hold") for question in PUBLIC_QUESTIONS[:4]),
     ("handlers", "{{ 7 * 7 }}", "must not hold"),
     ("description", f"{{{{ cycler.__init__.__globals__.__builtins__.{PWNED} }}}}", "must not hold"),
@@ -185,7 +191,7 @@ def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
 def test_every_question_is_asked_in_words() -> None:
     prompts = QUESTIONS["__prompts__"]
     assert list(prompts) == PUBLIC_QUESTIONS
-    for question in ("broker", "handler_stub", "telemetry"):
+    for question in CHOICES:
         _title, *texts = prompts[question].values()
         assert list(prompts[question]) == ["__prompt__", *QUESTIONS[question]]
         assert [text.endswith("(recommended)") for text in texts] == [True] + [False] * (
@@ -196,7 +202,7 @@ def test_every_question_is_asked_in_words() -> None:
 
 
 def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
-    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2"]
+    answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2", "3", "2"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
@@ -209,11 +215,13 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
         "handlers": "order created, refund",
         "handler_stub": "batch",
         "telemetry": "opentelemetry",
+        "deploy": "systemd",
+        "ci": "gitlab",
     }
 
 
 def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n")
+    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n1\n1\n")
     assert result.returncode == 1
     assert "project_name '{{ 7 * 7 }}' must not hold" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -2,12 +2,13 @@
 
 import json
 import os
-import sys
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 from conftest import Prove
-from rendered import QUESTIONS, TEMPLATE, run
-from tasks import requirements
+from rendered import QUESTIONS, TEMPLATE, run_task
 
 ALWAYS = {
     "ready source, added",
@@ -18,16 +19,9 @@ ALWAYS = {
 
 def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove: Prove) -> None:
     output = tmp_path / "benchmarks.jsonl"
-    environment = [word for needed in requirements("bench") for word in ("--with", needed)]
-    result = run(
-        *("uv", "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable),
-        *environment,
-        *("python", "benchmarks/run.py", "--quick", "--output", str(output)),
-        cwd=TEMPLATE,
-        env={"PYTHONPYCACHEPREFIX": str(tmp_path)},
-    )
+    result = run_task("bench", "--quick", "--output", str(output), caches=tmp_path)
     about, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-    assert about["faststream"]
+    assert about["versions"]["faststream"]
     assert all(figure["part"] in result.stdout for figure in figures if figure["values"])
     missing = {figure["part"] for figure in figures if not figure["values"]}
     if os.environ.get("REQUIRE_BROKERS") == "1":
@@ -40,7 +34,20 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
         for figure in figures
         if figure["met"] is not None and figure["name"] not in ALWAYS
     } >= measured - {"mqtt"}
-    exits = {figure["part"] for figure in figures if figure["name"] == "idle"}
+    exits = {figure["part"] for figure in figures if figure["name"].endswith(": idle")}
     assert exits == {f"{broker}: from SIGTERM to exit" for broker in measured}
     for broker in sorted(measured):
         prove("benchmarks that run", f"broker={broker}")
+
+
+def test_the_page_and_the_charts_are_what_the_last_published_run_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(TEMPLATE / "benchmarks")
+    report = import_module("report")
+    about, figures = report.read()
+    assert report.PAGE.read_text("utf-8") == report.page(about, figures)
+    readme = report.README.read_text("utf-8")
+    assert readme == report.with_section(readme, "measured", report.front_page(about, figures))
+    for name, drawn in report.charts(figures).items():
+        assert (report.CHARTS / f"benchmarks-{name}.svg").read_text("utf-8") == drawn

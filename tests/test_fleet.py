@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fleet as fleet_module
 from conftest import Render
 from rendered import QUESTIONS, TEMPLATE, Result, Service, run
 
@@ -45,6 +46,11 @@ def test_an_edit_a_deletion_and_an_addition_are_counted(service: Service) -> Non
     assert only_row(service)["drift"] == "1 edited, 1 deleted, 1 added"
 
 
+def test_what_a_service_says_of_its_own_drift_is_not_asked(service: Service) -> None:
+    service.write("src/order_events/runtime/vendored.py", "raise SystemExit('no drift')\n")
+    assert only_row(service)["drift"] == "1 edited"
+
+
 def test_an_older_version_is_behind(service: Service) -> None:
     recorded = json.loads(service.read(".template-answers.json"))
     recorded["version"] = "0.0.1"
@@ -52,27 +58,101 @@ def test_an_older_version_is_behind(service: Service) -> None:
     assert only_row(service)["behind"].startswith("1 release")
 
 
+def test_what_is_not_released_is_no_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = "## 0.3.0 (not released)\n\n## 0.2.0 (2026-12-01)\n\n## 0.1.0 (2026-11-01)\n"
+    (tmp_path / "CHANGELOG.md").write_text(changes)
+    monkeypatch.setattr(fleet_module, "ROOT", tmp_path)
+    assert fleet_module.how_far_behind("0.2.0", "") == "-"
+    assert fleet_module.how_far_behind("0.1.0", "") == "1 release"
+
+
 def test_the_drain_seconds_are_those_that_its_files_set(service: Service) -> None:
     service.write(".env.example", "# CONSUMER_DRAIN_SECONDS=10\nCONSUMER_DRAIN_SECONDS=40\n")
+    assert only_row(service)["drain_seconds"] == "25, 40"
+    deployed = "deploy/kubernetes/base/kustomization.yaml"
+    service.write(deployed, service.read(deployed).replace("SECONDS=25", "SECONDS=40"))
     assert only_row(service)["drain_seconds"] == "40"
 
 
-def test_without_that_they_are_the_default_of_its_own_settings(service: Service) -> None:
+def test_without_that_they_are_the_default_of_its_own_settings(render_own: Render) -> None:
+    service = render_own(deploy="none")
     settings = "src/order_events/runtime/settings.py"
     service.write(settings, service.read(settings).replace("Field(default=25,", "Field(default=7,"))
     assert only_row(service)["drain_seconds"] == "7"
 
 
-def test_it_tells_whether_the_shutdown_suite_passed_last_time(service: Service) -> None:
-    cache = service.path / ".pytest_cache/v/cache"
-    cache.mkdir(parents=True)
-    name = "tests/runtime/test_shutdown.py::test_x"
-    (cache / "nodeids").write_text(json.dumps([name]))
-    assert only_row(service)["shutdown_suite"] == "passed"
-    (cache / "lastfailed").write_text(json.dumps({name: True}))
-    assert only_row(service)["shutdown_suite"] == "failed"
-    (service.path / "tests/runtime/test_shutdown.py").unlink()
-    assert only_row(service)["shutdown_suite"] == "missing"
+SUITE = "tests/runtime/test_shutdown.py"
+PASSES, SKIPS, FAILS = (
+    f"def test_{name}() -> None:\n    {what}\n\n\n"
+    for name, what in (
+        ("one", "assert True"),
+        ("two", "pytest.skip('no server')"),
+        ("three", "assert False"),
+    )
+)
+
+
+@pytest.fixture
+def quick(render_own: Render) -> Service:
+    """A service with all that a run of its tests needs, and a shutdown suite yet to be written."""
+    service = render_own(broker="sqlite")
+    for path in (service.path / "tests/runtime").glob("test_*.py"):
+        path.unlink()
+    return service
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"], ["-n", "2", SUITE]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        (PASSES, "1 passed"),
+        (SKIPS, "1 skipped"),
+        (PASSES + SKIPS + FAILS, "1 failed, 1 passed, 1 skipped"),
+    ],
+    ids=["all pass", "all skip", "one fails"],
+)
+def test_it_tells_what_became_of_the_shutdown_suite(
+    quick: Service, tests: str, said: str, arguments: list[str]
+) -> None:
+    quick.write(SUITE, f"import pytest\n\n\n{tests}")
+    assert only_row(quick)["shutdown_suite"] == "there"
+    run_tests(quick, *arguments)
+    assert only_row(quick)["shutdown_suite"] == said
+
+
+def test_what_became_of_it_stays_until_it_is_run_again(quick: Service) -> None:
+    quick.write(SUITE, PASSES)
+    for arguments in ([SUITE], ["tests/handlers"]):
+        run_tests(quick, *arguments)
+        assert only_row(quick)["shutdown_suite"] == "1 passed"
+    quick.write(SUITE, "import nothing_of_this_name\n")
+    run_tests(quick, SUITE)
+    assert only_row(quick)["shutdown_suite"] == "1 failed"
+    (quick.path / SUITE).unlink()
+    assert only_row(quick)["shutdown_suite"] == "missing"
+
+
+def run_tests(service: Service, *arguments: str) -> None:
+    service.run("python", "-m", "pytest", *arguments, environment=service.environment())
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"passed": [1]}', '{"passed": "x"}'])
+def test_what_a_strange_service_kept_of_it_is_no_matter(service: Service, kept: str) -> None:
+    folder = service.path / ".pytest_cache/v/consumer"
+    folder.mkdir(parents=True)
+    (folder / "shutdown_suite").write_text(kept)
+    assert only_row(service)["shutdown_suite"] == "there"
+
+
+@pytest.mark.parametrize("manifest", [None, b"no hash", b"\xff"])
+def test_what_cannot_be_compared_is_no_drift(service: Service, manifest: bytes | None) -> None:
+    file = service.path / "src/order_events/runtime/MANIFEST.sha256"
+    file.unlink()
+    if manifest:
+        file.write_bytes(manifest)
+    assert only_row(service)["drift"] == "not comparable"
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

@@ -152,9 +152,9 @@ def test_a_render_without_hooks_is_seen_by_the_services_own_tests(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        pytest.param("edit", "test_no_file_of_the_template_was_edited", id="an edit"),
-        pytest.param("delete", "test_no_file_of_the_template_was_deleted", id="a deletion"),
-        pytest.param("add", "test_no_file_was_added_among_those_of_the_template", id="an addition"),
+        pytest.param("edit", "edited: {}/__init__.py", id="an edit"),
+        pytest.param("delete", "deleted: {}/__init__.py", id="a deletion"),
+        pytest.param("add", "added: {}/brokers_of_mine.py", id="an addition"),
     ],
 )
 @pytest.mark.parametrize("folder", ["src/order_events/runtime", "tests/runtime"])
@@ -172,4 +172,11 @@ def test_drift_is_seen(render_own: Render, change: str, sentence: str, folder: s
     )  # fmt: skip
     assert drift.returncode == 1
     assert "1 failed, 2 passed" in drift.stdout
-    assert sentence in drift.stdout
+    assert sentence.format(folder) in drift.stdout
+    check = service.run(
+        "python", "-m", "order_events", "check", "--vendored", environment=service.environment()
+    )
+    assert check.returncode == 1
+    first_line, advice = check.stdout.splitlines()
+    assert first_line == sentence.format(folder)
+    assert "move what is yours out" in advice

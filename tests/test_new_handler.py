@@ -1,13 +1,18 @@
 """A handler is added by one command, in the style that the service was scaffolded with."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from conftest import Prove, Render
 from rendered import LONG_NAME, QUESTIONS, Result, Service
 
+TOOL, COMMAND = ("tools/new_handler.py",), ("-m", "order_events", "new-handler")
 
-def add(service: Service, *names: str) -> Result:
-    return service.run("python", "tools/new_handler.py", *names, environment=service.environment())
+
+def add(service: Service, *names: str, by: tuple[str, ...] = TOOL) -> Result:
+    return service.run("python", *by, *names, environment=service.environment())
 
 
 def check_well(service: Service) -> None:
@@ -36,8 +41,8 @@ def test_a_new_handler_is_as_one_that_was_scaffolded(
 ) -> None:
     answers = {"broker": "sqlite", "handler_stub": handler_stub}
     service = render_own(**answers, handlers="order_10, order_9")
-    for name in ("order_2", "refund_issued", "a"):
-        result = add(service, name)
+    for name, by in (("order_2", TOOL), ("refund_issued", COMMAND), ("a", TOOL)):
+        result = add(service, name, by=by)
         assert result.returncode == 0, result.stdout
     wanted = render(**answers, handlers="order_10, order_9, order_2, refund_issued, a").files
     found = service.files
@@ -89,3 +94,24 @@ def test_a_registry_that_was_rewritten_is_left_alone(render_own: Render) -> None
     assert result.returncode == 2
     assert "src/order_events/handlers/__init__.py has no lines" in result.stdout
     assert service.files == before
+
+
+def test_the_command_says_what_is_wrong_with_a_name_as_the_tool_does(render_own: Render) -> None:
+    service = render_own(broker="sqlite")
+    by_tool, by_command = add(service, "class"), add(service, "class", by=COMMAND)
+    assert (by_command.returncode, by_command.stdout) == (2, by_tool.stdout)
+
+
+@pytest.mark.parametrize("command", [("new-handler", "refund_issued"), ("check", "--vendored")])
+def test_what_needs_a_checkout_is_one_sentence_elsewhere(
+    render_own: Render, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """As in an image or after a plain `pip install`: only the package is there."""
+    service = render_own(broker="sqlite")
+    elsewhere = tmp_path / "a/b/c"
+    shutil.copytree(service.path / "src", elsewhere)
+    program = ["python", "-m", "order_events", *command]
+    result = service.run(*program, environment=service.environment(), PYTHONPATH=str(elsewhere))
+    assert result.returncode == 2
+    assert "in a checkout of the service" in result.stdout
+    assert result.stdout.count("\n") == 1

@@ -41,8 +41,13 @@ def template(tmp_path: Path) -> Path:
         "test_dependencies": [],
         "untyped": [],
         "url": "spool:///spool",
+        "compose_url": "spool:////data/spool",
+        "port": 0,
+        "service": {},
+        "packages": "",
         "runtime": ["brokers/spool.py"],
         "tests": ["servers/spool.py"],
+        "kubernetes": [],
     }
     (template / "cookiecutter.json").write_text(json.dumps(questions), "utf-8")
     return template

@@ -15,7 +15,11 @@ NAMES = ("graceful", "deadline", "forced")
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    run(sys.executable, "docs/pictures/draw.py", str(folder), cwd=TEMPLATE)
+    run(
+        *(sys.executable, "docs/pictures/draw.py", str(folder)),
+        cwd=TEMPLATE,
+        env={"PYTHONPATH": str(TEMPLATE)},
+    )
     return folder
 
 

@@ -2,22 +2,15 @@
 
 import json
 import re
+import shutil
 from itertools import chain, combinations, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import Prove, Render, of_a_spread
-from rendered import (
-    CHOICES,
-    COMBINATIONS,
-    QUESTIONS,
-    SPREAD,
-    TREE,
-    Combination,
-    Service,
-    every_choice,
-)
+from conftest import Prove, Render
+from rendered import CHOICES, QUESTIONS, SPREAD, TREE, Combination, Service, every_combination
 
 # Everything that a service has, whatever was answered; {package} stands for its package.
 ALWAYS = [
@@ -43,22 +36,29 @@ ALWAYS = [
     "src/{package}/runtime/handlers.py",
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
+    "src/{package}/runtime/ordering.py",
     "src/{package}/runtime/probes.py",
     "src/{package}/runtime/settings.py",
+    "src/{package}/runtime/systemd.py",
     "src/{package}/runtime/telemetry/__init__.py",
+    "src/{package}/runtime/timeline.py",
+    "src/{package}/runtime/vendored.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
+    "tests/conftest.py",
     "tests/handlers/__init__.py",
     "tests/runtime/__init__.py",
     "tests/runtime/conftest.py",
     "tests/runtime/handoff.py",
+    "tests/runtime/helpers.py",
     "tests/runtime/process.py",
     "tests/runtime/servers/__init__.py",
     "tests/runtime/servers/local.py",
     "tests/runtime/servers/proxy.py",
     "tests/runtime/servers/sqlite.py",
     "tests/runtime/service.py",
+    "tests/runtime/test_bad_input.py",
     "tests/runtime/test_cancellation.py",
     "tests/runtime/test_cancellation_properties.py",
     "tests/runtime/test_cli.py",
@@ -66,6 +66,7 @@ ALWAYS = [
     "tests/runtime/test_contract.py",
     "tests/runtime/test_drift.py",
     "tests/runtime/test_handlers.py",
+    "tests/runtime/test_ordering.py",
     "tests/runtime/test_outage.py",
     "tests/runtime/test_probes.py",
     "tests/runtime/test_settings.py",
@@ -73,6 +74,7 @@ ALWAYS = [
     "tests/runtime/test_signals.py",
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
+    "tests/runtime/test_systemd.py",
     "tools/handler.stub",
     "tools/new_handler.py",
     "tools/test_handler.stub",
@@ -85,46 +87,41 @@ OWNER = re.compile(
 )
 
 
-def test_it_has_exactly_the_files_of_its_answers(
-    service: Service, combination: Combination, prove: Prove
-) -> None:
+def check_files(service: Service, combination: Combination) -> None:
     names = [*ALWAYS]
     for question, table in (("broker", "_brokers"), ("telemetry", "_telemetries")):
         chosen = QUESTIONS[table][combination[question]]
         names += [f"src/{{package}}/runtime/{name}" for name in chosen["runtime"]]
         names += [f"tests/runtime/{name}" for name in chosen["tests"]]
-    expected = {name.format(package=service.package) for name in names}
+    names += QUESTIONS["_deploys"][combination["deploy"]]
+    names += QUESTIONS["_cis"][combination["ci"]]
+    if combination["deploy"] == "kubernetes":
+        of_the_broker = QUESTIONS["_brokers"][combination["broker"]]["kubernetes"]
+        names += [f"deploy/kubernetes/base/{name}" for name in of_the_broker]
+    slug = combination.answers["project_slug"]
+    expected = {name.format(package=service.package, slug=slug) for name in names}
     for handler in combination.handler_names:
         expected |= {name.format(package=service.package, handler=handler) for name in OF_A_HANDLER}
     assert sorted(service.files) == sorted(expected)
-    prove("combinations rendered", f"broker={combination['broker']}")
+    assert not [path for path in service.path.rglob("*/") if not any(path.iterdir())]
 
 
 LIBRARIES = {"prometheus": rb"prometheus[_-]client", "opentelemetry": rb"opentelemetry[.-]|OTLP"}
 
 
-def test_telemetry_that_was_not_chosen_leaves_no_trace(
-    service: Service, combination: Combination
-) -> None:
+def check_telemetry_that_was_not_chosen(service: Service, combination: Combination) -> None:
     for telemetry, library in LIBRARIES.items():
         found = [name for name, text in service.files.items() if re.search(library, text)]
         assert bool(found) == (telemetry == combination["telemetry"]), found
 
 
-def test_every_combination_of_choices_is_rendered_and_every_pair_is_among_the_costly() -> None:
-    rendered = [one.chosen for one in COMBINATIONS]
-    assert all(chosen in rendered for chosen in every_choice(CHOICES))
-    for pair in combinations(CHOICES, 2):
-        met = {tuple(one[question] for question in pair) for one in SPREAD}
-        assert met == set(product(*(CHOICES[question] for question in pair)))
-
-
-def test_no_template_language_is_left(service: Service) -> None:
+def check_template_language(service: Service, _: Combination) -> None:
     left = re.compile(rb"\{\{ ?cookiecutter|\{%|\n\n\n\n|[ \t]\n")
     assert [name for name, content in service.files.items() if left.search(content)] == []
 
 
-def test_the_runtime_is_the_same_bytes_in_every_service(service: Service) -> None:
+def check_runtime(service: Service, _: Combination) -> None:
+    """The same bytes in every service."""
     folder = f"src/{service.package}/runtime/"
     found = {name.removeprefix(folder): content for name, content in service.files.items()}
     original = TREE / "src/{{cookiecutter.package_name}}/runtime"
@@ -133,8 +130,15 @@ def test_the_runtime_is_the_same_bytes_in_every_service(service: Service) -> Non
         assert found.get(name, file.read_bytes()) == file.read_bytes(), name
 
 
-def test_the_first_line_of_a_vendored_file_says_whose_it_is(service: Service) -> None:
-    vendored = (f"src/{service.package}/runtime/", "tests/runtime/")
+def check_first_lines(service: Service, _: Combination) -> None:
+    """That of a vendored file says whose it is."""
+    vendored = (
+        f"src/{service.package}/runtime/",
+        "tests/conftest.py",
+        "tests/deploy/test_",
+        "tests/runtime/",
+        "tools/",
+    )
     first_lines = {
         name: content.decode().partition("\n")[0]
         for name, content in service.files.items()
@@ -143,15 +147,15 @@ def test_the_first_line_of_a_vendored_file_says_whose_it_is(service: Service) ->
     assert [name for name, line in first_lines.items() if not OWNER.fullmatch(line)] == []
 
 
-def test_its_answers_are_kept_for_the_next_update(
-    service: Service, combination: Combination
-) -> None:
+def check_answers(service: Service, combination: Combination) -> None:
+    """They are kept for the next update."""
     kept = json.loads(service.read(".template-answers.json"))
     assert kept["version"] == QUESTIONS["_template_version"]
     assert kept["answers"].items() >= combination.answers.items()
 
 
-def test_it_declares_bounds_on_both_sides_of_each_dependency(service: Service) -> None:
+def check_bounds(service: Service, _: Combination) -> None:
+    """Each dependency has one on both sides."""
     metadata = service.metadata
     declared = chain(
         metadata["project"]["dependencies"],
@@ -165,7 +169,50 @@ def test_it_declares_bounds_on_both_sides_of_each_dependency(service: Service) -
     ] == []
 
 
-@of_a_spread
+CHECKS = [
+    check_files,
+    check_telemetry_that_was_not_chosen,
+    check_template_language,
+    check_runtime,
+    check_first_lines,
+    check_answers,
+    check_bounds,
+]
+
+
+@pytest.mark.parametrize("telemetry", CHOICES["telemetry"], ids="telemetry={}".format)
+@pytest.mark.parametrize("handler_stub", CHOICES["handler_stub"], ids="handler_stub={}".format)
+@pytest.mark.parametrize("broker", CHOICES["broker"], ids="broker={}".format)
+def test_every_combination_is_complete(
+    cookies: Any, prove: Prove, broker: str, handler_stub: str, telemetry: str
+) -> None:
+    """With these three answers; rendered here and not by `render`, which would keep them all."""
+    fixed = {"broker": broker, "handler_stub": handler_stub, "telemetry": telemetry}
+    for combination in every_combination():
+        if combination.chosen.items() >= fixed.items():
+            result = cookies.bake(extra_context=combination.answers)
+            assert result.exit_code == 0, result.exception
+            service = Service(result.project_path, combination.answers["package_name"])
+            for check in CHECKS:
+                check(service, combination)
+            shutil.rmtree(service.path)
+            prove("combinations rendered", f"broker={broker}")
+
+
+def test_every_pair_of_answers_is_among_the_costly_combinations() -> None:
+    for pair in combinations(CHOICES, 2):
+        met = {tuple(one[question] for question in pair) for one in SPREAD}
+        assert met == set(product(*(CHOICES[question] for question in pair)))
+
+
+@pytest.mark.parametrize("broker", CHOICES["broker"])
+def test_without_telemetry_no_library_of_it_is_installed(render: Render, broker: str) -> None:
+    environment = render(broker=broker, telemetry="none").environment()
+    installed = {path.name.lower() for path in environment.glob("lib/*/site-packages/*")}
+    assert "structlog" in installed
+    assert not [name for name in installed if re.match("opentelemetry|prometheus", name)]
+
+
 def test_it_is_formatted(service: Service) -> None:
     result = service.run(
         "ruff", "format", "--diff", "--no-cache", environment=service.environment()
@@ -173,7 +220,6 @@ def test_it_is_formatted(service: Service) -> None:
     assert result.returncode == 0, result.stdout
 
 
-@of_a_spread
 def test_it_is_linted(service: Service) -> None:
     result = service.run("ruff", "check", "--no-cache", environment=service.environment())
     assert result.returncode == 0, result.stdout
@@ -184,7 +230,6 @@ def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-@of_a_spread
 def test_it_is_typed(service: Service, mypy_cache: Path) -> None:
     environment = service.environment()
     cache = mypy_cache / environment.name  # what is in one is not valid for another

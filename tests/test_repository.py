@@ -3,22 +3,53 @@
 import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 import tasks
 from conftest import Render
-from rendered import QUESTIONS, TEMPLATE, TREE, run
+from examples.render import normalised
+from rendered import CHOICES, QUESTIONS, TEMPLATE, TREE, Service, run
 
 PROJECT = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))
 BASE_PYTHON = str(Path(sys.base_prefix, "bin/python3"))
 
 
 def test_the_version_is_the_same_everywhere() -> None:
+    """The newest section of the changes is the next version's, until `tasks.py release` makes it the present one."""
     changes = (TEMPLATE / "CHANGELOG.md").read_text("utf-8")
-    latest = re.findall(r"^## (\d+\.\d+\.\d+)", changes, re.M)[0]
-    assert PROJECT["project"]["version"] == QUESTIONS["_template_version"] == latest
+    sections = re.findall(r"^## (\d+\.\d+\.\d+)( \(not released\))?", changes, re.M)
+    released = [version for version, not_released in sections if not not_released]
+    first = [version for version, _ in sections][-1:]
+    assert PROJECT["project"]["version"] == QUESTIONS["_template_version"] == [*released, *first][0]
+
+
+def test_the_example_is_a_fresh_render(render: Render) -> None:
+    """If it is not: `python3 tasks.py example`."""
+    fresh, example = render(), Service(TEMPLATE / "examples/order-events", "order_events")
+    expected = fresh.files
+    answers = ".template-answers.json"
+    expected[answers] = normalised(fresh.read(answers)).encode()
+    names = expected.keys() | example.files.keys()
+    assert [name for name in names if expected.get(name) != example.files.get(name)] == []
+
+
+def test_the_readme_shows_every_part_of_a_service() -> None:
+    tree = (TEMPLATE / "README.md").read_text("utf-8").partition("## What you get")[2]
+    tree = tree.partition("\n## ")[0]
+    runtime = TREE / "src/{{cookiecutter.package_name}}/runtime"
+    parts = [*runtime.glob("[!_]*.py"), *runtime.glob("[!_]*/"), *(TREE / "tools").glob("*.py")]
+    assert parts
+    assert [path.name for path in parts if not re.search(rf"\b{path.name}\b", tree)] == []
+
+
+def test_contributing_says_of_every_folder_what_it_is_for() -> None:
+    table = (TEMPLATE / "CONTRIBUTING.md").read_text("utf-8").partition("## What is where")[2]
+    folders = [path.name for path in TEMPLATE.glob("[!.]*/") if path.name != "__pycache__"]
+    assert folders
+    assert [name for name in folders if f"`{name}/" not in table] == []
 
 
 def test_the_tasks_use_what_a_service_uses(render: Render) -> None:
@@ -38,8 +69,26 @@ def test_every_test_that_a_document_names_is_there(document: Path) -> None:
     check_named_tests(document.read_text("utf-8"), [TEMPLATE, TREE / "tests/runtime"])
 
 
+NO_TESTS = {"idle_in_transaction_session_timeout"}  # a setting of PostgreSQL
+
+
+@pytest.mark.parametrize(
+    "page", sorted((TEMPLATE / "docs/brokers").glob("*.md")), ids=lambda path: path.name
+)
+def test_what_the_page_of_a_broker_promises_has_its_test(page: Path) -> None:
+    """The pages give a test by its name alone, or by the beginning of it."""
+    files = [*(TEMPLATE / "tests").glob("*.py"), *(TREE / "tests").rglob("*.py")]
+    tests = set(
+        chain(*(re.findall(r"def test_(\w+)\(", file.read_text("utf-8")) for file in files))
+    )
+    named = re.findall(r"`(?:test_)?((?:[a-z0-9]+_){3,}[a-z0-9]+)`", page.read_text("utf-8"))
+    assert named
+    missing = {name for name in named if not any(test.startswith(name) for test in tests)}
+    assert missing <= NO_TESTS
+
+
 def test_every_test_that_the_readme_of_a_service_names_is_there(render: Render) -> None:
-    answers = [(q, answer) for q in ("broker", "telemetry") for answer in QUESTIONS[q]]
+    answers = [(q, answer) for q in CHOICES for answer in QUESTIONS[q]]
     for question, answer in answers:
         service = render(**{question: answer})
         check_named_tests(service.read("README.md"), [service.path / "tests/runtime"])
@@ -57,7 +106,10 @@ def test_an_unknown_task_is_one_sentence(arguments: list[str]) -> None:
     result = run(BASE_PYTHON, "tasks.py", *arguments, cwd=TEMPLATE, check=False)
     assert result.returncode == 2
     assert result.stdout.count("\n") == 1
-    assert "demo, test, bench, fleet, pictures, lint" in result.stdout
+    known = (
+        "demo, test, bench, docs, example, chaos, mutate, coverage, fleet, pictures, release, lint"
+    )
+    assert known in result.stdout
 
 
 def test_tasks_need_only_python_and_pip(tmp_path: Path) -> None:

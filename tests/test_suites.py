@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ from typing import Any
 import pytest
 
 import kafka_servers
-from conftest import Prove, Render, of_a_spread
+from conftest import Prove, Render
 from rendered import CHOICES, Combination, Result, Service
 
 QUICK = ("-m", "not slow")
-OF_THIS_TREE = ("tests/handlers", "tests/runtime/test_drift.py")
 EVERYTHING = ("-m", "", "-n", "2")
 """Also the very slow tests; side by side, as most of them wait."""
 WHOLE = ("-n", "2")
@@ -35,13 +35,12 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
             prove("tests of services that skipped", f"broker={broker}: {reason}")
 
 
-@of_a_spread
 def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
-    """All of it for each broker; for the rest the tests that see what differs, as other tests here prove."""
+    """All of it for each broker; all but the slow ones for the rest, whose runtime and its tests are the same bytes."""
     broker, telemetry = combination["broker"], combination["telemetry"]
     if (combination["handler_stub"], combination.names) != ("json", "short"):
-        result = run_suite(service, *OF_THIS_TREE, environment=service.environment())
-        check_and_prove(result, prove, broker, "what differs from the whole one's")
+        result = run_suite(service, *QUICK, environment=service.environment())
+        check_and_prove(result, prove, broker, "without the slow tests")
         return
     for what, variables, arguments in servers_of(broker):
         result = run_suite(service, *arguments, environment=service.environment(), **variables)
@@ -88,7 +87,6 @@ def test_a_handlers_span_is_linked_to_its_publishers_on_each_broker(
     check_and_prove(result, prove, broker, "telemetry=opentelemetry, spans and their links")
 
 
-@of_a_spread
 def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_one_broker(
     service: Service, combination: Combination, render: Render
 ) -> None:
@@ -109,8 +107,12 @@ def other_pythons() -> list[Any]:
     for minor in range(11, 15):
         if minor != sys.version_info.minor:
             found = [
-                *filter(None, [shutil.which(f"python3.{minor}")]),
-                *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")),
+                python
+                for python in (
+                    *filter(None, [shutil.which(f"python3.{minor}")]),
+                    *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")),
+                )
+                if subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
             ]
             reason = f"Python 3.{minor} is not installed"
             marks = [] if found else [pytest.mark.skip(reason=reason)]

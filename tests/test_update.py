@@ -1,88 +1,40 @@
 """A service takes up what changed in the template and keeps what its team changed: tools/update.py, and cruft."""
 
 import json
-import os
-import shutil
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from rendered import QUESTIONS, TEMPLATE, Result, Service, run
+from documents import SOMEWHERE
+from rendered import CHOICES, QUESTIONS, TEMPLATE, Result, Service, cookiecutter, run
+from repositories import (
+    IDENTITY,
+    LOGS,
+    OLD_LINE,
+    PRESENT_LINE,
+    clone_template,
+    commit_all,
+    git,
+    scaffold,
+    update,
+    without_git,
+)
 
-OLD_LINE = '"""One log line for each event, as it was."""'
-PRESENT_LINE = '"""One log line for each event: JSON for machines, or aligned text for people."""'
-LOGS = "src/order_events/runtime/logs.py"
-STUB = "{{cookiecutter.project_slug}}/stubs/json/handler.py"
-HANDLER = "src/order_events/handlers/order_created.py"
-TREE_LOGS = "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}/runtime/logs.py"
-IDENTITY = {
-    **{f"GIT_{role}_NAME": "Somebody" for role in ("AUTHOR", "COMMITTER")},
-    **{f"GIT_{role}_EMAIL": "somebody@example.com" for role in ("AUTHOR", "COMMITTER")},
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-}
-pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+pytestmark = without_git
 
-
-def git(folder: Path, *arguments: str) -> str:
-    return run("git", *arguments, cwd=folder, env=IDENTITY).stdout
-
-
-def commit_all(folder: Path, message: str) -> None:
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", message)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with an older state of the template, v0.0.1, and the present one."""
-    folder = tmp_path_factory.mktemp("repository") / "cookiecutter-consumer"
-    ours = git(TEMPLATE, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
-    for name in filter(None, ours):
-        if (TEMPLATE / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(TEMPLATE / name, folder / name)
-    git(folder, "init", "--quiet")
-    logs, questions, stub = (folder / name for name in (TREE_LOGS, "cookiecutter.json", STUB))
-    present = {path: path.read_text(encoding="utf-8") for path in (logs, questions, stub)}
-    assert "Your work goes here" in present[stub]
-    stub.write_text(present[stub].replace("Your work goes here", "Work here"), encoding="utf-8")
-    assert PRESENT_LINE in present[logs]
-    logs.write_text(present[logs].replace(PRESENT_LINE, OLD_LINE), encoding="utf-8")
-    version = f'"_template_version": "{QUESTIONS["_template_version"]}"'
-    questions.write_text(
-        present[questions].replace(version, '"_template_version": "0.0.1"'), encoding="utf-8"
-    )
-    commit_all(folder, "0.0.1")
-    git(folder, "tag", "v0.0.1")
-    for path, text in present.items():
-        path.write_text(text, encoding="utf-8")
-    commit_all(folder, "The present state")
-    return folder
-
-
-def scaffold(template: Path, folder: Path, *arguments: str) -> Service:
-    command = [sys.executable, "-m", "cookiecutter", f"git+{template.as_uri()}", "--no-input"]
-    env = {**IDENTITY, "HOME": str(folder)}
-    run(*command, "-o", str(folder), *arguments, cwd=folder, env=env)
-    service = Service(folder / "order-events", "order_events")
-    git(service.path, "init", "--quiet")
-    commit_all(service.path, "As scaffolded")
-    return service
-
-
-def update(service: Service, *arguments: str) -> Result:
-    env = {**IDENTITY, "HOME": str(service.path.parent)}
-    command = [sys.executable, "tools/update.py", *arguments]
-    return run(*command, cwd=service.path, check=False, env=env)
-
-
-EDITS = {
-    "src/order_events/handlers/order_created.py": (
-        "class OrderCreated",
-        "# ours\nclass OrderCreated",
-    ),
+ANSWERS = ".template-answers.json"
+HANDLERS = "src/order_events/handlers"
+IN_YOURS = {
+    f"{HANDLERS}/__init__.py": ('"""', '"""Ours. '),
+    f"{HANDLERS}/order_created.py": ("    occurred_at", "    ours: str = ''\n    occurred_at"),
+    "tests/handlers/test_order_created.py": ('id="no reference"', 'id="ours"'),
     "src/order_events/settings.py": ('"""', '"""Ours. '),
+}
+"""Edits of what the team owns, each beside or in a line that the template changes as well."""
+EDITS = {
+    **IN_YOURS,
     "README.md": ("# Order events", "# Order events of ours"),
     "src/order_events/runtime/message.py": ("import", "# ours\nimport"),
 }
@@ -95,22 +47,72 @@ def edit(service: Service, edits: dict[str, tuple[str, str]]) -> None:
     commit_all(service.path, "Ours")
 
 
+def texts_of(service: Service, names: dict[str, tuple[str, str]] = IN_YOURS) -> dict[str, str]:
+    return {name: service.read(name) for name in names}
+
+
+def check_edits(service: Service, edits: dict[str, tuple[str, str]] = EDITS) -> None:
+    assert [name for name, (_, new) in edits.items() if new not in service.read(name)] == []
+
+
+def check_fresh_but_for(
+    edits: dict[str, tuple[str, str]], service: Service, template: Path, *answers: str
+) -> None:
+    folder = service.path.parent / "-".join(["fresh", *answers])
+    fresh = Service(folder / "order-events", service.package)
+    if not folder.exists():
+        folder.mkdir()
+        scaffold(template, folder, *answers)
+    expected, found = fresh.files, service.files
+    names = {name for name in expected.keys() | found.keys() if not name.startswith(".git/")}
+    assert {name for name in names if expected.get(name) != found.get(name)} == set(edits)
+
+
 @pytest.fixture
 def old_service(template: Path, tmp_path: Path) -> Service:
     return scaffold(template, tmp_path, "--checkout", "v0.0.1")
 
 
-def test_an_update_keeps_local_edits_and_brings_the_change(old_service: Service) -> None:
+def recorded_commit(service: Service) -> str:
+    return str(json.loads(service.read(ANSWERS))["commit"])
+
+
+@pytest.mark.parametrize(
+    ("revision", "arguments"), [("v0.0.1", ["--checkout", "v0.0.1"]), ("HEAD", [])]
+)
+def test_the_commit_that_was_rendered_is_recorded(
+    template: Path, tmp_path: Path, revision: str, arguments: list[str]
+) -> None:
+    service = scaffold(template, tmp_path, *arguments)
+    assert recorded_commit(service) == git(template, "rev-parse", revision).strip()
+
+
+def test_it_is_recorded_of_a_branch_that_git_has_packed_away(
+    template: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(template), clone.name)
+    git(clone, "pack-refs", "--all")
+    assert list(clone.glob(".git/refs/heads/*")) == []
+    made = cookiecutter(tmp_path, "--no-input", template=clone)
+    assert made.returncode == 0, made.stdout
+    service = Service(tmp_path / "order-events", "order_events")
+    assert recorded_commit(service) == git(template, "rev-parse", "HEAD").strip()
+
+
+def test_an_update_keeps_local_edits_and_brings_the_change(
+    old_service: Service, template: Path
+) -> None:
     assert OLD_LINE in old_service.read(LOGS)
     edit(old_service, EDITS)
-    handler = old_service.read(HANDLER)
+    yours = texts_of(old_service)
     result = update(old_service)
     assert result.returncode == 0, result.stdout
     assert PRESENT_LINE in old_service.read(LOGS)
-    assert old_service.read(HANDLER) == handler, "its stub has changed, but it is the team's"
-    assert [name for name, (_, new) in EDITS.items() if new not in old_service.read(name)] == []
-    recorded = json.loads(old_service.read(".template-answers.json"))
-    assert recorded["version"] == QUESTIONS["_template_version"]
+    assert texts_of(old_service) == yours, "the template's have changed, but they are the team's"
+    check_edits(old_service)
+    assert json.loads(old_service.read(ANSWERS))["version"] == QUESTIONS["_template_version"]
+    assert recorded_commit(old_service) == git(template, "rev-parse", "HEAD").strip()
     assert git(old_service.path, "status", "--porcelain") == ""
     again = update(old_service)
     assert (again.returncode, again.stdout) == (0, "Already up to date.\n")
@@ -144,6 +146,49 @@ def test_uncommitted_changes_are_not_touched(old_service: Service) -> None:
     assert old_service.read("README.md") == "ours"
 
 
+FIRST_UPDATABLE = "56b63d1dedf3f041cfd466d317fd3894e1105b09"
+"""A commit of this repository's own history, of the day on which services became updatable."""
+
+
+def test_the_place_of_the_template_and_what_it_came_from_can_be_told(
+    template: Path, tmp_path: Path
+) -> None:
+    """Where neither is recorded as it is now: the template has moved, and was no clone when it was rendered."""
+    service = scaffold(template, tmp_path, "--checkout", "v0.0.1")
+    recorded = json.loads(service.read(ANSWERS))
+    lost = {**recorded, "template": f"{template.as_uri()}-moved", "version": "0.0.0", "commit": ""}
+    service.write(ANSWERS, json.dumps(lost, indent=2))
+    edit(service, EDITS)
+    yours = texts_of(service)
+    place, came_from = ("--template", recorded["template"]), ("--came-from", "v0.0.1")
+    for told, missing in ((came_from, "the newest"), (place, "v0.0.0")):
+        refused = update(service, *told)
+        assert refused.returncode == 1
+        assert f"update.py: cookiecutter could not render {missing}" in refused.stdout
+    result = update(service, *place, *came_from)
+    assert result.returncode == 0, result.stdout
+    check_fresh_but_for(EDITS, service, template)
+    assert texts_of(service) == yours
+    again = update(service)
+    assert (again.returncode, again.stdout) == (0, "Already up to date.\n")
+
+
+def test_a_service_of_the_first_days_comes_up_to_date(tmp_path: Path) -> None:
+    """With its own update.py of that day, and with edits in what the team owns, the README and a vendored file."""
+    there = run("git", "cat-file", "-e", FIRST_UPDATABLE, cwd=TEMPLATE, check=False)
+    if there.returncode != 0:
+        pytest.skip("the history is not here: a shallow clone")
+    template = clone_template(tmp_path / "cookiecutter-consumer")
+    service = scaffold(template, tmp_path, "--checkout", FIRST_UPDATABLE)
+    edit(service, EDITS)
+    yours = texts_of(service)
+    result = update(service)
+    assert result.returncode == 0, result.stdout
+    assert texts_of(service) == yours
+    check_edits(service)
+    check_fresh_but_for(EDITS, service, template)
+
+
 def cruft(folder: Path, *arguments: str) -> Result:
     env = {**IDENTITY, "HOME": str(folder), "PYTHONWARNINGS": "ignore"}
     return run(sys.executable, "-m", "cruft", *arguments, cwd=folder, check=False, env=env)
@@ -156,7 +201,7 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
     git(service.path, "init", "--quiet")
     commit_all(service.path, "As scaffolded")
     edit(service, EDITS)
-    handler = service.read(HANDLER)
+    yours = texts_of(service)
     head = git(template, "rev-parse", "HEAD").strip()
     newest = ("--checkout", head)  # cruft would compare with v0.0.1, which it was made from
     assert cruft(service.path, "check", *newest).returncode == 1
@@ -164,9 +209,25 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
     updated = cruft(service.path, "update", "--skip-apply-ask", *newest)
     assert updated.returncode == 0, updated.stdout
     assert PRESENT_LINE in service.read(LOGS)
-    assert service.read(HANDLER) == handler, "its stub has changed, but it is the team's"
-    assert [name for name, (_, new) in EDITS.items() if new not in service.read(name)] == []
+    assert texts_of(service) == yours, "the template's have changed, but they are the team's"
+    check_edits(service)
     assert cruft(service.path, "check", *newest).returncode == 0
+
+
+def test_a_service_that_cookiecutter_rendered_joins_cruft_with_its_own_answers(
+    template: Path, tmp_path: Path
+) -> None:
+    answers = ("broker=sqlite", "telemetry=none", "deploy=systemd")
+    service = scaffold(template, tmp_path, "--checkout", "v0.0.1", *answers)
+    page = (TEMPLATE / "docs/updates.md").read_text("utf-8")
+    [command] = re.findall(r"^```sh\n(recorded.*?)\n```", page, re.M | re.S)
+    env = {**IDENTITY, "HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    run("sh", "-ec", command.replace(SOMEWHERE, template.as_uri()), cwd=service.path, env=env)
+    commit_all(service.path, "Joined")
+    updated = cruft(service.path, "update", "--skip-apply-ask", "--checkout", "HEAD")
+    assert updated.returncode == 0, updated.stdout
+    joined = {".cruft.json": ("", "")}
+    check_fresh_but_for({**IN_YOURS, **joined}, service, template, *answers)
 
 
 @pytest.mark.parametrize("answer", ["broker", "colour=red"])
@@ -179,7 +240,7 @@ def test_a_wrong_answer_is_one_sentence(old_service: Service, answer: str) -> No
 
 
 def test_without_its_answers_it_is_one_sentence(old_service: Service) -> None:
-    old_service.write(".template-answers.json", "{}")
+    old_service.write(ANSWERS, "{}")
     result = update(old_service)
     assert result.returncode == 1
     assert result.stdout.startswith("update.py: .template-answers.json does not tell")
@@ -195,43 +256,66 @@ def test_an_answer_that_the_template_refuses_changes_nothing(old_service: Servic
     assert git(old_service.path, "branch", "--list", "template") == ""
 
 
-def check_fresh_but_for_ours(service: Service, template: Path, broker: str, ours: set[str]) -> None:
-    folder = service.path.parent / f"fresh-{broker}"
-    fresh = Service(folder / "order-events", service.package)
-    if not folder.exists():
-        folder.mkdir()
-        scaffold(template, folder, f"broker={broker}")
-    expected, found = fresh.files, service.files
-    names = {name for name in expected.keys() | found.keys() if not name.startswith(".git/")}
-    assert {name for name in names if expected.get(name) != found.get(name)} == ours
+SWAPPED = ("broker", "telemetry", "deploy", "ci")
 
 
-@pytest.mark.parametrize("broker", QUESTIONS["broker"][:-1])
-def test_a_service_moves_between_any_two_brokers_by_one_answer(
-    template: Path, tmp_path: Path, broker: str
+@pytest.mark.parametrize(
+    ("question", "answer"), [(one, answer) for one in SWAPPED for answer in CHOICES[one][:-1]]
+)
+def test_a_service_moves_between_any_two_answers_by_one_update(
+    template: Path, tmp_path: Path, question: str, answer: str
 ) -> None:
-    """There and back, from each broker to all that come after it in the list."""
-    service = scaffold(template, tmp_path, f"broker={broker}")
-    ours = dict(list(EDITS.items())[:2])
-    edit(service, ours)
-    kept = {name: service.read(name) for name in ours}
-    brokers = QUESTIONS["broker"]
-    for other in brokers[brokers.index(broker) + 1 :]:
-        for wanted in (other, broker):
-            result = update(service, f"broker={wanted}")
+    """There and back, from each answer to all that come after it in the list."""
+    service = scaffold(template, tmp_path, f"{question}={answer}")
+    edit(service, IN_YOURS)
+    yours = texts_of(service)
+    answers = CHOICES[question]
+    for other in answers[answers.index(answer) + 1 :]:
+        for wanted in (other, answer):
+            result = update(service, f"{question}={wanted}")
             assert result.returncode == 0, result.stdout
-            check_fresh_but_for_ours(service, template, wanted, set(ours))
-            assert {name: service.read(name) for name in ours} == kept
+            check_fresh_but_for(IN_YOURS, service, template, f"{question}={wanted}")
+            assert texts_of(service) == yours
 
 
-def test_a_service_is_renamed_by_two_answers(template: Path, tmp_path: Path) -> None:
-    service = scaffold(template, tmp_path, "broker=sqlite")
-    edit(service, {name: EDITS[name] for name in list(EDITS)[:2]})
-    result = update(service, "project_slug=shop-events", "package_name=shop_events")
+OF_OURS = """import importlib
+
+from {0}.handlers import refund_issued
+
+
+def test_ours() -> None:
+    order_events = [importlib.import_module("{0}.settings")]
+    order_events.append(refund_issued)
+    assert len(order_events) == 2
+"""
+
+
+def test_a_service_is_renamed_by_two_answers(old_service: Service) -> None:
+    """With handlers that were added, while the template changes too."""
+    edit(old_service, IN_YOURS)
+    run(sys.executable, "tools/new_handler.py", "refund_issued", cwd=old_service.path)
+    old_service.write("tests/handlers/test_ours.py", OF_OURS.format("order_events"))
+    commit_all(old_service.path, "Another handler")
+    result = update(old_service, "project_slug=shop-events", "package_name=shop_events")
     assert result.returncode == 0, result.stdout
-    renamed = Service(service.path, "shop_events")
+    renamed = Service(old_service.path, "shop_events")
     assert not renamed.has("src/order_events")
-    assert "# ours" in renamed.read("src/shop_events/handlers/order_created.py")
+    check_edits(
+        renamed, {name.replace("order_events", "shop_events"): IN_YOURS[name] for name in IN_YOURS}
+    )
+    assert PRESENT_LINE in renamed.read(LOGS.replace("order_events", "shop_events"))
+    assert renamed.read("tests/handlers/test_ours.py") == OF_OURS.format("shop_events")
     command = ["python", "-m", "pytest", "-q", "tests/handlers", "tests/runtime/test_drift.py"]
     passed = renamed.run(*command, environment=renamed.environment())
     assert passed.returncode == 0, passed.stdout
+    again = update(renamed)
+    assert (again.returncode, again.stdout) == (0, "Already up to date.\n")
+
+
+def test_a_rename_brings_what_was_proposed_and_not_merged_yet(old_service: Service) -> None:
+    before = git(old_service.path, "rev-parse", "HEAD").strip()
+    assert update(old_service).returncode == 0
+    git(old_service.path, "reset", "--quiet", "--hard", before)
+    result = update(old_service, "package_name=shop_events")
+    assert result.returncode == 0, result.stdout
+    assert PRESENT_LINE in old_service.read(LOGS.replace("order_events", "shop_events"))

@@ -40,7 +40,7 @@ class SpoolSource(Source):
         self._ready, self._all_held, self._dead = root / "ready", root / "held", root / "dead"
         self._held = self._all_held / uuid.uuid4().hex
         self._lease_seconds = float(parse_qs(url.query).get("lease_seconds", [LEASE_SECONDS])[0])
-        self._link = Link(str(root))
+        self.link = Link(str(root))
         self._unsettled: set[Message] = set()
         self._closing = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
@@ -51,13 +51,13 @@ class SpoolSource(Source):
             for folder in (self._ready, self._all_held, self._dead):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"{self._link.broker} cannot be used: {error.strerror}"
+            msg = f"{self.link.broker} cannot be used: {error.strerror}"
             raise BrokerRefused(msg) from error
-        self._link.came_up()
+        self.link.came_up()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._taking, self._link.up = False, False
+        self._taking, self.link.up = False, False
         self._closing.set()
         if self._filler is not None:
             await asyncio.wait({self._filler}, timeout=1)
@@ -69,7 +69,7 @@ class SpoolSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._link.up
+        return self.link.up
 
     async def start(self) -> None:
         self._held.mkdir()
@@ -84,7 +84,7 @@ class SpoolSource(Source):
 
     async def _fill_for_ever(self) -> None:
         try:
-            await self._link.keep(self._fill, until=self._closing)
+            await self.link.keep(self._fill, until=self._closing)
         except Exception as failure:
             self.buffer.fail(failure)
 
@@ -102,7 +102,7 @@ class SpoolSource(Source):
                     self._take(file)
         except OSError as error:
             raise BrokerUnavailable(str(error)) from error
-        self._link.came_up()
+        self.link.came_up()
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._closing.wait()

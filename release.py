@@ -1,0 +1,88 @@
+"""Makes a version of the template: ``python3 tasks.py release X.Y.Z``; commit, tag and push stay with you.
+
+The version is `_template_version` of cookiecutter.json; pyproject.toml, the first line of each vendored file, the
+`--checkout` that the documents show and the example follow it here, and CHANGELOG.md must have a section for it with
+upgrade notes. It ends with the commands that make the tag. ``--notes`` prints the section, for the release's page. Exit
+codes: 0; 2 with one sentence, and nothing written.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CHANGES = ROOT / "CHANGELOG.md"
+QUESTIONS = ROOT / "cookiecutter.json"
+PROJECT = ROOT / "pyproject.toml"
+FIRST_LINE = re.compile(r"^# cookiecutter-consumer \S+ \|")
+VENDORED = (
+    "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}/runtime/**/*.py",
+    "{{cookiecutter.project_slug}}/tests/runtime/**/*.py",
+    "tests/own_broker/*.py",
+)
+DOCUMENTS = ("README.md", "docs/updates.md")
+UNRELEASED = " (not released)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="release.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("version", metavar="X.Y.Z")
+    parser.add_argument("--notes", action="store_true", help="print the section, and do nothing")
+    arguments = parser.parse_args()
+    version = arguments.version.removeprefix("v")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        return refuse(f"{version!r} is no version, such as 1.2.3.")
+    changes = CHANGES.read_text(encoding="utf-8")
+    section = re.search(rf"^## {re.escape(version)}\b(.*)\n((?:(?!## ).*\n)*)", changes, re.M)
+    if section is None:
+        return refuse(f"CHANGELOG.md has no section {version}.")
+    if not re.search(r"^### Upgrade notes\n\s*\n?\S", section[2], re.M):
+        return refuse(f"the section {version} of CHANGELOG.md has no upgrade notes.")
+    if arguments.notes:
+        print(section[2].strip())
+        return 0
+    if section[1] != UNRELEASED:
+        return refuse(f"the section {version} of CHANGELOG.md is not marked{UNRELEASED}.")
+    old = json.loads(QUESTIONS.read_text(encoding="utf-8"))["_template_version"]
+    if numbers(version) < numbers(old):
+        return refuse(f"{version} is older than {old}.")
+    today = datetime.now(UTC).date().isoformat()
+    replace(CHANGES, rf"^## {re.escape(version)} \(not released\)$", f"## {version} ({today})")
+    replace(QUESTIONS, r'"_template_version": "[^"]+"', f'"_template_version": "{version}"')
+    replace(PROJECT, r'^version = "[^"]+"', f'version = "{version}"')
+    for name in DOCUMENTS:
+        replace(ROOT / name, r"--checkout v\d+\.\d+\.\d+", f"--checkout v{version}")
+    for pattern in VENDORED:
+        for path in ROOT.glob(pattern):
+            replace(path, FIRST_LINE.pattern, f"# cookiecutter-consumer {version} |")
+    subprocess.run([sys.executable, "-m", "examples.render"], cwd=ROOT, check=True)
+    print(
+        f"Next: git commit --all --message {version}"
+        f" && git tag --annotate v{version} --message {version}"
+        f" && git push origin main v{version}"
+    )
+    return 0
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    """Put the text in the place of what the pattern matches, which must be there."""
+    new, count = re.subn(pattern, text, path.read_text(encoding="utf-8"), flags=re.M)
+    assert count, f"{path} has no {pattern}"
+    path.write_text(new, encoding="utf-8", newline="\n")
+
+
+def refuse(sentence: str) -> int:
+    print(f"release.py: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

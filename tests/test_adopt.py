@@ -1,0 +1,142 @@
+"""docs/adopt.md, followed on a consumer in the style of aio-pika's tutorial, examples/before: its tests stay green."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Render
+from documents import SOMEWHERE, steps
+from rendered import BIN, CACHES, TEMPLATE, run
+from repositories import IDENTITY, PRESENT_LINE, commit_all, git, without_git
+
+pytestmark = without_git
+
+SERVER = """
+import sys, tempfile
+from pathlib import Path
+from tests.runtime.servers import ServerMissing, rabbitmq
+with tempfile.TemporaryDirectory() as folder:
+    try:
+        with rabbitmq.shared(Path(folder)) as server:
+            print(server.url, flush=True)
+            sys.stdin.read()
+    except ServerMissing as reason:
+        print(f"missing: {reason}", flush=True)
+"""
+STOPPED_IN_MID_WORK = """
+import asyncio, json, os, signal, subprocess, sys, uuid
+import aio_pika
+
+async def main():
+    queue = f"invoices-{uuid.uuid4().hex}"
+    env = {**os.environ, "INVOICES_QUEUE": queue, "INVOICES_SECONDS": "1"}
+    worker = subprocess.Popen([sys.executable, "-m", "invoices.worker"], env=env, stdout=subprocess.DEVNULL)
+    async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        order = aio_pika.Message(json.dumps({"reference": "A-1", "cents": 100}).encode())
+        while True:  # until the worker has made its queue
+            try:
+                await channel.default_exchange.publish(order, queue)
+                break
+            except aio_pika.exceptions.DeliveryError:
+                await asyncio.sleep(0.05)
+        while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count:
+            await asyncio.sleep(0.05)  # until the worker has it in hand
+        worker.send_signal(signal.SIGTERM)
+        print(await asyncio.to_thread(worker.wait))
+        await channel.queue_delete(queue)
+
+asyncio.run(asyncio.wait_for(main(), 60))
+"""
+
+
+@pytest.fixture
+def broker_url(render: Render) -> Iterator[str]:
+    service = render(broker="rabbitmq")
+    python = service.environment() / BIN / "python"
+    command = [str(python), "-c", SERVER]
+    with subprocess.Popen(
+        command, cwd=service.path, env={**os.environ, "PYTHONPATH": "src:."}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as server:  # fmt: skip
+        assert server.stdin
+        assert server.stdout
+        try:
+            url = server.stdout.readline().strip()
+            if url.startswith("missing"):
+                assert os.environ.get("REQUIRE_BROKERS") != "1", url
+                pytest.skip(url)
+            yield url
+        finally:
+            server.stdin.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The consumer before, in a repository of its own."""
+    project = tmp_path / "invoices"
+    shutil.copytree(TEMPLATE / "examples/before", project, ignore=shutil.ignore_patterns(*CACHES))
+    git(project, "init", "--quiet")
+    commit_all(project, "Before")
+    return project
+
+
+def test_a_consumer_comes_under_the_template_with_its_tests_green(
+    project: Path,
+    broker_url: str,
+    tmp_path: Path,
+    template: Path,
+) -> None:
+    settings = tmp_path / "cookiecutter.yaml"
+    settings.write_text(f"replay_dir: {tmp_path / 'replay'}\ncookiecutters_dir: {tmp_path}\n")
+    env = {
+        **IDENTITY,
+        "AMQP_URL": broker_url,
+        "COOKIECUTTER_CONFIG": str(settings),
+        "UV_PYTHON": sys.executable,
+    }
+    older = f"git+{template.as_uri()} --checkout v0.0.1"
+    its_tests = {path: path.read_bytes() for path in (project / "tests").glob("test_*.py")}
+    said = {}
+    stopped: list[tuple[int, bool]] = []
+    for file, text in steps(TEMPLATE / "docs/adopt.md"):
+        if file:
+            (project / file).write_text(text, encoding="utf-8")
+            continue
+        command = text.replace(SOMEWHERE, older)
+        said[text] = run("sh", "-c", command, cwd=project, env=env).stdout
+        if "pytest" in text:  # before the first step, and after the last
+            stopped.append(stop_in_mid_work(project, tmp_path / str(len(stopped)), env))
+    assert re.search(r"^5 passed", said["uv run pytest -q"], re.M)
+    assert sorted(re.findall(r"^ M (\S+)", said["git status --short"], re.M)) == [
+        ".gitignore",
+        "README.md",
+        "pyproject.toml",
+        "src/invoices/__init__.py",
+    ]
+    passed = re.search(r"(\d+) passed", said['uv run pytest -q -m "not slow"'])
+    assert passed
+    assert int(passed[1]) > 200, "its own and the template's"
+    assert "files are as they came" in said["uv run invoices check --vendored"]
+    assert {path: path.read_bytes() for path in its_tests} == its_tests
+    its_own = run("uv", "run", "pytest", "-q", *map(str, its_tests), cwd=project, env=env).stdout
+    assert re.search(r"^5 passed", its_own, re.M)
+    assert git(project, "status", "--porcelain") == ""
+    updated = run("python3", "tools/update.py", cwd=project, check=False, env=env)
+    assert updated.returncode == 0, updated.stdout
+    assert PRESENT_LINE in (project / "src/invoices/runtime/logs.py").read_text("utf-8")
+    assert {path: path.read_bytes() for path in its_tests} == its_tests
+    assert stopped == [(-15, False), (0, True)], "exit code, and whether there is an invoice"
+
+
+def stop_in_mid_work(project: Path, folder: Path, env: dict[str, str]) -> tuple[int, bool]:
+    python = project / ".venv" / BIN / "python"
+    env = {**env, "INVOICES_FOLDER": str(folder)}
+    printed = run(str(python), "-c", STOPPED_IN_MID_WORK, cwd=project, env=env).stdout
+    return int(printed.splitlines()[-1]), (folder / "A-1.txt").exists()

@@ -1,0 +1,178 @@
+"""Chaos in short, and that its account goes red: a loss, a repetition or a traceback must not pass.
+
+The long form is ``python3 tasks.py chaos``; docs/chaos.md says what it does.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chaos.account import Account, Ending
+from chaos.plan import draw
+from chaos.running import Running
+from conftest import Prove
+from rendered import Result, run_task
+
+FINE = Ending(
+    process="process 0",
+    exit_code=0,
+    allowed=frozenset({0}),
+    seconds=1,
+    bound_seconds=20,
+    noise=("Traceback", "never retrieved", "was destroyed"),
+    events=(
+        {"event": "message_retried", "exception": "Traceback (most recent call last): ..."},
+        {"event": "stopped", "exit_code": 0},
+    ),
+)
+
+
+def balanced() -> Account:
+    """Three published: one done while all went on, one afterwards, one that no handler can do."""
+    return Account(
+        published={"a": True, "b": True, "c": False},
+        ended=["a", "b"],
+        dead=["c"],
+        dead_count=1,
+        at_rest=2,
+        done_at_rest=1,
+        endings=[FINE],
+    )
+
+
+def test_an_account_that_balances_is_green() -> None:
+    assert balanced().violations() == []
+    assert (balanced().twice, balanced().lost) == (0, set())
+
+
+def set_to(**fields: Any) -> Callable[[Account], None]:
+    return lambda account: account.__dict__.update(fields)
+
+
+def ending(**fields: Any) -> Callable[[Account], None]:
+    return lambda account: account.endings.append(replace(FINE, **fields))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (set_to(ended=["a"]), "lost: 1 (b)"),
+        (set_to(dead=[]), "lost: 1 (c)"),
+        (set_to(dead=None, dead_count=0), "0 dead letters, where 1 must be"),
+        (set_to(dead=None, ended=["a"]), "lost: 1 (b)"),
+        (set_to(ended=["a", "b", "b"]), "done twice: 1 (b), where 0 may be"),
+        (
+            set_to(ended=["a", "b", "b", "b"], graceful=False, most_twice=1),
+            "done twice: 1 (b), where 1 may be",
+        ),
+        (set_to(dead=["b", "c"]), "dead letters, though the handler would have done them: 1 (b)"),
+        (set_to(dead=["c", "c"]), "dead letters twice: 1 (c)"),
+        (set_to(ended=["a", "b", "x"]), "done, and never published: 1 (x)"),
+        (set_to(left=2), "the broker still has 2 messages that nobody gets"),
+        (set_to(at_rest=1), "1 done and 1 there are not 3 published"),
+        (set_to(at_rest=3), "1 done and 3 there are not 3 published"),
+        (ending(exit_code=1), "process 0 ended with 1, not 0"),
+        (ending(seconds=21.5), "process 0 took 21.5 s to end, not 20.0"),
+        (
+            ending(stderr="Traceback (most recent call last):\n"),
+            "process 0 wrote to standard error: Traceback",
+        ),
+        (
+            ending(events=({"event": "Task exception was never retrieved"},)),
+            "process 0 logged never retrieved",
+        ),
+        (
+            ending(events=({"event": "Task was destroyed but it is pending!"},)),
+            "process 0 logged was destroyed",
+        ),
+        (ending(events=({"event": "x", "e": "Traceback ..."},)), "process 0 logged Traceback"),
+        (ending(events=({"event": "not_json", "line": "?"},)), "process 0 logged no JSON"),
+    ],
+)
+def test_the_account_goes_red(change: Callable[[Account], None], sentence: str) -> None:
+    account = balanced()
+    change(account)
+    [violation] = account.violations()
+    assert violation.startswith(sentence)
+
+
+def test_a_second_sigint_leaves_little_time() -> None:
+    process = SimpleNamespace(find=lambda _: ["starting"], send=lambda _: None)
+    running = Running(process, 0, drain_seconds=600)
+
+    def seconds_left() -> float:
+        assert running.must_end_by is not None
+        return running.must_end_by - time.monotonic()
+
+    running.signal(signal.SIGTERM)
+    assert seconds_left() > 600
+    running.signal(signal.SIGTERM)  # only a second SIGINT forces
+    assert seconds_left() > 600
+    running.signal(signal.SIGINT)
+    assert seconds_left() < 60
+    assert 128 + signal.SIGINT in running.allowed
+
+
+def test_what_a_kill_explains_is_allowed() -> None:
+    account = balanced()
+    set_to(ended=["a", "b", "b"], at_rest=3, graceful=False, most_twice=1)(account)
+    assert account.violations() == []
+
+
+def test_what_the_broker_never_confirmed_may_be_there_or_not() -> None:
+    account = balanced()
+    account.unconfirmed = {"d", "e"}
+    account.ended.append("d")
+    assert account.violations() == []
+
+
+def test_a_seed_gives_the_same_plan_again() -> None:
+    abilities = {"proxy", "broker_kill"}
+    seeds = range(20)
+    plans = [draw(seed, abilities, 20).text() for seed in seeds]
+    assert plans == [draw(seed, abilities, 20).text() for seed in seeds]
+    assert len(set(plans)) == len(plans)
+    everything = "".join(plans)
+    for what in ("stop", "kill", "pause", "add", "force", "clock", *("cut", "black_hole"), "hang"):
+        assert f'"{what}"' in everything
+    assert '"disk_full"' not in everything
+
+
+def chaos(output: Path, *arguments: str) -> Result:
+    return run_task("chaos", "--output", str(output), *arguments, caches=output, check=False)
+
+
+def check(result: Result, prove: Prove, what: str) -> None:
+    if "| not run: " in result.stdout and os.environ.get("REQUIRE_BROKERS") != "1":
+        pytest.skip(result.stdout)
+    assert result.returncode == 0, result.stdout
+    assert "| ok |" in result.stdout, result.stdout
+    prove("chaos", what)
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
+def test_chaos_loses_nothing(broker: str, tmp_path: Path, prove: Prove) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    arguments = ["--broker", broker, "--only", "random", "--seconds", "20", "--seed", str(seed)]
+    result = chaos(tmp_path, *arguments)
+    check(result, prove, f"broker={broker}, 20 seconds")
+    log = (tmp_path / f"{broker}-random-{seed}/log.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(log[0])["seed"] == seed
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
+def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unsettled(
+    broker: str, tmp_path: Path, prove: Prove
+) -> None:
+    result = chaos(tmp_path, "--broker", broker, "--sweep", "--every-ms", "25")
+    check(result, prove, f"broker={broker}, SIGTERM every 25 ms of the start")
