@@ -9,7 +9,7 @@ where no server is to be had.
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -31,6 +31,8 @@ class Counts:
     delayed: int
     """Waiting for a retry delay to pass."""
     dead: int
+    held: int = field(default=0, compare=False)
+    """Leased by a consumer, which may be dead; 0 where the end of its connection gives them back at once."""
 
 
 class Server(Protocol):

@@ -56,8 +56,10 @@ class NatsServer:
                 return Counts(await _messages(manager, queue), delayed, dead)
             # What was given back, or belonged to a consumer that died, cannot be told from what is in hand:
             # so take what the broker would deliver, and put it back.
-            returned = await _take_and_put_back(manager, queue, consumer.num_ack_pending or 0)
-            return Counts((consumer.num_pending or 0) + returned, delayed, dead)
+            pending = consumer.num_ack_pending or 0
+            returned = await _take_and_put_back(manager, queue, pending)
+            ready = (consumer.num_pending or 0) + returned
+            return Counts(ready, delayed, dead, held=pending - returned)
 
         return self.ask(count)
 

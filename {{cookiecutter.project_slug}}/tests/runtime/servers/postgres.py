@@ -52,7 +52,9 @@ SELECT
     count(*) FILTER (WHERE due_at <= now() AND (consumer IS NULL OR consumer NOT IN
         (SELECT id FROM consumer.consumers WHERE expires_at > now()))),
     count(*) FILTER (WHERE due_at > now() AND consumer IS NULL),
-    (SELECT count(*) FROM consumer.dead_letters WHERE source = $1)
+    (SELECT count(*) FROM consumer.dead_letters WHERE source = $1),
+    count(*) FILTER (WHERE consumer IN
+        (SELECT id FROM consumer.consumers WHERE expires_at > now()))
 FROM consumer.messages WHERE source = $1
 """
 LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at > now()"

@@ -32,7 +32,7 @@ class Proxy:
         self._loop.set_exception_handler(lambda *_: None)  # broken connections are the purpose
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self.port = 0
@@ -87,9 +87,20 @@ class Proxy:
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._writers.add(writer)
+        if self._server is None:  # it came in the very moment of the refusal
+            self._reset(writer)
+        else:
+            self._start(self._connect(reader, writer))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._flowing.wait()
             target_reader, target_writer = await asyncio.open_connection(
@@ -100,13 +111,8 @@ class Proxy:
             self._writers.discard(writer)
             return
         self._writers.add(target_writer)
-        for pump in (
-            self._pump(reader, target_writer, to_broker=True),
-            self._pump(target_reader, writer, to_broker=False),
-        ):
-            task = asyncio.create_task(pump)
-            self._pumps.add(task)
-            task.add_done_callback(self._pumps.discard)
+        self._start(self._pump(reader, target_writer, to_broker=True))
+        self._start(self._pump(target_reader, writer, to_broker=False))
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_broker: bool
@@ -148,8 +154,12 @@ class Proxy:
 
     async def _refuse(self) -> None:
         if self._server is not None:
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            # What asyncio has accepted and not yet begun is forgotten, and left open, if the server closes first.
+            for listener in server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            await asyncio.sleep(0)
+            server.close()
         await self._cut()
 
     async def _block(self) -> None:

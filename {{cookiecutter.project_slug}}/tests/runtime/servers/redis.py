@@ -53,7 +53,7 @@ class RedisServer:
             dead_consumers = client.zrangebyscore(f"{queue}.consumers", "-inf", now)
             nobodys = {"returned", *(name.decode() for name in dead_consumers)}
             held = sum(count for name, count in pending.items() if name not in nobodys)
-            return Counts(client.xlen(queue) - held + due, delayed, dead)
+            return Counts(client.xlen(queue) - held + due, delayed, dead, held)
 
     def consumers(self, queue: str) -> int:
         with self.client() as client:

@@ -81,6 +81,7 @@ class SqsServer:
             ready=int(of_queue.get(name, 0)),
             delayed=int(of_queue.get(f"{name}Delayed", 0)),
             dead=int(of_dead.get(name, 0)),
+            held=int(of_queue.get(f"{name}NotVisible", 0)),
         )
 
     def consumers(self, queue: str) -> int:

@@ -14,7 +14,9 @@ SELECT
     count(*) FILTER (WHERE due_at <= :now AND (consumer IS NULL OR consumer NOT IN
         (SELECT id FROM consumers WHERE expires_at > :now))),
     count(*) FILTER (WHERE due_at > :now AND consumer IS NULL),
-    (SELECT count(*) FROM dead_letters WHERE source = :queue)
+    (SELECT count(*) FROM dead_letters WHERE source = :queue),
+    count(*) FILTER (WHERE consumer IN
+        (SELECT id FROM consumers WHERE expires_at > :now))
 FROM messages WHERE source = :queue
 """
 
