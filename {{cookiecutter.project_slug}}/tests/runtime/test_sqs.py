@@ -343,11 +343,12 @@ class TestBatches:
             await publish(source, 60)
             await drain(source, 60)
             assert source._most_polls > 1
+            await source._written.wait()
 
-            async def polls() -> int:
-                return len(source._polls)
+            async def polls() -> tuple[int, int]:
+                return len(source._polls), source._most_polls
 
-            await become(1, polls)
+            await become((1, 1), polls)
             requests = requests_of(source)
             await asyncio.sleep(1.5)
             assert requests in ({"ReceiveMessage": 1}, {"ReceiveMessage": 2})
