@@ -14,7 +14,7 @@ import kafka_servers
 from conftest import Prove, Render
 from rendered import CHOICES, Combination, Result, Service
 
-QUICK = ("-m", "not slow")
+QUICK = ("-m", "not slow", "-n", "2")
 EVERYTHING = ("-m", "", "-n", "2")
 """Also the very slow tests; side by side, as most of them wait."""
 WHOLE = ("-n", "2")

@@ -6,9 +6,11 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -81,6 +83,33 @@ def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessag
         yield messages
 
 
+CONNACK, SUBACK, UNSUBACK = b"\x20\x03\0\0\0", b"\x90\x05%b\0\1\1", b"\xb0\x04%b\0\0"
+"""Yes to everything; ``%b`` is the number of the packet that is answered."""
+
+
+@asynccontextmanager
+async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> AsyncIterator[Any]:
+    """A broker of a few lines, for what Mosquitto never says: its URL, and how many connections it had."""
+    answers = {0x10: connack, 0x82: suback, 0xA2: UNSUBACK}
+    scripted = SimpleNamespace(url="", accepted=0)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scripted.accepted += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                kind, length = await reader.readexactly(2)
+                packet = await reader.readexactly(length)
+                if kind not in answers:
+                    break
+                answer = answers[kind]
+                writer.write(answer % packet[:2] if b"%b" in answer else answer)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        scripted.url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield scripted
+
+
 def with_options(url: str, **options: object) -> str:
     return f"{url}?" + "&".join(f"{name}={value}" for name, value in options.items())
 
@@ -146,32 +175,85 @@ class TestSessions:
     async def test_a_broker_that_says_that_the_session_was_taken_over_is_not_asked_again(
         self, connect: Connect
     ) -> None:
-        accepted = 0
-
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal accepted
-            accepted += 1
-            kinds = {0x10: b"\x20\x03\0\0\0", 0xA2: b"\xb0\x04%b\0\0", 0x82: b"\x90\x05%b\0\1\1"}
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                while True:
-                    kind, length = await reader.readexactly(2)
-                    packet = await reader.readexactly(length)
-                    if kind not in kinds:
-                        break
-                    answer = kinds[kind]
-                    writer.write(answer % packet[:2] if b"%b" in answer else answer)
-                    if kind == 0x82:
-                        writer.write(b"\xe0\x01\x8e")
-            writer.close()
-
-        server = await asyncio.start_server(talk, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
-            url = f"mqtt://127.0.0.1:{port}"
-            async with connect(broker_url=url, source="s", group="g") as source:
+        async with broker_that_says(suback=SUBACK + b"\xe0\x01\x8e") as scripted:
+            async with connect(broker_url=scripted.url, source="s", group="g") as source:
                 with pytest.raises(SourceFailed, match="with the same client id"):
                     await anext(source)
-        assert accepted == 2  # one as a publisher, one as a consumer
+            assert scripted.accepted == 2  # one as a publisher, one as a consumer
+
+    async def test_connections_that_lasted_are_no_sign_of_another_consumer(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mqtt, "SHORT_SECONDS", 0)
+        async with connect(broker_url=proxy.url) as source:
+            for number in range(mqtt.MOST_SHORT_CONNECTIONS + 1):
+                proxy.cut()
+                await come(events, "connected", count=number + 2)
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+    @pytest.mark.parametrize(
+        ("connack", "sentence"),
+        [
+            (b"\x20\x05\0\0\2\x24\0", "confirms no messages: it offers only QoS 0"),
+            (b"\x20\x05\0\0\2\x2a\0", "has no shared subscriptions"),
+            (b"\x20\x03\0\x85\0", "refused the connection: Client identifier not valid"),
+        ],
+        ids=["QoS 0", "no shared subscriptions", "the client id"],
+    )
+    async def test_a_broker_that_offers_too_little_is_refused_with_a_sentence(
+        self, source_for: Callable[..., MqttSource], connack: bytes, sentence: str
+    ) -> None:
+        async with broker_that_says(connack) as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerRefused, match=sentence):
+                await source.__aenter__()
+
+    async def test_a_broker_that_is_full_for_now_is_unavailable(
+        self, source_for: Callable[..., MqttSource]
+    ) -> None:
+        async with broker_that_says(b"\x20\x03\0\x97\0") as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerUnavailable, match="Quota exceeded"):
+                await source.__aenter__()
+
+    @pytest.mark.parametrize(
+        ("granted", "reason"), [(b"\0", "only QoS 0"), (b"\x87", "Not authorized")]
+    )
+    async def test_a_subscription_that_is_not_granted_as_asked_for_is_a_sentence(
+        self, source_for: Callable[..., MqttSource], granted: bytes, reason: str
+    ) -> None:
+        async with (
+            broker_that_says(suback=b"\x90\x05%b\0\1" + granted) as scripted,
+            source_for(broker_url=scripted.url, source="s", group="g") as source,
+        ):
+            with pytest.raises(BrokerRefused, match=f"refused the subscription .*: {reason}"):
+                await source.start()
+
+    async def test_a_broker_that_says_that_it_shuts_down_is_an_outage_with_that_reason(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with (
+            broker_that_says(suback=SUBACK + b"\xe0\x01\x8b") as scripted,
+            connect(broker_url=scripted.url, source="s", group="g"),
+        ):
+            await come(events, "reconnecting")
+            reason = find(events, "reconnecting")[0]["reason"]
+            assert reason.endswith("closed the connection: Server shutting down")
+
+    async def test_a_start_in_an_outage_is_done_when_that_is_over(
+        self, source_for: Callable[..., MqttSource], proxy: Proxy
+    ) -> None:
+        async with source_for(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await become(False, partial(is_connected, source))
+            starting = asyncio.create_task(source.start())
+            await asyncio.sleep(0)
+            assert not starting.done()
+            proxy.resume()
+            await starting
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
 
     async def test_what_was_not_started_at_a_stop_waits_for_the_client_id_and_is_counted(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
