@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 BIN = "Scripts" if os.name == "nt" else "bin"
@@ -38,10 +39,15 @@ def install(project: Path) -> Path:
 
 
 def kafka_server(name: str) -> dict[str, str]:
-    """The variables for one of the servers that speak Kafka's protocol, as the template's own tests use them."""
-    sys.path.append(str(ROOT / "tests"))
-    variables: dict[str, str] = import_module("kafka_servers").variables()[name]
+    """The variables for one of the servers that speak Kafka's protocol."""
+    variables: dict[str, str] = import_kafka_servers().variables()[name]
     return variables
+
+
+def import_kafka_servers() -> Any:
+    """The module that has them, of the template's own tests."""
+    sys.path.append(str(ROOT / "tests"))
+    return import_module("kafka_servers")
 
 
 def _python(module: str, *arguments: str, stdout: int | None = None) -> None:

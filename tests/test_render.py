@@ -75,6 +75,7 @@ ALWAYS = [
     "tests/runtime/test_source.py",
     "tests/runtime/test_sqlite.py",
     "tests/runtime/test_systemd.py",
+    "tests/runtime/test_watchdog.py",
     "tools/handler.stub",
     "tools/new_handler.py",
     "tools/test_handler.stub",

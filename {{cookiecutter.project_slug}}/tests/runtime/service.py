@@ -6,6 +6,7 @@ appended to the file that LEDGER names, one line for each start and each end, an
 """
 
 import asyncio
+import hashlib
 import os
 import sys
 import time
@@ -33,7 +34,9 @@ class Task(BaseModel):
     seconds: float = 0
     retry_after_seconds: float | None = None
     steps: int = 0
-    end: Literal["return", "raise", "reject", "retry", "swallow", "block", "checkpoint"] = "return"
+    end: Literal[
+        "return", "raise", "reject", "retry", "swallow", "block", "block in C", "checkpoint"
+    ] = "return"
 
 
 class TaskInBatch(Task):
@@ -68,6 +71,8 @@ async def work(task: Task, message: Message) -> None:
     log.info("handling", task=task.id, attempt=message.attempt, headers=sorted(message.headers))
     if task.end == "block":
         time.sleep(task.seconds)  # noqa: ASYNC251  # a handler with a bug: it blocks the event loop
+    elif task.end == "block in C":  # where no signal handler of Python runs
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(task.seconds * 500_000))
     elif task.end == "checkpoint":
         await message.stopping.wait()
         log.info("checkpoint", seconds_left=message.seconds_left())

@@ -259,7 +259,7 @@ async def test_a_flush_gets_no_more_time_than_the_stop_has_left() -> None:
     event = CancellationEvent(asyncio.get_running_loop())
     signalled_at = time.monotonic() - watchdog.CLOSE_SECONDS + left_seconds
     event.signals.append((signal.SIGTERM, signalled_at))
-    dog = watchdog.Watchdog(event, 0, cast(Consumer, None))
+    dog = watchdog.Watchdog(event, [], 0, cast(Consumer, None))
     assert dog.finish(0, CLOSE_SECONDS) == pytest.approx(left_seconds - 1, abs=0.2)
 
 

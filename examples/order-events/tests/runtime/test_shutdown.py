@@ -380,9 +380,15 @@ def test_a_handler_that_cannot_be_cancelled_is_named_and_left(scene: Scene, kind
     assert scene.broker.counts(scene.queue).ready == 1
 
 
+blocked = pytest.mark.parametrize(
+    ("end", "call"), [("block", "time.sleep"), ("block in C", "pbkdf2_hmac")], ids=["Python", "C"]
+)
+
+
 @on_one_broker
-def test_a_blocked_event_loop_can_be_forced(scene: Scene) -> None:
-    scene.publish(1, seconds=3600, end="block")
+@blocked
+def test_a_blocked_event_loop_can_be_forced(scene: Scene, end: str, call: str) -> None:
+    scene.publish(1, seconds=3600, end=end)
     process = scene.start()
     process.wait_for("handling")
     sent_at = process.send(signal.SIGTERM)
@@ -390,18 +396,22 @@ def test_a_blocked_event_loop_can_be_forced(scene: Scene) -> None:
     exit_code, seconds = process.stop(signal.SIGINT)
     assert exit_code == 128 + signal.SIGINT
     assert seconds < 2.5 + AT_ONCE_SECONDS
-    assert "time.sleep" in process.find("event_loop_blocked")[0]["stack"]
+    assert call in process.find("event_loop_blocked")[0]["stack"]
 
 
 @on_one_broker
-def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(scene: Scene) -> None:
-    scene.publish(1, seconds=3600, end="block")
+@blocked
+def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(
+    scene: Scene, end: str, call: str
+) -> None:
+    scene.publish(1, seconds=3600, end=end)
     process = scene.start(drain_seconds=0.5, CLOSE_SECONDS=0.5)
     process.wait_for("handling")
     exit_code, seconds = process.stop()
     assert exit_code == 75
     assert seconds < 1 + AT_ONCE_SECONDS
     assert process.find("message_abandoned")
+    assert call in process.find("event_loop_blocked")[0]["stack"]
 
 
 # -- starting

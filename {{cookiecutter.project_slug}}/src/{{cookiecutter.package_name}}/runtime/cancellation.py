@@ -42,7 +42,7 @@ class CancellationEvent(asyncio.Event):
 
     ``reason`` is the signal, or whatever was given to `set`; ``set_at`` is the event loop's time in
     seconds. Both are None until the event is set. ``signals`` lists every signal received with its
-    ``time.monotonic()``; it grows even while something blocks the event loop. ``on_repeat`` is called
+    ``time.monotonic()``; it grows even while Python code blocks the event loop. ``on_repeat`` is called
     in the event loop with each signal that arrives when the event is already set.
 
     As a context manager, or by `restore_signals`, it puts the earlier signal handlers back.

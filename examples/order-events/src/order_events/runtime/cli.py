@@ -191,7 +191,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
             "starting", service=service.name, broker=settings.broker_scheme, source=settings.source
         )
         consumer = Consumer(source, router, event, settings, service.lifespan, telemetry)
-        watchdog = Watchdog(event, settings.drain_seconds, consumer)
+        watchdog = Watchdog(event, STOP_SIGNALS, settings.drain_seconds, consumer)
         watchdog.start()
         systemd.ping_watchdog()
         exit_code = EXIT_CRASHED
