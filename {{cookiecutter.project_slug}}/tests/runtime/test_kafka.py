@@ -16,13 +16,22 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.errors import TopicAuthorizationFailedError
+from aiokafka.errors import (
+    InvalidPartitionsError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 
 from {{ cookiecutter.package_name }}.runtime.brokers import (
     kafka,
@@ -80,6 +89,23 @@ class ForbiddingProxy(KafkaProxy):
         topic = re.escape(self.forbidden.encode())
         answer = re.compile(rb"(%s\0\0\0[\x01-\x10]\0\0\0.)\0\0(?!\xff)" % topic, re.DOTALL)
         return answer.sub(rb"\1\0%c" % TopicAuthorizationFailedError.errno, data)
+
+
+def answer_to_create(
+    monkeypatch: pytest.MonkeyPatch, error: type[KafkaError], *, unless: Callable[[NewTopic], bool]
+) -> list[list[NewTopic]]:
+    """Kafka refuses so to make topics, unless that is true of the first; returns what it was asked for."""
+    create = AIOKafkaAdminClient.create_topics
+    asked: list[list[NewTopic]] = []
+
+    async def answer(admin: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
+        asked.append([copy(topic) for topic in topics])
+        if unless(topics[0]):
+            return await create(admin, topics)
+        return SimpleNamespace(topic_errors=[(t.name, error.errno, "it says why") for t in topics])
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", answer)
+    return asked
 
 
 async def commits() -> bool:
@@ -578,6 +604,46 @@ class TestTopics:
             await drain(source, 1)
             async with connect(group="another") as other:
                 assert await drain(other, 1) == [id]
+
+    async def test_a_broker_that_knows_no_default_is_asked_for_as_many_copies_as_it_has_brokers(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = answer_to_create(
+            monkeypatch,
+            InvalidReplicationFactorError,
+            unless=lambda topic: topic.replication_factor > 0,
+        )
+        async with connect() as source:
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+        assert [[topic.replication_factor for topic in topics] for topics in asked] == [
+            [-1, -1, -1],
+            [1, 1, 1],
+        ]
+
+    async def test_a_topic_that_cannot_be_made_is_a_sentence(
+        self,
+        source_for: Callable[..., KafkaSource],
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answer_to_create(monkeypatch, InvalidPartitionsError, unless=lambda _: False)
+        with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be made: .*why"):
+            await source_for().__aenter__()
+
+    async def test_a_topic_that_is_not_there_and_may_not_be_made_is_a_sentence(
+        self,
+        source_for: Callable[..., KafkaSource],
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async def unknown(*_: object) -> None:
+            raise UnknownTopicOrPartitionError
+
+        answer_to_create(monkeypatch, TopicAuthorizationFailedError, unless=lambda _: False)
+        monkeypatch.setattr(AIOKafkaProducer, "partitions_for", unknown)
+        with pytest.raises(BrokerRefused, match=f"'{queue}' is not there, and this user may not"):
+            await source_for().__aenter__()
 
 
 class TestUrl:
