@@ -154,8 +154,12 @@ async def lifespan() -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
-    watchdog.CLOSE_SECONDS = float(os.environ.get("CLOSE_SECONDS", watchdog.CLOSE_SECONDS))
-    sqlite.PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", sqlite.PATIENCE_SECONDS))
+    for module, name in (
+        (watchdog, "CLOSE_SECONDS"),
+        (watchdog, "FORCED_SECONDS"),
+        (sqlite, "PATIENCE_SECONDS"),
+    ):
+        setattr(module, name, float(os.environ.get(name, getattr(module, name))))
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: HANDLERS[name] for name in chosen}
     sys.exit(main(name="shutdown-suite", handlers=handlers, lifespan=lifespan))

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 CLOSE_SECONDS = 10.0
 """How long closing may take after the drain time; the consumer's own bounds add up to less."""
-FORCED_SECONDS = 2
+FORCED_SECONDS = 2.0
 """How long a forced stop may take."""
 _POLL_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 1
