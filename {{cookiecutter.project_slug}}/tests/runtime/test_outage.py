@@ -103,6 +103,7 @@ def test_while_the_server_is_away_the_service_is_live_and_not_ready(
     assert_quiet(process)
 
 
+@pytest.mark.very_slow
 async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
     scene: Scene, server: PrivateServer
 ) -> None:
