@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 BIN = "Scripts" if os.name == "nt" else "bin"
@@ -38,13 +38,40 @@ def install(project: Path) -> Path:
     return environment / BIN / ("order-events.exe" if os.name == "nt" else "order-events")
 
 
+class Server(NamedTuple):
+    """One that a service's own suite runs on."""
+
+    what: str
+    variables: dict[str, str]
+    """The environment variables that name it; none where the suite finds one by itself."""
+    arguments: list[str]
+    """For pytest: the tests that it is for, and how many run at once."""
+
+
+def servers_of(broker: str) -> list[Server]:
+    """Those that it takes to run the whole suite of a service."""
+    if (
+        broker == "sqs"
+    ):  # its stand-in is too slow for two tests at once: leases of a second run out meanwhile
+        return [Server("", {}, ["-n", "0"])]
+    given = os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka")
+    if broker != "kafka" or given or "CONSUMER_TEST_BROKER_COMMAND" in os.environ:
+        return [Server("", {}, [])]
+    # Neither of the two that stand in for Kafka can do all of it.
+    of_groups = _kafka_servers().REBALANCE_TESTS
+    return [
+        Server("on noida-db", kafka_server("noida-db"), []),
+        Server("those of groups, on Tansu", kafka_server("tansu"), of_groups),
+    ]
+
+
 def kafka_server(name: str) -> dict[str, str]:
     """The variables for one of the servers that speak Kafka's protocol."""
-    variables: dict[str, str] = import_kafka_servers().variables()[name]
+    variables: dict[str, str] = _kafka_servers().variables()[name]
     return variables
 
 
-def import_kafka_servers() -> Any:
+def _kafka_servers() -> Any:
     """The module that has them, of the template's own tests."""
     sys.path.append(str(ROOT / "tests"))
     return import_module("kafka_servers")

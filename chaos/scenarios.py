@@ -55,6 +55,17 @@ def stop(account: Account, process: Any) -> None:
     account.endings.append(ending(process, exit_code, {0}, seconds, bound))
 
 
+def stop_all(run: Run, running: list[Any]) -> None:
+    """The end of a run: all stop gracefully, and others handle what is left."""
+    for process in running:
+        process.wait_for("consuming")
+    for process in running:
+        stop(run.account, process)
+        run.stops += 1
+    run.queue.rest(run.account)
+    run.queue.finish(run.account, SLOTS)
+
+
 class Rolling(Run):
     """Of two processes the older is stopped and replaced, again and again, while they work."""
 
@@ -73,12 +84,7 @@ class Rolling(Run):
             stop(self.account, running.pop(0))
             running.append(start(self.queue, impatient=False))
             self.stops += 1
-        running[-1].wait_for("consuming")
-        for process in running:
-            stop(self.account, process)
-            self.stops += 1
-        self.queue.rest(self.account)
-        self.queue.finish(self.account, SLOTS)
+        stop_all(self, running)
 
     def text(self) -> str:
         return f"{self.restarts} restarts over {self.ids} ids\n"
@@ -110,13 +116,7 @@ class Kills(Run):
             )
             running[slot] = start(self.queue, impatient=True)
             self.kills += 1
-        for process in running:
-            process.wait_for("consuming")
-        for process in running:
-            stop(self.account, process)
-            self.stops += 1
-        self.queue.rest(self.account)
-        self.queue.finish(self.account, SLOTS)
+        stop_all(self, running)
 
     def text(self) -> str:
         return "".join(f"{json.dumps({'ended': e, 'kill': slot})}\n" for e, slot in self.at)

@@ -15,13 +15,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaffold import ROOT, import_kafka_servers, scaffold
+from scaffold import ROOT, scaffold, servers_of
 
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["broker"]
 AT_LEAST_PERCENT = 95
 WHOLE = "-m '' -n 2"
-IN_TURN = {"sqs": "-n 0"}
-"""Its stand-in is too slow for two tests at a time."""
 
 SETTINGS = """
 [tool.coverage.run]
@@ -87,10 +85,9 @@ def measure(broker: str, tests: list[str], html: Path | None) -> tuple[dict[str,
         settings = SETTINGS.format(folder=scratch)
         project.write_text(project.read_text("utf-8") + settings, "utf-8")
         passed = True
-        for server, selection in servers(broker):
-            pytest = ["-m", "pytest", "-p", "no:cacheprovider", *tests, *selection]
-            pytest += shlex.split(IN_TURN.get(broker, ""))
-            passed = coverage(service, "run", *pytest, **server) == 0 and passed
+        for server in servers_of(broker):
+            pytest = ["-m", "pytest", "-p", "no:cacheprovider", *tests, *server.arguments]
+            passed = coverage(service, "run", *pytest, **server.variables) == 0 and passed
         coverage(service, "combine", "--quiet")
         if html is not None:
             coverage(service, "html", "--quiet", "-d", str(html.resolve() / broker))
@@ -101,17 +98,6 @@ def measure(broker: str, tests: list[str], html: Path | None) -> tuple[dict[str,
         for name, file in sorted(found["files"].items())
     }
     return {**modules, "**all**": count_of(found["totals"])}, passed
-
-
-def servers(broker: str) -> list[tuple[dict[str, str], list[str]]]:
-    """For each server that the suite runs on, the variables that name it, and the tests that it is for."""
-    given = os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka")
-    if broker != "kafka" or given or "CONSUMER_TEST_BROKER_COMMAND" in os.environ:
-        return [({}, [])]  # the suite finds one by itself
-    # Neither of the two that stand in for Kafka can do all of it.
-    kafka_servers = import_kafka_servers()
-    noida, tansu = (kafka_servers.variables()[name] for name in ("noida-db", "tansu"))
-    return [(noida, []), (tansu, kafka_servers.REBALANCE_TESTS)]
 
 
 def coverage(service: Path, *arguments: str, **variables: str) -> int:

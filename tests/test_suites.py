@@ -1,6 +1,5 @@
 """Every service passes its own tests, with nothing installed but what it declares."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import kafka_servers
 from conftest import Prove, Render
 from rendered import CHOICES, Combination, Result, Service
+from scaffold import servers_of
 
 QUICK = ("-m", "not slow")
 EVERYTHING = ("-m", "", "-n", "2")
@@ -42,26 +41,12 @@ def test_its_own_suite_passes(service: Service, combination: Combination, prove:
         result = run_suite(service, *QUICK, environment=service.environment())
         check_and_prove(result, prove, broker, "without the slow tests")
         return
-    for what, variables, arguments in servers_of(broker):
-        result = run_suite(service, *arguments, environment=service.environment(), **variables)
-        check_and_prove(result, prove, broker, f"telemetry={telemetry}, {what}")
-
-
-def servers_of(broker: str) -> list[tuple[str, dict[str, str], list[str]]]:
-    """On which servers the whole suite runs: what it is, the variables that name the server, pytest's arguments."""
-    whole = "with the very slow tests"
-    if (
-        broker == "sqs"
-    ):  # its stand-in is too slow for two at a time: leases of a second run out meanwhile
-        return [(whole, {}, ["-m", ""])]
-    if broker != "kafka" or os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka"):
-        return [(whole, {}, [*EVERYTHING])]
-    noida, tansu = (kafka_servers.variables()[name] for name in ("noida-db", "tansu"))
-    of_groups = [*EVERYTHING, *kafka_servers.REBALANCE_TESTS]
-    return [
-        (f"{whole}, on noida-db", noida, [*EVERYTHING]),
-        ("those of groups, on Tansu", tansu, of_groups),
-    ]
+    for server in servers_of(broker):
+        arguments = (*EVERYTHING, *server.arguments)
+        environment = service.environment()
+        result = run_suite(service, *arguments, environment=environment, **server.variables)
+        what = ", ".join(filter(None, [f"telemetry={telemetry}", "whole", server.what]))
+        check_and_prove(result, prove, broker, what)
 
 
 @pytest.mark.parametrize("telemetry", CHOICES["telemetry"])
@@ -82,7 +67,7 @@ def test_a_handlers_span_is_linked_to_its_publishers_on_each_broker(
 ) -> None:
     """The one test of telemetry that meets the broker, so not only for those whose whole suite had it."""
     service = render(broker=broker, telemetry="opentelemetry")
-    [(_, variables, _), *_] = servers_of(broker)
+    variables = servers_of(broker)[0].variables
     result = run_suite(service, *LINKED, "-m", "", environment=service.environment(), **variables)
     check_and_prove(result, prove, broker, "telemetry=opentelemetry, spans and their links")
 
@@ -102,35 +87,39 @@ def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_o
 
 
 def other_pythons() -> list[Any]:
-    """Every other Python that a service may run on, skipped where it is not installed."""
+    """Every other that a service may run on: all of the suite on the newest, the rest without the slow tests."""
+    minors = [minor for minor in range(11, 15) if minor != sys.version_info.minor]
+    found = {minor: find_python(minor) for minor in minors}
+    newest = max((minor for minor, python in found.items() if python), default=None)
     parameters = []
-    for minor in range(11, 15):
-        if minor != sys.version_info.minor:
-            found = [
-                python
-                for python in (
-                    *filter(None, [shutil.which(f"python3.{minor}")]),
-                    *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")),
-                )
-                if subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
-            ]
-            reason = f"Python 3.{minor} is not installed"
-            marks = [] if found else [pytest.mark.skip(reason=reason)]
-            parameters.append(pytest.param(found[-1:], id=f"python=3.{minor}", marks=marks))
+    for minor, python in found.items():
+        reason = f"Python 3.{minor} is not installed"
+        marks = [] if python else [pytest.mark.skip(reason=reason)]
+        whole = minor == newest
+        parameters.append(pytest.param(python, whole, id=f"python=3.{minor}", marks=marks))
     return parameters
 
 
-@pytest.mark.parametrize("python", other_pythons())
+def find_python(minor: int) -> str | None:
+    candidates = [
+        *filter(None, [shutil.which(f"python3.{minor}")]),
+        *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")),
+    ]
+    for python in reversed(candidates):
+        if subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
+            return python
+    return None
+
+
+@pytest.mark.parametrize(("python", "whole"), other_pythons())
 def test_its_own_suite_passes_on_other_pythons(
-    render: Render, prove: Prove, python: list[str]
+    render: Render, prove: Prove, python: str, whole: bool
 ) -> None:
-    """All of it on the newest of them, and the rest without the slow tests."""
     service = render()
-    environment = service.environment(python=python[0])
+    environment = service.environment(python=python)
     version = service.run("python", "--version", environment=environment).stdout.strip()
-    newest = [parameters.values[0] for parameters in other_pythons() if not parameters.marks][-1]
-    what, arguments = ("whole", WHOLE) if python == newest else ("without the slow tests", QUICK)
-    result = run_suite(service, *arguments, environment=environment)
+    result = run_suite(service, *(WHOLE if whole else QUICK), environment=environment)
+    what = "whole" if whole else "without the slow tests"
     check_and_prove(result, prove, "rabbitmq", f"{what}, on {version}")
 
 

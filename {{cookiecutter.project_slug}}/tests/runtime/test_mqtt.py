@@ -192,69 +192,6 @@ class TestSessions:
             published = await publish(source, 1)
             assert await drain(source, 1) == published
 
-    @pytest.mark.parametrize(
-        ("connack", "sentence"),
-        [
-            (b"\x20\x05\0\0\2\x24\0", "confirms no messages: it offers only QoS 0"),
-            (b"\x20\x05\0\0\2\x2a\0", "has no shared subscriptions"),
-            (b"\x20\x03\0\x85\0", "refused the connection: Client identifier not valid"),
-        ],
-        ids=["QoS 0", "no shared subscriptions", "the client id"],
-    )
-    async def test_a_broker_that_offers_too_little_is_refused_with_a_sentence(
-        self, source_for: Callable[..., MqttSource], connack: bytes, sentence: str
-    ) -> None:
-        async with broker_that_says(connack) as scripted:
-            source = source_for(broker_url=scripted.url, source="s", group="g")
-            with pytest.raises(BrokerRefused, match=sentence):
-                await source.__aenter__()
-
-    async def test_a_broker_that_is_full_for_now_is_unavailable(
-        self, source_for: Callable[..., MqttSource]
-    ) -> None:
-        async with broker_that_says(b"\x20\x03\0\x97\0") as scripted:
-            source = source_for(broker_url=scripted.url, source="s", group="g")
-            with pytest.raises(BrokerUnavailable, match="Quota exceeded"):
-                await source.__aenter__()
-
-    @pytest.mark.parametrize(
-        ("granted", "reason"), [(b"\0", "only QoS 0"), (b"\x87", "Not authorized")]
-    )
-    async def test_a_subscription_that_is_not_granted_as_asked_for_is_a_sentence(
-        self, source_for: Callable[..., MqttSource], granted: bytes, reason: str
-    ) -> None:
-        async with (
-            broker_that_says(suback=b"\x90\x05%b\0\1" + granted) as scripted,
-            source_for(broker_url=scripted.url, source="s", group="g") as source,
-        ):
-            with pytest.raises(BrokerRefused, match=f"refused the subscription .*: {reason}"):
-                await source.start()
-
-    async def test_a_broker_that_says_that_it_shuts_down_is_an_outage_with_that_reason(
-        self, connect: Connect, events: list[Event]
-    ) -> None:
-        async with (
-            broker_that_says(suback=SUBACK + b"\xe0\x01\x8b") as scripted,
-            connect(broker_url=scripted.url, source="s", group="g"),
-        ):
-            await come(events, "reconnecting")
-            reason = find(events, "reconnecting")[0]["reason"]
-            assert reason.endswith("closed the connection: Server shutting down")
-
-    async def test_a_start_in_an_outage_is_done_when_that_is_over(
-        self, source_for: Callable[..., MqttSource], proxy: Proxy
-    ) -> None:
-        async with source_for(broker_url=proxy.url) as source:
-            proxy.refuse()
-            await become(False, partial(is_connected, source))
-            starting = asyncio.create_task(source.start())
-            await asyncio.sleep(0)
-            assert not starting.done()
-            proxy.resume()
-            await starting
-            published = await publish(source, 1)
-            assert await drain(source, 1) == published
-
     async def test_what_was_not_started_at_a_stop_waits_for_the_client_id_and_is_counted(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
     ) -> None:
@@ -707,6 +644,71 @@ class TestOutages:
                 proxy.cut()
                 with pytest.raises(SourceFailed, match="refused the connection: Not authorized"):
                     await take(source, 1)
+
+    async def test_a_start_in_an_outage_is_done_when_that_is_over(
+        self, source_for: Callable[..., MqttSource], proxy: Proxy
+    ) -> None:
+        async with source_for(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await become(False, partial(is_connected, source))
+            starting = asyncio.create_task(source.start())
+            await asyncio.sleep(0)
+            assert not starting.done()
+            proxy.resume()
+            await starting
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+
+class TestOtherBrokers:
+    @pytest.mark.parametrize(
+        ("connack", "sentence"),
+        [
+            (b"\x20\x05\0\0\2\x24\0", "confirms no messages: it offers only QoS 0"),
+            (b"\x20\x05\0\0\2\x2a\0", "has no shared subscriptions"),
+            (b"\x20\x03\0\x85\0", "refused the connection: Client identifier not valid"),
+        ],
+        ids=["QoS 0", "no shared subscriptions", "the client id"],
+    )
+    async def test_a_broker_that_offers_too_little_is_refused_with_a_sentence(
+        self, source_for: Callable[..., MqttSource], connack: bytes, sentence: str
+    ) -> None:
+        async with broker_that_says(connack) as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerRefused, match=sentence):
+                await source.__aenter__()
+
+    async def test_a_broker_that_is_full_for_now_is_unavailable(
+        self, source_for: Callable[..., MqttSource]
+    ) -> None:
+        async with broker_that_says(b"\x20\x03\0\x97\0") as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerUnavailable, match="Quota exceeded"):
+                await source.__aenter__()
+
+    @pytest.mark.parametrize(
+        ("granted", "reason"), [(b"\0", "only QoS 0"), (b"\x87", "Not authorized")]
+    )
+    async def test_a_subscription_that_is_not_granted_as_asked_for_is_a_sentence(
+        self, source_for: Callable[..., MqttSource], granted: bytes, reason: str
+    ) -> None:
+        async with (
+            broker_that_says(suback=b"\x90\x05%b\0\1" + granted) as scripted,
+            source_for(broker_url=scripted.url, source="s", group="g") as source,
+        ):
+            with pytest.raises(BrokerRefused, match=f"refused the subscription .*: {reason}"):
+                await source.start()
+
+    async def test_a_broker_that_says_that_it_shuts_down_is_an_outage_with_that_reason(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with (
+            broker_that_says(suback=SUBACK + b"\xe0\x01\x8b") as scripted,
+            connect(broker_url=scripted.url, source="s", group="g"),
+        ):
+            await come(events, "reconnecting")
+            reason = find(events, "reconnecting")[0]["reason"]
+            assert reason.endswith("closed the connection: Server shutting down")
 
 
 class TestAddresses:

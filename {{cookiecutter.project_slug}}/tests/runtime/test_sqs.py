@@ -51,11 +51,6 @@ def requests_of(source: SqsSource) -> Counter[str]:
     return requests
 
 
-def hidden(broker: SqsServer, queue: str) -> int:
-    """How many messages are neither waiting nor deleted."""
-    return int(broker.attributes(queue)["ApproximateNumberOfMessagesNotVisible"])
-
-
 class TestOutages:
     async def test_what_was_acknowledged_during_an_outage_does_not_come_again(
         self, connect: Connect, proxy: Proxy, events: list[Event], broker: SqsServer, queue: str
@@ -74,7 +69,7 @@ class TestOutages:
             assert handled == Counter(published)
             await come(events, "connected", count=2)
         await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert hidden(broker, queue) == 0
+        assert broker.counts(queue).held == 0
         assert [e["event"] for e in events if e["level"] != "debug"] == [
             "connected",
             "reconnecting",
@@ -307,7 +302,7 @@ class TestBatches:
             "ChangeMessageVisibilityBatch": 4,
         }
         await settle_as(broker, queue, Counts(ready=60, delayed=0, dead=0))
-        assert hidden(broker, queue) == 0
+        assert broker.counts(queue).held == 0
 
     async def test_settlements_of_the_same_moment_share_a_request(self, connect: Connect) -> None:
         async with connect(prefetch=10) as source:
