@@ -156,6 +156,7 @@ def service_environment(
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
+    inherited["PYTHONMALLOC"] = "default"  # -X dev looks for errors of C in each allocation: slow
     inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}
     others = {k: str(v) for k, v in variables.items() if k.isupper()}
