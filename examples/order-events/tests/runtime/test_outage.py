@@ -87,8 +87,7 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     repeated = Counter(scene.ledger.ended) - Counter(tasks)
     assert repeated.total() <= server_module(broker_name).most_repeated(CONCURRENCY)
     assert len(process.find("reconnecting")) == 1
-    counts = scene.broker.counts(scene.queue)
-    assert (counts.ready, counts.delayed, counts.dead) == (0, 0, 0)
+    scene.assert_left()
 
 
 @pytest.mark.very_slow
