@@ -26,6 +26,10 @@ BY_PIP = ("rabbitmq", "kafka", "sqs")
 """pip has more to do than uv; these three have the most dependencies, and its commands are the same for all."""
 
 
+FEW_TESTS = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_cli or test_contract'"}
+"""test_suites.py runs the others, in the same environments."""
+
+
 @pytest.mark.parametrize(
     ("way", "broker"),
     [*product(["uv run"], QUESTIONS["broker"]), *product(["-m venv"], BY_PIP)],
@@ -35,8 +39,7 @@ def test_the_commands_of_the_readme_work(
 ) -> None:
     service = render_own(broker=broker)
     commands = commands_in_readme(service, way)
-    quick = {"PYTEST_ADDOPTS": "-m 'not slow'"}
-    result = run("sh", "-ex", "-c", commands, cwd=service.path, env=quick)
+    result = run("sh", "-ex", "-c", commands, cwd=service.path, env=FEW_TESTS)
     assert re.search(r"published 20, handled 20, dead letters 0", result.stdout), result.stdout
     assert re.search(r"\d+ passed", result.stdout), result.stdout
     prove("ways of the README that work", f"{way}, broker={broker}")

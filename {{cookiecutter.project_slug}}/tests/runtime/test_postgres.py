@@ -460,8 +460,10 @@ class TestLeases:
         events: list[Event],
         broker: PostgresServer,
         queue: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        options = "?lease_seconds=1&poll_seconds=0.1"
+        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)  # both are back in time
+        options = "?lease_seconds=2&poll_seconds=0.1"
         async with (
             connect(1, url=proxy.url, options=options) as one,
             connect(1, url=proxy.url, options=options) as other,
