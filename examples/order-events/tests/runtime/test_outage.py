@@ -113,6 +113,7 @@ async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
         await source.stop()
 
 
+@pytest.mark.very_slow
 def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
     scene: Scene, server: PrivateServer
 ) -> None:
