@@ -154,7 +154,9 @@ async def test_every_broker_brings_it_to_the_dead_letters_and_none_of_it_to_the_
     log_format: str,
 ) -> None:
     headers = {"forged": "\x1b[2J\nforged", "größe": "ü" * 1000, "n": 7, "none": None}
-    settings = settings_for(order_by="body:nested", max_attempts=2, retry_seconds=0.01)
+    settings = settings_for(
+        order_by="body:nested", max_attempts=2, retry_seconds=0.1, retry_max_seconds=0.4
+    )
     await start_once(settings)
     source = make_source(settings, 20)
     async with make_source(settings) as publisher:
