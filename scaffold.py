@@ -50,9 +50,8 @@ class Server(NamedTuple):
 
 def servers_of(broker: str) -> list[Server]:
     """Those that it takes to run the whole suite of a service."""
-    if (
-        broker == "sqs"
-    ):  # its stand-in is too slow for two tests at once: leases of a second run out meanwhile
+    if broker == "sqs":
+        # Its stand-in is too slow for two tests at once: leases of a second run out meanwhile.
         return [Server("", {}, ["-n", "0"])]
     given = os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka")
     if broker != "kafka" or given or "CONSUMER_TEST_BROKER_COMMAND" in os.environ:

@@ -27,7 +27,7 @@ BY_PIP = ("rabbitmq", "kafka", "sqs")
 
 
 FEW_TESTS = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_cli or test_contract'"}
-"""test_suites.py runs the others, in the same environments."""
+"""Of the program and its handlers; test_suites.py runs the others of every broker."""
 
 
 @pytest.mark.parametrize(

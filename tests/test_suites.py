@@ -25,7 +25,7 @@ LINKED = ("tests/runtime/test_opentelemetry.py", "-k", "published_here")
 
 def run_suite(service: Service, *arguments: str, environment: Path, **variables: str) -> Result:
     command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    # -X dev would also look for errors of C in each allocation, for a sixth of the time.
+    # -X dev would also look for errors of C in each allocation, which is slow.
     return service.run(*command, environment=environment, PYTHONMALLOC="default", **variables)
 
 
@@ -38,9 +38,9 @@ def check_and_prove(result: Result, prove: Prove, broker: str, what: str) -> Non
 
 
 def test_its_own_suite_passes(service: Service, combination: Combination, prove: Prove) -> None:
-    """All of it for each broker, and all but the slow tests for every other source tree.
+    """All of it for each broker, and all but the slow tests for each other handler stub of each broker.
 
-    Where only the names differ from another's, once more for each broker, and else what sees the names.
+    Those trees come again with long names: all but the slow tests once more for each broker, else what sees the names.
     """
     broker, telemetry = combination["broker"], combination["telemetry"]
     first_stub, renamed = combination["handler_stub"] == "json", combination.names == "long"
