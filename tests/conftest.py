@@ -1,17 +1,37 @@
 """Renders with pytest-cookies, and sums up at the end what was proved."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
 import repositories
 from rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Service
 
 Render = Callable[..., Service]
 Prove = Callable[[str, str], None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Jinja's compiler makes the same code of the same file each time, and is half of what a render costs."""
+    compile_anew = Environment.compile
+    codes: dict[Any, str | CodeType] = {}
+
+    def compile_once(self: Environment, *source: Any) -> str | CodeType:
+        # Jinja has one lexer for each set of delimiters and of rules for white space.
+        key = (self.lexer, frozenset(self.extensions), source)
+        if key not in codes:
+            codes[key] = compile_anew(self, *source)
+        return codes[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "compile", compile_once)
+        yield
 
 
 @pytest.fixture(scope="session")
