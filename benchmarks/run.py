@@ -26,6 +26,7 @@ import per_message
 import report
 import scaling
 import scaling_page
+import worker_loop
 from figures import Figure, table
 from service import Service, Unavailable
 
@@ -35,7 +36,7 @@ LIBRARIES = (
     *("faststream", "taskiq", "pydantic", "structlog"),
 )
 BROKERS = (*per_message.AT_MOST, "sqlite")
-PARTS = ("first", "iterator", "cpu", "memory", "exit")
+PARTS = ("first", "iterator", "worker", "cpu", "memory", "exit")
 ON_ITS_OWN = "scaling"
 """A part that runs only when it is asked for, and has a page of its own."""
 
@@ -69,7 +70,7 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     if arguments.alone:
-        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+        with redirect_stdout(sys.stderr):
             measured = list(measure_broker(arguments.alone, arguments.only or PARTS, sizes))
         print(*(figure.json() for figure in measured), sep="\n", end="")
         return 0
@@ -78,6 +79,9 @@ def main() -> int:
         figures += first_contact.measure(sizes.rounds)
     if "iterator" in (arguments.only or PARTS):
         figures += iterator.measure(sizes.items, 5 * sizes.rounds)
+    if "worker" in (arguments.only or PARTS):
+        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+            figures += worker_loop.measure(sizes.messages, 5 * sizes.rounds)
     for broker in arguments.broker or BROKERS:
         figures += measure_in_a_process_of_its_own(broker)
     print(table(figures))

@@ -26,6 +26,8 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
     missing = {figure["part"] for figure in figures if not figure["values"]}
     if os.environ.get("REQUIRE_BROKERS") == "1":
         assert missing == set(), result.stdout
+    [worker_loop] = [figure for figure in figures if figure["part"].startswith("The worker loop")]
+    assert worker_loop["median"] > 0
     measured = set(QUESTIONS["broker"]) - missing
     against_a_target = {figure["name"] for figure in figures if figure["met"] is not None}
     assert against_a_target >= ALWAYS
