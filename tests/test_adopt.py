@@ -61,10 +61,11 @@ def broker_url(render: Render) -> Iterator[str]:
     service = render(broker="rabbitmq")
     python = service.environment() / BIN / "python"
     command = [str(python), "-c", SERVER]
+    env = {**os.environ, "PYTHONPATH": "src:."}
+    env.pop("PYTEST_XDIST_WORKER", None)  # it has no part in the servers that workers share
     with subprocess.Popen(
-        command, cwd=service.path, env={**os.environ, "PYTHONPATH": "src:."}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as server:  # fmt: skip
+        command, cwd=service.path, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
         assert server.stdin
         assert server.stdout
         try:
