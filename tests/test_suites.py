@@ -16,7 +16,7 @@ from scaffold import servers_of
 QUICK = ("-m", "not slow")
 OF_THE_NAMES = (*QUICK, "-k", "handlers or deploy or test_drift or test_cli")
 """What is made of the names, and the program that has them; the runtime and its other tests know none."""
-EVERYTHING = ("-m", "", "-n", "2")
+EVERYTHING = ("-m", "", "-n", "3")
 """Also the very slow tests; side by side, as most of them wait."""
 WHOLE = ("-n", "2")
 OF_TELEMETRY = ("-k", "test_probes or test_opentelemetry or test_prometheus")
