@@ -30,6 +30,7 @@ from order_events.runtime.brokers import (
     rabbitmq,
 )
 from order_events.runtime.brokers.rabbitmq import (
+    UNSTORED_SETTLEMENTS,
     RabbitSource,
     delays_ms,
 )
@@ -495,20 +496,21 @@ class TestSettlements:
         # An ack of one too many, or of one twice, would have closed the channel and returned others.
         await settle_as(broker, queue, Counts(ready=150 - done - dead, delayed=0, dead=dead))
 
+    @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
     async def test_no_ack_is_forgotten_because_the_queue_is_slower_than_the_close(
-        self, connect: Connect, broker: Server, queue: str
+        self, connect: Connect, broker: Server, queue: str, prefetch: int
     ) -> None:
         """The channel of a quorum queue holds some back; each of these is one, as what lies between stays."""
         async with connect(prefetch=0) as source:
             await publish(source, 400)
         for _ in range(6):
-            async with connect(prefetch=100) as source:
-                messages = await take(source, 100)
+            async with connect(prefetch=prefetch) as source:
+                messages = await take(source, prefetch)
                 await source.stop()
                 for message in messages[1::2]:
                     await source.ack(message)
                     await asyncio.sleep(0)
-        await settle_as(broker, queue, Counts(ready=400 - 6 * 50, delayed=0, dead=0))
+        await settle_as(broker, queue, Counts(ready=400 - 6 * (prefetch // 2), delayed=0, dead=0))
 
     async def test_no_ack_covers_a_delivery_that_was_never_seen(
         self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
