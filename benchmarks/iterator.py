@@ -16,6 +16,12 @@ from figures import Figure
 TREE = Path(__file__).resolve().parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.append(str(TREE / "src/{{cookiecutter.package_name}}"))  # the runtime, where it lies
 
+
+def runtime(module: str) -> Any:
+    """A module of the runtime."""
+    return import_module(f"runtime.{module}")
+
+
 LEAST_RATIO = 25
 MOST_ADDED_SECONDS = 1e-6
 MOST_ADDED_PART = 0.1
@@ -57,7 +63,7 @@ def bare(source: AsyncIterator[int], _: asyncio.Event) -> AsyncIterator[int]:
 SOURCES: dict[str, Source] = {"ready": ready, "suspending": suspending}
 FORMS: dict[str, Wrap] = {
     "bare": bare,
-    "cancellable_aiter": import_module("runtime.cancellation").cancellable_aiter,
+    "cancellable_aiter": runtime("cancellation").cancellable_aiter,
     "2019": article_2019.cancellable_aiter,
 }
 

@@ -29,7 +29,7 @@ TITLES = {
     "faststream_ack_first": "FastStream, at most once",
 }
 # What ours may cost at most, beside each consumer in clients/; None is for comparison only. Beside the batches of bare
-# asyncpg, 1.2 is missed and stays the target: worker_loop.py alone costs more, see docs/brokers/postgres.md.
+# asyncpg, 1.2 is missed and stays the target, though the worker loop alone costs more than it leaves: docs/brokers/postgres.md.
 AT_MOST: dict[str, dict[str, float | None]] = {
     "rabbitmq": {"bare_single": 0.8, "article": None, "faststream": 0.4, "faststream_quiet": None},
     "nats": {"bare": 1.2, "bare_single": 1, "faststream": 0.25},

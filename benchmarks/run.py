@@ -70,7 +70,7 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     if arguments.alone:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
             measured = list(measure_broker(arguments.alone, arguments.only or PARTS, sizes))
         print(*(figure.json() for figure in measured), sep="\n", end="")
         return 0
@@ -80,7 +80,7 @@ def main() -> int:
     if "iterator" in (arguments.only or PARTS):
         figures += iterator.measure(sizes.items, 5 * sizes.rounds)
     if "worker" in (arguments.only or PARTS):
-        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+        with redirect_stdout(sys.stderr):
             figures += worker_loop.measure(sizes.messages, 5 * sizes.rounds)
     for broker in arguments.broker or BROKERS:
         figures += measure_in_a_process_of_its_own(broker)

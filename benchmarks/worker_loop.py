@@ -8,25 +8,23 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any, Self
 
-import iterator  # makes the runtime importable where it lies
 from figures import Figure
+from iterator import runtime
 
-assert iterator.TREE.is_dir()
-
-cancellation = import_module("runtime.cancellation")
-consumer = import_module("runtime.consumer")
-handlers = import_module("runtime.handlers")
-message = import_module("runtime.message")
-settings = import_module("runtime.settings")
-sqlite = import_module("runtime.brokers.sqlite")
+cancellation = runtime("cancellation")
+consumer = runtime("consumer")
+handlers = runtime("handlers")
+message = runtime("message")
+settings = runtime("settings")
+sqlite = runtime("brokers.sqlite")
 
 PREFETCH = 100
+"""Also the concurrency, as beside the clients of the brokers."""
 
 
-class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]
+class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]  # found at run time, where it lies
     """Delivers the same messages again and again."""
 
     async def __aenter__(self) -> Self:
@@ -60,7 +58,9 @@ async def microseconds_per_message(messages: int) -> float:
         if count == messages:
             event.set("the last message")
 
-    chosen = settings.ConsumerSettings(broker_url="sqlite:///unused", source="memory")
+    chosen = settings.ConsumerSettings(
+        broker_url="sqlite:///unused", source="memory", concurrency=PREFETCH
+    )
     source, router = MemorySource(chosen, PREFETCH), handlers.Router({"memory": handle})
     service = consumer.Consumer(source, router, event, chosen)
     assert await service.run() == 0

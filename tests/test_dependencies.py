@@ -42,7 +42,15 @@ def release(version: str) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("wrong", ["aio-pika>=10.2,<10.1", "aio-pika>=999,<1000"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "aio-pika>=10.2,<10.1",
+        "aio-pika>=999,<1000",
+        "aio-pika>=10.2,<11\", \"aio-pika>=999; python_version >= '3.13'",
+    ],
+    ids=["empty", "unreleased", "on a later Python"],
+)
 def test_that_check_sees(render_own: Render, wrong: str) -> None:
     service = render_own(broker="rabbitmq")
     text = service.read("pyproject.toml")
