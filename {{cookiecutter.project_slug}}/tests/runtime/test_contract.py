@@ -253,6 +253,7 @@ class TestContract:
 
     # -- failures
 
+    @pytest.mark.slow
     async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(
         self, connect: Connect
     ) -> None:
@@ -271,6 +272,7 @@ class TestContract:
                 assert message.headers["trace"] == "t"
             await source.ack(message)
 
+    @pytest.mark.slow
     async def test_a_message_that_waits_for_its_retry_holds_up_nothing(
         self, connect: Connect
     ) -> None:

@@ -185,7 +185,7 @@ async def test_every_outcome_is_there_from_the_start_as_0(run: Run) -> None:
 
 async def test_each_attempt_has_one_outcome(run: Run) -> None:
     async def handle(body: bytes, message: Message) -> None:
-        raise Retry("again", delay_seconds=0.01)
+        raise Retry("again", delay_seconds=0)
 
     page = await run(
         [OutgoingMessage(b"")],

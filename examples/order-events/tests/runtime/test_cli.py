@@ -420,6 +420,7 @@ def test_the_demo_ends_by_itself_and_accounts_for_every_message(call: Call) -> N
     assert "published 20, handled 20, dead letters 0" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drain_seconds", "bar", "mark", "code"),
     [
@@ -438,7 +439,7 @@ def test_the_demo_draws_its_stop(
 ) -> None:
     async def handle(_body: bytes) -> None:
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.12)
 
     monkeypatch.setenv("CONSUMER_DRAIN_SECONDS", drain_seconds)
     examples = {"order_created": b"{}"}

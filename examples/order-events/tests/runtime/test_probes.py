@@ -84,6 +84,7 @@ async def test_a_dead_worker_is_not_live(consumer: Consumer) -> None:
     assert why_not_live(consumer) == "failed: KeyError"
 
 
+@pytest.mark.slow
 async def test_a_loop_that_was_blocked_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes_module, "BEAT_SECONDS", 0.01)
     heart = Heart()
@@ -157,6 +158,7 @@ async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: C
                 pass
 
 
+@pytest.mark.slow
 def test_without_a_port_the_server_is_not_even_imported() -> None:
     program = "import order_events.runtime.cli, sys; print('aiohttp' in sys.modules)"
     command = [sys.executable, "-c", program]

@@ -273,6 +273,7 @@ async def test_a_second_settlement_is_logged_with_its_reason(
     assert lost["reason"] == "it was settled before, or its lease had expired"
 
 
+@pytest.mark.slow
 async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with consuming(file) as source:
         await become_true(lambda: source._consumer != 0)
@@ -309,6 +310,7 @@ async def test_what_cannot_be_looked_at_is_left_to_the_transaction(file: Path) -
         assert source._has_work()
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
     file: Path, monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
@@ -342,7 +344,7 @@ async def test_a_stop_waits_for_a_locked_file_only_so_long(
     ("setting", "reason"),
     [
         ("CLOSE_SECONDS", "{} does not answer"),
-        ("PATIENCE_SECONDS", "{} is locked by another program"),
+        pytest.param("PATIENCE_SECONDS", "{} is locked by another program", marks=pytest.mark.slow),
     ],
 )
 async def test_what_cannot_be_written_before_the_close_is_logged_with_its_reason(
