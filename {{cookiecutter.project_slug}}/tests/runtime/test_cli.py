@@ -257,7 +257,11 @@ def test_a_line_that_is_not_json_is_named_and_those_before_it_are_published(
 
 
 @on_one_broker
-@pytest.mark.parametrize("text", ["[" * 100_000, '"\udcff"'], ids=["too deep", "not UTF-8"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '"\udcff"', "\ufeff{}"],
+    ids=["too deep", "not UTF-8", "with a byte order mark"],
+)
 def test_what_is_no_json_is_one_sentence(command: Call, text: str) -> None:
     exit_code, _, err = command("publish", text)
     assert (exit_code, err.count("not JSON")) == (2, 1)

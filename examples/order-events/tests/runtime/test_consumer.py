@@ -5,6 +5,7 @@ import asyncio
 import json
 import math
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -390,6 +391,27 @@ async def test_at_the_deadline_batches_in_hand_and_those_that_wait_go_back(bench
     [drained] = bench.events("drained")
     assert (drained["handled"], drained["returned"], drained["abandoned"]) == (0, 6, 6)
     assert bench.left == (6, 0)
+
+
+@pytest.mark.parametrize("message_type", ["n", "unknown"])
+async def test_what_is_being_rejected_at_the_deadline_is_named_and_goes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, message_type: str
+) -> None:
+    async def reject(message: Message, reason: str) -> None:
+        await asyncio.Event().wait()
+
+    exit_code, consumer = await bench.run(
+        [b"not JSON"],
+        lambda c: len(c.in_hand) == 1,
+        message_type=message_type,
+        handlers={"n": nothing, "other": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, "reject", reject),
+        drain_seconds=0,
+    )
+    assert (exit_code, consumer.abandoned_count, bench.left) == (75, 1, (1, 0))
+    name = message_type if message_type == "n" else NO_HANDLER
+    assert [entry["handler"] for entry in bench.events("message_abandoned")] == [name]
+    assert +Counter(consumer.telemetry.outcomes) == {(name, "abandoned"): 1}
 
 
 async def test_an_invalid_message_does_not_spoil_its_batch(bench: Bench) -> None:
@@ -1068,6 +1090,28 @@ async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(bench: B
     assert bench.events("signal_ignored") == [
         {**ignored, "signal": name} for name in ("SIGTERM", "SIGINT", "SIGINT")
     ]
+
+
+async def test_a_pair_of_signals_stays_one_whatever_came_before_it_was_looked_at(
+    bench: Bench,
+) -> None:
+    def before(consumer: Consumer) -> None:
+        consumer.event.signals += [
+            (Signals.SIGTERM, 100.0),
+            (Signals.SIGINT, 100.1),
+            (Signals.SIGTERM, 100.6),
+        ]
+
+    def repeat(consumer: Consumer) -> bool:
+        if consumer.state != "consuming":
+            return False
+        assert consumer.event.on_repeat is not None
+        for signum, _ in consumer.event.signals[1:]:
+            consumer.event.on_repeat(signum)
+        return True
+
+    exit_code, _ = await bench.run([], repeat, handlers={"n": nothing}, before=before)
+    assert (exit_code, bench.events("forced")) == (0, [])
 
 
 async def test_a_batch_that_waits_to_be_full_is_handled_when_the_stop_comes(bench: Bench) -> None:

@@ -54,7 +54,7 @@ from .servers import (
     Server,
 )
 from .servers.proxy import Proxy
-from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER
+from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
 from .test_bad_input import consume
 from .test_contract import become, ids, publish, settle_as, take
 
@@ -246,6 +246,83 @@ class TestOutages:
             assert set(handled) <= set(published)
             await come(events, "connected", count=2)
         assert {event["id"] for event in find(events, "settlement_lost")} == set(published)
+
+    @pytest.mark.very_slow
+    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_made_once(
+        self,
+        connect: Connect,
+        node: PrivateServer,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "ANSWER_SECONDS", 0.5)
+        assert isinstance(node, PrivateRabbit)
+        async with connect(prefetch=4, broker_url=f"{node.url}?heartbeat=1") as source:
+            published = await publish(source, 30)
+            failed, *others = await take(source, 4)
+            with node.alarm():
+                retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
+                for message in others:
+                    await source.ack(message)
+                handled = [*ids(others), *await drain(source, 26)]
+                assert handled == [id for id in published if id != failed.id]
+                await come(events, "reconnecting")
+                await asyncio.sleep(8)  # longer than a connection without heartbeats is kept
+                assert not source.connected
+                assert not retrying.done()
+            await retrying
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (failed.id, 2)
+            await source.ack(again)
+            await come(events, "connected", count=2)
+        (outage,) = find(events, "reconnecting")
+        assert outage["reason"] == "it confirms no message; it may be short of memory or disk"
+        await settle_as(node, source.settings.source, Counts(ready=0, delayed=0, dead=0))
+        assert find(events, "settlement_lost") == []
+
+    @pytest.mark.very_slow
+    async def test_an_alarm_cannot_hold_the_stop(
+        self, connect: Connect, node: PrivateServer
+    ) -> None:
+        assert isinstance(node, PrivateRabbit)
+        async with connect(broker_url=node.url) as source:
+            published = await publish(source, 1)
+        with node.alarm():
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                (message,) = await take(source, 1)
+                retrying = asyncio.create_task(source.retry(message, 0.1, "not now"))
+
+                async def sent() -> bool:
+                    return bool(source._publisher._unconfirmed)
+
+                await become(True, sent)
+                retrying.cancel()
+                await source.give_back(message)
+                left_at = time.monotonic()
+            assert time.monotonic() - left_at < 1.5
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                assert await drain(source, 1) == published
+
+    async def test_what_the_broker_cancels_with_its_first_delivery_is_noticed_and_resumed(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10) as source:
+            channel: Any = await source._consuming.get_underlay_channel()
+            tag = source._consumer_tag
+            callback = channel.consumers[tag]
+            await channel.basic_cancel(tag)  # gone at the broker, and not yet here
+            channel.consumers[tag] = callback
+            header = ContentHeader(properties=Basic.Properties(message_id="first"), body_size=1)
+            for frame in (
+                Basic.Deliver(tag, 1, False, "", queue),
+                header,
+                ContentBody(b"1"),
+                Basic.Cancel(tag, True),
+            ):
+                channel.frames.put_nowait((0, frame))
+            await come(events, "reconnecting")
+            await come(events, "connected", count=2)
+            assert broker.consumers(queue) == 1
 
     async def test_without_a_broker_entering_says_so_and_can_be_repeated(
         self, source_for: Callable[..., RabbitSource], proxy: Proxy
@@ -680,6 +757,21 @@ class TestMoving:
             assert message.attempt == 2
             await source.ack(message)
 
+    async def test_messages_with_one_id_are_all_kept_when_the_queue_for_them_is_missing(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=3) as source, open_channel(broker.url) as channel:
+            await source.publish([OutgoingMessage(body, "", "same") for body in (b"A", b"B", b"C")])
+            messages = await take(source, 3)
+            await channel.queue_delete(f"{queue}.dead")
+            await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+
+        async def kept() -> int:
+            counts = await asyncio.to_thread(broker.counts, queue)
+            return counts.dead + counts.ready  # given back, where the new queue was not ready
+
+        await become(3, kept)
+
     async def test_a_short_delay_behind_a_long_one_waits_no_longer_than_its_own_back_off(
         self, connect: Connect
     ) -> None:
@@ -821,7 +913,7 @@ class TestCredentials:
                 proxy.refuse()
                 await come(events, "reconnecting")
                 await source.ack(message)
-                with pytest.raises(BrokerUnavailable, match="connection was lost") as unavailable:
+                with pytest.raises(BrokerUnavailable, match="Connect call failed") as unavailable:
                     await publish(source, 1)
                 said.append(str(unavailable.value))
                 proxy.resume()

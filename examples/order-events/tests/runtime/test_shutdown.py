@@ -171,6 +171,19 @@ def test_each_signal_of_a_stop_is_named(scene: Scene, signum: signal.Signals) ->
     assert process.find("stop_requested", reason=signum.name)
 
 
+@on_one_broker
+def test_a_hangup_that_nohup_has_ignored_stops_nothing(scene: Scene) -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = scene.start()
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    process.send(signal.SIGHUP)
+    assert_clean_stop(process)
+    [stop] = process.find("stop_requested")
+    assert stop["reason"] == "SIGTERM"
+
+
 def test_the_message_in_hand_is_finished_and_the_rest_stays(scene: Scene) -> None:
     tasks = scene.publish(30, seconds=0.3)
     process = scene.start(concurrency=2, prefetch=10)

@@ -121,6 +121,10 @@ class ServerContainer:
     def send(self, signum: signal.Signals) -> None:
         docker("kill", f"--signal={signum.name}", self._id)
 
+    def run(self, *command: str) -> None:
+        """Run a program in the container."""
+        docker("exec", self._id, *command)
+
     def close(self) -> None:
         docker("rm", "-f", "-v", self._id)
 

@@ -185,13 +185,19 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
     prefetch = settings.prefetch or min(most_in_hand * (10 if settings.order_by else 1), 65_535)
     source = make_source(settings, prefetch)
     telemetry = make_telemetry(service.name, settings)
+    stop_signals = [
+        signum
+        for signum in STOP_SIGNALS
+        # nohup has SIGHUP ignored, so that what it starts outlives the terminal
+        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
 
     async def consume(event: CancellationEvent) -> int:
         log.info(
             "starting", service=service.name, broker=settings.broker_scheme, source=settings.source
         )
         consumer = Consumer(source, router, event, settings, service.lifespan, telemetry)
-        watchdog = Watchdog(event, STOP_SIGNALS, settings.drain_seconds, consumer)
+        watchdog = Watchdog(event, stop_signals, settings.drain_seconds, consumer)
         watchdog.start()
         systemd.ping_watchdog()
         exit_code = EXIT_CRASHED
@@ -207,7 +213,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
                 finally:
                     flush_seconds = watchdog.finish(exit_code, CLOSE_SECONDS)
                     # From here on the exit code stands: a late signal must not replace it.
-                    for signum in STOP_SIGNALS:
+                    for signum in stop_signals:
                         signal.signal(signum, signal.SIG_IGN)
                     await telemetry.close(flush_seconds)
                     watchdog.finish(exit_code)
@@ -219,7 +225,7 @@ def _run(service: Service, _arguments: argparse.Namespace) -> int:
         return exit_code
 
     with asyncio.Runner() as runner:
-        event = make_cancellation_event(STOP_SIGNALS, runner.get_loop())
+        event = make_cancellation_event(stop_signals, runner.get_loop())
         return runner.run(consume(event))
 
 
@@ -445,7 +451,7 @@ async def _read_messages(argument: str) -> AsyncIterator[list[bytes]]:
 
 def _json(text: bytes, where: str) -> bytes:
     try:
-        json.loads(text)
+        json.loads(text.decode())  # given bytes, it accepts encodings that no handler does
     except (ValueError, RecursionError) as error:
         msg = f"{where} is not JSON: {error}"
         raise UsageError(msg) from None

@@ -58,7 +58,8 @@ CANCEL_SECONDS = 1
 RETURN_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 4
 CLOSE_LIFESPAN_SECONDS = 4
-"""These bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops while handlers finish."""
+"""With a drain time of a second or more these bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops
+while handlers finish."""
 
 # What bind_contextvars(message_id=...) sets, at a tenth of its price for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
@@ -88,12 +89,12 @@ class Consumer:
         self.lifespan = lifespan() if lifespan is not None else None
         self.telemetry = telemetry if telemetry is not None else Telemetry()
         self.state: State = "starting"
-        self.in_hand: dict[Message, Handler] = {}
+        self.in_hand: dict[Message, str] = {}
+        """The messages that are not settled yet, each with its handler's name."""
         self.handled_count = 0
         self.rejected_count = 0
         self.abandoned_count = 0
         self.errors: list[BaseException] = []
-        self._ordered = bool(settings.order_by)
         self._stop = Stop(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_back = False
@@ -213,12 +214,12 @@ class Consumer:
                 name = handler.name
                 payload = handler.decode(message)
             except Reject as rejection:
+                self.in_hand[message] = name
                 self.telemetry.refused(name, message, rejection)
                 await self._reject(message, str(rejection))
-                self.telemetry.settled(name, "rejected")
-                self._free_key(message)
+                self._let_go(message, name, "rejected")
                 continue
-            self.in_hand[message] = handler
+            self.in_hand[message] = name
             if handler.batched:
                 self._add_to_batch(handler, message, payload)
             else:
@@ -256,14 +257,12 @@ class Consumer:
                 await self.source.ack(message)
             else:
                 outcome = await self._fail(message, failure)
-            self.telemetry.settled(handler.name, outcome)
-            self.in_hand.pop(message, None)
-            if self._ordered:
-                self._free_key(message)
+            self._let_go(message, handler.name, outcome)
 
-    def _free_key(self, message: Message) -> None:
-        """Let the next of its key be taken; not in a stop, which gives that back."""
-        if not self.event.is_set():
+    def _let_go(self, message: Message, handler_name: str, outcome: Outcome) -> None:
+        self.telemetry.settled(handler_name, outcome)
+        self.in_hand.pop(message, None)
+        if not self.event.is_set():  # a stop gives back what waits for its key
             self.source.buffer.done(message)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
@@ -390,11 +389,9 @@ class Consumer:
         """Cancel what still runs, and return what it holds to the broker."""
         self._taking_back = True
         self.abandoned_count = len(self.in_hand)
-        for message, handler in self.in_hand.items():
-            log.error(
-                "message_abandoned", id=message.id, handler=handler.name, attempt=message.attempt
-            )
-            self.telemetry.settled(handler.name, "abandoned")
+        for message, name in self.in_hand.items():
+            log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
+            self.telemetry.settled(name, "abandoned")
         log.error(
             "handlers_abandoned", stacks=[*map(_stack_of_task, self._tasks), *_stacks_of_threads()]
         )
@@ -415,9 +412,11 @@ class Consumer:
             self.errors.append(error)
 
     def _on_repeated_signal(self, signum: Signals) -> None:
-        seconds_after_first = self.event.signals[-1][1] - self.event.signals[0][1]
-        if forces(signum, seconds_after_first) and not self._forced.done():
-            self._forced.set_result(signum)
+        # Several may have come while something blocked the event loop: each counts by its own time.
+        first = self.event.signals[0][1]
+        forcing = [one for one, received in self.event.signals if forces(one, received - first)]
+        if forcing and not self._forced.done():
+            self._forced.set_result(forcing[0])
         else:
             log.info("signal_ignored", signal=signum.name, reason="already stopping")
 

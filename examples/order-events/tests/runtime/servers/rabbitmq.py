@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -123,15 +124,27 @@ async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int
 class PrivateRabbit(RabbitServer):
     """A RabbitMQ of one's own, on this port."""
 
-    def __init__(self, port: int, instance: Instance) -> None:
+    def __init__(
+        self, port: int, instance: Instance, control: Callable[[str, str], object]
+    ) -> None:
         super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
         self._instance = instance
+        self._control = control
 
     def kill(self) -> None:
         self._instance.kill()
 
     def restart(self) -> None:
         self._instance.restart()
+
+    @contextmanager
+    def alarm(self) -> Iterator[None]:
+        """Less of the disk is free than the broker asks for."""
+        self._control("set_disk_free_limit", str(10**15))
+        try:
+            yield
+        finally:
+            self._control("set_disk_free_limit", str(10**6))
 
 
 @contextmanager
@@ -167,8 +180,15 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
     epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, environment)
     try:
         node = ServerProcess([script], directory, lambda: _answers(port), environment)
+        ctl = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
         try:
-            yield PrivateRabbit(port, node)
+            yield PrivateRabbit(
+                port,
+                node,
+                lambda *command: subprocess.run(
+                    [*ctl, *command], env=environment, check=True, stdout=subprocess.DEVNULL
+                ),
+            )
         finally:
             node.close()
     finally:
@@ -181,7 +201,9 @@ def _in_docker() -> Iterator[PrivateRabbit]:
     # The data is found again under the host's name, so that must stay.
     container = ServerContainer(IMAGE, 5672, port, lambda: _answers(port), "--hostname", "rabbitmq")
     try:
-        yield PrivateRabbit(port, container)
+        yield PrivateRabbit(
+            port, container, lambda *command: container.run("rabbitmqctl", *command)
+        )
     finally:
         container.close()
 

@@ -7,15 +7,14 @@ What a password or a virtual host may not hold in a URL is percent-encoded.
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders``, ``orders.dead``, and one ``orders.retry.<milliseconds>``
 for each step of the back-off. A retry or a dead letter is published, and confirmed, before the delivery is
 acknowledged: a crash in between makes a duplicate, never a loss. After an outage exactly the messages
-that were in hand come again; so they do when a handler takes longer than the broker's own
-``consumer_timeout``, 30 minutes if nobody changed it.
+that were in hand come again; so they do when one is held, by its handler or behind others of its key, for
+longer than the broker's own ``consumer_timeout``, 30 minutes if nobody changed it.
 """
 
 import asyncio
 import copy
 import logging
 import math
-import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -23,10 +22,10 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import count, takewhile
 from ssl import SSLError
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import structlog
-from aio_pika import Channel, RobustConnection
+from aio_pika import Channel, Connection, RobustConnection
 from aio_pika.abc import (
     AbstractIncomingMessage,
     AbstractQueue,
@@ -53,7 +52,15 @@ from pamqp.commands import Basic
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Link,
+    Source,
+    backoff_seconds,
+)
 
 CONNECT_SECONDS = 10.0
 CLOSE_CHANNEL_SECONDS = 0.5
@@ -90,6 +97,8 @@ DELIVERY_LIMIT = 1000
 # Listing dead letters delivers them, and beyond the limit they would be dropped.
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
+
+C = TypeVar("C", bound=Connection)
 
 log = structlog.get_logger()
 
@@ -155,6 +164,81 @@ class _Socket(TransportFactory):
     def cut(self) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+def _connection(kind: type[C], url: Any, name: str, socket: _Socket) -> C:
+    """As aio_pika.connect() makes it, but with a hand on its socket, and on the connection when it fails."""
+    connection = kind(url, client_properties={"connection_name": name})
+    connection.kwargs = {**connection.kwargs, "transport_factory": socket}
+    return connection
+
+
+class _Publisher:
+    """Publishes on a connection of its own, which is made when it is needed, and again when it was lost.
+
+    In an alarm, when memory or disk are short, the broker reads nothing from a connection that has published:
+    acks on it would not arrive, and soon no more messages come.
+    """
+
+    def __init__(self, url: Any, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._socket = _Socket()
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._opening = asyncio.Lock()
+        self._unconfirmed: dict[str, _Unconfirmed] = {}  # by message id, the oldest first
+
+    @property
+    def late(self) -> bool:
+        """Whether a message waits for its confirmation longer than it should."""
+        oldest = next(iter(self._unconfirmed.values()), None)
+        now = asyncio.get_running_loop().time()
+        return oldest is not None and now - oldest.since > ANSWER_SECONDS
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._connection is None or not self._connection.connected.is_set():
+                await self.close()
+                self._connection = _connection(Connection, self._url, self._name, self._socket)
+                await self._connection.connect()
+                self._channel = None
+            if self._channel is None or self._channel.is_closed:
+                self._channel = Channel(self._connection, on_return_raises=True)
+                await self._channel.initialize()
+
+    async def publish(self, queue: str, body: bytes, properties: Basic.Properties) -> None:
+        """Returns when the broker has confirmed it; it must be open. Raises PublishError if there is no such queue."""
+        assert self._channel is not None
+        properties.message_id = message_id = properties.message_id or uuid.uuid4().hex
+        # One at a time, as aiormq tells those that come back, for want of a queue, by nothing but their ids.
+        while (earlier := self._unconfirmed.get(message_id)) is not None:
+            await asyncio.wait({earlier.over})
+        loop = asyncio.get_running_loop()
+        self._unconfirmed[message_id] = _Unconfirmed(loop.time(), loop.create_future())
+        try:
+            channel = await self._channel.get_underlay_channel()
+            await channel.basic_publish(
+                body, routing_key=queue, properties=properties, mandatory=True
+            )
+        finally:
+            self._unconfirmed.pop(message_id).over.set_result(None)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            closing = asyncio.create_task(self._connection.close(), name="rabbitmq-close-publisher")
+            await asyncio.wait({closing}, timeout=CLOSE_CHANNEL_SECONDS)
+            self.cut()  # in an alarm there is no answer
+            await asyncio.wait({closing}, timeout=CLOSE_CHANNEL_SECONDS)
+
+    def cut(self) -> None:
+        self._socket.cut()
+
+
+class _Unconfirmed(NamedTuple):
+    since: float
+    """In the event loop's time, in seconds."""
+    over: asyncio.Future[None]
 
 
 class _Deliveries:
@@ -259,7 +343,6 @@ class RabbitSource(Source):
     )
 
     _connection: RobustConnection
-    _publishing: AbstractRobustChannel
     _consuming: AbstractRobustChannel
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -274,6 +357,7 @@ class RabbitSource(Source):
         self._queues = self._topology()
         self._may_declare = True
         self._socket = _Socket()
+        self._publisher = _Publisher(self._url, f"{settings.source}, publishing")
         self._entered = False
         self._consumer_tag = uuid.uuid4().hex
         self._queue: AbstractRobustQueue | None = None
@@ -287,19 +371,14 @@ class RabbitSource(Source):
     # -- connecting and closing
 
     async def __aenter__(self) -> Self:
-        # As connect_robust() does, but with a hand on its socket, and on the connection when it fails.
-        self._connection = RobustConnection(
-            self._url, client_properties={"connection_name": self.settings.source}
+        self._connection = _connection(
+            RobustConnection, self._url, self.settings.source, self._socket
         )
-        self._connection.kwargs = {**self._connection.kwargs, "transport_factory": self._socket}
         self._connection.reconnect_interval = FIRST_PAUSE_SECONDS
         try:
             async with self._asking(CONNECT_SECONDS):
                 await self._connection.connect()
             await self._declare_topology()
-            self._publishing = self._connection.channel(on_return_raises=True)
-            async with self._asking():
-                await self._publishing.initialize()
         except BaseException:
             await self._close(0.5)
             raise
@@ -322,6 +401,7 @@ class RabbitSource(Source):
         finally:
             if not closing.done():
                 self._socket.cut()
+                self._publisher.cut()
         tasks: set[asyncio.Task[Any]] = {closing}
         if self._cancelling is not None:
             self._cancelling.cancel()
@@ -341,7 +421,9 @@ class RabbitSource(Source):
         except CONNECTION_EXCEPTIONS as error:
             log.debug("close_failed", broker=self._broker, reason=str(error))
         finally:
-            await self._connection.close()
+            await asyncio.gather(
+                self._connection.close(), self._publisher.close(), return_exceptions=True
+            )
 
     async def _wait_until_stored(self) -> None:
         """Ask the queue for a message, twice: one answer says that it has stored what was sent before.
@@ -354,8 +436,8 @@ class RabbitSource(Source):
             await self._queue.get(fail=False)
 
     @asynccontextmanager
-    async def _asking(self, seconds: float = ANSWER_SECONDS) -> AsyncIterator[None]:
-        """Bounds a request to the broker, and makes whatever goes wrong a BrokerError."""
+    async def _asking(self, seconds: float | None = ANSWER_SECONDS) -> AsyncIterator[None]:
+        """Bounds a request to the broker, unless by None, and makes whatever goes wrong a BrokerError."""
         task = asyncio.current_task()
         assert task is not None
         cancelling_before = task.cancelling()
@@ -363,7 +445,8 @@ class RabbitSource(Source):
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            msg = f"{self._broker} gave no answer within {seconds:g} seconds"
+            within = "" if seconds is None else f" within {seconds:g} seconds"
+            msg = f"{self._broker} gave no answer{within}"
             raise BrokerUnavailable(msg) from None
         except asyncio.CancelledError as error:
             # aiormq ends what waits on a stuck connection with a CancelledError of its own.
@@ -398,9 +481,11 @@ class RabbitSource(Source):
 
     @property
     def connected(self) -> bool:
+        return self._consumes and not self._publisher.late
+
+    @property
+    def _consumes(self) -> bool:
         if not self._entered or not self._connection.connected.is_set():
-            return False
-        if self._publishing.is_closed:
             return False
         if self._deliveries is None or self._cancelling is not None:
             return True
@@ -415,13 +500,17 @@ class RabbitSource(Source):
         if not self._entered:
             return
         loop = asyncio.get_running_loop()
-        connected = self.connected
-        if connected:
+        consumes = self._consumes
+        if not consumes:
+            if self.link.up:
+                self.link.went_down("deliveries stopped")
+        elif self._publisher.late:
+            if self.link.up:
+                self.link.went_down("it confirms no message; it may be short of memory or disk")
+        else:
             self._failed_attempts = 0
             self.link.came_up()
-        elif self.link.up:
-            self.link.went_down("deliveries stopped")
-        if connected or not self._connection.connected.is_set():
+        if consumes or not self._connection.connected.is_set():
             self._broken_since = None
         elif self._broken_since is None:
             self._broken_since = loop.time()
@@ -435,9 +524,10 @@ class RabbitSource(Source):
         """Called once when the connection is lost, and once for each attempt that failed."""
         if not self._entered:
             return  # closed by us
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._failed_attempts, 9))
-        self._connection.reconnect_interval = pause * random.uniform(0.5, 1)
         self._failed_attempts += 1
+        self._connection.reconnect_interval = backoff_seconds(
+            self._failed_attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+        )
         if isinstance(error, ChannelAccessRefused | ChannelPreconditionFailed):
             self.buffer.fail(self._explain(error))  # the topology is not ours any more
         if isinstance(error, asyncio.CancelledError):
@@ -574,7 +664,8 @@ class RabbitSource(Source):
         # the CPU of all (measured). So the first of a subscription shows the others a shorter way.
         with suppress(ChannelInvalidStateError):  # gone already
             channel: Any = incoming.channel
-            channel.consumers[self._consumer_tag] = self._on_next_delivery
+            if self._consumer_tag in channel.consumers:  # not cancelled by the broker meanwhile
+                channel.consumers[self._consumer_tag] = self._on_next_delivery
             self._receive(channel, incoming.delivery_tag, incoming.body, incoming.properties)
 
     async def _on_next_delivery(self, delivered: DeliveredMessage) -> None:
@@ -617,7 +708,7 @@ class RabbitSource(Source):
     async def stop(self) -> None:
         if self._queue is None or self._cancelling is not None:
             return
-        connected = self.connected
+        connected = self._consumes
         self._cancelling = asyncio.create_task(self._queue.cancel(self._consumer_tag))
         self._cancelling.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.wait({self._cancelling}, timeout=CANCEL_SECONDS if connected else 0)
@@ -670,11 +761,12 @@ class RabbitSource(Source):
         properties.message_id = message.id
         properties.expiration = None if expiration_ms is None else str(expiration_ms)
         try:
+            # However long it takes: a message that is given back meanwhile would be there twice in the end.
             try:
-                await self._publish(queue, message.body, properties)
+                await self._publish(queue, message.body, properties, within_seconds=None)
             except BrokerRefused:
                 await self._declare_topology()
-                await self._publish(queue, message.body, properties)
+                await self._publish(queue, message.body, properties, within_seconds=None)
         except BrokerError as error:
             log.warning("settlement_lost", id=message.id, settlement=queue, reason=str(error))
             await asyncio.sleep(1)  # it is delivered again at once: not at full speed
@@ -711,16 +803,19 @@ class RabbitSource(Source):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _publish(self, queue: str, body: bytes, properties: Basic.Properties) -> None:
+    async def _publish(
+        self,
+        queue: str,
+        body: bytes,
+        properties: Basic.Properties,
+        within_seconds: float | None = ANSWER_SECONDS,
+    ) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if it has no such queue."""
-        async with self._asking():
-            if self._publishing.is_closed:
-                raise ChannelInvalidStateError  # the next line would wait for the end of the outage
-            channel = await self._publishing.get_underlay_channel()
+        async with self._asking(CONNECT_SECONDS):
+            await self._publisher.open()
+        async with self._asking(within_seconds):
             try:
-                await channel.basic_publish(
-                    body, routing_key=queue, properties=properties, mandatory=True
-                )
+                await self._publisher.publish(queue, body, properties)
             except (TypeError, ValueError, OverflowError) as error:
                 msg = f"this message cannot be sent: {error}"
                 raise BrokerRefused(msg) from error

@@ -44,7 +44,9 @@ class Telemetry:
     def watch(self, consumer: "Consumer") -> None:
         """Once, before it runs. What can be read from it at any time is not told by calls."""
         possible = product(consumer.router.types, get_args(Outcome))
-        self.outcomes = dict.fromkeys([*possible, (NO_HANDLER, "rejected")], 0)
+        self.outcomes = dict.fromkeys(
+            [*possible, (NO_HANDLER, "rejected"), (NO_HANDLER, "abandoned")], 0
+        )
 
     def handling(self, handler: str, messages: Sequence[Message]) -> Any:
         """A handler begins; returns what `handled` needs to know of that."""
