@@ -1,4 +1,4 @@
-"""What an item costs: a bare ``async for``, the runtime's `cancellable_aiter`, and the 2019 form."""
+"""What an item costs: a bare ``async for``, the runtime's `cancellable_aiter`, and both forms of 2019."""
 
 import asyncio
 import json
@@ -66,6 +66,7 @@ FORMS: dict[str, Wrap] = {
     "cancellable_aiter": runtime("cancellation").cancellable_aiter,
     "2019": article_2019.cancellable_aiter,
 }
+LOOP_2019 = "2019, by hand"
 
 
 async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
@@ -80,23 +81,44 @@ async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
     return (time.process_time() - started) / items
 
 
+async def seconds_per_item_of_the_loop(source: Source, items: int) -> float:
+    """As `seconds_per_item`, of the loop that was written by hand before there was the iterator."""
+    event = asyncio.Event()
+    count = 0
+
+    def handle(_: int) -> None:
+        nonlocal count
+        count += 1
+        if count == items:
+            event.set()
+
+    iterator = source()
+    started = time.process_time()
+    await article_2019.handwritten_loop(iterator, event, handle)
+    return (time.process_time() - started) / items
+
+
 def rounds_of(items: int, rounds: int) -> dict[tuple[str, str], list[float]]:
     """Seconds per item of each source and form, one for each round; in a round all take turns.
 
-    Each has an event loop of its own, as the 2019 form leaves tasks behind.
+    Each has an event loop of its own, as the 2019 forms leave tasks behind.
     """
     seconds: dict[tuple[str, str], list[float]] = {
-        (source, form): [] for source in SOURCES for form in FORMS
+        (source, form): [] for source in SOURCES for form in [*FORMS, LOOP_2019]
     }
     for _ in range(rounds):
         for (source, form), values in seconds.items():
-            few = items // 10 if form == "2019" else items  # it is slow
-            values.append(asyncio.run(seconds_per_item(SOURCES[source], FORMS[form], max(1, few))))
+            few = max(1, items // 10) if "2019" in form else items  # they are slow
+            if form == LOOP_2019:
+                measuring = seconds_per_item_of_the_loop(SOURCES[source], few)
+            else:
+                measuring = seconds_per_item(SOURCES[source], FORMS[form], few)
+            values.append(asyncio.run(measuring))
     return seconds
 
 
 def measure(items: int, rounds: int) -> Iterator[Figure]:
-    part = "Each item, beside a bare async for and beside the 2019 form"
+    part = "Each item, beside a bare async for and beside the forms of 2019"
     print(f"iterator: {rounds} rounds of {items:,} items", file=sys.stderr)
     seconds = rounds_of(items, rounds)
     for (source, form), values in seconds.items():
@@ -110,6 +132,8 @@ def measure(items: int, rounds: int) -> Iterator[Figure]:
     yield Figure(part, "ready source, added", added, "µs", at_most=MOST_ADDED_SECONDS * 1e6)
     cheaper = compare("ready", "2019", lambda own, old: old / own)
     yield Figure(part, "ready source, 2019 form / ours", cheaper, at_least=LEAST_RATIO)
+    by_hand = compare("ready", LOOP_2019, lambda own, old: old / own)
+    yield Figure(part, "ready source, 2019 by hand / ours", by_hand, at_least=LEAST_RATIO)
     slower = compare("suspending", "bare", lambda own, bare: own / bare)
     yield Figure(part, "suspending source, ours / bare", slower, at_most=1 + MOST_ADDED_PART)
 

@@ -1,5 +1,6 @@
 """Every service passes its own tests, with nothing installed but what it declares."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import Prove, Render
-from rendered import CHOICES, Combination, Result, Service
+from rendered import CHOICES, Combination, Result, Service, run
 from scaffold import servers_of
 
 QUICK = ("-m", "not slow")
@@ -92,6 +93,40 @@ def test_the_tests_of_the_runtime_see_nothing_that_differs_between_services_of_o
     imports = re.compile(rb"^ *(?:from|import) %b(\S*)" % service.package.encode(), re.M)
     seen = {module for text in runtime.values() for module in imports.findall(text)}
     assert {module.split(b".")[1] for module in seen} == {b"runtime"}
+
+
+ON_UVLOOP = """
+import uvloop
+
+made = []
+
+def new_event_loop():
+    made.append(uvloop.new_event_loop())
+    return made[-1]
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"uvloop": new_event_loop}
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"loops of uvloop: {len(made)}")
+"""
+
+
+def test_the_cancellation_and_the_consumer_pass_their_tests_on_uvloop(
+    render: Render, prove: Prove, tmp_path: Path
+) -> None:
+    service = render(broker="sqlite")
+    environment = service.environment()
+    install = ("uv", "pip", "install", "--quiet", "--python", sys.executable, "--target", "uvloop")
+    run(*install, "uvloop>=0.22,<1", cwd=tmp_path)
+    (tmp_path / "uvloop/on_uvloop.py").write_text(ON_UVLOOP)
+    path = os.pathsep.join(["src", str(tmp_path / "uvloop")])
+    tested = [f"tests/runtime/test_{name}.py" for name in ("cancellation", "consumer", "signals")]
+    arguments = (*QUICK, "-p", "on_uvloop", *tested)
+    result = run_suite(service, *arguments, environment=environment, PYTHONPATH=path)
+    [loops] = re.findall(r"^loops of uvloop: (\d+)$", result.stdout, re.M)
+    assert int(loops) > 100
+    check_and_prove(result, prove, "sqlite", "those of the iterator and the consumer, on uvloop")
 
 
 def other_pythons() -> list[Any]:

@@ -196,11 +196,10 @@ class SpoolSource(Source):
             file.unlink()
             yield moved
 
-    async def purge_dead_letters(self) -> int:
-        files = _files(self._dead)
-        for file in files:
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
+        for deleted, file in enumerate(_files(self._dead), start=1):
             file.unlink()
-        return len(files)
+            yield deleted
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SpoolSource:

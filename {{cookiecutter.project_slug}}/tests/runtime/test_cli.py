@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -23,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from {{ cookiecutter.package_name }}.runtime import cli
 from {{ cookiecutter.package_name }}.runtime.brokers import make_source
+from {{ cookiecutter.package_name }}.runtime.brokers.source import BrokerRefused, Source
 from {{ cookiecutter.package_name }}.runtime.cli import Service, main
 from {{ cookiecutter.package_name }}.runtime.handlers import HandlerFunction
 from {{ cookiecutter.package_name }}.runtime.message import Message
@@ -41,6 +43,9 @@ class Order(BaseModel):
 
 
 async def handle(event: Order, message: Message) -> None: ...
+
+
+async def handle_many(events: list[Order]) -> None: ...
 
 
 class Settings(BaseSettings):
@@ -124,6 +129,41 @@ def wait_for_dead(broker: Server, queue: str, count: int) -> None:
     while broker.counts(queue).dead != count:
         assert time.monotonic() < give_up_at, broker.counts(queue)
         time.sleep(0.05)
+
+
+# -- how much is taken ahead
+
+
+@pytest.mark.parametrize(
+    ("handle", "variables", "expected"),
+    [
+        (handle, {"CONCURRENCY": "3"}, 3),
+        (handle, {"CONCURRENCY": "3", "PREFETCH": "7"}, 7),
+        (handle_many, {"CONCURRENCY": "3", "BATCH_SIZE": "5"}, 15),
+        (handle, {"CONCURRENCY": "3", "ORDER_BY": "body:id"}, 30),
+        (handle_many, {"CONCURRENCY": "1000", "BATCH_SIZE": "1000"}, 65_535),
+    ],
+    ids=["concurrency", "as it is set", "batches", "ordered", "what AMQP can say"],
+)
+def test_no_more_is_taken_than_can_be_in_hand_unless_it_is_set(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    handle: HandlerFunction,
+    variables: dict[str, str],
+    expected: int,
+) -> None:
+    taken: list[int] = []
+
+    def make_source(settings: ConsumerSettings, prefetch: int) -> Source:
+        taken.append(prefetch)
+        raise BrokerRefused("enough")
+
+    monkeypatch.setattr(cli, "make_source", make_source)
+    where = {"BROKER_URL": "sqlite:///queues.db", "SOURCE": "orders"}
+    for name, value in {**where, **variables}.items():
+        monkeypatch.setenv(f"CONSUMER_{name}", value)
+    call("run", handlers={"order_created": handle})
+    assert taken == [expected]
 
 
 # -- usage
@@ -332,6 +372,22 @@ def test_dead_letters_are_listed_with_their_reason_and_stay(
         assert "2 of 3 dead letters" in err
 
 
+def test_progress_is_drawn_on_a_terminal_while_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0, 0.05, 0.2, 0.25, 0.4])
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = cli._Progress("published")
+    for _ in range(4):
+        progress.advance(500)
+    progress.finish("to orders")
+    assert capsys.readouterr().err == (
+        "\rpublished 1,000 (5,000/s)\rpublished 2,000 (5,000/s)"
+        "\r\033[Kpublished 2,000 messages to orders\n"
+    )
+
+
 def test_dead_letters_are_replayed_or_purged_with_yes(
     command: Call, broker: Server, queue: str
 ) -> None:
@@ -344,9 +400,9 @@ def test_dead_letters_are_replayed_or_purged_with_yes(
     wait_for_dead(broker, queue, 0)
     assert broker.counts(queue).ready == 2
     asyncio.run(make_dead(broker, queue, 2))
-    exit_code, out, _ = command("dead-letters", "purge", "--yes")
+    exit_code, _, err = command("dead-letters", "purge", "--yes")
     assert exit_code == 0
-    assert "deleted 2 dead letters" in out
+    assert f"deleted 2 messages from the dead letters of {queue}\n" in err
     counts = broker.counts(queue)
     assert (counts.ready, counts.dead) == (0, 0)
 

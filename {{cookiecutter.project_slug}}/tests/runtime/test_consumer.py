@@ -542,6 +542,41 @@ async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
     assert (failed["step"], failed["error"]) == (step, "TimeoutError")
 
 
+async def test_what_was_opened_last_is_closed_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def told(consumer: Consumer) -> None:
+        enter, leave = consumer.source.__aenter__, consumer.source.__aexit__
+
+        async def open_source() -> None:
+            await enter()
+            steps.append("source opened")
+
+        async def close_source(*error: None) -> None:
+            await leave(*error)
+            steps.append("source closed")
+
+        monkeypatch.setattr(consumer.source, "__aenter__", open_source)
+        monkeypatch.setattr(consumer.source, "__aexit__", close_source)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        steps.append("lifespan opened")
+        yield
+        steps.append("lifespan closed")
+
+    await bench.run(
+        numbers(1),
+        lambda c: c.handled_count == 1,
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=told,
+    )
+    assert steps == ["lifespan opened", "source opened", "source closed", "lifespan closed"]
+
+
 async def test_a_source_that_does_not_stop_is_left_in_time_and_is_exit_code_1(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

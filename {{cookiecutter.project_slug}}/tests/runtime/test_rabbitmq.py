@@ -7,7 +7,7 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
@@ -46,6 +46,7 @@ from {{ cookiecutter.package_name }}.runtime.message import (
     Retry,
 )
 from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
+from {{ cookiecutter.package_name }}.runtime.watchdog import CLOSE_SECONDS
 
 from .helpers import Event, come, drain, filled, find
 from .servers import (
@@ -57,6 +58,7 @@ from .servers.proxy import Proxy
 from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
 from .test_bad_input import consume
 from .test_contract import become, ids, publish, settle_as, take
+from .test_shutdown import Scene, assert_clean_stop, is_empty, wait_until
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
@@ -103,6 +105,13 @@ Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
 def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
     """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
     return private_server("rabbitmq")
+
+
+@pytest.fixture
+def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(broker, queue, tmp_path)
+    yield scene
+    scene.close()
 
 
 @asynccontextmanager
@@ -303,6 +312,19 @@ class TestOutages:
             async with connect(prefetch=1, broker_url=node.url) as source:
                 assert await drain(source, 1) == published
 
+    def test_a_connection_cut_while_a_handler_runs_does_not_interrupt_it(
+        self, scene: Scene, proxy: Proxy
+    ) -> None:
+        scene.publish(1, seconds=1)
+        process = scene.start(url=proxy.url)
+        process.wait_for("handling")
+        proxy.cut()
+        process.wait_for("connected", count=2)
+        wait_until(lambda: is_empty(scene))
+        assert_clean_stop(process)
+        assert scene.ledger.ended == scene.ledger.started
+        assert len(scene.ledger.started) <= 2
+
     async def test_what_the_broker_cancels_with_its_first_delivery_is_noticed_and_resumed(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
@@ -477,6 +499,36 @@ class TestStopping:
             await source.stop()
             await source.ack(message)
         assert time.monotonic() - began_at < 4.5
+
+    @pytest.mark.very_slow
+    @pytest.mark.parametrize("in_hand", [0, 1])
+    def test_a_black_hole_cannot_hold_the_process(
+        self, scene: Scene, proxy: Proxy, in_hand: int
+    ) -> None:
+        scene.publish(in_hand, seconds=3600)
+        process = scene.start(url=proxy.url, drain_seconds=1)
+        process.wait_for("handling", count=in_hand) if in_hand else None
+        proxy.black_hole()
+        exit_code, seconds = process.stop()
+        assert exit_code == (75 if in_hand else 0)
+        assert seconds < 1 + CLOSE_SECONDS
+        proxy.cut()
+        again = scene.start(drain_seconds=0)
+        again.wait_for("handling", count=in_hand) if in_hand else None
+        again.stop()
+
+    @pytest.mark.very_slow
+    def test_a_drain_longer_than_the_broker_waits_for_a_heartbeat_keeps_the_connection(
+        self, scene: Scene
+    ) -> None:
+        scene.publish(1, seconds=4)
+        process = scene.start(url=f"{scene.broker.url}?heartbeat=1")
+        process.wait_for("handling")
+        assert assert_clean_stop(process) > 3
+        assert not process.find("reconnecting")
+        assert not process.find("settlement_lost")
+        assert scene.ledger.ended == ["task-0"]
+        scene.assert_left()
 
     async def test_a_stop_during_an_outage_is_immediate(
         self, connect: Connect, proxy: Proxy, events: list[Event]
@@ -807,6 +859,27 @@ class TestMoving:
 
 
 class TestTopology:
+    async def test_services_of_other_versions_find_their_queues_unchanged(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """A change of these arguments is one that every service refuses, until somebody moves its queues."""
+        quorum = {"x-queue-type": "quorum"}
+        reliably = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+        to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead"}
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+        expected: dict[str, dict[str, Any]] = {
+            queue: {**quorum, **reliably, **to_dead, "x-delivery-limit": 1000},
+            f"{queue}.dead": {**quorum, "x-delivery-limit": 1_000_000},
+            **{
+                f"{queue}.retry.{ms}": {**quorum, **reliably, **back, "x-message-ttl": ms}
+                for ms in (100, 200, 400)
+            },
+        }
+        async with connect() as source, open_channel(broker.url) as channel:
+            assert set(source._queues) == set(expected)
+            for name, arguments in expected.items():
+                await channel.declare_queue(name, durable=True, arguments=arguments)
+
     async def test_an_existing_queue_with_other_arguments_is_one_sentence(
         self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
     ) -> None:

@@ -33,7 +33,7 @@ from .servers import Counts, PrivateServer, Server, ServerMissing, skip_without_
 from .servers.local import ServerProcess, free_ports
 from .servers.proxy import Proxy
 from .servers.redis import private
-from .test_contract import become, ids, publish, settle_as, take
+from .test_contract import become, ids, last, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -740,7 +740,7 @@ class TestCredentials:
             await drain(source, 1)
             await asyncio.sleep(0.5)  # a look for dead consumers
             await source.describe()
-            await source.purge_dead_letters()
+            await last(source.purge_dead_letters())
             await source.stop()
         assert {event["event"] for event in events} == {"connected"}
 

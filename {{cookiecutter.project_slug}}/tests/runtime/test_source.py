@@ -16,6 +16,7 @@ from {{ cookiecutter.package_name }}.runtime.brokers.source import (
     Buffer,
     Link,
     SourceFailed,
+    backoff_seconds,
 )
 from {{ cookiecutter.package_name }}.runtime.message import Message
 
@@ -227,6 +228,13 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(source, "log", structlog.wrap_logger(None, processors=[keep]))
     return events
+
+
+def test_the_back_off_doubles_to_its_longest_and_no_two_wait_alike() -> None:
+    for attempt, longest in ((1, 1), (2, 2), (3, 4), (4, 5), (1000, 5)):
+        pauses = [backoff_seconds(attempt, first=1, longest=5) for _ in range(20)]
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+        assert len(set(pauses)) > 1
 
 
 async def test_an_outage_of_several_attempts_is_said_once(

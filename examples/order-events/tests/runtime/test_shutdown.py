@@ -376,7 +376,6 @@ def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> N
     assert not process.find("handlers_abandoned")
 
 
-@on_one_broker
 def test_a_second_sigint_forces(scene: Scene) -> None:
     scene.publish(1, seconds=60)
     process = scene.start()
@@ -430,13 +429,27 @@ def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(
     scene: Scene, end: str, call: str
 ) -> None:
     scene.publish(1, seconds=3600, end=end)
-    process = scene.start(drain_seconds=0.5, CLOSE_SECONDS=0.5)
+    url = scene.broker.impatient_url
+    process = scene.start(url=url, drain_seconds=0.5, CLOSE_SECONDS=0.5)
     process.wait_for("handling")
     exit_code, seconds = process.stop()
     assert exit_code == 75
     assert seconds < 1 + AT_ONCE_SECONDS
     assert process.find("message_abandoned")
     assert call in process.find("event_loop_blocked")[0]["stack"]
+    again = scene.start(url=url, drain_seconds=0, CLOSE_SECONDS=0)
+    assert again.wait_for("handling")["attempt"] == 1
+    again.stop()
+
+
+@on_one_broker
+def test_a_block_that_ends_in_time_is_a_message_handled(scene: Scene) -> None:
+    scene.publish(1, seconds=1, end="block")
+    process = scene.start()
+    process.wait_for("handling")
+    assert_clean_stop(process)
+    assert scene.ledger.ended == ["task-0"]
+    scene.assert_left()
 
 
 # -- starting

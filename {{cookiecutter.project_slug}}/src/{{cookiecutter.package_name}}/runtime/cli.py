@@ -335,7 +335,10 @@ def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int
 
 def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def purge(source: Source) -> int:
-        print(f"deleted {await source.purge_dead_letters()} dead letters")
+        progress = _Progress("deleted")
+        async for deleted in source.purge_dead_letters():
+            progress.advance(deleted - progress.count)
+        progress.finish(f"from the dead letters of {source.settings.source}")
         return EXIT_DRAINED
 
     return _after_confirmation(service, arguments, "Delete", purge)

@@ -745,11 +745,11 @@ class KafkaSource(Source):
                 moved += len(records)
                 yield moved
 
-    async def purge_dead_letters(self) -> int:
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
         async with self._dead_letter_reader() as reader:
             count = sum((await self._count(reader)).values())
             await self._drop_dead_letters(reader, await self._ends(reader))
-            return count
+        yield count
 
     async def _drop_dead_letters(
         self, reader: AIOKafkaConsumer, below: Mapping[TopicPartition, int]

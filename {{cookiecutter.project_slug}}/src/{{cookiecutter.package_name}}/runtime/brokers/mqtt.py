@@ -771,7 +771,7 @@ class MqttSource(Source):
     def replay_dead_letters(self) -> AsyncIterator[int]:
         raise self._no_dead_letters()
 
-    async def purge_dead_letters(self) -> int:
+    def purge_dead_letters(self) -> AsyncIterator[int]:
         raise self._no_dead_letters()
 
     def _no_dead_letters(self) -> BrokerRefused:

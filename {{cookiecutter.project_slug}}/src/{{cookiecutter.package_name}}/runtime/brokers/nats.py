@@ -860,8 +860,8 @@ class NatsSource(Source):
         await _all(connection.store(stored.replayed(self._group)) for stored in batch)
         return await self._purge_dead(seq=batch[-1].sequence + 1)  # all before it were in a batch
 
-    async def purge_dead_letters(self) -> int:
-        return await self._purge_dead()
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
+        yield await self._purge_dead()
 
     async def _purge_dead(self, **limit: int) -> int:
         purge = f"STREAM.PURGE.{self._dead}"

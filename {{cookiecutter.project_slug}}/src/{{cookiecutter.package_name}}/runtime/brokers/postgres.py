@@ -762,9 +762,8 @@ class PostgresSource(Source):
             self._on_ready()
             yield moved
 
-    async def purge_dead_letters(self) -> int:
-        counts = [deleted async for deleted in self._in_steps(PURGE)]
-        return counts[-1] if counts else 0
+    def purge_dead_letters(self) -> AsyncIterator[int]:
+        return self._in_steps(PURGE)
 
     async def _in_steps(self, statement: str, *arguments: object) -> AsyncIterator[int]:
         """Work through the dead letters that are there now; yields how many are done."""

@@ -862,9 +862,10 @@ class RabbitSource(Source):
                 moved += len(batch)
                 yield moved
 
-    async def purge_dead_letters(self) -> int:
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
         async with self._dead_letter_queue() as queue, self._asking():
-            return (await queue.purge()).message_count or 0
+            count = (await queue.purge()).message_count or 0
+        yield count
 
 
 def _parse_url(text: str) -> Any:

@@ -719,9 +719,9 @@ class RedisSource(Source):
             moved += count
             yield moved
 
-    async def purge_dead_letters(self) -> int:
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
         (count,) = await self._commands.ask(self._eval(PURGE))
-        return int(count)
+        yield int(count)
 
 
 async def _while_it_grows(size: Callable[[], int], enough: int) -> None:

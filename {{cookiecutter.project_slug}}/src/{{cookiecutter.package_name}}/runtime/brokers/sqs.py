@@ -741,9 +741,12 @@ class SqsSource(Source):
             moved += len(batch)
             yield moved
 
-    async def purge_dead_letters(self) -> int:
+    async def purge_dead_letters(self) -> AsyncIterator[int]:
         # Not PurgeQueue, which SQS takes once a minute and does not count.
-        return sum([len(batch) async for batch in self._dead_batches()])
+        deleted = 0
+        async for batch in self._dead_batches():
+            deleted += len(batch)
+            yield deleted
 
 
 def parse_url(text: str) -> Address:

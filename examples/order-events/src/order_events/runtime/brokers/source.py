@@ -373,5 +373,5 @@ class Source(ABC):
         """
 
     @abstractmethod
-    async def purge_dead_letters(self) -> int:
-        """Delete all dead letters; returns how many."""
+    def purge_dead_letters(self) -> AsyncIterator[int]:
+        """Delete all dead letters. Yields the number deleted so far, after each step; perhaps nothing if there is none."""

@@ -516,9 +516,8 @@ class SqliteSource(Source):
         async for moved in self._in_steps(REPLAY):
             yield moved
 
-    async def purge_dead_letters(self) -> int:
-        counts = [deleted async for deleted in self._in_steps(PURGE)]
-        return counts[-1] if counts else 0
+    def purge_dead_letters(self) -> AsyncIterator[int]:
+        return self._in_steps(PURGE)
 
     async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
         """Work through the dead letters that are there now; yields how many are done."""
