@@ -6,7 +6,11 @@ runtime/cancellation.py, and what was lost by the old form (benchmarks/article_2
 
 import asyncio
 import gc
+import re
 import signal
+import subprocess
+import sys
+import textwrap
 from asyncio import Event
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -14,6 +18,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from runtime import cancellation
 from runtime.cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -23,6 +28,7 @@ from runtime.cancellation import (
 )
 
 from benchmarks import article_2019
+from rendered import TREE
 
 
 async def async_time(delay: float) -> datetime:
@@ -154,6 +160,42 @@ def test_the_ticker_ticks_until_a_signal_and_the_tick_in_hand_is_finished(
     *nows, done = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in nows] == ["now: "] * 3
     assert done == "Done"
+
+
+IMPORTS = """
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from runtime.cancellation import cancellable_aiter, make_cancellation_event
+"""
+
+
+def test_the_example_in_the_docstring_of_the_module_runs_and_stops() -> None:
+    assert cancellation.__doc__
+    [example] = re.findall(r"::\n\n((?:    .*\n|\n)+)", cancellation.__doc__)
+    quick = textwrap.dedent(example).replace("ticker(1)", "ticker(0.05)")
+    assert "ticker(0.05)" in quick
+    lines: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", IMPORTS + quick],
+        cwd=TREE / "src/{{cookiecutter.package_name}}",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line)
+            if [line[:5] for line in lines] == ["now: "] * 2:
+                process.send_signal(signal.SIGTERM)
+            elif len(lines) == 50:
+                process.kill()  # it does not stop
+    assert process.returncode == 0, "".join(lines)
+    *nows, done = lines
+    assert len(nows) >= 2
+    assert {line[:5] for line in nows} == {"now: "}
+    assert done == "Done\n"
 
 
 # The 2019 form, and what it loses.

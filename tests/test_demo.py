@@ -1,10 +1,13 @@
-"""What a newcomer sees first: ``python3 tasks.py demo``."""
+"""What a newcomer sees first: ``python3 tasks.py demo``, and then the demo of a service."""
 
 import re
 import sys
 from pathlib import Path
 
-from rendered import run
+import pytest
+
+from conftest import Prove, Render
+from rendered import QUESTIONS, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,3 +17,22 @@ def test_the_demo_stops_a_service_in_mid_work_and_loses_nothing() -> None:
     counted = dict(re.findall(r"^ +(published|handled|lost|handled twice) +(\d+)", output, re.M))
     assert counted == {"published": "60", "handled": "60", "lost": "0", "handled twice": "0"}
     assert re.search("SIGTERM with [12] messages in hand: it finished them", output)
+
+
+@pytest.mark.parametrize("handler_stub", QUESTIONS["handler_stub"])
+def test_the_demo_of_a_service_has_messages_for_each_of_two_handlers(
+    render: Render, prove: Prove, handler_stub: str
+) -> None:
+    handlers = {"order_created", "payment_received"}
+    service = render(
+        broker="sqlite", handler_stub=handler_stub, handlers=", ".join(sorted(handlers))
+    )
+    demo = service.run(
+        "python", "-m", "order_events", "demo",
+        environment=service.environment(),
+        CONSUMER_MAX_ATTEMPTS="1",  # or a handler that fails would be tried again for minutes
+    )  # fmt: skip
+    assert demo.returncode == 0, demo.stdout
+    assert "published 20, handled 20, dead letters 0" in demo.stdout
+    assert set(re.findall(r"\[info +\] (\w+) .*\b(?:references?|text)=", demo.stdout)) == handlers
+    prove("demos of two handlers that handled everything", f"handler_stub={handler_stub}")

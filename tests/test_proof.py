@@ -46,6 +46,31 @@ def test_a_mutant_that_no_test_notices_is_named_and_is_an_error(
     assert "cancellation: cancellable_sleep: return True -> return False" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("task.uncancel() - cancelling_before", "0"),
+        ("outside_cancellations = task.uncancel() - cancelling_before", "task.uncancel()"),
+        ("pulling = None\n            yield item", "pass\n            yield item"),
+        ("if _holds_a_result(pulling):", "if False:"),
+    ],
+    ids=["a count that stays", "another's is swallowed", "a stop in the body", "a lost result"],
+)
+def test_what_the_iterator_is_careful_about_is_noticed_when_it_is_missing(
+    render_own: Render, right: str, wrong: str
+) -> None:
+    """All of its mutants would take minutes here."""
+    service = render_own(broker="sqlite")
+    name = "src/order_events/runtime/cancellation.py"
+    original = service.read(name)
+    assert original.count(right) == 1
+    service.write(name, original.replace(right, wrong))
+    tests = ["-x", "-p", "no:cacheprovider", "tests/runtime/test_cancellation.py"]
+    result = service.run("python", "-m", "pytest", *tests, environment=service.environment())
+    assert result.returncode == 1, result.stdout
+    assert re.search(r"^FAILED tests/runtime/test_cancellation\.py::", result.stdout, re.M)
+
+
 def test_each_survivor_has_one_reason_and_none_is_in_cancellation_py() -> None:
     accepted = tomllib.loads((TEMPLATE / "proof/survivors.toml").read_text("utf-8"))["accepted"]
     mutants = [mutant for group in accepted for mutant in group["mutants"]]

@@ -181,13 +181,31 @@ CHECKS = [
 ]
 
 
+def for_the_tools(service: Service) -> set[tuple[str, bytes]]:
+    """What ruff and mypy read, file by file; their settings without the names, which change nothing there."""
+    found = {(name, text) for name, text in service.files.items() if name.endswith(".py")}
+    settings = service.read("pyproject.toml").replace(service.package, "PACKAGE")
+    return {*found, ("pyproject.toml", settings.replace(service.path.name, "SLUG").encode())}
+
+
 @pytest.mark.parametrize("telemetry", CHOICES["telemetry"], ids="telemetry={}".format)
 @pytest.mark.parametrize("handler_stub", CHOICES["handler_stub"], ids="handler_stub={}".format)
 @pytest.mark.parametrize("broker", CHOICES["broker"], ids="broker={}".format)
 def test_every_combination_is_complete(
-    cookies: Any, prove: Prove, broker: str, handler_stub: str, telemetry: str
+    cookies: Any, render: Render, prove: Prove, broker: str, handler_stub: str, telemetry: str
 ) -> None:
-    """With these three answers; rendered here and not by `render`, which would keep them all."""
+    """With these three answers; rendered here and not by `render`, which would keep them all.
+
+    And each file that ruff and mypy would read is one of those that `test_it_is_formatted` and the next two see.
+    """
+    # What comes with a telemetry or a deploy is the same for every broker, but for the names in it.
+    costly = [
+        *(one for one in SPREAD if one["broker"] == broker),
+        *{(one["telemetry"], one.names): one for one in SPREAD}.values(),
+        *{(one["deploy"], one.names): one for one in SPREAD}.values(),
+    ]
+    services = {render(**one.answers) for one in costly}
+    seen = set[tuple[str, bytes]]().union(*map(for_the_tools, services))
     fixed = {"broker": broker, "handler_stub": handler_stub, "telemetry": telemetry}
     for combination in every_combination():
         if combination.chosen.items() >= fixed.items():
@@ -196,6 +214,8 @@ def test_every_combination_is_complete(
             service = Service(result.project_path, combination.answers["package_name"])
             for check in CHECKS:
                 check(service, combination)
+            unseen = for_the_tools(service) - seen
+            assert sorted(name for name, _ in unseen) == []
             shutil.rmtree(service.path)
             prove("combinations rendered", f"broker={broker}")
 
