@@ -119,6 +119,16 @@ async def test_a_message_given_back_goes_to_the_front_again(file: Path) -> None:
     assert order == [published[0], published[2], published[3], published[4]]
 
 
+async def test_a_retry_waits_for_as_long_as_it_was_told(file: Path) -> None:
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        retried_at = time.time()
+        await source.retry(message, 60, "not now")
+    [(due_at,)] = query(file, "SELECT due_at FROM messages")
+    assert 60 <= due_at - retried_at < 70
+
+
 async def test_a_retry_that_is_due_goes_before_what_never_waited(file: Path) -> None:
     async with consuming(file) as source:
         published = await publish(source, 3)
@@ -275,7 +285,6 @@ async def test_a_second_settlement_is_logged_with_its_reason(
     assert lost["reason"] == "it was settled before, or its lease had expired"
 
 
-@pytest.mark.slow
 async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with consuming(file) as source:
         await become_true(lambda: source._consumer != 0)
@@ -312,12 +321,12 @@ async def test_what_cannot_be_looked_at_is_left_to_the_transaction(file: Path) -
         assert source._has_work()
 
 
-@pytest.mark.slow
 async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
     file: Path, monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0)
     async with source_of(file) as source:
-        monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0)
         with locked(file):
             await source.start()
             await become_true(lambda: not source.connected)
