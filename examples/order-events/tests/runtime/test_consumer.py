@@ -247,6 +247,7 @@ async def test_the_delay_doubles_up_to_the_longest_with_jitter(bench: Bench) -> 
     delays = [entry["seconds"] for entry in bench.events("message_retried")]
     for delay, longest in zip(delays, [0.02, 0.04, 0.08, 0.1], strict=True):
         assert longest / 2 - 0.001 <= delay <= longest
+        assert delay == round(delay, 3)
 
 
 async def test_an_error_that_cannot_be_written_is_named_all_the_same(bench: Bench) -> None:
