@@ -171,6 +171,15 @@ def test_chaos_loses_nothing(broker: str, tmp_path: Path, prove: Prove) -> None:
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
+@pytest.mark.parametrize("only", ["rolling", "kills"])
+def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
+    broker: str, only: str, tmp_path: Path, prove: Prove
+) -> None:
+    result = chaos(tmp_path, "--broker", broker, "--only", only)
+    check(result, prove, f"broker={broker}, {only}")
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
 def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unsettled(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:
