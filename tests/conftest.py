@@ -1,5 +1,7 @@
 """Renders with pytest-cookies, and sums up at the end what was proved."""
 
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from jinja2 import Environment
 
 import repositories
-from rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Service
+from rendered import BIN, PUBLIC_QUESTIONS, SPREAD, Combination, Service
 
 Render = Callable[..., Service]
 Prove = Callable[[str, str], None]
@@ -75,6 +77,43 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repositories.write_template(
         tmp_path_factory.mktemp("repository") / "cookiecutter-consumer"
     )
+
+
+RABBITMQ = """
+import sys, tempfile
+from pathlib import Path
+from tests.runtime.servers import ServerMissing, rabbitmq
+with tempfile.TemporaryDirectory() as folder:
+    try:
+        with rabbitmq.shared(Path(folder)) as server:
+            print(server.url, flush=True)
+            sys.stdin.read()
+    except ServerMissing as reason:
+        print(f"missing: {reason}", flush=True)
+"""
+
+
+@pytest.fixture
+def rabbitmq_url(render: Render) -> Iterator[str]:
+    """Of a real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one."""
+    service = render(broker="rabbitmq")
+    python = service.environment() / BIN / "python"
+    command = [str(python), "-c", RABBITMQ]
+    env = {**os.environ, "PYTHONPATH": "src:."}
+    env.pop("PYTEST_XDIST_WORKER", None)  # it has no part in the servers that workers share
+    with subprocess.Popen(
+        command, cwd=service.path, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdin
+        assert server.stdout
+        try:
+            url = server.stdout.readline().strip()
+            if url.startswith("missing"):
+                assert os.environ.get("REQUIRE_BROKERS") != "1", url
+                pytest.skip(url)
+            yield url
+        finally:
+            server.stdin.close()
 
 
 @pytest.fixture

@@ -1,34 +1,18 @@
 """docs/adopt.md, followed on a consumer in the style of aio-pika's tutorial, examples/before: its tests stay green."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import Render
 from documents import SOMEWHERE, steps
 from rendered import BIN, CACHES, TEMPLATE, run
 from repositories import IDENTITY, PRESENT_LINE, commit_all, git, without_git
 
 pytestmark = without_git
 
-SERVER = """
-import sys, tempfile
-from pathlib import Path
-from tests.runtime.servers import ServerMissing, rabbitmq
-with tempfile.TemporaryDirectory() as folder:
-    try:
-        with rabbitmq.shared(Path(folder)) as server:
-            print(server.url, flush=True)
-            sys.stdin.read()
-    except ServerMissing as reason:
-        print(f"missing: {reason}", flush=True)
-"""
 STOPPED_IN_MID_WORK = """
 import asyncio, json, os, signal, subprocess, sys, uuid
 import aio_pika
@@ -57,28 +41,6 @@ asyncio.run(asyncio.wait_for(main(), 60))
 
 
 @pytest.fixture
-def broker_url(render: Render) -> Iterator[str]:
-    service = render(broker="rabbitmq")
-    python = service.environment() / BIN / "python"
-    command = [str(python), "-c", SERVER]
-    env = {**os.environ, "PYTHONPATH": "src:."}
-    env.pop("PYTEST_XDIST_WORKER", None)  # it has no part in the servers that workers share
-    with subprocess.Popen(
-        command, cwd=service.path, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdin
-        assert server.stdout
-        try:
-            url = server.stdout.readline().strip()
-            if url.startswith("missing"):
-                assert os.environ.get("REQUIRE_BROKERS") != "1", url
-                pytest.skip(url)
-            yield url
-        finally:
-            server.stdin.close()
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The consumer before, in a repository of its own."""
     project = tmp_path / "invoices"
@@ -90,7 +52,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_a_consumer_comes_under_the_template_with_its_tests_green(
     project: Path,
-    broker_url: str,
+    rabbitmq_url: str,
     tmp_path: Path,
     template: Path,
 ) -> None:
@@ -98,7 +60,7 @@ def test_a_consumer_comes_under_the_template_with_its_tests_green(
     settings.write_text(f"replay_dir: {tmp_path / 'replay'}\ncookiecutters_dir: {tmp_path}\n")
     env = {
         **IDENTITY,
-        "AMQP_URL": broker_url,
+        "AMQP_URL": rabbitmq_url,
         "COOKIECUTTER_CONFIG": str(settings),
         "UV_PYTHON": sys.executable,
     }
