@@ -76,7 +76,7 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     assert re.search(r"^ +order-events: 0$", check_after, re.M)
     assert "Field required" in second_run
     assert '"type": "order_created"' in dead
-    assert "deleted 1 dead letters" in purged
+    assert "deleted 1 message from the dead letters of " in purged
     assert next(awaited, None) is None
 
 
