@@ -157,6 +157,15 @@ class Service:
         assert isinstance(example, bytes)
         return example.decode()
 
+    def demo(self) -> str:
+        """What its demo prints: twenty messages, of which each is handled the first time."""
+        command = ("python", "-m", self.package, "demo")
+        # A handler that fails would be tried again for minutes.
+        ended = self.run(*command, environment=self.environment(), CONSUMER_MAX_ATTEMPTS="1")
+        assert ended.returncode == 0, ended.stdout
+        assert "published 20, handled 20, dead letters 0" in ended.stdout
+        return ended.stdout
+
     def copy_to(self, folder: Path) -> "Service":
         shutil.copytree(self.path, folder / self.path.name, ignore=shutil.ignore_patterns(*CACHES))
         return Service(folder / self.path.name, self.package)

@@ -27,12 +27,6 @@ def test_the_demo_of_a_service_has_messages_for_each_of_two_handlers(
     service = render(
         broker="sqlite", handler_stub=handler_stub, handlers=", ".join(sorted(handlers))
     )
-    demo = service.run(
-        "python", "-m", "order_events", "demo",
-        environment=service.environment(),
-        CONSUMER_MAX_ATTEMPTS="1",  # or a handler that fails would be tried again for minutes
-    )  # fmt: skip
-    assert demo.returncode == 0, demo.stdout
-    assert "published 20, handled 20, dead letters 0" in demo.stdout
-    assert set(re.findall(r"\[info +\] (\w+) .*\b(?:references?|text)=", demo.stdout)) == handlers
+    printed = service.demo()
+    assert set(re.findall(r"\[info +\] (\w+) .*\b(?:references?|text)=", printed)) == handlers
     prove("demos of two handlers that handled everything", f"handler_stub={handler_stub}")

@@ -61,12 +61,7 @@ def test_a_new_handler_with_the_longest_name_is_well(render_own: Render) -> None
 def test_a_handler_may_be_named_as_a_module_that_it_imports(render_own: Render) -> None:
     service = render_own(broker="sqlite", handlers="json, asyncio, structlog, pydantic")
     check_well(service)
-    demo = service.run(
-        "python", "-m", "order_events", "demo",
-        environment=service.environment(), CONSUMER_MAX_ATTEMPTS="1",
-    )  # fmt: skip
-    assert demo.returncode == 0, demo.stdout
-    assert "published 20, handled 20, dead letters 0" in demo.stdout
+    service.demo()
 
 
 @pytest.mark.parametrize(

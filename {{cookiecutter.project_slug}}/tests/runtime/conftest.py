@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import structlog
@@ -32,6 +32,9 @@ from .servers import (
     skip_without_server,
 )
 from .servers.proxy import Proxy
+
+if TYPE_CHECKING:
+    from .test_shutdown import Scene
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts in the background so, and every process of these tests would inherit it.
@@ -153,6 +156,16 @@ def connect(source_for: Callable[..., Source]) -> Callable[..., Any]:
             yield source
 
     return connect
+
+
+@pytest.fixture
+def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator["Scene"]:
+    """The real program on a queue of its own."""
+    from .test_shutdown import Scene  # by now pytest has seen to its assertions
+
+    scene = Scene(broker, queue, tmp_path)
+    yield scene
+    scene.close()
 
 
 @pytest.fixture

@@ -45,9 +45,7 @@ from {{ cookiecutter.package_name }}.runtime.telemetry.opentelemetry import (
 )
 
 from .process import Ledger, service_command, service_environment
-from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, free_port, scene, wait_until
-
-__all__ = ["scene"]  # the fixture
+from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, free_port, wait_until
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 

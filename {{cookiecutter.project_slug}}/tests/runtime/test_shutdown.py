@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,6 @@ class Scene:
         process = self.start(concurrency=10)
         wait_until(lambda: set(self.ledger.ended) >= set(self.published))
         assert_clean_stop(process)
-
-
-@pytest.fixture
-def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(broker, queue, tmp_path)
-    yield scene
-    scene.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:

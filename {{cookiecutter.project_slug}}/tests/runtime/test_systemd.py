@@ -19,7 +19,6 @@ import pytest
 from {{ cookiecutter.package_name }}.runtime import systemd
 
 from .process import WAIT_SECONDS
-from .servers import Server
 from .servers.sqlite import SqliteFile
 from .test_shutdown import Scene, assert_clean_stop, wait_until
 
@@ -63,13 +62,6 @@ class Manager:
             last.sendto(b"", self._socket.getsockname())
         self._reader.join(WAIT_SECONDS)
         self._socket.close()
-
-
-@pytest.fixture
-def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(broker, queue, tmp_path)
-    yield scene
-    scene.close()
 
 
 @pytest.fixture

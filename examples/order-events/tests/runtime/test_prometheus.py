@@ -28,9 +28,7 @@ from order_events.runtime.telemetry.prometheus import (
 
 from .process import ask
 from .servers import Server
-from .test_shutdown import Scene, free_port, scene, wait_until
-
-__all__ = ["scene"]  # the fixture
+from .test_shutdown import Scene, free_port, wait_until
 
 pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 

@@ -7,7 +7,7 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
@@ -105,13 +105,6 @@ Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
 def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
     """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
     return private_server("rabbitmq")
-
-
-@pytest.fixture
-def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(broker, queue, tmp_path)
-    yield scene
-    scene.close()
 
 
 @asynccontextmanager
@@ -507,14 +500,16 @@ class TestStopping:
     ) -> None:
         scene.publish(in_hand, seconds=3600)
         process = scene.start(url=proxy.url, drain_seconds=1)
-        process.wait_for("handling", count=in_hand) if in_hand else None
+        if in_hand:
+            process.wait_for("handling")
         proxy.black_hole()
         exit_code, seconds = process.stop()
         assert exit_code == (75 if in_hand else 0)
         assert seconds < 1 + CLOSE_SECONDS
         proxy.cut()
         again = scene.start(drain_seconds=0)
-        again.wait_for("handling", count=in_hand) if in_hand else None
+        if in_hand:
+            again.wait_for("handling")
         again.stop()
 
     @pytest.mark.very_slow

@@ -37,6 +37,8 @@ from .local import (
 T = TypeVar("T")
 
 IMAGE = "rabbitmq:4"
+DISK_FREE_BYTES = 10**7
+"""Less than that is an alarm."""
 
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
 """What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
@@ -144,7 +146,7 @@ class PrivateRabbit(RabbitServer):
         try:
             yield
         finally:
-            self._control("set_disk_free_limit", str(10**6))
+            self._control("set_disk_free_limit", str(DISK_FREE_BYTES))
 
 
 @contextmanager
@@ -154,7 +156,7 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
     definitions = directory / "definitions.json"
     definitions.write_text(json.dumps(_definitions()))
     (directory / "rabbitmq.conf").write_text(
-        f"load_definitions = {definitions}\ndisk_free_limit.absolute = 10MB\n"
+        f"load_definitions = {definitions}\ndisk_free_limit.absolute = {DISK_FREE_BYTES}\n"
     )
     (directory / "enabled_plugins").write_text("[].")
     environment = {

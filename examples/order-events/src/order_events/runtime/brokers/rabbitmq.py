@@ -501,15 +501,12 @@ class RabbitSource(Source):
             return
         loop = asyncio.get_running_loop()
         consumes = self._consumes
-        if not consumes:
-            if self.link.up:
-                self.link.went_down("deliveries stopped")
-        elif self._publisher.late:
-            if self.link.up:
-                self.link.went_down("it confirms no message; it may be short of memory or disk")
-        else:
+        if consumes and not self._publisher.late:
             self._failed_attempts = 0
             self.link.came_up()
+        elif self.link.up:
+            late = "it confirms no message; it may be short of memory or disk"
+            self.link.went_down(late if consumes else "deliveries stopped")
         if consumes or not self._connection.connected.is_set():
             self._broken_since = None
         elif self._broken_since is None:
