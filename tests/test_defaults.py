@@ -62,7 +62,7 @@ def test_what_is_published_is_handled_and_sigterm_ends_it_with_nothing_left(
         assert process.returncode == 0, events
         assert [event["event"] for event in events].count("order_created") == 1
         [drained] = [event for event in events if event["event"] == "drained"]
-        assert (drained["handled"], drained["returned"], drained["abandoned"]) == (1, 0, 0)
+        assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (1, 0, 0)
         assert events[-1] == {**events[-1], "event": "stopped", "exit_code": 0}
         assert f"{queue}: 0\n" in order_events("check")
     finally:

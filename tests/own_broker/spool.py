@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -30,7 +30,7 @@ _last_words = itertools.count()
 
 class SpoolSource(Source):
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -40,10 +40,10 @@ class SpoolSource(Source):
         self._ready, self._all_held, self._dead = root / "ready", root / "held", root / "dead"
         self._held = self._all_held / uuid.uuid4().hex
         self._lease_seconds = float(parse_qs(url.query).get("lease_seconds", [LEASE_SECONDS])[0])
-        self.link = Link(str(root))
-        self._unsettled: set[Message] = set()
+        self.connectivity = Connectivity(str(root))
+        self._unacked: set[Message] = set()
         self._closing = asyncio.Event()
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._taking = False
 
     async def __aenter__(self) -> Self:
@@ -51,40 +51,40 @@ class SpoolSource(Source):
             for folder in (self._ready, self._all_held, self._dead):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"{self.link.broker} cannot be used: {error.strerror}"
+            msg = f"{self.connectivity.broker} cannot be used: {error.strerror}"
             raise BrokerRefused(msg) from error
-        self.link.came_up()
+        self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._taking, self.link.up = False, False
+        self._taking, self.connectivity.up = False, False
         self._closing.set()
-        if self._filler is not None:
-            await asyncio.wait({self._filler}, timeout=1)
+        if self._fetcher is not None:
+            await asyncio.wait({self._fetcher}, timeout=1)
         for message in self.buffer.take_all():
-            await self.give_back(message)
-        self._unsettled.clear()
+            await self.requeue(message)
+        self._unacked.clear()
         if self._held.exists():
             self._put_back(self._held)
 
     @property
     def connected(self) -> bool:
-        return self.link.up
+        return self.connectivity.up
 
     async def start(self) -> None:
         self._held.mkdir()
         self._taking = True
-        self._filler = asyncio.create_task(self._fill_for_ever(), name="spool-filler")
+        self._fetcher = asyncio.create_task(self._fill_for_ever(), name="spool-fetcher")
 
     async def stop(self) -> None:
         self._taking = False
         for message in self.buffer.take_all():
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
 
     async def _fill_for_ever(self) -> None:
         try:
-            await self.link.keep(self._fill, until=self._closing)
+            await self.connectivity.keep(self._fill, until=self._closing)
         except Exception as failure:
             self.buffer.fail(failure)
 
@@ -96,13 +96,13 @@ class SpoolSource(Source):
                     if time.time() - other.stat().st_mtime > self._lease_seconds:
                         self._put_back(other)
             for file in _files(self._ready) if self._taking else ():
-                if len(self._unsettled) >= self.prefetch or file.name > _name(time.time()):
+                if len(self._unacked) >= self.prefetch or file.name > _name(time.time()):
                     break
                 with suppress(FileNotFoundError):  # another consumer was quicker
                     self._take(file)
         except OSError as error:
             raise BrokerUnavailable(str(error)) from error
-        self.link.came_up()
+        self.connectivity.established()
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._closing.wait()
@@ -113,7 +113,7 @@ class SpoolSource(Source):
         message = Message(
             body, about["id"], about["type"], about["headers"], about["failures"] + 1, file
         )
-        self._unsettled.add(message)
+        self._unacked.add(message)
         self.buffer.put(message)
 
     def _put_back(self, held: Path) -> None:
@@ -126,18 +126,18 @@ class SpoolSource(Source):
     # -- settling: a message whose file is gone is somebody else's by now
 
     def _settle(self, message: Message) -> bool:
-        known = message in self._unsettled and message.receipt.exists()
-        self._unsettled.discard(message)
+        known = message in self._unacked and message.receipt.exists()
+        self._unacked.discard(message)
         return known
 
     async def ack(self, message: Message) -> None:
         if self._settle(message):
             message.receipt.unlink()
 
-    async def give_back(self, message: Message) -> None:
+    async def requeue(self, message: Message) -> None:
         if self._settle(message):
             message.receipt.rename(self._ready / message.receipt.name)
-            self.returned_count += 1
+            self.requeued_count += 1
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         if self._settle(message):
@@ -147,7 +147,7 @@ class SpoolSource(Source):
 
     async def reject(self, message: Message, reason: str) -> None:
         if self._settle(message):
-            about = {**_about(message), "reason": reason, "died_at": time.time()}
+            about = {**_about(message), "reason": reason, "dead_lettered_at": time.time()}
             self._write(self._dead, message.body, time.time(), **about)
             message.receipt.unlink()
 
@@ -182,7 +182,7 @@ class SpoolSource(Source):
                 about["type"],
                 about["reason"],
                 about["failures"],
-                about["died_at"],
+                about["dead_lettered_at"],
             )
 
     async def count_dead_letters(self) -> int:

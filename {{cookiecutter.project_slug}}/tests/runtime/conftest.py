@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 import structlog
 
-from {{ cookiecutter.package_name }}.runtime import brokers
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source
-from {{ cookiecutter.package_name }}.runtime.brokers.source import Source
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
+from runtime import brokers
+from runtime.brokers import make_source
+from runtime.brokers.source import Source
+from runtime.settings import ConsumerSettings
 
 from .servers import (
     BROKERS,

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source
-from {{ cookiecutter.package_name }}.runtime.brokers.source import Source, SourceFailed
-from {{ cookiecutter.package_name }}.runtime.message import Message, OutgoingMessage
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
+from runtime.brokers import make_source
+from runtime.brokers.source import Source, SourceFailed
+from runtime.message import Message, OutgoingMessage
+from runtime.settings import ConsumerSettings
 
 from .servers import Counts, Server
 
@@ -54,7 +54,7 @@ async def start_once(settings: ConsumerSettings) -> None:
     """Let a consumer start and stop, where a broker keeps nothing for one that it has never seen."""
     source = make_source(settings)
     consumer = (settings.source, settings.group)
-    if source.capabilities.keeps_before_first_start or consumer in _started_once:
+    if source.capabilities.retains_before_first_consumer or consumer in _started_once:
         return
     _started_once.add(consumer)
     async with source:
@@ -175,7 +175,7 @@ class TestContract:
 
     async def test_prefetch_is_never_exceeded(self, connect: Connect) -> None:
         async with connect(prefetch=3) as few:
-            need(few, "deals_on_demand")
+            need(few, "competing_consumers")
             await publish(few, 30)
             held = await take(few, 3)
             async with connect(prefetch=30) as many:
@@ -310,14 +310,14 @@ class TestContract:
             assert (letter.id, letter.type, letter.body) == ("id-1", "kind", b"bad")
             assert letter.reason == "cannot be read: größe"
             assert letter.attempts == 1
-            assert before - 1 <= letter.died_at <= time.time() + 1
+            assert before - 1 <= letter.dead_lettered_at <= time.time() + 1
             await become(1, source.count_dead_letters)  # looking takes nothing away
 
     async def test_a_message_given_back_goes_to_another_consumer_at_once_as_it_was(
         self, connect: Connect
     ) -> None:
         async with connect(prefetch=1) as one, connect(prefetch=1) as other:
-            need(one, "give_back")
+            need(one, "requeue")
             await publish(one, 2)
             (held,) = await take(other, 1)
             (message,) = await take(one, 1)
@@ -326,11 +326,11 @@ class TestContract:
             await one.stop()
             await other.ack(held)
             given_back_at = time.monotonic()
-            await one.give_back(message)
+            await one.requeue(message)
             (again,) = await take(other, 1)
             assert time.monotonic() - given_back_at < AT_ONCE_SECONDS
             assert (again.id, again.attempt) == (message.id, 2)
-            assert one.returned_count == 1
+            assert one.requeued_count == 1
             await other.ack(again)
 
     # -- stopping
@@ -356,10 +356,10 @@ class TestContract:
                 published += await publish(publisher, 2)
                 with pytest.raises(StopAsyncIteration):
                     await anext(one)
-                assert one.returned_count == 10
-                if one.capabilities.give_back:
+                assert one.requeued_count == 10
+                if one.capabilities.requeue:
                     await others_get_everything()  # the first is still connected
-            if not one.capabilities.give_back:
+            if not one.capabilities.requeue:
                 await others_get_everything()
 
     async def test_stop_ends_the_workers_that_wait(self, connect: Connect) -> None:
@@ -380,10 +380,10 @@ class TestContract:
             await source.ack(done)
             await source.retry(later, RETRY_SECONDS, "not now")
             await source.reject(bad, "bad")
-            await source.give_back(back)
+            await source.requeue(back)
         await settle_as(broker, queue, Counts(ready=2, delayed=0, dead=1))
 
-    async def test_leaving_returns_what_is_in_hand(
+    async def test_leaving_returns_what_is_in_flight(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=4) as source:  # more than come, so it may wait for more
@@ -404,14 +404,14 @@ class TestContract:
             done, rejected, given_back = await take(source, 3)
             await source.stop()
             await source.ack(done)
-            await source.give_back(given_back)
+            await source.requeue(given_back)
             await source.reject(rejected, "bad")
             for message in (done, given_back, rejected):
                 await source.ack(message)
-                await source.give_back(message)
+                await source.requeue(message)
                 await source.retry(message, RETRY_SECONDS, "not now")
                 await source.reject(message, "bad")
-            assert source.returned_count == 1
+            assert source.requeued_count == 1
         await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=1))
 
     async def test_settling_after_the_connection_is_gone_changes_nothing(
@@ -423,7 +423,7 @@ class TestContract:
         await source.ack(done)
         await source.retry(later, RETRY_SECONDS, "not now")
         await source.reject(bad, "bad")
-        await source.give_back(back)
+        await source.requeue(back)
         await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
 
     async def test_a_dead_filler_makes_every_worker_raise(self, connect: Connect) -> None:

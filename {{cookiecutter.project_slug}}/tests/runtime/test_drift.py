@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from {{ cookiecutter.package_name }}.runtime import vendored
+from runtime import vendored
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RUNTIME, TESTS = "src/{{ cookiecutter.package_name }}/runtime", "tests/runtime"

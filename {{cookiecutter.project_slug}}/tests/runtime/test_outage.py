@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source
+from runtime.brokers import make_source
 
 from .process import ask
 from .servers import SERVED_BROKERS, PrivateServer, let_store, local, server_module

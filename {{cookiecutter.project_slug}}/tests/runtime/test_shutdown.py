@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from {{ cookiecutter.package_name }}.runtime.brokers import make_source
-from {{ cookiecutter.package_name }}.runtime.message import OutgoingMessage
-from {{ cookiecutter.package_name }}.runtime.settings import ConsumerSettings
+from runtime.brokers import make_source
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
 
 from .process import NOISE, Ledger, ServiceProcess, service_command, service_environment
 from .servers import SERVED_BROKERS, Counts, Server, need_of_server
@@ -193,7 +193,7 @@ def test_the_message_in_hand_is_finished_and_the_rest_stays(scene: Scene) -> Non
 
 
 def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Scene) -> None:
-    scene.need("counts")
+    scene.need("queue_metrics")
     scene.publish(1, seconds=3)
     process = scene.start(concurrency=4)
     process.wait_for("handling")
@@ -266,7 +266,7 @@ def test_a_long_handler_saves_its_place_when_told_and_goes_on_from_there(scene: 
     first.wait_for("step", count=3)
     assert assert_clean_stop(first) < AT_ONCE_SECONDS
     [drained] = first.find("drained")
-    assert (drained["handled"], drained["returned"], drained["abandoned"]) == (0, 1, 0)
+    assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (0, 1, 0)
     done = len(scene.ledger.ids("step"))
     assert 3 <= done < 40
     second = scene.start(HANDLERS="long", max_attempts=1)

@@ -38,7 +38,7 @@ from .cancellation import (
 )
 from .handlers import Handler, Router
 from .logs import without_input
-from .message import REASON_CHARACTERS, Message, Reject, Retry, Stop
+from .message import REASON_CHARACTERS, Message, Reject, Retry, Shutdown
 from .settings import ConsumerSettings
 from .telemetry import NO_HANDLER, Outcome, Telemetry
 
@@ -89,13 +89,13 @@ class Consumer:
         self.lifespan = lifespan() if lifespan is not None else None
         self.telemetry = telemetry if telemetry is not None else Telemetry()
         self.state: State = "starting"
-        self.in_hand: dict[Message, str] = {}
+        self.in_flight: dict[Message, str] = {}
         """The messages that are not settled yet, each with its handler's name."""
         self.handled_count = 0
         self.rejected_count = 0
         self.abandoned_count = 0
         self.errors: list[BaseException] = []
-        self._stop = Stop(event, settings.drain_seconds)
+        self._shutdown = Shutdown(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_back = False
         self._source_stopped = asyncio.Event()
@@ -207,19 +207,19 @@ class Consumer:
     async def _work(self) -> None:
         async for message in cancellable_aiter(self.source, self.event):
             _message_id.set(message.id)
-            message.stop = self._stop
+            message.shutdown = self._shutdown
             name = NO_HANDLER
             try:
                 handler = self.router.route(message)
                 name = handler.name
                 payload = handler.decode(message)
             except Reject as rejection:
-                self.in_hand[message] = name
+                self.in_flight[message] = name
                 self.telemetry.refused(name, message, rejection)
                 await self._reject(message, str(rejection))
                 self._let_go(message, name, "rejected")
                 continue
-            self.in_hand[message] = name
+            self.in_flight[message] = name
             if handler.batched:
                 self._add_to_batch(handler, message, payload)
             else:
@@ -243,7 +243,7 @@ class Consumer:
         if task.cancelling():
             if self._taking_back:
                 # Also if the handler swallowed that, as nobody knows how far it came.
-                await self._give_back(messages)
+                await self._requeue(messages)
                 raise asyncio.CancelledError
             # The handler cancelled its own task, and never took that back.
             while task.uncancel():
@@ -261,7 +261,7 @@ class Consumer:
 
     def _let_go(self, message: Message, handler_name: str, outcome: Outcome) -> None:
         self.telemetry.settled(handler_name, outcome)
-        self.in_hand.pop(message, None)
+        self.in_flight.pop(message, None)
         if not self.event.is_set():  # a stop gives back what waits for its key
             self.source.buffer.done(message)
 
@@ -286,7 +286,7 @@ class Consumer:
                 del self._open_batches[handler]
             await self._batch_slots.acquire()
         except asyncio.CancelledError:
-            await self._give_back(batch.messages)
+            await self._requeue(batch.messages)
             raise
         try:
             await self._process(handler, batch.messages, batch.payloads)
@@ -302,7 +302,7 @@ class Consumer:
         elif _is_checkpoint(failure) and self.event.is_set():
             # Not before the source has stopped: the broker could give it to us again.
             await self._source_stopped.wait()
-            await self.source.give_back(message)
+            await self.source.requeue(message)
             return "retried"
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
@@ -339,10 +339,10 @@ class Consumer:
         self.rejected_count += 1
         await self.source.reject(message, reason)
 
-    async def _give_back(self, messages: list[Message]) -> None:
+    async def _requeue(self, messages: list[Message]) -> None:
         for message in messages:
-            if self.in_hand.pop(message, None) is not None:
-                await self.source.give_back(message)
+            if self.in_flight.pop(message, None) is not None:
+                await self.source.requeue(message)
 
     # -- stopping
 
@@ -350,11 +350,11 @@ class Consumer:
         loop = asyncio.get_running_loop()
         requested_at = self.event.set_at if self.event.set_at is not None else loop.time()
         deadline = requested_at + self.settings.drain_seconds
-        self._stop.deadline = time.monotonic() + deadline - loop.time()
+        self._shutdown.deadline = time.monotonic() + deadline - loop.time()
         self.state = "draining"
-        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_hand)} in hand")
+        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_flight)} in hand")
         log.info("stop_requested", reason=_name(self.event.reason))
-        log.info("draining", in_flight=len(self.in_hand), seconds=self.settings.drain_seconds)
+        log.info("draining", in_flight=len(self.in_flight), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
             self._step("deliveries", self.source.stop(), STOP_SOURCE_SECONDS), name="stop-source"
         )
@@ -367,7 +367,7 @@ class Consumer:
         log.info(
             "drained",
             handled=self.handled_count,
-            returned=self.source.returned_count,
+            requeued=self.source.requeued_count,
             abandoned=self.abandoned_count,
             seconds=round(loop.time() - requested_at, 3),
         )
@@ -388,8 +388,8 @@ class Consumer:
     async def _take_back(self) -> None:
         """Cancel what still runs, and return what it holds to the broker."""
         self._taking_back = True
-        self.abandoned_count = len(self.in_hand)
-        for message, name in self.in_hand.items():
+        self.abandoned_count = len(self.in_flight)
+        for message, name in self.in_flight.items():
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
             self.telemetry.settled(name, "abandoned")
         log.error(
@@ -399,7 +399,7 @@ class Consumer:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
         # What is still there: its handler swallows the cancellation, and is left behind.
-        await self._step("return", self._give_back(list(self.in_hand)), RETURN_SECONDS)
+        await self._step("return", self._requeue(list(self.in_flight)), RETURN_SECONDS)
 
     async def _step(self, name: str, work: Awaitable[object], seconds: float) -> None:
         """One bounded step of closing. Its error decides the exit code, and the next step is still taken."""

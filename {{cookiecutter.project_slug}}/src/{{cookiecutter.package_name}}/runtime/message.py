@@ -35,7 +35,7 @@ class Reject(Exception):
     """Raised by a handler: this message can never be handled. It becomes a dead letter with this reason."""
 
 
-class Stop:
+class Shutdown:
     """The stop as the consumer and the handlers see it: the event, and the time that is left after it."""
 
     def __init__(self, event: asyncio.Event, drain_seconds: float = math.inf) -> None:
@@ -60,18 +60,18 @@ class Message:
     attempt: int = 1
     receipt: Any = None
     """The broker's own handle of this delivery, for its source only."""
-    stop: Stop | None = None
+    shutdown: Shutdown | None = None
 
     @property
     def stopping(self) -> asyncio.Event:
         """Set when the service was asked to stop: finish soon, or save your place and raise `Retry`."""
-        if self.stop is None:
-            self.stop = Stop(asyncio.Event())
-        return self.stop.event
+        if self.shutdown is None:
+            self.shutdown = Shutdown(asyncio.Event())
+        return self.shutdown.event
 
     def seconds_left(self) -> float:
         """Seconds until this message is taken away: all of the drain time until the stop begins."""
-        return math.inf if self.stop is None else self.stop.seconds_left()
+        return math.inf if self.shutdown is None else self.shutdown.seconds_left()
 
 
 @dataclass(slots=True)
@@ -93,5 +93,5 @@ class DeadLetter:
     type: str
     reason: str
     attempts: int
-    died_at: float
+    dead_lettered_at: float
     """Unix time in seconds."""

@@ -32,7 +32,7 @@ class ConsumerSettings(BaseSettings):
     concurrency: int = Field(default=10, ge=1, le=10_000)
     """How many handlers run at a time."""
     prefetch: int | None = Field(default=None, ge=1, le=65_535)
-    """How many messages may be here unsettled. By default as many as can be in hand; with a key ten times that."""
+    """How many messages may be here unacked. By default as many as can be in hand; with a key ten times that."""
     order_by: str = Field(default="", max_length=200)
     """Messages with equal keys are handled one after the other: ``header:customer-id``, ``body:customer.id``."""
     drain_seconds: float = Field(default=25, ge=0, le=86_400)

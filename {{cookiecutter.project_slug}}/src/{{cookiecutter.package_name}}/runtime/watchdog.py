@@ -125,7 +125,7 @@ class Watchdog(threading.Thread):
         main_thread = threading.main_thread().ident
         frame = sys._current_frames().get(main_thread) if main_thread is not None else None
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        for message, name in list(self._consumer.in_hand.items()):
+        for message, name in list(self._consumer.in_flight.items()):
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
         log.error("event_loop_blocked", stack=stack)
         log.error("stopped", exit_code=exit_code)

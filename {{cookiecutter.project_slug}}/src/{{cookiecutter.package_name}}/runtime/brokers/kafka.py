@@ -41,7 +41,7 @@ from aiokafka.errors import KafkaError
 from ..cancellation import cancellable_sleep
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
@@ -88,9 +88,9 @@ ATTEMPTS = "x-consumer-attempts"
 DUE_AT = "x-consumer-due-at"
 """Header: when a retry is due, in Unix seconds."""
 REASON = "x-consumer-reason"
-DIED_AT = "x-consumer-died-at"
+DEAD_LETTERED_AT = "x-consumer-dead-lettered-at"
 """Header: when it became a dead letter, in Unix seconds."""
-HISTORY = (ATTEMPTS, DUE_AT, REASON, DIED_AT)
+HISTORY = (ATTEMPTS, DUE_AT, REASON, DEAD_LETTERED_AT)
 """Headers that tell what happened to a message; one that is replayed begins anew."""
 
 log = structlog.get_logger()
@@ -132,7 +132,7 @@ class _Partition:
     def done_below(self) -> int:
         return min(self.position, next(iter(self.open), self.position))
 
-    def give_back(self, offset: int) -> None:
+    def requeue(self, offset: int) -> None:
         """Nothing from here on will count as done."""
         del self.open[offset]
         self.position = min(self.position, offset)
@@ -155,10 +155,10 @@ class KafkaSource(Source):
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed_retry=True,
         attempts=True,
-        give_back=False,  # it goes to others when this consumer has left the group
+        requeue=False,  # it goes to others when this consumer has left the group
         dead_letters=True,
         order=False,  # only within a partition
-        deals_on_demand=False,
+        competing_consumers=False,
     )
 
     _producer: AIOKafkaProducer
@@ -168,7 +168,7 @@ class KafkaSource(Source):
         super().__init__(settings, prefetch)
         self._address = parse_url(settings.broker_url.get_secret_value())
         self._security: dict[str, Any] = {}
-        self.link = Link(",".join(self._address.hosts))
+        self.connectivity = Connectivity(",".join(self._address.hosts))
         self._group = settings.group or settings.source
         self._retry = f"{settings.source}.retry"
         self._dead = f"{settings.source}.dead"
@@ -186,7 +186,7 @@ class KafkaSource(Source):
         self._closing = asyncio.Event()
         self._started = False
         self._entered = False
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._last_answer_at = 0.0
 
@@ -210,8 +210,8 @@ class KafkaSource(Source):
             raise
         self._closing.clear()
         self._entered = True
-        self.link.came_up()
-        self._help(self.link.keep(self._watch, self._closing), "watch")
+        self.connectivity.established()
+        self._help(self.connectivity.keep(self._watch, self._closing), "watch")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -226,7 +226,7 @@ class KafkaSource(Source):
             await asyncio.wait(self._helpers, timeout=0.5)
         self._helpers.clear()
         await asyncio.gather(self._leave(CLOSE_SECONDS), self._close_producer(CLOSE_SECONDS))
-        self.link.up = False
+        self.connectivity.up = False
 
     def _help(self, work: Any, name: str) -> None:
         self._helpers.append(asyncio.create_task(work, name=f"kafka-{name}"))
@@ -266,13 +266,13 @@ class KafkaSource(Source):
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            msg = f"{self.link.broker} gave no answer within {seconds:g} seconds"
+            msg = f"{self.connectivity.broker} gave no answer within {seconds:g} seconds"
             raise BrokerUnavailable(msg) from None
         except (KafkaError, OSError, EOFError) as error:
             raise self._explain(error) from error
 
     def _explain(self, error: BaseException) -> BrokerError:
-        broker = self.link.broker
+        broker = self.connectivity.broker
         if isinstance(error, ssl.SSLError):
             return BrokerRefused(f"{broker}: no TLS connection: {error}")
         if isinstance(error, AUTHENTICATION):
@@ -392,16 +392,16 @@ class KafkaSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self._entered and self.link.up
+        return self._entered and self.connectivity.up
 
     async def _watch(self) -> None:
         while not self._closing.is_set():
             async with self._asking():
                 if not await self._producer.client.force_metadata_update():
-                    msg = f"{self.link.broker}: no broker can be reached"
+                    msg = f"{self.connectivity.broker}: no broker can be reached"
                     raise BrokerUnavailable(msg)
             if self._consumer is not None or not self._started:
-                self.link.came_up()
+                self.connectivity.established()
             await cancellable_sleep(CHECK_SECONDS, self._closing)
 
     # -- consuming
@@ -411,7 +411,7 @@ class KafkaSource(Source):
         await self._join()
         self._started = True
         self._help(self._commit_regularly(), "commits")
-        self._filler = asyncio.create_task(self._fill(), name="kafka-filler")
+        self._fetcher = asyncio.create_task(self._fill(), name="kafka-fetcher")
 
     async def _join(self) -> None:
         """Join the group, and wait for what it assigns."""
@@ -451,7 +451,7 @@ class KafkaSource(Source):
 
     async def _fill(self) -> None:
         try:
-            await self.link.keep(self._consume, self._stopping)
+            await self.connectivity.keep(self._consume, self._stopping)
         except Exception as failure:
             self.buffer.fail(failure)
 
@@ -511,10 +511,10 @@ class KafkaSource(Source):
         reading = consumer.assignment() - consumer.paused()
         answered_ms = max((consumer.last_poll_timestamp(tp) or 0 for tp in reading), default=None)
         silent_seconds = 0 if answered_ms is None else time.time() - answered_ms / 1000
-        if not self.link.up or silent_seconds < STUCK_SECONDS:
+        if not self.connectivity.up or silent_seconds < STUCK_SECONDS:
             self._last_answer_at = time.monotonic()
         elif time.monotonic() - self._last_answer_at > STUCK_SECONDS:
-            msg = f"{self.link.broker}: no answer to a fetch for {STUCK_SECONDS:g} seconds"
+            msg = f"{self.connectivity.broker}: no answer to a fetch for {STUCK_SECONDS:g} seconds"
             raise BrokerUnavailable(msg)
 
     async def let_go(self) -> None:
@@ -537,12 +537,12 @@ class KafkaSource(Source):
         """What no worker took is not done: whoever owns its partition next gets it."""
         messages = self.buffer.take_all()
         for message in messages:
-            self._give_back(message)
+            self._requeue(message)
         return len(messages)
 
-    def _give_back(self, message: Message) -> None:
+    def _requeue(self, message: Message) -> None:
         partition, record = message.receipt
-        partition.give_back(record.offset)
+        partition.requeue(record.offset)
         self._unfinished -= 1
         self._finished.set()
 
@@ -557,13 +557,13 @@ class KafkaSource(Source):
 
     async def stop(self) -> None:
         self._stopping.set()
-        if self._filler is None:
+        if self._fetcher is None:
             return
-        filler, self._filler = self._filler, None
-        filler.cancel()  # getmany loses nothing by that
-        self._helpers.append(filler)  # to be waited for once more
-        await asyncio.wait({filler}, timeout=STOP_SECONDS)
-        self.returned_count += self._drop_buffered()
+        fetcher, self._fetcher = self._fetcher, None
+        fetcher.cancel()  # getmany loses nothing by that
+        self._helpers.append(fetcher)  # to be waited for once more
+        await asyncio.wait({fetcher}, timeout=STOP_SECONDS)
+        self.requeued_count += self._drop_buffered()
         self.buffer.close()
         await self._commit(STOP_SECONDS)
 
@@ -593,7 +593,7 @@ class KafkaSource(Source):
             raise
         except (KafkaError, TimeoutError) as error:
             _retrieve_the_errors_of_commits()
-            log.debug("commit_failed", broker=self.link.broker, reason=type(error).__name__)
+            log.debug("commit_failed", broker=self.connectivity.broker, reason=type(error).__name__)
             self._dirty.update(p for p in offsets if self._partitions.get(p.topic_partition) is p)
             return False
         for partition, offset in offsets.items():
@@ -603,7 +603,7 @@ class KafkaSource(Source):
     # -- settling
 
     async def ack(self, message: Message) -> None:
-        if self._in_hand(message, "ack"):
+        if self._in_flight(message, "ack"):
             self._done(message)
 
     def _done(self, message: Message) -> None:
@@ -615,12 +615,12 @@ class KafkaSource(Source):
         self._finished.set()
         self._to_commit.set()
 
-    async def give_back(self, message: Message) -> None:
+    async def requeue(self, message: Message) -> None:
         """Not committed: it comes again, and with it what was done after it in its partition."""
-        if self._in_hand(message, "give_back"):
+        if self._in_flight(message, "requeue"):
             if self._stopping.is_set():
-                self.returned_count += 1
-                self._give_back(message)
+                self.requeued_count += 1
+                self._requeue(message)
             else:
                 self.buffer.put(message)
 
@@ -635,12 +635,12 @@ class KafkaSource(Source):
         await self._move(message, self._retry, headers, step % len(self._delays))
 
     async def reject(self, message: Message, reason: str) -> None:
-        await self._move(message, self._dead, {DIED_AT: repr(time.time()), REASON: reason})
+        await self._move(message, self._dead, {DEAD_LETTERED_AT: repr(time.time()), REASON: reason})
 
     async def _move(
         self, message: Message, topic: str, headers: dict[str, str], step: int | None = None
     ) -> None:
-        if not self._in_hand(message, topic):
+        if not self._in_flight(message, topic):
             return
         _, record = message.receipt
         history = {ID: message.id, TYPE: message.type, ATTEMPTS: str(message.attempt), **headers}
@@ -651,11 +651,11 @@ class KafkaSource(Source):
         except BrokerError as error:
             log.warning("settlement_lost", id=message.id, settlement=topic, reason=str(error))
             await asyncio.sleep(1)  # it is delivered again at once: not at full speed
-            await self.give_back(message)
+            await self.requeue(message)
         else:
             self._done(message)
 
-    def _in_hand(self, message: Message, settlement: str) -> bool:
+    def _in_flight(self, message: Message, settlement: str) -> bool:
         partition, record = message.receipt
         if partition.open.get(record.offset) is message:
             return True
@@ -984,16 +984,16 @@ def _due_at(record: Any) -> float:
 
 def _dead_letter(record: Any) -> DeadLetter:
     message = _message(record, _Partition(TopicPartition(record.topic, record.partition)))
-    died_at = 0.0
+    dead_lettered_at = 0.0
     with suppress(ValueError):
-        died_at = float(message.headers.get(DIED_AT, 0))
+        dead_lettered_at = float(message.headers.get(DEAD_LETTERED_AT, 0))
     return DeadLetter(
         body=message.body,
         id=message.id,
         type=message.type,
         reason=str(message.headers.get(REASON, "")),
         attempts=_failures(message.headers),
-        died_at=died_at,
+        dead_lettered_at=dead_lettered_at,
     )
 
 

@@ -45,7 +45,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Link, Source
+from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
 
 log = structlog.get_logger()
 
@@ -77,9 +77,9 @@ TYPE = f"{PREFIX}type"
 ATTEMPTS = f"{PREFIX}attempts"
 """How often a handler failed on the message."""
 REASON = f"{PREFIX}reason"
-DIED_AT = f"{PREFIX}died-at"
+DEAD_LETTERED_AT = f"{PREFIX}died-at"
 NOT_BEFORE = f"{PREFIX}not-before"
-"""When a retry may be handled; like `DIED_AT` in Unix seconds."""
+"""When a retry may be handled; like `DEAD_LETTERED_AT` in Unix seconds."""
 TOPIC = f"{PREFIX}topic"
 """Where a message that is retried or dead was first published."""
 IN_JSON = f"{PREFIX}json"
@@ -424,12 +424,12 @@ class MqttSource(Source):
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed_retry=False,
         attempts=True,
-        give_back=False,
+        requeue=False,
         dead_letters=False,
         order=True,
-        keeps_before_first_start=False,
-        deals_on_demand=False,
-        counts=False,
+        retains_before_first_consumer=False,
+        competing_consumers=False,
+        queue_metrics=False,
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -443,7 +443,7 @@ class MqttSource(Source):
         self._dead_topic = f"{beside}/dead/{self._group}"
         _check_names(self._group, self._topic, [self._retry_topic, self._dead_topic])
         self._filters = [f"$share/{self._group}/{t}" for t in (self._topic, self._retry_topic)]
-        self.link = Link(self._address.broker)
+        self.connectivity = Connectivity(self._address.broker)
         self._client_id = ""
         self._lock: IO[str] | None = None
         self._connection: _Connection | None = None
@@ -454,7 +454,7 @@ class MqttSource(Source):
         self._had_session = False
         self._short_connections = 0
         self._stopped = False
-        self._unsettled: set[Message] = set()
+        self._unacked: set[Message] = set()
         self._held: dict[Message, asyncio.TimerHandle] = {}  # retries whose time has not come
 
     # -- connecting and closing
@@ -462,7 +462,7 @@ class MqttSource(Source):
     async def __aenter__(self) -> Self:
         self._leaving.clear()
         self._connection = await self._connect()
-        self.link.came_up()
+        self.connectivity.established()
         self._keeper = asyncio.create_task(self._keep(), name="mqtt-keeper")
         return self
 
@@ -483,13 +483,13 @@ class MqttSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self.link.up and not self._leaving.is_set()
+        return self.connectivity.up and not self._leaving.is_set()
 
     async def _keep(self) -> None:
         try:
-            await self.link.keep(self._live, self._leaving)
+            await self.connectivity.keep(self._live, self._leaving)
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             log.error("source_failed", client_id=self._client_id, reason=str(failure))
             if not self._stopped:
                 self.buffer.fail(failure)
@@ -501,7 +501,7 @@ class MqttSource(Source):
         if self._connection is None:
             self._connection = await self._connect()
         connection = self._connection
-        self.link.came_up()
+        self.connectivity.established()
         if connection.consuming and self._started is not None and not self._started.done():
             self._started.set_result(None)
         opened_at = time.monotonic()
@@ -558,7 +558,7 @@ class MqttSource(Source):
         for timer in self._held.values():
             timer.cancel()
         self._held.clear()
-        self._unsettled.clear()
+        self._unacked.clear()
 
     # -- consuming
 
@@ -615,7 +615,7 @@ class MqttSource(Source):
             int(_number(ours.get(ATTEMPTS))) + 1,
             _Receipt(connection, incoming),
         )
-        self._unsettled.add(message)
+        self._unacked.add(message)
         # No longer than a retry is ever put off: the clock that said so was another machine's.
         pause = min(_number(ours.get(NOT_BEFORE)) - time.time(), self.settings.retry_max_seconds)
         if pause > 0:
@@ -639,8 +639,8 @@ class MqttSource(Source):
         for timer in self._held.values():
             timer.cancel()
         self._held.clear()
-        self._unsettled.difference_update(unstarted)
-        self.returned_count += len(unstarted)
+        self._unacked.difference_update(unstarted)
+        self.requeued_count += len(unstarted)
         self.buffer.close()
         log.info(
             "session_left",
@@ -652,14 +652,14 @@ class MqttSource(Source):
     # -- settling
 
     async def ack(self, message: Message) -> None:
-        if self._in_hand(message, "ack"):
+        if self._in_flight(message, "ack"):
             self._acknowledge(message)
 
-    async def give_back(self, message: Message) -> None:
+    async def requeue(self, message: Message) -> None:
         """It stays in the session, unacknowledged, and comes again when this client id has returned."""
-        if self._in_hand(message, "give_back"):
-            self._unsettled.remove(message)
-            self.returned_count += 1
+        if self._in_flight(message, "requeue"):
+            self._unacked.remove(message)
+            self.requeued_count += 1
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """As in `Source`, but the message waits in the consumer that gets it.
@@ -671,13 +671,13 @@ class MqttSource(Source):
 
     async def reject(self, message: Message, reason: str) -> None:
         """Publish it to the topic of dead letters. When nobody subscribes to that, it is gone, and logged."""
-        death = {REASON: reason, DIED_AT: str(int(time.time()))}
+        death = {REASON: reason, DEAD_LETTERED_AT: str(int(time.time()))}
         if not await self._move(message, self._dead_topic, death):
             log.error("dead_letter_dropped", id=message.id, topic=self._dead_topic, reason=reason)
 
     async def _move(self, message: Message, topic: str, ours: dict[str, str]) -> bool:
         """Publish it there, and acknowledge it when that is confirmed; returns whether anybody gets it."""
-        if not self._in_hand(message, topic):
+        if not self._in_flight(message, topic):
             return True
         try:
             properties = _again(message, {**ours, ATTEMPTS: str(message.attempt)})
@@ -693,18 +693,18 @@ class MqttSource(Source):
             else:
                 message.receipt.connection.end(error)  # so that it is delivered again
             return True
-        if self._in_hand(message, topic):
+        if self._in_flight(message, topic):
             self._acknowledge(message)
         return code != NO_SUBSCRIBER
 
     def _acknowledge(self, message: Message) -> None:
-        self._unsettled.remove(message)
+        self._unacked.remove(message)
         receipt: _Receipt = message.receipt
         if receipt.incoming.qos:
             receipt.connection.ack(receipt.incoming.mid)
 
-    def _in_hand(self, message: Message, settlement: str) -> bool:
-        if message not in self._unsettled:
+    def _in_flight(self, message: Message, settlement: str) -> bool:
+        if message not in self._unacked:
             log.warning("settlement_lost", id=message.id, settlement=settlement)
             return False
         return True

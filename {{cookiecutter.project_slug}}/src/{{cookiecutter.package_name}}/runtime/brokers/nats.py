@@ -54,9 +54,9 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
-    log_lost,
+    log_settlement_lost,
 )
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ GROUP = "x-consumer-group"
 """Header of a dead letter that was replayed: other groups have handled it."""
 REASON = "x-consumer-reason"
 ATTEMPTS = "x-consumer-attempts"
-DIED_AT = "x-consumer-died-at"
+DEAD_LETTERED_AT = "x-consumer-dead-lettered-at"
 """Header: when it became a dead letter, in Unix seconds."""
 SUBJECT = "x-consumer-subject"
 """Header of a dead letter: where it was published first."""
@@ -317,7 +317,7 @@ class NatsSource(Source):
     """See the module. In the sentences of its errors and logs the URL has no credentials."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -329,18 +329,18 @@ class NatsSource(Source):
         self._dead_subject = f"{self._dead}.{self._group}"
         self._attempts = f"{self._stream}_attempts"
         self._url = _Url(settings.broker_url.get_secret_value())
-        self.link = Link(self._url.for_people)
+        self.connectivity = Connectivity(self._url.for_people)
         self._connection: _Connection | None = None
         self._subject: str | None = None  # to publish to
         self._ack_wait = ACK_WAIT_SECONDS
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
         self._taking = False
         self._subscription: Subscription | None = None
         self._asked = 0  # for so many messages, which have not come yet
         self._heard_at = 0.0  # event loop time
-        self._unsettled: dict[str, Message] = {}  # by the key of the delivery
+        self._unacked: dict[str, Message] = {}  # by the key of the delivery
         self._redelivered: list[
             Message
         ] = []  # to be put in the buffer when their attempts are known
@@ -355,41 +355,41 @@ class NatsSource(Source):
     async def __aenter__(self) -> Self:
         self._leaving.clear()
         self._connection = await self._connect()
-        self.link.came_up()
-        self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._stream}")
+        self.connectivity.established()
+        self._fetcher = asyncio.create_task(self._fill(), name=f"fetcher of {self._stream}")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()  # a pull that waits would get again what is returned here
         self._leaving.set()
         self._wake.set()
-        if self._filler is not None:
-            await asyncio.wait({self._filler}, timeout=0.5)
-            self._filler.cancel()  # it may wait for a connection, or for an answer
-            await asyncio.wait({self._filler}, timeout=0.5)
-            self._filler = None
+        if self._fetcher is not None:
+            await asyncio.wait({self._fetcher}, timeout=0.5)
+            self._fetcher.cancel()  # it may wait for a connection, or for an answer
+            await asyncio.wait({self._fetcher}, timeout=0.5)
+            self._fetcher = None
         if (connection := self._connection) is not None:
             if not await _within(CLOSE_SECONDS, self._say_goodbye(connection)):
                 connection.lose(TimeoutError())
             await connection.close_within(CLOSE_SECONDS)
             self._connection = None
-        self.link.up = False
+        self.connectivity.up = False
         for message, _ in self._untold:
-            log_lost(message, "the connection was lost")
+            log_settlement_lost(message, "the connection was lost")
         self._untold.clear()
-        self._unsettled.clear()
+        self._unacked.clear()
         self._redelivered.clear()
 
     async def _say_goodbye(self, connection: _Connection) -> None:
         """Return what is in hand, and see that all settlements have arrived."""
-        for message in self._unsettled.values():
+        for message in self._unacked.values():
             await connection.publish(message.receipt.reply, NAK)
         await connection.ping()
         await self._forget(connection)
 
     @property
     def connected(self) -> bool:
-        return self.link.up and self._connection is not None and self._connection.lost is None
+        return self.connectivity.up and self._connection is not None and self._connection.lost is None
 
     def _reachable(self) -> _Connection:
         if self._connection is None or not self.connected:
@@ -497,7 +497,7 @@ class NatsSource(Source):
         returned = [*self.buffer.take_all(), *self._redelivered]
         self._redelivered.clear()
         for message in returned:
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
 
     async def _unsubscribe(self, connection: _Connection, subscription: Subscription) -> None:
@@ -520,9 +520,9 @@ class NatsSource(Source):
     async def _fill(self) -> None:
         """Keep a connection; pull messages, and hold them; until left."""
         try:
-            await self.link.keep(self._use_connection, until=self._leaving)
+            await self.connectivity.keep(self._use_connection, until=self._leaving)
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             self.buffer.fail(failure)
 
     async def _use_connection(self) -> None:
@@ -530,7 +530,7 @@ class NatsSource(Source):
             if self._connection is None:
                 self._connection = await self._connect()
             await self._tell_again(self._connection)
-            self.link.came_up()
+            self.connectivity.established()
             await self._serve(self._connection)
         except (_NotAuthorized, _Refused) as refusal:
             # It was good before; and of what was deleted, the next connection makes what it can.
@@ -576,7 +576,7 @@ class NatsSource(Source):
         if self._has_room():
             if not self._asked:
                 self._heard_at = asyncio.get_running_loop().time()
-            room = self.prefetch - len(self._unsettled) - self._asked
+            room = self.prefetch - len(self._unacked) - self._asked
             self._asked += room
             await connection.publish(
                 f"{self._url.api}.CONSUMER.MSG.NEXT.{self._stream}.{self._group}",
@@ -587,7 +587,7 @@ class NatsSource(Source):
 
     def _has_room(self) -> bool:
         """Whether it is time for a pull: when half of the prefetch is free, or nothing is left to take."""
-        room = self.prefetch - len(self._unsettled) - self._asked
+        room = self.prefetch - len(self._unacked) - self._asked
         none_left = self._asked == 0 and not self.buffer.takeable
         return self._taking and room > 0 and (none_left or room >= self.prefetch // 2)
 
@@ -630,7 +630,7 @@ class NatsSource(Source):
             return False  # it was done here a moment ago, and the server crashed
         if headers.get(GROUP, self._group) != self._group:
             return False
-        if (message := self._unsettled.get(key)) is not None:
+        if (message := self._unacked.get(key)) is not None:
             # An outage was longer than the ack wait, and it came back to us.
             message.receipt.reply, message.receipt.held_until = (
                 msg.reply,
@@ -640,7 +640,7 @@ class NatsSource(Source):
         delivery = _Delivery(
             key, msg.subject, headers, int(tokens[at]), msg.reply, now + HELD * self._ack_wait
         )
-        message = self._unsettled[key] = _message(msg.data, delivery)
+        message = self._unacked[key] = _message(msg.data, delivery)
         if delivery.deliveries > 1 or not self._taking:
             self._redelivered.append(message)
             self._wake.set()
@@ -661,7 +661,7 @@ class NatsSource(Source):
             message.attempt = count + 1
             deliveries = message.receipt.deliveries
             if not self._taking:
-                await self.give_back(message)
+                await self.requeue(message)
             elif deliveries - count > DELIVERY_LIMIT:
                 reason = f"delivered {deliveries} times, and never settled"
                 log.error("message_rejected", id=message.id, reason=reason)
@@ -692,7 +692,7 @@ class NatsSource(Source):
         now = asyncio.get_running_loop().time()
         renewed = [
             message.receipt
-            for message in self._unsettled.values()
+            for message in self._unacked.values()
             if now < message.receipt.held_until < now + HELD * self._ack_wait * 2 / 3
         ]
         for delivery in renewed:
@@ -713,15 +713,15 @@ class NatsSource(Source):
 
     async def ack(self, message: Message) -> None:
         # Also when it is not held any more: it is done.
-        if self._unsettled.get(message.receipt.key) is message:
+        if self._unacked.get(message.receipt.key) is message:
             self._let_go(message)
             await self._tell(message, ACK)
         else:
-            log_lost(message, "it was settled before")
+            log_settlement_lost(message, "it was settled before")
 
-    async def give_back(self, message: Message) -> None:
-        if self._in_hand(message):
-            self.returned_count += 1
+    async def requeue(self, message: Message) -> None:
+        if self._in_flight(message):
+            self.requeued_count += 1
             self._let_go(message)
             await self._tell(message, NAK)
 
@@ -745,37 +745,37 @@ class NatsSource(Source):
             TYPE: _plain(message.type),
             REASON: reason,
             ATTEMPTS: str(message.attempt),
-            DIED_AT: f"{time.time():.3f}",
+            DEAD_LETTERED_AT: f"{time.time():.3f}",
             SUBJECT: delivery.subject,
         }
         await self._settle(message, _Outgoing(self._dead_subject, message.body, headers), TERM)
 
     async def _settle(self, message: Message, stored: _Outgoing, told: bytes) -> None:
         """Store something, and when that is confirmed tell the message's fate."""
-        if not self._in_hand(message):
+        if not self._in_flight(message):
             return
         try:
             await self._reachable().store(stored)
         except BrokerError as error:
-            log_lost(message, str(error))
+            log_settlement_lost(message, str(error))
             await asyncio.sleep(1)  # it is delivered again at once: not at full speed
-            await self.give_back(message)
+            await self.requeue(message)
         else:
             self._let_go(message)
             await self._tell(message, told)
 
-    def _in_hand(self, message: Message) -> bool:
-        if self._unsettled.get(message.receipt.key) is not message:
-            log_lost(message, "it was settled before")
+    def _in_flight(self, message: Message) -> bool:
+        if self._unacked.get(message.receipt.key) is not message:
+            log_settlement_lost(message, "it was settled before")
             return False
         if not _is_held(message):
             self._let_go(message)
-            log_lost(message, "the ack wait had passed")
+            log_settlement_lost(message, "the ack wait had passed")
             return False
         return True
 
     def _let_go(self, message: Message) -> None:
-        self._unsettled.pop(message.receipt.key, None)
+        self._unacked.pop(message.receipt.key, None)
         if self._has_room():
             self._wake.set()
 
@@ -888,12 +888,12 @@ class _Stored:
             type=message.type,
             reason=self.headers.get(REASON, ""),
             attempts=int(self.headers.get(ATTEMPTS, 0)),
-            died_at=float(self.headers.get(DIED_AT, 0)),
+            dead_lettered_at=float(self.headers.get(DEAD_LETTERED_AT, 0)),
         )
 
     def replayed(self, group: str) -> _Outgoing:
         """As a new message, which is stored once, also if a crash makes us replay it again."""
-        history = (REASON, ATTEMPTS, DIED_AT, SUBJECT)
+        history = (REASON, ATTEMPTS, DEAD_LETTERED_AT, SUBJECT)
         headers = {name: value for name, value in self.headers.items() if name not in history}
         headers |= {ID: f"replay-{self.sequence}-{self._stored_at}", GROUP: group}
         return _Outgoing(self._subject, self.body, headers)

@@ -42,10 +42,10 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
     headers_from,
-    log_lost,
+    log_settlement_lost,
 )
 
 LEASE_SECONDS = 30.0
@@ -93,7 +93,7 @@ CREATE TABLE {{schema}}.dead_letters (
     source text NOT NULL,
     reason text NOT NULL,
     attempts integer NOT NULL,
-    died_at timestamptz NOT NULL DEFAULT now(),
+    dead_lettered_at timestamptz NOT NULL DEFAULT now(),
     id text NOT NULL,
     type text NOT NULL,
     headers json NOT NULL,
@@ -175,7 +175,7 @@ WITH dead AS (
 )
 SELECT seq FROM dead
 """
-GIVE_BACK = """
+REQUEUE = """
 WITH returned AS (
     UPDATE {schema}.messages SET consumer = NULL
     WHERE seq = ANY ($2::bigint[]) AND consumer = $1 RETURNING seq
@@ -238,7 +238,7 @@ SELECT
 """
 COUNT_DEAD = "SELECT count(*), coalesce(max(seq), 0) FROM {schema}.dead_letters WHERE source = $1"
 NEXT_DEAD = """
-SELECT seq, body, id, type, reason, attempts, extract(epoch FROM died_at)::float8
+SELECT seq, body, id, type, reason, attempts, extract(epoch FROM dead_lettered_at)::float8
 FROM {schema}.dead_letters WHERE source = $1 AND seq > $2 ORDER BY seq LIMIT 1
 """
 TAKE_DEAD = f"""
@@ -319,7 +319,7 @@ class PostgresSource(Source):
     """One queue in the tables that ``CONSUMER_BROKER_URL`` leads to. Headers must be JSON values."""
 
     capabilities = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -327,7 +327,7 @@ class PostgresSource(Source):
         super().__init__(settings, prefetch)
         self._name = settings.source
         self._options = _parse(settings.broker_url.get_secret_value(), self._name)
-        self.link = Link(self._options.broker)
+        self.connectivity = Connectivity(self._options.broker)
         self._connection: Connection = None
         self._lock = asyncio.Lock()  # a connection does one thing at a time
         self._entered = False
@@ -336,12 +336,12 @@ class PostgresSource(Source):
         self._renew_at = -math.inf  # event loop time, as the next
         self._take_over_at = -math.inf
         self._in_doubt = False  # whether what was sent last has been done
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._taking = False
         self._closing = asyncio.Event()
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
-        self._unsettled: set[Message] = set()
+        self._unacked: set[Message] = set()
         self._settlements = Settlements()
 
     # -- connecting and closing
@@ -358,8 +358,8 @@ class PostgresSource(Source):
         reason: object = "the connection was lost"
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._filler is not None:
-                    await asyncio.wait({self._filler})
+                if self._fetcher is not None:
+                    await asyncio.wait({self._fetcher})
                 if self._consumer:  # also in an outage, which may be over by now
                     async with self._request() as connection:
                         await self._exchange(connection)
@@ -375,17 +375,17 @@ class PostgresSource(Source):
 
     async def _end(self, reason: object) -> None:
         """Leave nothing open, and say what was lost."""
-        self.link.up = False
+        self.connectivity.up = False
         if self._connection is not None:
             self._connection.terminate()
-        if self._filler is not None and not self._filler.done():
-            self._filler.cancel()
-            await asyncio.wait({self._filler}, timeout=0.5)
+        if self._fetcher is not None and not self._fetcher.done():
+            self._fetcher.cancel()
+            await asyncio.wait({self._fetcher}, timeout=0.5)
         self._forget(reason)
 
     @property
     def connected(self) -> bool:
-        return self._entered and self.link.up
+        return self._entered and self.connectivity.up
 
     @asynccontextmanager
     async def _request(self) -> AsyncIterator[Connection]:
@@ -437,7 +437,7 @@ class PostgresSource(Source):
         self._renew_at = now
         self._connection = connection
         connection.add_termination_listener(self._on_lost)
-        self.link.came_up()
+        self.connectivity.established()
 
     async def _open(self) -> Connection:
         """Try each host; raises what is wrong with the last."""
@@ -535,21 +535,21 @@ class PostgresSource(Source):
             return
         self._in_doubt = True
         if self._entered:
-            self.link.went_down("the connection was lost")
+            self.connectivity.lost("the connection was lost")
             self._wake.set()
 
     # -- consuming
 
     async def start(self) -> None:
         self._taking = True
-        self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._name}")
+        self._fetcher = asyncio.create_task(self._fill(), name=f"fetcher of {self._name}")
 
     async def stop(self) -> None:
         self._taking = False
         for message in self.buffer.take_all():
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
-        if self._filler is None or self._filler.done() or not self.link.up:
+        if self._fetcher is None or self._fetcher.done() or not self.connectivity.up:
             return
         self._flushed.clear()  # until the statement that may be under way has been answered too
         self._wake.set()
@@ -560,9 +560,9 @@ class PostgresSource(Source):
     async def _fill(self) -> None:
         """Write settlements and take messages until closed, also after outages."""
         try:
-            await self.link.keep(self._exchange_until_closed, until=self._closing)
+            await self.connectivity.keep(self._exchange_until_closed, until=self._closing)
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             self.buffer.fail(failure)
         finally:
             self._flushed.set()
@@ -607,9 +607,9 @@ class PostgresSource(Source):
     def _forget(self, reason: object) -> None:
         """What we had is, or will be, in other hands: drop what nobody started."""
         self.buffer.take_all()
-        self._unsettled.clear()
+        self._unacked.clear()
         for message in self._settlements:
-            log_lost(message, reason)
+            log_settlement_lost(message, reason)
         self._settlements = Settlements()
 
     def _on_notification(self, connection: Connection, pid: int, _channel: str, name: str) -> None:
@@ -624,7 +624,7 @@ class PostgresSource(Source):
 
     @property
     def _room(self) -> int:
-        return self.prefetch - len(self._unsettled) if self._taking else 0
+        return self.prefetch - len(self._unacked) if self._taking else 0
 
     async def _exchange(self, connection: Connection) -> float:
         """Write settlements and take messages; returns in how many seconds a delayed retry is due."""
@@ -644,18 +644,18 @@ class PostgresSource(Source):
         lost.update(unknown)
         for message in settlements if lost else ():
             if message.receipt in lost and not self._in_doubt:  # else it was written the first time
-                log_lost(message, "its lease had expired")
+                log_settlement_lost(message, "its lease had expired")
         for _, _, _, seq, body, id, type, headers, attempt in rows if rows[0]["seq"] else ():
             message = Message(
                 body, id, type, {} if headers == "{}" else headers_from(headers), attempt, seq
             )
-            self._unsettled.add(message)
+            self._unacked.add(message)
             if self._taking:
                 self.buffer.put(message)
             else:
-                await self.give_back(message)
+                await self.requeue(message)
         if self._in_doubt:
-            ours = [message.receipt for message in (*self._unsettled, *self._settlements)]
+            ours = [message.receipt for message in (*self._unacked, *self._settlements)]
             await self._fetch(connection, GIVE_BACK_UNKNOWN, self._consumer, ours)
             self._in_doubt = False
             next_due_seconds = 0
@@ -679,36 +679,36 @@ class PostgresSource(Source):
         await write(RETRY, retried, delays, [message.attempt for message in retried], *queue)
         rejected = [message for message, _ in settlements.rejected]
         await write(REJECT, rejected, [reason for _, reason in settlements.rejected])
-        await write(GIVE_BACK, settlements.returned, *queue)
+        await write(REQUEUE, settlements.returned, *queue)
         return lost
 
     # -- settling
 
     async def ack(self, message: Message) -> None:
-        if self._is_in_hand(message):
+        if self._is_in_flight(message):
             self._settlements.acked.append(message)
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        if self._is_in_hand(message):
+        if self._is_in_flight(message):
             delay_seconds = min(max(0.0, delay_seconds), LONGEST_DELAY_SECONDS)
             self._settlements.retried.append((message, delay_seconds))
 
     async def reject(self, message: Message, reason: str) -> None:
-        if self._is_in_hand(message):
+        if self._is_in_flight(message):
             reason = reason.replace("\0", "\ufffd").encode(errors="replace").decode()
             self._settlements.rejected.append((message, reason))
 
-    async def give_back(self, message: Message) -> None:
-        if self._is_in_hand(message):
+    async def requeue(self, message: Message) -> None:
+        if self._is_in_flight(message):
             self._settlements.returned.append(message)
-            self.returned_count += 1
+            self.requeued_count += 1
 
-    def _is_in_hand(self, message: Message) -> bool:
+    def _is_in_flight(self, message: Message) -> bool:
         """Whether it can be settled, which is then under way."""
         try:
-            self._unsettled.remove(message)
+            self._unacked.remove(message)
         except KeyError:
-            log_lost(message, "it was settled before, or its lease had expired")
+            log_settlement_lost(message, "it was settled before, or its lease had expired")
             return False
         self._wake.set()
         return True
@@ -732,14 +732,14 @@ class PostgresSource(Source):
         self._on_ready()
 
     async def describe(self) -> dict[str, int | str]:
-        ready, delayed, in_hand, dead, consumers = await self._ask(COUNTS)
+        ready, delayed, in_flight, dead, consumers = await self._ask(COUNTS)
         version = self._connection.get_server_version()
         return {
             "server": f"PostgreSQL {version.major}.{version.minor}",
             "schema": self._options.channel,
             self._name: ready,
             f"{self._name} delayed": delayed,
-            f"{self._name} in hand": in_hand,
+            f"{self._name} in hand": in_flight,
             f"{self._name} dead letters": dead,
             f"{self._name} consumers": consumers,
         }

@@ -57,7 +57,7 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
     backoff_seconds,
 )
@@ -86,9 +86,9 @@ PERSISTENT = 2
 ATTEMPTS = "x-consumer-attempts"
 """Header: how often a handler failed on the message. The broker's own counters count deliveries."""
 REASON = "x-consumer-reason"
-DIED_AT = "x-consumer-died-at"
+DEAD_LETTERED_AT = "x-consumer-dead-lettered-at"
 """Header: when it became a dead letter, in Unix seconds."""
-HISTORY = (ATTEMPTS, REASON, DIED_AT, "x-death", "x-first-death-", "x-last-death-")
+HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
 """Headers that begin so tell what happened to a message; one that is replayed begins anew."""
 
 # Each give-back and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
@@ -242,7 +242,7 @@ class _Unconfirmed(NamedTuple):
 
 
 class _Deliveries:
-    """The unsettled deliveries of one channel, and the one task that tells the broker their fate.
+    """The unacked deliveries of one channel, and the one task that tells the broker their fate.
 
     What is settled in quick succession travels together, acks of a run without gaps as one frame. There
     is one writer, so that an ack of a run never overtakes a message of it that was given back.
@@ -251,7 +251,7 @@ class _Deliveries:
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
         self.channel = channel
         self._most_acks = max(1, prefetch // 2)
-        self._unsettled: dict[int, Message | None] = {}  # by delivery tag, in that order
+        self._unacked: dict[int, Message | None] = {}  # by delivery tag, in that order
         self._last_tag = 0
         self._acked: set[int] = set()
         self._returned: list[int] = []
@@ -263,21 +263,21 @@ class _Deliveries:
 
     def add(self, tag: int, message: Message) -> None:
         for missed in range(self._last_tag + 1, tag):
-            self._unsettled[missed] = None  # aio-pika dropped it: no ack of a run may cover it
+            self._unacked[missed] = None  # aio-pika dropped it: no ack of a run may cover it
         self._last_tag = max(self._last_tag, tag)
-        self._unsettled[tag] = message
+        self._unacked[tag] = message
 
     def __contains__(self, tag: int) -> bool:
-        return tag in self._unsettled and tag not in self._acked
+        return tag in self._unacked and tag not in self._acked
 
     def ack(self, tag: int) -> None:
         if tag in self:
             self._acked.add(tag)
             self._wake()
 
-    def give_back(self, tag: int) -> None:
+    def requeue(self, tag: int) -> None:
         if tag in self:
-            del self._unsettled[tag]
+            del self._unacked[tag]
             self._returned.append(tag)
             self._wake()
 
@@ -286,7 +286,7 @@ class _Deliveries:
         self.writer.cancel()
         self.written.set()
         for tag in self._acked:
-            if (message := self._unsettled[tag]) is not None:
+            if (message := self._unacked[tag]) is not None:
                 log.warning("settlement_lost", id=message.id, settlement="ack")
         self._acked.clear()
 
@@ -309,10 +309,10 @@ class _Deliveries:
         returned, self._returned = self._returned, []
         acked, self._acked = self._acked, set()
         through = 0
-        for tag in takewhile(acked.__contains__, self._unsettled):
+        for tag in takewhile(acked.__contains__, self._unacked):
             through = tag
         for tag in acked:
-            del self._unsettled[tag]
+            del self._unacked[tag]
         for tag in returned:
             await self.channel.basic_nack(tag, requeue=True, wait=False)
         if through:
@@ -339,7 +339,7 @@ class RabbitSource(Source):
     """See the module. In the sentences of its errors and logs the URL has no credentials."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     _connection: RobustConnection
@@ -350,7 +350,7 @@ class RabbitSource(Source):
         super().__init__(settings, prefetch)
         self._url = _parse_url(settings.broker_url.get_secret_value())
         self._broker = str(self._url.with_user(None).with_query(None))
-        self.link = Link(self._broker)
+        self.connectivity = Connectivity(self._broker)
         self._dead = f"{settings.source}.dead"
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{settings.source}.retry.{ms}" for ms in delays}
@@ -389,7 +389,7 @@ class RabbitSource(Source):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = self.link.up = False
+        self._entered = self.connectivity.up = False
         await self._close(CLOSE_SECONDS)
 
     async def _close(self, seconds: float) -> None:
@@ -503,10 +503,10 @@ class RabbitSource(Source):
         consumes = self._consumes
         if consumes and not self._publisher.late:
             self._failed_attempts = 0
-            self.link.came_up()
-        elif self.link.up:
+            self.connectivity.established()
+        elif self.connectivity.up:
             late = "it confirms no message; it may be short of memory or disk"
-            self.link.went_down(late if consumes else "deliveries stopped")
+            self.connectivity.lost(late if consumes else "deliveries stopped")
         if consumes or not self._connection.connected.is_set():
             self._broken_since = None
         elif self._broken_since is None:
@@ -528,14 +528,14 @@ class RabbitSource(Source):
         if isinstance(error, ChannelAccessRefused | ChannelPreconditionFailed):
             self.buffer.fail(self._explain(error))  # the topology is not ours any more
         if isinstance(error, asyncio.CancelledError):
-            self.link.went_down("no answer to heartbeats")
+            self.connectivity.lost("no answer to heartbeats")
         else:
-            self.link.went_down(error or "closed by the broker")
+            self.connectivity.lost(error or "closed by the broker")
 
     def _on_channel_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
         if self._entered and isinstance(error, AMQPChannelError):
-            self.link.went_down(error)  # the connection is up, and aio-pika opens another channel
+            self.connectivity.lost(error)  # the connection is up, and aio-pika opens another channel
 
     async def _on_reconnected(self, _: object) -> None:
         try:
@@ -690,8 +690,8 @@ class RabbitSource(Source):
         )
         deliveries.add(tag, message)
         if self._returning:
-            deliveries.give_back(tag)
-            self.returned_count += 1
+            deliveries.requeue(tag)
+            self.requeued_count += 1
         else:
             self.buffer.put(message)
 
@@ -712,7 +712,7 @@ class RabbitSource(Source):
         self._returning = True
         for message in self.buffer.take_all():
             if not message.receipt.settled:
-                await self.give_back(message)
+                await self.requeue(message)
         self.buffer.close()
         if self._deliveries is not None and connected:
             with suppress(TimeoutError):
@@ -722,13 +722,13 @@ class RabbitSource(Source):
     # -- settling
 
     async def ack(self, message: Message) -> None:
-        if self._in_hand(message, "ack"):
+        if self._in_flight(message, "ack"):
             message.receipt.deliveries.ack(message.receipt.tag)
 
-    async def give_back(self, message: Message) -> None:
-        if self._in_hand(message, "give_back"):
-            message.receipt.deliveries.give_back(message.receipt.tag)
-            self.returned_count += 1
+    async def requeue(self, message: Message) -> None:
+        if self._in_flight(message, "requeue"):
+            message.receipt.deliveries.requeue(message.receipt.tag)
+            self.requeued_count += 1
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """As in `Source`. A delay beyond the longest of the back-off is cut to that.
@@ -741,7 +741,7 @@ class RabbitSource(Source):
 
     async def reject(self, message: Message, reason: str) -> None:
         # Whole seconds: a float in a header has 32 bits, so it would be a minute off.
-        death = {REASON: reason, DIED_AT: int(time.time())}
+        death = {REASON: reason, DEAD_LETTERED_AT: int(time.time())}
         await self._move(message, self._dead, death)
 
     async def _move(
@@ -751,7 +751,7 @@ class RabbitSource(Source):
         headers: dict[str, Any],
         expiration_ms: int | None = None,
     ) -> None:
-        if not self._in_hand(message, queue):
+        if not self._in_flight(message, queue):
             return
         deliveries, tag, properties = message.receipt
         properties = _copy(properties, {**message.headers, **headers, ATTEMPTS: message.attempt})
@@ -767,11 +767,11 @@ class RabbitSource(Source):
         except BrokerError as error:
             log.warning("settlement_lost", id=message.id, settlement=queue, reason=str(error))
             await asyncio.sleep(1)  # it is delivered again at once: not at full speed
-            await self.give_back(message)
+            await self.requeue(message)
         else:
             deliveries.ack(tag)
 
-    def _in_hand(self, message: Message, settlement: str) -> bool:
+    def _in_flight(self, message: Message, settlement: str) -> bool:
         if message.receipt.settled:
             log.warning("settlement_lost", id=message.id, settlement=settlement)
             return False
@@ -923,17 +923,17 @@ def _encodable(value: Any) -> Any:
 
 def _dead_letter(incoming: AbstractIncomingMessage) -> DeadLetter:
     headers: dict[str, Any] = dict(incoming.headers)
-    reason, died_at = headers.get(REASON), headers.get(DIED_AT)
-    if died_at is None and headers.get("x-death"):  # the broker gave it up, not a handler
+    reason, dead_lettered_at = headers.get(REASON), headers.get(DEAD_LETTERED_AT)
+    if dead_lettered_at is None and headers.get("x-death"):  # the broker gave it up, not a handler
         death = headers["x-death"][0]
         reason = f"given up by the broker: {death.get('reason')}"
         if isinstance(death.get("time"), datetime):
-            died_at = death["time"].timestamp()
+            dead_lettered_at = death["time"].timestamp()
     return DeadLetter(
         body=incoming.body,
         id=incoming.message_id or "",
         type=incoming.type or "",
         reason=str(reason or ""),
         attempts=_failures(headers),
-        died_at=float(died_at or 0),
+        dead_lettered_at=float(dead_lettered_at or 0),
     )

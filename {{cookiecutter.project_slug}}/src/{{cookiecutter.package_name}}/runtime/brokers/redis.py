@@ -50,11 +50,11 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
     backoff_seconds,
     headers_from,
-    log_lost,
+    log_settlement_lost,
 )
 
 log = structlog.get_logger()
@@ -81,7 +81,7 @@ RETURNED, DELAYED = "returned", "delayed"
 """Nobody's names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry. Others are kept, and not looked at. The headers are a JSON object."""
-REASON, ATTEMPTS, DIED_AT = b"x-consumer-reason", b"x-consumer-attempts", b"x-consumer-died-at"
+REASON, ATTEMPTS, DEAD_LETTERED_AT = b"x-consumer-reason", b"x-consumer-attempts", b"x-consumer-dead-lettered-at"
 """Fields that a dead letter has besides: its death in Unix seconds."""
 
 OPTIONS = {
@@ -115,7 +115,7 @@ local function bury(id, reason, attempts)
         for at = 1, #fields, 2 do named = named or fields[at] == '{ID.decode()}' end
         if not named then fields[#fields + 1] = '{ID.decode()}' fields[#fields + 1] = id end
         for _, more in ipairs({{
-            '{REASON.decode()}', reason, '{ATTEMPTS.decode()}', attempts, '{DIED_AT.decode()}', now / 1000
+            '{REASON.decode()}', reason, '{ATTEMPTS.decode()}', attempts, '{DEAD_LETTERED_AT.decode()}', now / 1000
         }}) do fields[#fields + 1] = tostring(more) end
         redis.call('XADD', dead, '*', unpack(fields))
     end
@@ -186,7 +186,7 @@ ACK = """
 redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
 """
-GIVE_BACK = f"""{COMMON}
+REQUEUE = f"""{COMMON}
 for at = 3, #ARGV do
     local count = deliveries(me, ARGV[at])
     if count then move(ARGV[at], '{RETURNED}', count) end
@@ -240,7 +240,7 @@ for _, letter in ipairs(letters) do
     local fields = {{}}
     for at = 1, #letter[2], 2 do
         local name = letter[2][at]
-        if name ~= '{REASON.decode()}' and name ~= '{ATTEMPTS.decode()}' and name ~= '{DIED_AT.decode()}' then
+        if name ~= '{REASON.decode()}' and name ~= '{ATTEMPTS.decode()}' and name ~= '{DEAD_LETTERED_AT.decode()}' then
             fields[#fields + 1] = name
             fields[#fields + 1] = letter[2][at + 1]
         end
@@ -350,7 +350,7 @@ class RedisSource(Source):
     """See the module. In the sentences of its errors and logs the URL has no credentials."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -367,7 +367,7 @@ class RedisSource(Source):
         )
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._server = _parse(settings.broker_url.get_secret_value())
-        self.link = Link(self._server.address)
+        self.connectivity = Connectivity(self._server.address)
         self._commands = _Wire(self._server, reopens=True)  # for everything but reading
         self._entered = False
         self._closing = asyncio.Event()
@@ -375,13 +375,13 @@ class RedisSource(Source):
         self._reader_id = 0
         self._resting = asyncio.Event()  # set while nothing is being read
         self._resting.set()
-        self._wake = asyncio.Event()  # of the filler: there may be room
+        self._wake = asyncio.Event()  # of the fetcher: there may be room
         self._work = asyncio.Event()  # of the writer
         self._written = asyncio.Event()
         self._written.set()
-        self._unsettled: dict[bytes, Message] = {}  # by the entry's id, as the next
+        self._unacked: dict[bytes, Message] = {}  # by the entry's id, as the next
         self._settling: dict[bytes, _Settlement] = {}  # until the server has confirmed it
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
 
     # -- connecting and closing
@@ -393,7 +393,7 @@ class RedisSource(Source):
             await self._commands.cut()
             raise
         self._entered = True
-        self.link.came_up()
+        self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -403,30 +403,30 @@ class RedisSource(Source):
         self._wake.set()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._filler is not None:
-                    await asyncio.wait({self._filler})
-                if self._filler is not None and self.link.up:
+                if self._fetcher is not None:
+                    await asyncio.wait({self._fetcher})
+                if self._fetcher is not None and self.connectivity.up:
                     await self._written.wait()
                     await self._commands.ask(self._eval(LEAVE))
         except (TimeoutError, BrokerError) as error:
             log.debug("close_failed", broker=self._server.address, reason=str(error))
         finally:
-            self._entered = self.link.up = False
-            tasks = {task for task in (self._filler, self._writer) if task is not None}
+            self._entered = self.connectivity.up = False
+            tasks = {task for task in (self._fetcher, self._writer) if task is not None}
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks, timeout=0.5)
             await self._commands.cut()
             for settlement in self._settling.values():
-                log_lost(settlement.message, "the server could not be told")
+                log_settlement_lost(settlement.message, "the server could not be told")
             self._settling.clear()
-            self._unsettled.clear()
+            self._unacked.clear()
             await asyncio.sleep(0)  # the transports that were cut close their sockets now
 
     @property
     def connected(self) -> bool:
-        return self._entered and self.link.up
+        return self._entered and self.connectivity.up
 
     def _eval(self, script: str, *arguments: Any) -> Command:
         keys = self._keys
@@ -467,12 +467,12 @@ class RedisSource(Source):
         counts, info = await self._commands.try_all(self._eval(COUNT), ("INFO",))
         if isinstance(counts, RedisError):
             raise _explain(counts, self._server.address) from counts
-        ready, delayed, in_hand, dead, consumers = counts
+        ready, delayed, in_flight, dead, consumers = counts
         described: dict[str, int | str] = {} if isinstance(info, RedisError) else _describe(info)
         return described | {
             self._stream: ready,
             f"{self._stream} delayed": delayed,
-            f"{self._stream} in hand": in_hand,
+            f"{self._stream} in hand": in_flight,
             self._dead: dead,
             f"{self._stream} consumers": consumers,
         }
@@ -484,15 +484,15 @@ class RedisSource(Source):
         # Known to all before it is ready, so that nobody takes it for dead.
         await self._commands.ask(self._beat_command(sweep=False))
         self._taking = True
-        self._filler = asyncio.create_task(self._fill(), name="redis-filler")
+        self._fetcher = asyncio.create_task(self._fill(), name="redis-fetcher")
         self._writer = asyncio.create_task(self._write(), name="redis-settlements")
 
     async def stop(self) -> None:
         self._taking = False
         for message in self.buffer.take_all():
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
-        if self._filler is None or not self.link.up:
+        if self._fetcher is None or not self.connectivity.up:
             return
         with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout(STOP_SECONDS):
@@ -504,9 +504,9 @@ class RedisSource(Source):
 
     async def _fill(self) -> None:
         try:
-            await self.link.keep(self._consume, self._closing)
+            await self.connectivity.keep(self._consume, self._closing)
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             self.buffer.fail(failure)
         finally:
             self._resting.set()
@@ -521,7 +521,7 @@ class RedisSource(Source):
             await self._beat(reader, sweep=False)
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
-            self.link.came_up()
+            self.connectivity.established()
             # After an outage of all, the others get the time to say that they live.
             sweep_from = loop.time() + lease
             beat_at = loop.time() + lease / 3
@@ -546,7 +546,7 @@ class RedisSource(Source):
 
     def _room(self) -> int:
         """To be asked just before reading, with no await in between."""
-        return self.prefetch - len(self._unsettled) if self._taking else 0
+        return self.prefetch - len(self._unacked) if self._taking else 0
 
     async def _rest(self, until: float) -> bool:
         """Until something was settled, or this time has come. Returns whether it was the first."""
@@ -581,15 +581,15 @@ class RedisSource(Source):
 
     def _receive(self, id: bytes, fields: list[bytes], attempt: int) -> None:
         settling = self._settling.get(id)
-        if id in self._unsettled or (settling is not None and settling.script is ACK):
+        if id in self._unacked or (settling is not None and settling.script is ACK):
             return  # ours again, after we had been taken for dead
         message = _message(id, fields, attempt)
-        self._unsettled[id] = message
+        self._unacked[id] = message
         if self._taking:
             self.buffer.put(message)
         else:
-            self.returned_count += 1
-            self._settle(message, GIVE_BACK)
+            self.requeued_count += 1
+            self._settle(message, REQUEUE)
 
     def _beat_command(self, *, sweep: bool) -> Command:
         lease_ms = math.ceil(self._server.lease_seconds * 1000)
@@ -597,16 +597,16 @@ class RedisSource(Source):
 
     async def _beat(self, reader: _Wire, *, sweep: bool) -> None:
         """Renew the lease, and compare what is ours with what we have."""
-        known = {*self._unsettled, *self._settling}
+        known = {*self._unacked, *self._settling}
         (answer,) = await reader.ask(self._beat_command(sweep=sweep))
         ours = set(answer)
         for message in self.buffer.take_all():
             if message.receipt in ours:
                 self.buffer.put(message)
             else:
-                del self._unsettled[message.receipt]
+                del self._unacked[message.receipt]
         if strays := ours - known:  # given to us in an answer that never came, or settled in vain
-            await reader.ask(self._eval(GIVE_BACK, *list(strays)[:AT_ONCE]))
+            await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
 
     # -- settling: one task writes
 
@@ -619,15 +619,15 @@ class RedisSource(Source):
     async def reject(self, message: Message, reason: str) -> None:
         self._settle(message, REJECT, reason.encode(errors="replace"))
 
-    async def give_back(self, message: Message) -> None:
-        self.returned_count += self._settle(message, GIVE_BACK)
+    async def requeue(self, message: Message) -> None:
+        self.requeued_count += self._settle(message, REQUEUE)
 
     def _settle(self, message: Message, script: str, *arguments: Any) -> bool:
         id = message.receipt
-        if self._unsettled.get(id) is not message:
-            log_lost(message, "it was settled before, or its lease had ended")
+        if self._unacked.get(id) is not message:
+            log_settlement_lost(message, "it was settled before, or its lease had ended")
             return False
-        del self._unsettled[id]
+        del self._unacked[id]
         self._settling[id] = _Settlement(script, message, arguments)
         self._written.clear()
         self._work.set()
@@ -658,7 +658,7 @@ class RedisSource(Source):
         batch = list(self._settling.values())[:AT_ONCE]
         commands: list[Command] = []
         single = [settlement for settlement in batch if settlement.script in (RETRY, REJECT)]
-        for script in (ACK, GIVE_BACK):
+        for script in (ACK, REQUEUE):
             if ids := [s.message.receipt for s in batch if s.script is script]:
                 commands.append(self._eval(script, *ids))
         together = len(commands)
@@ -673,7 +673,7 @@ class RedisSource(Source):
                     raise error
                 reason = str(error)
             if reason and number >= together:
-                log_lost(single[number - together].message, reason)
+                log_settlement_lost(single[number - together].message, reason)
         for settlement in batch:
             id = settlement.message.receipt
             if self._settling.get(id) is settlement:  # else it is here and settled once more
@@ -763,14 +763,14 @@ def _message(id: bytes, fields: list[bytes], attempt: int) -> Message:
 def _dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
     message = _message(id, fields, 0)
     named = dict(zip(fields[::2], fields[1::2], strict=True))
-    attempts, died_at = named.get(ATTEMPTS, b"0"), named.get(DIED_AT, b"0")
+    attempts, dead_lettered_at = named.get(ATTEMPTS, b"0"), named.get(DEAD_LETTERED_AT, b"0")
     return DeadLetter(
         body=message.body,
         id=message.id,
         type=message.type,
         reason=named.get(REASON, b"").decode(errors="replace"),
         attempts=int(attempts),
-        died_at=float(died_at),
+        dead_lettered_at=float(dead_lettered_at),
     )
 
 

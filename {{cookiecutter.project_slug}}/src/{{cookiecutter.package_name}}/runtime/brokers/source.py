@@ -1,9 +1,9 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
 """The one shape that every broker has: a source of messages that workers share.
 
-A *filler* (a client's callback, or one task) puts deliveries into a buffer; ``anext(source)`` awaits
+A *fetcher* (a client's callback, or one task) puts deliveries into a buffer; ``anext(source)`` awaits
 nothing but that buffer. Cancelling it can therefore lose nothing, which is not so for the awaitables of
-most client libraries. A filler that dies makes ``anext`` raise, so no service is ever alive and idle.
+most client libraries. A fetcher that dies makes ``anext`` raise, so no service is ever alive and idle.
 
 A new broker is one file with a subclass of `Source`, and one row in `brokers/__init__.py`.
 """
@@ -56,17 +56,17 @@ class Capabilities:
     """`retry` brings a message back after its delay; else at once."""
     attempts: bool
     """``attempt`` counts failures, also across processes."""
-    give_back: bool
+    requeue: bool
     """What is not started or not finished at a stop goes to another consumer at once."""
     dead_letters: bool
     """Rejected messages are kept, and can be listed, replayed and purged."""
     order: bool
     """One consumer with a prefetch of 1 gets messages in the order of their publishing, retries aside."""
-    keeps_before_first_start: bool = True
+    retains_before_first_consumer: bool = True
     """What is published before a consumer has ever started waits for it."""
-    deals_on_demand: bool = True
+    competing_consumers: bool = True
     """What waits goes to whichever consumer has room; else each has a share, or is dealt it at once."""
-    counts: bool = True
+    queue_metrics: bool = True
     """The broker tells how many messages wait, and how many consumers there are."""
 
 
@@ -85,7 +85,7 @@ class Buffer:
         """How many workers were woken that have not run yet."""
         self._closed = False
         self.failure: BaseException | None = None
-        """Why the filler died, if it did."""
+        """Why the fetcher died, if it did."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -209,7 +209,7 @@ class OrderedBuffer(Buffer):
         return messages
 
 
-def log_lost(message: Message, reason: object) -> None:
+def log_settlement_lost(message: Message, reason: object) -> None:
     """That what became of the message could not be told to the broker, which will deliver it again."""
     log.warning("settlement_lost", id=message.id, reason=str(reason))
 
@@ -229,7 +229,7 @@ def backoff_seconds(attempt: int, first: float, longest: float) -> float:
     return min(exponential, longest) * random.uniform(0.5, 1)
 
 
-class Link:
+class Connectivity:
     """Whether the broker can be reached: says so once in the log when that changes, and outlives outages."""
 
     def __init__(self, broker: str) -> None:
@@ -239,13 +239,13 @@ class Link:
         self.outage_count = 0
         self._failed_attempts = 0
 
-    def came_up(self) -> None:
+    def established(self) -> None:
         self._failed_attempts = 0
         if not self.up:
             self.up = True
             log.info("connected", broker=self.broker)
 
-    def went_down(self, reason: object) -> None:
+    def lost(self, reason: object) -> None:
         if self.up:
             self.up = False
             self.outage_count += 1
@@ -256,13 +256,13 @@ class Link:
     async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
         """Do the work again and again until the event is set; after BrokerUnavailable with growing pauses.
 
-        The work calls `came_up` when it has the broker. It is not cancelled; what else it raises passes through.
+        The work calls `established` when it has the broker. It is not cancelled; what else it raises passes through.
         """
         while not until.is_set():
             try:
                 await work()
             except BrokerUnavailable as outage:
-                self.went_down(outage)
+                self.lost(outage)
                 self._failed_attempts += 1
                 pause = backoff_seconds(
                     self._failed_attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
@@ -277,12 +277,12 @@ class Source(ABC):
     ends them and gives back what no worker took; leaving the context flushes settlements and closes.
     Publishing and dead letters need no `start`.
 
-    Each delivery is settled once, by `ack`, `retry`, `reject` or `give_back`. When the connection that
+    Each delivery is settled once, by `ack`, `retry`, `reject` or `requeue`. When the connection that
     delivered it is gone, settling logs ``settlement_lost`` and returns: the broker delivers it again.
     """
 
     capabilities: ClassVar[Capabilities]
-    link: Link
+    link: Connectivity
     """Made by each subclass, with what its broker is called."""
     largest_body_bytes: ClassVar[int | None] = None
     """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
@@ -290,11 +290,11 @@ class Source(ABC):
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         self.settings = settings
         self.prefetch = prefetch
-        """How many deliveries may be unsettled at a time, in the buffer and in hand together."""
+        """How many deliveries may be unacked at a time, in the buffer and in hand together."""
         order_by = settings.order_by
         self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
-        self.returned_count = 0
-        """How many messages `stop` and `give_back` returned to the broker."""
+        self.requeued_count = 0
+        """How many messages `stop` and `requeue` returned to the broker."""
 
     def __aiter__(self) -> Self:
         return self
@@ -318,7 +318,7 @@ class Source(ABC):
     @property
     def outage_count(self) -> int:
         """How often the broker was lost since the start."""
-        return self.link.outage_count
+        return self.connectivity.outage_count
 
     @abstractmethod
     async def start(self) -> None:
@@ -347,7 +347,7 @@ class Source(ABC):
         """Make the message a dead letter."""
 
     @abstractmethod
-    async def give_back(self, message: Message) -> None:
+    async def requeue(self, message: Message) -> None:
         """Return a message in hand unhandled: ready for others at once, with the same ``attempt``."""
 
     @abstractmethod

@@ -36,10 +36,10 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
     headers_from,
-    log_lost,
+    log_settlement_lost,
 )
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     source TEXT NOT NULL,
     reason TEXT NOT NULL,
     attempts INTEGER NOT NULL,
-    died_at REAL NOT NULL,
+    dead_lettered_at REAL NOT NULL,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     headers TEXT NOT NULL,
@@ -125,9 +125,9 @@ RETRY = (
     """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = failures + 1
     WHERE seq = :seq AND consumer = :consumer""",
 )
-GIVE_BACK = ("UPDATE messages SET consumer = NULL WHERE seq = :seq AND consumer = :consumer",)
+REQUEUE = ("UPDATE messages SET consumer = NULL WHERE seq = :seq AND consumer = :consumer",)
 REJECT = (
-    """INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
+    """INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
     SELECT source, :reason, failures + 1, :now, id, type, headers, body
     FROM messages WHERE seq = :seq AND consumer = :consumer""",
     *ACK,
@@ -143,7 +143,7 @@ LEAVE = (
 FIND_EXPIRED = "SELECT id FROM consumers WHERE expires_at <= ? AND id != ?"
 BRING_BACK = (
     "UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer",
-    f"""INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
+    f"""INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
     SELECT source, '{CRASH_LIMIT} consumers died with it in hand', failures, :now,
         id, type, headers, body
     FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}""",
@@ -158,13 +158,13 @@ SELECT
     (SELECT count(*) FROM messages
         WHERE source = :source AND consumer IS NULL AND due_at > :now) AS delayed,
     (SELECT count(*) FROM messages
-        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_hand,
+        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_flight,
     (SELECT count(*) FROM dead_letters WHERE source = :source) AS dead,
     (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now) AS consumers
 """
 COUNT_DEAD = "SELECT count(*), max(seq) FROM dead_letters WHERE source = :source"
 NEXT_DEAD = """
-SELECT seq, body, id, type, reason, attempts, died_at FROM dead_letters
+SELECT seq, body, id, type, reason, attempts, dead_lettered_at FROM dead_letters
 WHERE source = :source AND seq > :after ORDER BY seq LIMIT 1
 """
 OLDEST_DEAD = f"""
@@ -196,7 +196,7 @@ Row = tuple[bytes, str, str, str, int, int]  # body, id, type, headers, attempt,
 
 
 class Exchange(NamedTuple):
-    """What one transaction of the filler brought."""
+    """What one transaction of the fetcher brought."""
 
     consumer: int
     lost: list[Message]
@@ -207,7 +207,7 @@ class SqliteSource(Source):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -219,15 +219,15 @@ class SqliteSource(Source):
         self._connection: sqlite3.Connection | None = None
         # For a look from the event loop: asking the thread would double the CPU time of an idle consumer.
         self._watch: sqlite3.Connection | None = None
-        self.link = Link(str(self._file))
+        self.connectivity = Connectivity(str(self._file))
         self._consumer = 0  # our row in the table of consumers; no row has the number 0
         self._renew_at = -math.inf  # time.monotonic(), in seconds
-        self._filler: asyncio.Task[None] | None = None
+        self._fetcher: asyncio.Task[None] | None = None
         self._taking = False
         self._closing = False
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
-        self._unsettled: set[Message] = set()
+        self._unacked: set[Message] = set()
         self._settlements: list[Settlement] = []
 
     # -- connecting and closing
@@ -239,7 +239,7 @@ class SqliteSource(Source):
         except BaseException:
             self._end_thread()
             raise
-        self.link.came_up()
+        self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -248,25 +248,25 @@ class SqliteSource(Source):
         self._wake.set()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._filler is not None:
-                    await asyncio.wait({self._filler})
+                if self._fetcher is not None:
+                    await asyncio.wait({self._fetcher})
                     await self._call(self._leave, self._settlements)
                     self._settlements.clear()
                 await self._call(self._close)
         except (TimeoutError, BrokerError) as error:
             for settlement in self._settlements:
-                log_lost(settlement.message, str(error) or f"{self._file} does not answer")
+                log_settlement_lost(settlement.message, str(error) or f"{self._file} does not answer")
         finally:
-            self.link.up = False
+            self.connectivity.up = False
             self._settlements.clear()
-            self._unsettled.clear()
-            if self._filler is not None:
-                self._filler.cancel()
+            self._unacked.clear()
+            if self._fetcher is not None:
+                self._fetcher.cancel()
             self._end_thread()
 
     @property
     def connected(self) -> bool:
-        return self.link.up
+        return self.connectivity.up
 
     def _open(self) -> None:
         if not self._file.parent.is_dir():
@@ -319,14 +319,14 @@ class SqliteSource(Source):
 
     async def start(self) -> None:
         self._taking = True
-        self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._name}")
+        self._fetcher = asyncio.create_task(self._fill(), name=f"fetcher of {self._name}")
 
     async def stop(self) -> None:
         self._taking = False
         for message in self.buffer.take_all():
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
-        if self._filler is None or self._filler.done():
+        if self._fetcher is None or self._fetcher.done():
             return
         self._flushed.clear()  # until the transaction that may be under way has been answered too
         self._wake.set()
@@ -342,13 +342,13 @@ class SqliteSource(Source):
             while not self._closing:
                 self._wake.clear()
                 try:
-                    if not self.link.up or self._has_work():
+                    if not self.connectivity.up or self._has_work():
                         await self._exchange_once()
                 except BrokerUnavailable as outage:
-                    self.link.went_down(outage)
+                    self.connectivity.lost(outage)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 else:
-                    self.link.came_up()
+                    self.connectivity.established()
                     pause = POLL_SECONDS
                     if not self._settlements:
                         self._flushed.set()
@@ -356,14 +356,14 @@ class SqliteSource(Source):
                 await self._wake.wait()
                 timer.cancel()
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             self.buffer.fail(failure)
         finally:
             self._flushed.set()
 
     @property
     def _room(self) -> int:
-        return self.prefetch - len(self._unsettled) if self._taking else 0
+        return self.prefetch - len(self._unacked) if self._taking else 0
 
     def _has_work(self) -> bool:
         """Whether a transaction is needed. Looking locks nobody out, and is done 20 times a second."""
@@ -386,10 +386,10 @@ class SqliteSource(Source):
         if exchange.consumer != self._consumer:
             # We were taken for dead, and what we had is in other hands: drop what nobody started.
             self._consumer = exchange.consumer
-            self._unsettled.clear()
+            self._unacked.clear()
             self.buffer.take_all()
         for message in exchange.lost:
-            log_lost(message, "its lease had expired")
+            log_settlement_lost(message, "its lease had expired")
         for body, id, type, headers, attempt, seq in exchange.rows:
             message = Message(
                 body,
@@ -399,11 +399,11 @@ class SqliteSource(Source):
                 attempt,
                 Lease(seq, exchange.consumer),
             )
-            self._unsettled.add(message)
+            self._unacked.add(message)
             if self._taking:
                 self.buffer.put(message)
             else:
-                await self.give_back(message)
+                await self.requeue(message)
 
     def _exchange(self, settlements: list[Settlement], room: int) -> Exchange:
         now = time.time()
@@ -454,15 +454,15 @@ class SqliteSource(Source):
     async def reject(self, message: Message, reason: str) -> None:
         self._settle(message, REJECT, reason=reason, now=time.time())
 
-    async def give_back(self, message: Message) -> None:
-        self.returned_count += message in self._unsettled
-        self._settle(message, GIVE_BACK)
+    async def requeue(self, message: Message) -> None:
+        self.requeued_count += message in self._unacked
+        self._settle(message, REQUEUE)
 
     def _settle(self, message: Message, statements: tuple[str, ...], **parameters: Any) -> None:
-        if message not in self._unsettled:
-            log_lost(message, "it was settled before, or its lease had expired")
+        if message not in self._unacked:
+            log_settlement_lost(message, "it was settled before, or its lease had expired")
             return
-        self._unsettled.remove(message)
+        self._unacked.remove(message)
         parameters |= message.receipt._asdict()
         self._settlements.append(Settlement(message, statements, parameters))
         self._flushed.clear()
@@ -489,12 +489,12 @@ class SqliteSource(Source):
             connection.executemany(PUBLISH, rows)
 
     async def describe(self) -> dict[str, int | str]:
-        ready, delayed, in_hand, dead, consumers = await self._read(COUNTS, now=time.time())
+        ready, delayed, in_flight, dead, consumers = await self._read(COUNTS, now=time.time())
         return {
             "file": str(self._file),
             self._name: ready,
             f"{self._name} delayed": delayed,
-            f"{self._name} in hand": in_hand,
+            f"{self._name} in hand": in_flight,
             f"{self._name} dead letters": dead,
             f"{self._name} consumers": consumers,
         }

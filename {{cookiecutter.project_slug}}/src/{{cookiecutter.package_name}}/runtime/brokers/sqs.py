@@ -49,7 +49,7 @@ from .source import (
     BrokerRefused,
     BrokerUnavailable,
     Capabilities,
-    Link,
+    Connectivity,
     Source,
 )
 
@@ -88,7 +88,7 @@ DELIVERY_LIMIT = 1000
 
 ENVELOPE = "x-consumer"
 """Message attribute, JSON: what SQS has no place for, or too few (10 attributes, no empty text, no control
-characters): id, headers, attempts, encoding of the body, due_at; reason and died_at of a dead letter."""
+characters): id, headers, attempts, encoding of the body, due_at; reason and dead_lettered_at of a dead letter."""
 TYPE = "type"
 """Message attribute: the message's type, which any producer may set. All others are headers."""
 ENVELOPE_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -98,7 +98,7 @@ ENVELOPE_TYPES: dict[str, type | tuple[type, ...]] = {
     "encoding": str,
     "due_at": (int, float),
     "reason": str,
-    "died_at": (int, float),
+    "dead_lettered_at": (int, float),
     "attributes": dict,
 }
 
@@ -196,7 +196,7 @@ class SqsSource(Source):
     """See the module. In the sentences of its errors and logs the URL has no credentials."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=False
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=False
     )
     largest_body_bytes: ClassVar[int | None] = 750_000  # of 1 MiB: base64 makes it a third longer
 
@@ -216,7 +216,7 @@ class SqsSource(Source):
         self._queue_url = ""
         self._dead_name = ""
         self._dead_url = ""
-        self.link = Link(str(self._address))
+        self.connectivity = Connectivity(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
         # Taking
         self._stopping = asyncio.Event()  # also when the source failed
@@ -255,7 +255,7 @@ class SqsSource(Source):
                 msg = f"{self._address} takes too long to answer"
                 raise BrokerUnavailable(msg) from None
             raise
-        self.link.came_up()
+        self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -263,8 +263,8 @@ class SqsSource(Source):
         for message in self._held:  # nobody will settle these any more
             self._hide(message, 0)
         self._held.clear()
-        await _wait(self._written.wait(), FLUSH_SECONDS if self.link.up else CLOSE_SECONDS)
-        self.link.up = False
+        await _wait(self._written.wait(), FLUSH_SECONDS if self.connectivity.up else CLOSE_SECONDS)
+        self.connectivity.up = False
         tasks = {*self._tasks, *self._polls}
         for task in tasks:
             task.cancel()
@@ -281,7 +281,7 @@ class SqsSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self.link.up
+        return self.connectivity.up
 
     async def _declare(self) -> None:
         """Find the two queues, or make them."""
@@ -410,19 +410,19 @@ class SqsSource(Source):
             self._fail(failure)
 
     def _fail(self, failure: Exception) -> None:
-        self.link.up = False
+        self.connectivity.up = False
         self._stopping.set()
         self._wake.set()
         self.buffer.fail(failure)
 
     async def _keep_filling(self) -> None:
-        await self.link.keep(self._fill, until=self._stopping)
+        await self.connectivity.keep(self._fill, until=self._stopping)
 
     async def _fill(self) -> None:
         """Keep as many polls under way as pay, until stopped. Raises BrokerUnavailable or BrokerRefused."""
-        if not self.link.up:
+        if not self.connectivity.up:
             await self._declare()
-            self.link.came_up()
+            self.connectivity.established()
         while not self._stopping.is_set():
             self._wake.clear()
             if self._trouble is not None:
@@ -464,11 +464,11 @@ class SqsSource(Source):
             self._fail(failure)
         finally:
             self._asked -= count
-            self._polls.discard(poll)  # not by a callback: the filler looks before that
+            self._polls.discard(poll)  # not by a callback: the fetcher looks before that
             self._wake.set()
 
     def _report(self, error: BrokerError, epoch: int) -> None:
-        """For the filler: it mends an outage, and ends with a refusal."""
+        """For the fetcher: it mends an outage, and ends with a refusal."""
         if epoch == self._epoch:
             self._trouble = error
             self._wake.set()
@@ -498,7 +498,7 @@ class SqsSource(Source):
                 self._hide(message, min(math.ceil(seconds_left), LONGEST_HIDE_SECONDS))
             elif self._stopping.is_set():
                 self._hide(message, 0)
-                self.returned_count += 1
+                self.requeued_count += 1
             else:
                 self._held.add(message)
                 self.buffer.put(message)
@@ -551,9 +551,9 @@ class SqsSource(Source):
         self._stopping.set()
         self._wake.set()
         for message in self.buffer.take_all():
-            await self.give_back(message)
+            await self.requeue(message)
         self.buffer.close()
-        if self.link.up:
+        if self.connectivity.up:
             await _wait(self._come_to_rest(), STOP_SECONDS)
 
     async def _come_to_rest(self) -> None:
@@ -567,10 +567,10 @@ class SqsSource(Source):
         if self._take_out(message, DELETE):
             self._settle(self._deletion(message))
 
-    async def give_back(self, message: Message) -> None:
+    async def requeue(self, message: Message) -> None:
         if self._take_out(message, HIDE):
             self._hide(message, 0)
-            self.returned_count += 1
+            self.requeued_count += 1
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         if self._take_out(message, SEND):
@@ -583,7 +583,7 @@ class SqsSource(Source):
     async def reject(self, message: Message, reason: str) -> None:
         if self._take_out(message, SEND):
             entry = _pack_again(
-                message, attempts=message.attempt, reason=reason, died_at=time.time()
+                message, attempts=message.attempt, reason=reason, dead_lettered_at=time.time()
             )
             self._settle(Settlement(SEND, self._dead_url, entry, message))
 
@@ -955,7 +955,7 @@ def _dead_letter(message: Message, envelope: dict[str, Any], raw: dict[str, Any]
         type=message.type,
         reason=envelope.get("reason", "given up by SQS: delivered too often"),
         attempts=message.attempt - 1,
-        died_at=envelope.get("died_at", sent_at),
+        dead_lettered_at=envelope.get("dead_lettered_at", sent_at),
     )
 
 

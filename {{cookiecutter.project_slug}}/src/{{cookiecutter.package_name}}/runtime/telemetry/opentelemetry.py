@@ -106,7 +106,7 @@ class OpenTelemetry(Telemetry):
                 yield Observation(count, {"consumer.handler": handler, "consumer.outcome": outcome})
 
         def in_flight(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(len(consumer.in_hand))
+            yield Observation(len(consumer.in_flight))
 
         def reconnects(_: CallbackOptions) -> Iterable[Observation]:
             yield Observation(consumer.source.outage_count)

@@ -99,7 +99,7 @@ class PrometheusTelemetry(Telemetry, Collector):
             state.add_metric([name], float(name == consumer.state))
         yield state
         yield GaugeMetricFamily(
-            "consumer_messages_in_flight", "Messages in hand.", len(consumer.in_hand)
+            "consumer_messages_in_flight", "Messages in hand.", len(consumer.in_flight)
         )
         yield GaugeMetricFamily(
             "consumer_last_message_timestamp_seconds",

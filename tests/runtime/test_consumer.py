@@ -1,0 +1,1167 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The consumer in this process, on the embedded broker: what becomes of a message, whatever its handler does."""
+
+import asyncio
+import json
+import math
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from signal import Signals
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+import structlog
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from runtime import consumer as consumer_module
+from runtime import systemd, telemetry
+from runtime.brokers import make_source
+from runtime.brokers.source import BrokerUnavailable
+from runtime.cancellation import (
+    CancellationEvent,
+    CancellationRequested,
+)
+from runtime.consumer import Consumer, Lifespan, forces
+from runtime.handlers import HandlerFunction, Router
+from runtime.message import (
+    Message,
+    OutgoingMessage,
+    Reject,
+    Retry,
+)
+from runtime.settings import ConsumerSettings
+from runtime.telemetry import (
+    NO_HANDLER,
+    Outcome,
+    Telemetry,
+)
+
+from .servers import Server
+
+pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
+
+
+# of the settings: a retry is due before the embedded broker has looked for it, so no test waits for one
+AT_ONCE: dict[str, Any] = {"retry_seconds": 1e-6, "retry_max_seconds": 1e-6}
+
+
+class Number(BaseModel):
+    number: int
+
+
+class Bench:
+    """A consumer, and a second source that publishes to its queue and looks at it."""
+
+    def __init__(
+        self, broker: Server, queue: str, make_settings: Callable[..., ConsumerSettings]
+    ) -> None:
+        self.broker = broker
+        self.queue = queue
+        self.make_settings = make_settings
+        self.logs: list[Any] = []
+
+    async def run(
+        self,
+        bodies: list[bytes],
+        until: Callable[[Consumer], bool],
+        *,
+        message_type: str = "",
+        handlers: dict[str, HandlerFunction],
+        lifespan: Lifespan | None = None,
+        before: Callable[[Consumer], None] = lambda consumer: None,
+        **settings: Any,
+    ) -> tuple[int, Consumer]:
+        """Publish, consume until the condition holds, stop; returns the exit code and the consumer.
+
+        ``before`` may change the consumer before it runs: break its source, say.
+        """
+        made = self.make_settings(**settings)
+        event = CancellationEvent(asyncio.get_running_loop())
+        source = make_source(made, made.prefetch or 10)
+        consumer = Consumer(source, Router(handlers), event, made, lifespan)
+        before(consumer)
+        async with make_source(made) as publisher:
+            await publisher.publish([OutgoingMessage(body, message_type) for body in bodies])
+            with capture_logs() as self.logs:
+                consuming = asyncio.create_task(consumer.run())
+                async with asyncio.timeout(20):
+                    # Polled, as a condition may look at anything; nothing tells when it changes.
+                    while not until(consumer) and not consuming.done():  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                event.set("test")
+                exit_code = await consuming
+        return exit_code, consumer
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """How many messages wait, now or for a retry, and how many are dead."""
+        counts = self.broker.counts(self.queue)
+        return counts.ready + counts.delayed, counts.dead
+
+    def events(self, name: str) -> list[Any]:
+        return [entry for entry in self.logs if entry["event"] == name]
+
+
+@pytest.fixture
+def bench(broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]) -> Bench:
+    return Bench(broker, queue, settings_for)
+
+
+def numbers(count: int) -> list[bytes]:
+    return [json.dumps({"number": number}).encode() for number in range(count)]
+
+
+async def nothing(event: Number) -> None: ...
+
+
+async def fail(bench: Bench, error: BaseException, **settings: Any) -> tuple[int, Consumer]:
+    """Handle one message with a handler that raises this error, until it is a dead letter."""
+
+    async def handle(event: Number, message: Message) -> None:
+        raise error
+
+    settings = AT_ONCE | settings
+    return await bench.run(
+        numbers(1), lambda c: c.rejected_count == 1, handlers={"n": handle}, **settings
+    )
+
+
+class NoText(Exception):
+    def __str__(self) -> str:
+        msg = "a bug in the exception itself"
+        raise KeyError(msg)
+
+
+async def test_every_message_is_handled_once(bench: Bench) -> None:
+    seen: list[int] = []
+
+    async def handle(event: Number) -> None:
+        await asyncio.sleep(0)
+        seen.append(event.number)
+
+    exit_code, _ = await bench.run(
+        numbers(100), lambda c: c.handled_count == 100, handlers={"n": handle}
+    )
+    assert (exit_code, sorted(seen), bench.left) == (0, list(range(100)), (0, 0))
+
+
+async def test_no_more_handlers_run_than_concurrency_says(bench: Bench) -> None:
+    running = 0
+    most = 0
+
+    async def handle(event: Number) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+
+    await bench.run(
+        numbers(40), lambda c: c.handled_count == 40, handlers={"n": handle}, concurrency=3
+    )
+    assert most == 3
+
+
+async def test_as_many_blocking_handlers_run_at_once_as_concurrency_says(bench: Bench) -> None:
+    count = 40  # more than a pool of threads has by itself
+    all_are_there = threading.Barrier(count)
+
+    def handle(event: Number) -> None:
+        all_are_there.wait(15)
+
+    _, consumer = await bench.run(
+        numbers(count),
+        lambda c: c.handled_count == count,
+        handlers={"n": handle},
+        concurrency=count,
+        prefetch=count,
+    )
+    assert (consumer.handled_count, consumer.errors) == (count, [])
+
+
+async def test_before_the_stop_a_handler_has_all_of_the_drain_time_left(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    async def handle(event: Number, message: Message) -> None:
+        seen.append(message.seconds_left())
+
+    def before(consumer: Consumer) -> None:
+        seen.append(consumer.state)
+
+    await bench.run(
+        numbers(1),
+        lambda c: c.handled_count == 1,
+        handlers={"n": handle},
+        before=before,
+        drain_seconds=17,
+    )
+    assert seen == ["starting", 17]
+
+
+async def test_reject_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
+    await fail(bench, Reject("no such customer"))
+    assert bench.left == (0, 1)
+    [rejected] = bench.events("message_rejected")
+    assert rejected["reason"] == "no such customer"
+
+
+@pytest.mark.parametrize("error", [Reject("caf\udce9"), OSError("caf\udce9")])
+async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
+    bench: Bench, error: Exception
+) -> None:
+    exit_code, _ = await fail(bench, error, max_attempts=2)
+    assert (exit_code, bench.left) == (0, (0, 1))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("the database is away"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        NoText(),
+        asyncio.CancelledError("by the handler itself"),
+        Retry("not yet"),
+        ExceptionGroup("several", [ValueError("one")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_any_other_failure_is_retried_and_then_given_up(
+    bench: Bench, error: BaseException
+) -> None:
+    _, consumer = await fail(bench, error, max_attempts=3)
+    assert [entry["attempt"] for entry in bench.events("message_retried")] == [1, 2]
+    assert [entry["attempt"] for entry in bench.events("message_rejected")] == [3]
+    assert (consumer.handled_count, bench.left) == (0, (0, 1))
+
+
+@pytest.mark.slow
+async def test_the_delay_doubles_up_to_the_longest_with_jitter(bench: Bench) -> None:
+    await fail(bench, RuntimeError(), retry_seconds=0.02, retry_max_seconds=0.1)
+    delays = [entry["seconds"] for entry in bench.events("message_retried")]
+    for delay, longest in zip(delays, [0.02, 0.04, 0.08, 0.1], strict=True):
+        assert longest / 2 - 0.001 <= delay <= longest
+        assert delay == round(delay, 3)
+
+
+async def test_an_error_that_cannot_be_written_is_named_all_the_same(bench: Bench) -> None:
+    await fail(bench, NoText(), max_attempts=1)
+    [rejected] = bench.events("message_rejected")
+    assert rejected["reason"] == "failed 1 times, last with NoText: <KeyError in __str__>"
+
+
+async def test_retry_may_say_when(bench: Bench) -> None:
+    async def handle(event: Number) -> None:
+        raise Retry("at noon", delay_seconds=3600)
+
+    await bench.run(
+        numbers(1), lambda _: bool(bench.events("message_retried")), handlers={"n": handle}
+    )
+    assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
+    assert bench.left == (1, 0)
+
+
+@pytest.mark.parametrize("delay_seconds", [0, -5, math.nan])
+async def test_a_retry_that_is_due_already_comes_at_once(
+    bench: Bench, delay_seconds: float
+) -> None:
+    retry = Retry(delay_seconds=delay_seconds)
+    await fail(bench, retry, max_attempts=2, retry_seconds=0.02, retry_max_seconds=0.02)
+    assert [entry["seconds"] for entry in bench.events("message_retried")] == [0]
+
+
+async def test_a_handler_that_cancels_itself_and_returns_at_once_has_done_its_work(
+    bench: Bench,
+) -> None:
+    async def handle(event: Number) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    _, consumer = await bench.run(
+        numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
+    )
+    assert (consumer.handled_count, consumer.errors, bench.left) == (3, [], (0, 0))
+
+
+async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
+    bench: Bench,
+) -> None:
+    async def handle(event: Number, message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0  # of the message before
+        if message.attempt == 1:  # and never takes it back, as async_timeout before 4.0.3
+            task.cancel()
+            await asyncio.sleep(0)
+
+    _, consumer = await bench.run(
+        numbers(3),
+        lambda c: c.handled_count == 3,
+        handlers={"n": handle},
+        concurrency=1,
+        **AT_ONCE,
+    )
+    assert (consumer.handled_count, consumer.source.requeued_count) == (3, 0)
+
+
+async def test_nothing_that_a_handler_sets_reaches_the_next_message(bench: Bench) -> None:
+    tenant: ContextVar[int | None] = ContextVar("tenant", default=None)
+    seen: list[Any] = []
+
+    async def handle(event: Number) -> None:
+        seen.append((tenant.get(), structlog.contextvars.get_contextvars().get("tenant")))
+        tenant.set(event.number)
+        structlog.contextvars.bind_contextvars(tenant=event.number)
+
+    await bench.run(
+        numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
+    )
+    assert seen == [(None, None)] * 3
+
+
+async def test_a_message_of_an_unknown_type_is_a_dead_letter(bench: Bench) -> None:
+    async def handle(event: Number) -> None: ...
+
+    await bench.run(
+        numbers(1),
+        lambda c: c.rejected_count == 1,
+        message_type="refund",
+        handlers={"order": handle, "payment": handle},
+    )
+    assert bench.events("message_rejected")[0]["reason"] == "unknown type 'refund'"
+    assert bench.left == (0, 1)
+
+
+async def test_a_batch_is_full_or_waits_for_batch_seconds(bench: Bench) -> None:
+    sizes: list[int] = []
+
+    async def handle(events: list[Number]) -> None:
+        sizes.append(len(events))
+
+    await bench.run(
+        numbers(10),
+        lambda c: c.handled_count == 10,
+        handlers={"n": handle},
+        batch_size=4,
+        batch_seconds=0.1,
+    )
+    assert sorted(sizes) == [2, 4, 4]
+
+
+async def test_batches_run_one_after_another_when_concurrency_is_one(bench: Bench) -> None:
+    running: list[int] = []
+
+    async def handle(events: list[Number]) -> None:
+        running.append(1)
+        assert len(running) == 1
+        await asyncio.sleep(0)
+        running.pop()
+
+    _, consumer = await bench.run(
+        numbers(6),
+        lambda c: c.handled_count == 6,
+        handlers={"n": handle},
+        batch_size=2,
+        concurrency=1,
+    )
+    assert (consumer.handled_count, bench.left) == (6, (0, 0))
+
+
+async def test_at_the_deadline_batches_in_hand_and_those_that_wait_go_back(bench: Bench) -> None:
+    async def handle(events: list[Number]) -> None:
+        await asyncio.Event().wait()
+
+    exit_code, consumer = await bench.run(
+        numbers(6),
+        lambda c: len(c.in_flight) == 6,
+        handlers={"n": handle},
+        batch_size=2,
+        concurrency=1,
+        drain_seconds=0,
+    )
+    assert (exit_code, consumer.abandoned_count, consumer.source.requeued_count) == (75, 6, 6)
+    assert len(bench.events("message_abandoned")) == 6
+    assert consumer.errors == []
+    [drained] = bench.events("drained")
+    assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (0, 6, 6)
+    assert bench.left == (6, 0)
+
+
+@pytest.mark.parametrize("message_type", ["n", "unknown"])
+async def test_what_is_being_rejected_at_the_deadline_is_named_and_goes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, message_type: str
+) -> None:
+    async def reject(message: Message, reason: str) -> None:
+        await asyncio.Event().wait()
+
+    exit_code, consumer = await bench.run(
+        [b"not JSON"],
+        lambda c: len(c.in_flight) == 1,
+        message_type=message_type,
+        handlers={"n": nothing, "other": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, "reject", reject),
+        drain_seconds=0,
+    )
+    assert (exit_code, consumer.abandoned_count, bench.left) == (75, 1, (1, 0))
+    name = message_type if message_type == "n" else NO_HANDLER
+    assert [entry["handler"] for entry in bench.events("message_abandoned")] == [name]
+    assert +Counter(consumer.telemetry.outcomes) == {(name, "abandoned"): 1}
+
+
+async def test_an_invalid_message_does_not_spoil_its_batch(bench: Bench) -> None:
+    async def handle(events: list[Number]) -> None: ...
+
+    await bench.run(
+        [*numbers(2), b"not JSON", *numbers(1)],
+        lambda c: c.handled_count == 3 and c.rejected_count == 1,
+        handlers={"n": handle},
+        batch_size=3,
+    )
+    assert bench.left == (0, 1)
+
+
+async def test_a_failing_batch_is_retried_message_by_message(bench: Bench) -> None:
+    async def handle(events: list[Number], messages: list[Message]) -> None:
+        if messages[0].attempt == 1:
+            raise RuntimeError
+
+    await bench.run(
+        numbers(3),
+        lambda c: c.handled_count == 3,
+        handlers={"n": handle},
+        batch_size=3,
+        **AT_ONCE,
+    )
+    assert len(bench.events("message_retried")) == 3
+    assert bench.left == (0, 0)
+
+
+async def test_a_dead_filler_stops_the_service_with_exit_code_1(bench: Bench) -> None:
+    async def handle(event: Number) -> None: ...
+
+    def kill_the_fetcher(consumer: Consumer) -> bool:
+        if consumer.handled_count == 1 and consumer.state == "consuming":
+            consumer.source.buffer.fail(RuntimeError("the client library died"))
+        return False
+
+    exit_code, consumer = await bench.run(
+        numbers(1), kill_the_fetcher, handlers={"n": handle}, concurrency=2
+    )
+    assert exit_code == 1
+    assert "the client library died" in bench.events("crashed")[0]["error"]
+    assert consumer.event.reason == "failure"
+
+
+async def test_log_lines_of_a_handler_carry_the_message_id(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    async def handle(event: Number, message: Message) -> None:
+        bound = structlog.contextvars.get_contextvars()
+        seen.append(bound["message_id"] == message.id)
+
+    await bench.run(numbers(5), lambda c: c.handled_count == 5, handlers={"n": handle})
+    assert seen == [True] * 5
+
+
+async def test_log_lines_of_a_batch_handler_carry_no_single_id(bench: Bench) -> None:
+    seen: list[Any] = []
+
+    async def handle(events: list[Number]) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    await bench.run(
+        numbers(2), lambda c: c.handled_count == 2, handlers={"n": handle}, batch_size=2
+    )
+    assert seen == [{}]
+
+
+# -- starting and closing when something else does not work
+
+
+async def test_a_stop_does_not_wait_for_a_lifespan_that_does_not_open(bench: Bench) -> None:
+    opening = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.Event().wait()
+        yield
+
+    exit_code, consumer = await bench.run(
+        [], lambda _: opening.is_set(), handlers={"n": nothing}, lifespan=lifespan
+    )
+    assert (exit_code, consumer.state) == (0, "stopped")
+    assert [entry["reason"] for entry in bench.events("stop_requested")] == ["test"]
+
+
+@pytest.mark.parametrize("step", ["lifespan", "source"])
+async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(consumer_module, f"CLOSE_{step.upper()}_SECONDS", 0.05)
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+        if step == "lifespan":
+            await never()
+
+    def before(consumer: Consumer) -> None:
+        if step == "source":
+            close = consumer.source.__aexit__
+
+            async def close_and_hang(kind: None, error: None, traceback: None) -> None:
+                await close(kind, error, traceback)
+                await never()
+
+            monkeypatch.setattr(consumer.source, "__aexit__", close_and_hang)
+
+    exit_code, consumer = await bench.run(
+        [],
+        lambda c: c.state == "consuming",
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=before,
+    )
+    assert exit_code == 1
+    [error] = consumer.errors
+    assert isinstance(error, TimeoutError)
+    assert bench.events("crashed") == [
+        {"event": "crashed", "log_level": "error", "error": "", "exc_info": error}
+    ]
+    [failed] = bench.events("close_failed")
+    assert (failed["step"], failed["error"]) == (step, "TimeoutError")
+
+
+async def test_what_was_opened_last_is_closed_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def told(consumer: Consumer) -> None:
+        enter, leave = consumer.source.__aenter__, consumer.source.__aexit__
+
+        async def open_source() -> None:
+            await enter()
+            steps.append("source opened")
+
+        async def close_source(*error: None) -> None:
+            await leave(*error)
+            steps.append("source closed")
+
+        monkeypatch.setattr(consumer.source, "__aenter__", open_source)
+        monkeypatch.setattr(consumer.source, "__aexit__", close_source)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        steps.append("lifespan opened")
+        yield
+        steps.append("lifespan closed")
+
+    await bench.run(
+        numbers(1),
+        lambda c: c.handled_count == 1,
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=told,
+    )
+    assert steps == ["lifespan opened", "source opened", "source closed", "lifespan closed"]
+
+
+async def test_a_source_that_does_not_stop_is_left_in_time_and_is_exit_code_1(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "STOP_SOURCE_SECONDS", 0.05)
+
+    async def stop() -> None:
+        await asyncio.Event().wait()
+
+    exit_code, _ = await bench.run(
+        [],
+        lambda c: c.state == "consuming",
+        handlers={"n": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, "stop", stop),
+    )
+    assert exit_code == 1
+    assert [entry["step"] for entry in bench.events("close_failed")] == ["deliveries"]
+
+
+async def test_a_source_that_ends_by_itself_is_a_failure_in_words(bench: Bench) -> None:
+    def end(consumer: Consumer) -> bool:
+        if consumer.state == "consuming":
+            consumer.source.buffer.close()
+        return bool(consumer.errors)
+
+    exit_code, consumer = await bench.run([], end, handlers={"n": nothing}, concurrency=1)
+    assert (exit_code, consumer.event.reason) == (1, "failure")
+    [error] = consumer.errors
+    assert str(error) == "the source ended although nobody stopped it"
+
+
+async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_being_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = asyncio.Event()
+
+    async def stop() -> None:
+        raise asyncio.CancelledError
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+        closed.set()
+
+    exit_code, _ = await bench.run(
+        numbers(1),
+        lambda c: c.handled_count == 1,
+        handlers={"n": nothing},
+        lifespan=lifespan,
+        before=lambda c: monkeypatch.setattr(c.source, "stop", stop),
+    )
+    assert (exit_code, closed.is_set()) == (1, True)
+    assert bench.events("drained")
+
+
+@pytest.mark.slow
+async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.05)
+    monkeypatch.setattr(consumer_module, "RETURN_SECONDS", 0.05)
+    test_ends = asyncio.Event()
+
+    async def requeue(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async def handle(event: Number) -> None:
+        while not test_ends.is_set():
+            try:
+                await test_ends.wait()
+            except asyncio.CancelledError:
+                continue
+
+    exit_code, consumer = await bench.run(
+        numbers(1),
+        lambda c: len(c.in_flight) == 1,
+        handlers={"n": handle},
+        before=lambda c: monkeypatch.setattr(c.source, "requeue", requeue),
+        drain_seconds=0,
+    )
+    assert exit_code == 75
+    assert [entry["step"] for entry in bench.events("close_failed")] == ["return"]
+    test_ends.set()
+    async with asyncio.timeout(5):
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+    assert [type(error) for error in consumer.errors] == [TimeoutError]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
+async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    async def refuse() -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    with pytest.raises(BrokerUnavailable):
+        await bench.run(
+            [],
+            lambda _: False,
+            handlers={"n": nothing},
+            before=lambda c: monkeypatch.setattr(c.source, method, refuse),
+            connect_seconds=0.7,  # between the longest first pause and the shortest two
+        )
+    assert [entry["attempt"] for entry in bench.events("reconnecting")] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
+async def test_a_broker_that_goes_away_twice_during_the_start_and_comes_back_is_enough(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def back_off(attempt: int, first: float, longest: float) -> float:
+        asked.append((attempt, first, longest))
+        return 0.06
+
+    monkeypatch.setattr(consumer_module, "backoff_seconds", back_off)
+
+    def break_twice(consumer: Consumer) -> None:
+        step = getattr(consumer.source, method)
+        outages = [BrokerUnavailable("nobody listens"), BrokerUnavailable("nobody listens")]
+
+        async def refuse_twice() -> None:
+            if outages:
+                raise outages.pop()
+            await step()
+
+        monkeypatch.setattr(consumer.source, method, refuse_twice)
+
+    exit_code, _ = await bench.run(
+        numbers(3), lambda c: c.handled_count == 3, handlers={"n": nothing}, before=break_twice
+    )
+    assert (exit_code, bench.left) == (0, (0, 0))
+    assert asked == [(1, 0.5, 10), (2, 0.5, 10)]
+    assert bench.events("reconnecting") == [
+        {
+            **{"event": "reconnecting", "log_level": "warning", "reason": "nobody listens"},
+            **{"attempt": attempt, "seconds": 0.1},
+        }
+        for attempt in (1, 2)
+    ]
+
+
+async def test_a_stop_ends_the_back_off_before_the_first_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise BrokerUnavailable("nobody listens")
+
+    monkeypatch.setattr(consumer_module, "backoff_seconds", lambda *_, **__: 60)
+    exit_code, _ = await bench.run(
+        [],
+        lambda _: bool(bench.events("reconnecting")),
+        handlers={"n": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, "__aenter__", refuse),
+    )
+    assert exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["__aenter__", "start"])
+async def test_a_stop_does_not_wait_for_a_silent_broker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    called = asyncio.Event()
+
+    async def silent() -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    exit_code, _ = await bench.run(
+        [],
+        lambda _: called.is_set(),
+        handlers={"n": nothing},
+        before=lambda c: monkeypatch.setattr(c.source, method, silent),
+    )
+    assert exit_code == 0
+
+
+async def test_a_retry_that_says_when_counts_as_an_attempt_in_a_stop_too(bench: Bench) -> None:
+    async def handle(event: Number, message: Message) -> None:
+        await message.stopping.wait()
+        raise Retry(delay_seconds=None if event.number else 3600)
+
+    _, consumer = await bench.run(numbers(2), lambda c: len(c.in_flight) == 2, handlers={"n": handle})
+    assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
+    assert (consumer.source.requeued_count, consumer.abandoned_count) == (1, 0)
+    assert (consumer.telemetry.outcomes["n", "retried"], consumer.errors) == (2, [])
+    assert bench.left == (2, 0)
+
+
+async def test_a_step_of_the_start_that_is_done_although_the_stop_came_counts(
+    bench: Bench,
+) -> None:
+    async def connect() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    settings = bench.make_settings()
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
+    asyncio.get_running_loop().call_soon(event.set)
+    async with asyncio.timeout(5):
+        await consumer._unless_stopped(connect())
+    assert event.is_set()
+
+
+async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CANCEL_AGAIN_SECONDS", 0.01)
+    cancellations = 0
+
+    async def connect() -> None:
+        nonlocal cancellations
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancellations += 1
+                if cancellations == 2:
+                    raise
+
+    settings = bench.make_settings()
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
+    asyncio.get_running_loop().call_soon(event.set)
+    with pytest.raises(CancellationRequested):
+        async with asyncio.timeout(5):
+            await consumer._unless_stopped(connect())
+    assert cancellations == 2
+
+
+# What is told: to the log, in full, and to the telemetry.
+
+
+async def test_the_log_of_a_run_that_goes_well(bench: Bench) -> None:
+    _, consumer = await bench.run(
+        numbers(1), lambda c: c.handled_count == 1, handlers={"n": nothing}, concurrency=2
+    )
+    info = {"log_level": "info"}
+    counts = {"handled": 1, "returned": 0, "abandoned": 0, "seconds": ANY}
+    of_the_consumer = [entry for entry in bench.logs if entry["event"] != "connected"]
+    assert of_the_consumer == [
+        {"event": "consuming", "source": bench.queue, "concurrency": 2, **info},
+        {"event": "stop_requested", "reason": "test", **info},
+        {"event": "draining", "in_flight": 0, "seconds": 25.0, **info},
+        {"event": "step_done", "step": "deliveries", "log_level": "debug"},
+        {"event": "drained", **counts, **info},
+        {"event": "step_done", "step": "source", "log_level": "debug"},
+    ]
+    [drained] = bench.events("drained")
+    assert 0 <= drained["seconds"] < 10
+    assert drained["seconds"] == round(drained["seconds"], 3)
+    assert (consumer.state, consumer.in_flight) == ("stopped", {})
+
+
+async def test_the_log_of_a_retry_and_of_what_was_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def before(consumer: Consumer) -> None:
+        retry = consumer.source.retry
+
+        async def listen(message: Message, delay_seconds: float, reason: str) -> None:
+            told.append(reason)
+            await retry(message, delay_seconds, reason)
+
+        monkeypatch.setattr(consumer.source, "retry", listen)
+
+    error = RuntimeError("no such order")
+
+    async def handle(event: Number) -> None:
+        raise error
+
+    await bench.run(
+        numbers(1),
+        lambda c: c.rejected_count == 1,
+        handlers={"n": handle},
+        before=before,
+        max_attempts=2,
+        **AT_ONCE,
+    )
+    [retried], [rejected] = bench.events("message_retried"), bench.events("message_rejected")
+    reason = "RuntimeError: no such order"
+    assert told == [reason]
+    what = {"id": ANY, "exc_info": error}
+    times = {"attempt": 1, "seconds": ANY}
+    assert retried == {
+        **{"event": "message_retried", "log_level": "warning", "reason": reason},
+        **{**what, **times},
+    }
+    assert retried["seconds"] == round(retried["seconds"], 3)
+    assert rejected == {
+        **{"event": "message_rejected", "log_level": "error", "attempt": 2, **what},
+        "reason": f"failed 2 times, last with {reason}",
+    }
+    assert retried["id"] == rejected["id"] != ""
+
+
+@pytest.mark.parametrize("error", [Reject("no such order"), Retry("not yet")])
+async def test_what_a_handler_decided_is_logged_without_a_traceback(
+    bench: Bench, error: Exception
+) -> None:
+    async def handle(event: Number) -> None:
+        raise error
+
+    event = "message_rejected" if isinstance(error, Reject) else "message_retried"
+    await bench.run(numbers(1), lambda _: bool(bench.events(event)), handlers={"n": handle})
+    assert bench.events(event)[0]["exc_info"] is None
+
+
+async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(bench: Bench) -> None:
+    over = threading.Event()
+
+    async def deep_down() -> None:
+        await asyncio.Event().wait()
+
+    async def suspended(event: Number) -> None:
+        await deep_down()
+
+    async def batch(events: list[Number]) -> None:
+        await asyncio.Event().wait()
+
+    def in_a_thread(event: Number) -> None:
+        over.wait(20)
+
+    async with make_source(bench.make_settings()) as publisher:
+        for kind in ("suspended", "batch", "in_a_thread"):
+            await publisher.publish([OutgoingMessage(b'{"number": 1}', kind, f"id of {kind}")])
+    try:
+        exit_code, _ = await bench.run(
+            [],
+            lambda c: len(c.in_flight) == 3,
+            handlers={"suspended": suspended, "batch": batch, "in_a_thread": in_a_thread},
+            drain_seconds=0,
+            batch_size=1,
+            concurrency=3,
+        )
+    finally:
+        over.set()
+    assert exit_code == 75
+    abandoned = {"event": "message_abandoned", "log_level": "error", "attempt": 1}
+    assert sorted(bench.events("message_abandoned"), key=lambda entry: str(entry["handler"])) == [
+        {**abandoned, "id": f"id of {kind}", "handler": kind}
+        for kind in ("batch", "in_a_thread", "suspended")
+    ]
+    [stacks] = [entry["stacks"] for entry in bench.events("handlers_abandoned")]
+    by_name = {stack.partition("\n")[0]: stack.splitlines()[1:] for stack in stacks}
+    thread = {name for name in by_name if name.startswith("handler")}
+    workers = by_name.keys() - {"batch-batch", *thread}
+    assert len(workers) == 2  # the third gave its message to the batch, and has ended
+    assert workers < {f"worker-{number}" for number in range(3)}
+    [of_suspended] = [lines for lines in by_name.values() if "deep_down" in str(lines)]
+    assert any("consumer.py:" in line for line in of_suspended)
+    names = [line.rpartition(".")[2] for line in of_suspended]
+    assert names[-4:] == ["call", "suspended", "deep_down", "wait"]
+    assert all(line.startswith("  ") for line in of_suspended)
+    [of_the_thread] = [by_name[name] for name in thread]
+    assert of_the_thread[0].startswith("  File ")
+    assert all(line.startswith("  ") for line in of_the_thread)
+    assert any("over.wait(20)" in line for line in of_the_thread)
+    assert [entry["step"] for entry in bench.events("step_done")] == [
+        *("deliveries", "return", "source"),
+    ]
+
+
+@pytest.mark.slow
+async def test_a_handler_in_a_stop_sees_how_much_of_the_drain_time_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumers: list[Consumer] = []
+    seen: list[Any] = []
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(systemd, "notify", lambda *lines: told.append(lines))
+
+    async def handle(event: Number, message: Message) -> None:
+        [consumer] = consumers
+        consumer.event.set("test")
+        assert consumer.event.set_at is not None
+        consumer.event.set_at -= 10  # so long had something blocked the event loop
+        while consumer.state == "consuming":  # noqa: ASYNC110  # nothing tells when it changes
+            await asyncio.sleep(0)
+        seen.extend([consumer.state, message.seconds_left()])
+        await asyncio.sleep(3 * consumer_module.IDLE_SECONDS)
+
+    exit_code, _ = await bench.run(
+        numbers(1),
+        lambda c: c.event.is_set(),
+        handlers={"n": handle},
+        before=consumers.append,
+        drain_seconds=25,
+    )
+    [drained] = bench.events("drained")
+    assert isinstance(drained["seconds"], float)
+    assert 10 < drained["seconds"] < 20
+    [state, seconds_left] = seen
+    assert state == "draining"
+    assert 5 < seconds_left <= 15
+    assert (exit_code, bench.left) == (0, (0, 0))
+    assert told == [
+        ("READY=1", "STATUS=consuming"),
+        ("STOPPING=1", "STATUS=draining, 1 in hand"),
+    ]
+
+
+class Recorder(Telemetry):
+    """Keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Any, ...]] = []
+
+    def handling(self, handler: str, messages: Sequence[Message]) -> str:
+        self.told.append(("handling", handler, *(message.body for message in messages)))
+        return f"token of {handler}"
+
+    def handled(self, handling: str, failure: BaseException | None) -> None:
+        self.told.append(("handled", handling, failure))
+
+    def refused(self, handler: str, message: Message, rejection: BaseException) -> None:
+        self.told.append(("refused", handler, message.body, str(rejection)))
+
+    def settled(self, handler: str, outcome: Outcome) -> None:
+        self.told.append(("settled", handler, outcome))
+
+    def stopped(self, seconds: float) -> None:
+        self.told.append(("stopped", 0 <= seconds < 10))
+
+
+async def test_the_telemetry_is_told_each_step_of_each_message(bench: Bench) -> None:
+    recorder = Recorder()
+    failure, rejection = RuntimeError(), Reject("never")
+
+    async def good(body: bytes) -> None: ...
+
+    async def bad(body: bytes, message: Message) -> None:
+        raise rejection if message.attempt == 2 else failure
+
+    async def strict(event: Number) -> None: ...
+
+    def before(consumer: Consumer) -> None:
+        consumer.telemetry = recorder
+
+    async with make_source(bench.make_settings()) as publisher:
+        for kind in ("good", "strict", "other", "bad"):
+            await publisher.publish([OutgoingMessage(kind.encode(), kind)])
+    await bench.run(
+        [],
+        lambda c: c.rejected_count == 3,
+        handlers={"good": good, "bad": bad, "strict": strict},
+        before=before,
+        concurrency=1,
+        **AT_ONCE,
+    )
+    assert recorder.told == [
+        ("handling", "good", b"good"),
+        ("handled", "token of good", None),
+        ("settled", "good", "handled"),
+        ("refused", "strict", b"strict", ANY),
+        ("settled", "strict", "rejected"),
+        ("refused", NO_HANDLER, b"other", "unknown type 'other'"),
+        ("settled", NO_HANDLER, "rejected"),
+        ("handling", "bad", b"bad"),
+        ("handled", "token of bad", failure),
+        ("settled", "bad", "retried"),
+        ("handling", "bad", b"bad"),
+        ("handled", "token of bad", rejection),
+        ("settled", "bad", "rejected"),
+        ("stopped", True),
+    ]
+
+
+async def test_the_telemetry_that_was_given_watches_the_consumer(bench: Bench) -> None:
+    settings, recorder = bench.make_settings(), Recorder()
+    event = CancellationEvent(asyncio.get_running_loop())
+    router = Router({"n": nothing})
+    consumer = Consumer(make_source(settings), router, event, settings, telemetry=recorder)
+    assert consumer.telemetry is recorder
+    assert recorder.outcomes["n", "handled"] == 0
+
+
+async def test_a_consumer_without_telemetry_still_counts(bench: Bench) -> None:
+    _, consumer = await bench.run(
+        numbers(2), lambda c: c.handled_count == 2, handlers={"n": nothing}
+    )
+    assert consumer.telemetry.outcomes["n", "handled"] == 2
+
+
+def test_a_service_without_telemetry_has_one_that_tells_nobody(
+    broker: Server, monkeypatch: pytest.MonkeyPatch, settings_for: Callable[..., ConsumerSettings]
+) -> None:
+    monkeypatch.setattr(telemetry, "KINDS", ("no_such_kind",))
+    assert type(telemetry.make_telemetry("orders", settings_for())) is Telemetry
+
+
+# A second signal.
+
+
+async def holding(event: Number) -> None:
+    await asyncio.Event().wait()
+
+
+def test_only_a_later_sigint_forces(broker: Server) -> None:
+    at_last = consumer_module.PAIR_SECONDS
+    assert forces(Signals.SIGINT, at_last)
+    assert not forces(Signals.SIGINT, at_last - 0.001)
+    assert not forces(Signals.SIGTERM, at_last)
+
+
+async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(bench: Bench) -> None:
+    signals = [
+        (Signals.SIGTERM, 100.0),
+        (Signals.SIGTERM, 100.08),
+        (Signals.SIGINT, 100.1),  # as one of a pair
+        (Signals.SIGINT, 100.35),
+        (Signals.SIGINT, 105.0),
+    ]
+
+    def before(consumer: Consumer) -> None:
+        async def repeat() -> None:
+            await consumer.event.wait()
+            for received in signals:
+                consumer.event.signals.append(received)
+                if len(consumer.event.signals) > 1:
+                    assert consumer.event.on_repeat is not None
+                    consumer.event.on_repeat(received[0])
+                    forced.append(consumer._forced.done())
+
+        repeating.append(asyncio.create_task(repeat()))
+
+    forced: list[bool] = []
+    repeating: list[asyncio.Task[None]] = []
+    exit_code, consumer = await bench.run(
+        numbers(1), lambda c: len(c.in_flight) == 1, handlers={"n": holding}, before=before
+    )
+    await asyncio.gather(*repeating)
+    assert forced == [False, False, True, True]
+    assert (exit_code, consumer.abandoned_count, bench.left) == (130, 1, (1, 0))
+    assert bench.events("forced") == [
+        {"event": "forced", "reason": "SIGINT", "log_level": "warning"}
+    ]
+    ignored = {"event": "signal_ignored", "reason": "already stopping", "log_level": "info"}
+    assert bench.events("signal_ignored") == [
+        {**ignored, "signal": name} for name in ("SIGTERM", "SIGINT", "SIGINT")
+    ]
+
+
+async def test_a_pair_of_signals_stays_one_whatever_came_before_it_was_looked_at(
+    bench: Bench,
+) -> None:
+    def before(consumer: Consumer) -> None:
+        consumer.event.signals += [
+            (Signals.SIGTERM, 100.0),
+            (Signals.SIGINT, 100.1),
+            (Signals.SIGTERM, 100.6),
+        ]
+
+    def repeat(consumer: Consumer) -> bool:
+        if consumer.state != "consuming":
+            return False
+        assert consumer.event.on_repeat is not None
+        for signum, _ in consumer.event.signals[1:]:
+            consumer.event.on_repeat(signum)
+        return True
+
+    exit_code, _ = await bench.run([], repeat, handlers={"n": nothing}, before=before)
+    assert (exit_code, bench.events("forced")) == (0, [])
+
+
+async def test_a_batch_that_waits_to_be_full_is_handled_when_the_stop_comes(bench: Bench) -> None:
+    sizes: list[int] = []
+
+    async def handle(events: list[Number]) -> None:
+        sizes.append(len(events))
+
+    exit_code, consumer = await bench.run(
+        numbers(2),
+        lambda c: len(c.in_flight) == 2,
+        handlers={"n": handle},
+        batch_size=10,
+        batch_seconds=3600,
+    )
+    assert (exit_code, sizes, consumer.errors) == (0, [2], [])
+    assert (consumer.handled_count, bench.left) == (2, (0, 0))

@@ -1,0 +1,744 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_contract.py."""
+
+import asyncio
+import gc
+import random
+import re
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from copy import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    InvalidPartitionsError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+
+from runtime.brokers import (
+    kafka,
+    make_source,
+)
+from runtime.brokers.kafka import (
+    KEY,
+    KafkaSource,
+    delays_seconds,
+    parse_url,
+)
+from runtime.brokers.source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.message import (
+    Message,
+    OutgoingMessage,
+)
+from runtime.settings import ConsumerSettings
+
+from .helpers import Event, come, drain, find
+from .servers import Counts, Server, need_of_server
+from .servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
+from .test_contract import AT_ONCE_SECONDS, become, ids, length_of, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["kafka"], indirect=True, scope="session")
+
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.8}
+
+WAIT_SECONDS = 30
+
+Connect = Callable[..., AbstractAsyncContextManager[KafkaSource]]
+
+
+@pytest.fixture
+def proxy(broker: Server) -> Iterator[KafkaProxy]:
+    with KafkaProxy(broker.url) as proxy:
+        yield proxy
+
+
+class ForbiddingProxy(KafkaProxy):
+    """Kafka when an administrator takes away the right to read a topic: then its answers to fetches say no more."""
+
+    forbidden = ""
+    """The topic."""
+
+    def translate(self, data: bytes) -> bytes:
+        data = super().translate(data)
+        if not self.forbidden:
+            return data
+        # After the topic's name: how many partitions, the number of the first, its error; and no -1 as other answers have.
+        topic = re.escape(self.forbidden.encode())
+        answer = re.compile(rb"(%s\0\0\0[\x01-\x10]\0\0\0.)\0\0(?!\xff)" % topic, re.DOTALL)
+        return answer.sub(rb"\1\0%c" % TopicAuthorizationFailedError.errno, data)
+
+
+def answer_to_create(
+    monkeypatch: pytest.MonkeyPatch, error: type[KafkaError], *, unless: Callable[[NewTopic], bool]
+) -> list[list[NewTopic]]:
+    """Kafka refuses so to make topics, unless that is true of the first; returns what it was asked for."""
+    create = AIOKafkaAdminClient.create_topics
+    asked: list[list[NewTopic]] = []
+
+    async def answer(admin: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
+        asked.append([copy(topic) for topic in topics])
+        if unless(topics[0]):
+            return await create(admin, topics)
+        return SimpleNamespace(topic_errors=[(t.name, error.errno, "it says why") for t in topics])
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", answer)
+    return asked
+
+
+async def commits() -> bool:
+    """Whether a commit is under way."""
+    return any("_do_commit_offsets" in repr(task) for task in asyncio.all_tasks())
+
+
+def with_key(key: str, count: int) -> list[OutgoingMessage]:
+    """Messages of one partition."""
+    return [OutgoingMessage(b"%d" % number, headers={KEY: key}) for number in range(count)]
+
+
+async def produce(
+    broker: Server, queue: str, compression_type: str | None = None, **record: Any
+) -> None:
+    """Another producer's record."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=parse_url(broker.url).hosts,
+        compression_type=compression_type,
+        max_request_size=2**30,  # before it is packed
+        max_batch_size=2**30,
+    )
+    await producer.start()
+    try:
+        await producer.send_and_wait(queue, **record)
+    finally:
+        await producer.stop()
+
+
+@contextmanager
+def little_memory(more_bytes: int) -> Iterator[None]:
+    """This process gets no more than so much more."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux holds a process to RLIMIT_AS")
+    import resource  # not on every system
+
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + more_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+class TestOffsets:
+    async def test_what_was_done_after_an_unfinished_message_of_its_partition_comes_again(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            await source.publish(with_key("one", 5))
+            first, second, *others = await take(source, 5)
+            await source.ack(first)
+            for message in others:
+                await source.ack(message)
+            await source.stop()
+            await source.requeue(second)
+        await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        async with connect() as source:
+            again = await take(source, 4)
+            assert ids(again) == ids([second, *others])
+            assert {message.attempt for message in again} == {1}
+
+    async def test_acks_are_committed_together(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commits = []
+        async with connect(prefetch=1000) as source:
+            commit = source._consumer.commit  # type: ignore[union-attr]
+
+            async def count(offsets: dict[Any, int]) -> None:
+                commits.append(offsets)
+                await commit(offsets)
+
+            monkeypatch.setattr(source._consumer, "commit", count)
+            await publish(source, 500)
+            for message in await take(source, 500):
+                await source.ack(message)
+                await asyncio.sleep(0)  # others get their turn
+        assert sum(commits[-1].values()) >= 500 / PARTITIONS
+        assert len(commits) <= 3
+
+    async def test_prefetch_is_never_exceeded(self, connect: Connect) -> None:
+        async with connect(prefetch=3) as source:
+            unacked: set[str] = set()
+            most = 0
+            put = source.buffer.put
+
+            def count(message: Message) -> None:
+                nonlocal most
+                unacked.add(message.id)
+                most = max(most, len(unacked))
+                put(message)
+
+            source.buffer.put = count  # type: ignore[method-assign]
+            await publish(source, 60)
+            for _ in range(20):
+                for message in await take(source, 3):
+                    unacked.discard(message.id)
+                    await source.ack(message)
+            assert most == 3
+
+    async def test_messages_of_one_key_stay_in_order(self, connect: Connect) -> None:
+        async with connect(prefetch=3) as source:
+            batches = [with_key(key, 30) for key in ("red", "green", "blue")]
+            await source.publish(
+                [message for batch in zip(*batches, strict=True) for message in batch]
+            )
+            bodies: dict[str, list[int]] = {"red": [], "green": [], "blue": []}
+            for _ in range(90):
+                (message,) = await take(source, 1)
+                bodies[message.headers[KEY]].append(int(message.body))
+                await source.ack(message)
+            assert list(bodies.values()) == [list(range(30))] * 3
+
+    @pytest.mark.very_slow
+    async def test_a_handler_may_take_longer_than_any_time_out(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await asyncio.sleep(2 * SESSION_SECONDS)
+            await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert len(find(events, "partitions_assigned")) == 1
+
+
+class TestGroups:
+    async def test_members_that_join_and_leave_in_mid_work_lose_nothing_and_repeat_nothing(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        need_of_server(broker, "rebalance")
+        handled: list[str] = []
+
+        async def work(source: KafkaSource) -> None:
+            async for message in source:
+                await asyncio.sleep(random.uniform(0, 0.03))
+                handled.append(message.id)
+                await source.ack(message)
+
+        @asynccontextmanager
+        async def member() -> AsyncIterator[None]:
+            async with connect(prefetch=8) as source:
+                workers = [asyncio.create_task(work(source)) for _ in range(8)]
+                yield
+                await source.stop()
+                await asyncio.gather(*workers)
+
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 3000)
+        async with AsyncExitStack() as first, AsyncExitStack() as others:
+            await first.enter_async_context(member())
+            await others.enter_async_context(member())
+            await first.aclose()
+            await others.enter_async_context(member())
+            await become(len(published), length_of(handled))
+        assert Counter(handled) == Counter(published)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_message_that_outlasts_a_rebalance_comes_again_and_its_ack_is_in_vain(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        need_of_server(broker, "rebalance")
+        async with connect() as one:
+            await publish(one, 20)
+            held = await take(one, 1)
+            async with connect() as other:
+                await one.ack(held[0])
+                assert [event["id"] for event in find(events, "settlement_lost")] == ids(held)
+                handled: list[str] = []
+
+                async def work(source: KafkaSource) -> None:
+                    async for message in source:
+                        handled.append(message.id)
+                        await source.ack(message)
+
+                workers = [asyncio.create_task(work(source)) for source in (one, other)]
+                await become(20, length_of(handled))
+                await asyncio.gather(one.stop(), other.stop())
+                await asyncio.gather(*workers)
+        assert held[0].id in handled
+        assert {event["unfinished"] for event in find(events, "partitions_revoked")} == {0, 1}
+
+    async def test_the_partitions_of_a_dead_consumer_go_to_others(
+        self, connect: Connect, proxy: KafkaProxy, broker: Server
+    ) -> None:
+        need_of_server(broker, "rebalance")
+        async with connect(prefetch=0) as publisher, connect(broker_url=proxy.url) as dead:
+            published = await publish(publisher, 12)
+            await take(dead, 2)
+            proxy.refuse()
+            began_at = time.monotonic()
+            async with connect(prefetch=12) as other:
+                assert Counter(ids(await take(other, 12))) == Counter(published)
+                assert time.monotonic() - began_at < 3 * SESSION_SECONDS
+
+    async def test_a_consumer_that_gets_no_more_answers_is_replaced(
+        self, connect: Connect, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kafka, "STUCK_SECONDS", 1.5)
+        async with connect() as source:
+            stuck: Any = source._consumer
+            stuck._fetcher._fetch_task.cancel()
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert Counter(await drain(source, 5)) == Counter(published)
+            assert source._consumer is not stuck
+        lost, *_ = find(events, "reconnecting")
+        assert "no answer to a fetch" in lost["reason"]
+
+
+class TestOutages:
+    async def test_after_a_short_outage_what_is_in_hand_can_still_be_settled(
+        self,
+        connect: Connect,
+        proxy: KafkaProxy,
+        caplog: pytest.LogCaptureFixture,
+        broker: Server,
+        queue: str,
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            proxy.cut()
+            for message in in_flight:
+                await source.ack(message)
+            handled = ids(in_flight) + await drain(source, 37)
+        assert Counter(handled) == Counter(published)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert caplog.records == []  # not a word of the library, which logs every attempt
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self, connect: Connect, proxy: KafkaProxy, events: list[Event]
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=2)
+            assert not source.connected
+            proxy.resume()
+            await come(events, "connected", count=2)
+            assert source.connected
+            published = await publish(source, 20)
+            assert Counter(await drain(source, 20)) == Counter(published)
+        assert len(find(events, "reconnecting")) == 1
+
+    async def test_a_retry_that_cannot_be_stored_is_handled_again(
+        self,
+        connect: Connect,
+        proxy: KafkaProxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            (id,) = await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            with monkeypatch.context() as patch:
+                patch.setattr(kafka, "ANSWER_SECONDS", 0.3)
+                await source.retry(message, 0.1, "not now")
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (id, 1)
+            assert [event["id"] for event in find(events, "settlement_lost")] == [id]
+            proxy.resume()
+            await source.ack(again)
+
+    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., KafkaSource], proxy: KafkaProxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., KafkaSource],
+        proxy: KafkaProxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(kafka, "CONNECT_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(broker_url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_a_topic_that_may_not_be_read_any_more_ends_the_consumption(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        with ForbiddingProxy(broker.url) as proxy:
+            async with connect(broker_url=proxy.url) as source:
+                workers = [asyncio.ensure_future(anext(source)) for _ in range(2)]
+                proxy.forbidden = queue
+                for worker in workers:
+                    async with asyncio.timeout(WAIT_SECONDS):
+                        with pytest.raises(SourceFailed, match=r"refused: .*TopicAuthorization"):
+                            await worker
+                assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
+
+    async def test_a_black_hole_cannot_hold_the_stop(
+        self, connect: Connect, proxy: KafkaProxy
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            await source.ack(message)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            assert time.monotonic() - began_at < 3
+            await source.ack(message)
+            left_at = time.monotonic()
+        assert time.monotonic() - left_at < 4
+
+    async def test_the_error_of_a_commit_that_was_given_up_is_retrieved(
+        self, connect: Connect, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        never_retrieved: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: never_retrieved.append(context))
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            monkeypatch.setattr(kafka, "COMMIT_SECONDS", 3600)
+            proxy.black_hole()
+            await source.ack(message)
+            assert not await source._commit(seconds=0.2)
+            proxy.cut()
+            await become(False, commits)
+            gc.collect()
+            proxy.resume()
+        assert never_retrieved == []
+
+    async def test_a_stop_while_the_first_question_is_on_the_way_leaves_no_connection(
+        self, source_for: Callable[..., KafkaSource], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = asyncio.Event()
+        send = AIOKafkaConnection.send
+
+        def tell(connection: AIOKafkaConnection, request: Any, **options: Any) -> Any:
+            if type(request).__name__ == "MetadataRequest":
+                asked.set()
+            return send(connection, request, **options)
+
+        monkeypatch.setattr(AIOKafkaConnection, "send", tell)
+        entering = asyncio.ensure_future(source_for().__aenter__())
+        await asked.wait()
+        entering.cancel()
+        await asyncio.wait({entering})
+        assert entering.cancelled()
+        gc.collect()  # a connection that is left open warns, which is an error here
+
+    async def test_a_start_that_is_given_up_leaves_nothing(
+        self, source_for: Callable[..., KafkaSource], proxy: KafkaProxy
+    ) -> None:
+        async with source_for(broker_url=proxy.url) as source:
+            proxy.black_hole()
+            began_at = time.monotonic()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await source.start()
+            assert time.monotonic() - began_at < 2
+            proxy.resume()
+
+
+class TestRetries:
+    async def test_a_retry_waits_only_for_others_of_the_same_delay(self, connect: Connect) -> None:
+        async with connect() as source:
+            late, early = await publish(source, 2)
+            messages = {message.id: message for message in await take(source, 2)}
+            retried_at = time.monotonic()
+            await source.retry(messages[late], 0.8, "not now")
+            await source.retry(messages[early], 0.1, "not now")
+            (first,) = await take(source, 1)
+            assert first.id == early
+            assert 0.1 <= time.monotonic() - retried_at < 0.8
+            (second,) = await take(source, 1)
+            assert second.id == late
+            assert 0.8 <= time.monotonic() - retried_at < 0.8 + AT_ONCE_SECONDS
+            assert (first.attempt, second.attempt) == (2, 2)
+
+    async def test_a_retry_keeps_its_key_and_a_replay_returns_to_its_partition(
+        self, connect: Connect
+    ) -> None:
+        async with connect() as source:
+            await source.publish(with_key("größe", 1))
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (again,) = await take(source, 1)
+            assert again.headers[KEY] == "größe"
+            await source.reject(again, "bad")
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (replayed,) = await take(source, 1)
+            assert replayed.headers == {KEY: "größe"}
+            assert replayed.receipt[1].partition == message.receipt[1].partition
+            await source.ack(replayed)
+
+    @pytest.mark.parametrize(
+        ("first", "longest", "expected"),
+        [(1, 1, [1]), (0.1, 0.4, [0.1, 0.2, 0.4]), (1, 5, [1, 1.71, 2.92, 5])],
+    )
+    async def test_the_steps_of_the_back_off(
+        self, broker: Server, first: float, longest: float, expected: list[float]
+    ) -> None:
+        assert delays_seconds(first, longest) == pytest.approx(expected, rel=0.01)
+        assert len(delays_seconds(0.001, 86_400)) == kafka.MOST_DELAYS
+
+
+class TestOtherProducers:
+    async def test_a_record_without_any_header_is_a_message(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            await produce(broker, queue, value=b"x", key=b"\xff", partition=1)
+            (message,) = await take(source, 1)
+            assert (message.id, message.type, message.body) == (f"{queue}-1-0", "", b"x")
+            assert message.headers == {KEY: "\N{REPLACEMENT CHARACTER}"}
+            await source.reject(message, "bad")
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.reason) == (f"{queue}-1-0", "bad")
+
+    async def test_a_record_without_a_value_is_an_empty_message(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            await produce(broker, queue, value=None, key=b"key")
+            (message,) = await take(source, 1)
+            assert message.body == b""
+            await source.retry(message, 0.1, "not now")
+            assert (await take(source, 1))[0].attempt == 2
+
+    async def test_a_cloud_event_has_its_id_and_its_type_and_bytes_stay_bytes(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        headers = [("ce_id", b"7"), ("ce_type", b"order_created"), ("raw", b"\xff\x00")]
+        async with connect() as source:
+            await produce(broker, queue, value=b"{}", headers=headers)
+            (message,) = await take(source, 1)
+            assert (message.id, message.type) == ("7", "order_created")
+            assert message.headers["raw"] == b"\xff\x00"
+
+    async def test_a_batch_that_does_not_fit_into_memory_unpacked_ends_the_consumption(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """The client library has no bound for it; the broker may have one: see brokers/kafka.md of the template."""
+        async with connect(prefetch=0):
+            pass  # which makes the topic
+        await produce(broker, queue, compression_type="gzip", value=bytes(100_000_000))
+        async with connect() as source:
+            with little_memory(50_000_000), pytest.raises(SourceFailed):
+                await anext(source)
+            assert isinstance(source.buffer.failure, MemoryError)
+
+    @pytest.mark.parametrize("value", [{1, 2}, object()], ids=["set", "object"])
+    async def test_a_header_that_cannot_be_sent_is_refused_in_one_sentence(
+        self, connect: Connect, value: object
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match="this message cannot be sent"):
+                await source.publish([OutgoingMessage(b"", headers={"odd": value})])
+
+
+class TestTopics:
+    async def test_topics_are_made_with_their_partitions_and_described(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await source.publish(with_key("one", 3))
+            described = await source.describe()
+        assert described[queue] == 3
+        assert described[f"{queue} partitions"] == PARTITIONS
+        assert (described[f"{queue}.retry"], described[f"{queue}.dead"]) == (0, 0)
+
+    async def test_a_topic_that_is_there_is_used_as_it_is(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(
+            prefetch=0, broker_url=broker.url.replace("partitions=4", "partitions=2")
+        ):
+            pass
+        async with connect(prefetch=0) as source:
+            assert (await source.describe())[f"{queue} partitions"] == 2
+
+    async def test_a_group_of_another_name_has_its_own_offsets_and_dead_letters(
+        self, connect: Connect
+    ) -> None:
+        async with connect() as source:
+            (id,) = await publish(source, 1)
+            await drain(source, 1)
+            async with connect(group="another") as other:
+                assert await drain(other, 1) == [id]
+
+    async def test_a_broker_that_knows_no_default_is_asked_for_as_many_copies_as_it_has_brokers(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = answer_to_create(
+            monkeypatch,
+            InvalidReplicationFactorError,
+            unless=lambda topic: topic.replication_factor > 0,
+        )
+        async with connect() as source:
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+        assert [[topic.replication_factor for topic in topics] for topics in asked] == [
+            [-1, -1, -1],
+            [1, 1, 1],
+        ]
+
+    async def test_a_topic_that_cannot_be_made_is_a_sentence(
+        self,
+        source_for: Callable[..., KafkaSource],
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        answer_to_create(monkeypatch, InvalidPartitionsError, unless=lambda _: False)
+        with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be made: .*why"):
+            await source_for().__aenter__()
+
+    async def test_a_topic_that_is_not_there_and_may_not_be_made_is_a_sentence(
+        self,
+        source_for: Callable[..., KafkaSource],
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async def unknown(*_: object) -> None:
+            raise UnknownTopicOrPartitionError
+
+        answer_to_create(monkeypatch, TopicAuthorizationFailedError, unless=lambda _: False)
+        monkeypatch.setattr(AIOKafkaProducer, "partitions_for", unknown)
+        with pytest.raises(BrokerRefused, match=f"'{queue}' is not there, and this user may not"):
+            await source_for().__aenter__()
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        ("url", "hosts", "security"),
+        [
+            ("kafka://one", ["one:9092"], {"security_protocol": "PLAINTEXT"}),
+            (
+                "kafka://one:1,two,[::1]:3/",
+                ["one:1", "two:9092", "[::1]:3"],
+                {"security_protocol": "PLAINTEXT"},
+            ),
+            (
+                "kafkas://me:p%40ss%3A%2F%25@one?sasl_mechanism=SCRAM-SHA-512",
+                ["one:9092"],
+                {
+                    "security_protocol": "SASL_SSL",
+                    "sasl_mechanism": "SCRAM-SHA-512",
+                    "sasl_plain_username": "me",
+                    "sasl_plain_password": "p@ss:/%",
+                },
+            ),
+        ],
+    )
+    async def test_a_url_names_hosts_and_credentials(
+        self, broker: Server, url: str, hosts: list[str], security: dict[str, str]
+    ) -> None:
+        address = parse_url(url)
+        assert (address.hosts, address.security) == (hosts, security)
+
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            *("", "one:port", "one,", "one/path", "me:hush/hush@one", "me:hush#hush@one"),
+            *("me:hush?hush@one", "me:hush[@one", "one?partition=3", "one?partitions=0"),
+            *("one?partitions=many", "one?session_timeout_seconds=nan"),
+            "me:hush@one?sasl_mechanism=X",
+        ],
+    )
+    async def test_a_url_that_makes_no_sense_is_one_sentence_without_the_password(
+        self, settings_for: Callable[..., ConsumerSettings], rest: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as refusal:
+            make_source(settings_for(broker_url=f"kafka://{rest}"))
+        assert "hush" not in str(refusal.value)
+
+    @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+    async def test_credentials_are_in_no_log_and_in_no_error(
+        self,
+        connect: Connect,
+        proxy: KafkaProxy,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+        mechanism: str,
+    ) -> None:
+        url = proxy.url.replace("kafka://", "kafka://me:hush-hush@")
+        said = ""
+        try:
+            async with connect(broker_url=f"{url}&sasl_mechanism={mechanism}") as source:
+                proxy.refuse()
+                await come(events, "reconnecting")
+                proxy.resume()
+                said = f"{await source.describe()}"
+        except BrokerError as refusal:  # this server knows no passwords, or not this one
+            said = str(refusal)
+        assert said
+        assert "hush" not in f"{said} {events} {caplog.text}"
+
+
+@pytest.fixture
+def tls_proxy(broker: Server, certificates: Path) -> Iterator[KafkaProxy]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    with KafkaProxy(broker.url, tls=context) as proxy:
+        yield proxy
+
+
+class TestTls:
+    async def test_kafkas_with_a_ca(
+        self, connect: Connect, tls_proxy: KafkaProxy, certificates: Path
+    ) -> None:
+        async with connect(
+            broker_url=f"{tls_proxy.url}&cafile={certificates / 'ca.pem'}"
+        ) as source:
+            published = await publish(source, 10)
+            assert Counter(await drain(source, 10)) == Counter(published)
+
+    async def test_a_certificate_of_an_unknown_ca_is_one_sentence(
+        self, source_for: Callable[..., KafkaSource], tls_proxy: KafkaProxy
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=r"no TLS connection: .*certificate"):
+            await source_for(broker_url=tls_proxy.url).__aenter__()
+
+    async def test_a_cafile_that_is_not_there_is_one_sentence(
+        self, source_for: Callable[..., KafkaSource], tls_proxy: KafkaProxy
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: cafile"):
+            await source_for(broker_url=f"{tls_proxy.url}&cafile=missing.pem").__aenter__()

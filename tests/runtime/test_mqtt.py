@@ -1,0 +1,841 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""MQTT alone: sessions, what it does not promise, outages. What every broker must do is in test_contract.py."""
+
+import asyncio
+import gc
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from runtime.brokers import mqtt
+from runtime.brokers import source as source_module
+from runtime.brokers.mqtt import MqttSource
+from runtime.brokers.source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.message import OutgoingMessage
+
+from .helpers import Event, come, drain, filled, find
+from .servers import Counts
+from .servers.mqtt import ODD_USER, READER, PrivateMosquitto
+from .servers.proxy import Proxy
+from .test_contract import become, ids, last, length_of, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="session")
+
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
+Connect = Callable[..., AbstractAsyncContextManager[MqttSource]]
+
+
+@contextmanager
+def foreign_client(broker: PrivateMosquitto) -> Iterator[Client]:
+    """Somebody else's client, connected."""
+    client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
+    client.connect("127.0.0.1", urlsplit(broker.url).port or 0)
+    client.loop_start()
+    assert connected.wait(10)
+    try:
+        yield client
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def publish_foreign(
+    broker: PrivateMosquitto, topic: str, qos: int = 1, body: bytes = b"body", **properties: Any
+) -> None:
+    described: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    for name, value in properties.items():
+        setattr(described, name, value)
+    with foreign_client(broker) as client:
+        client.publish(topic, body, qos, properties=described).wait_for_publish(10)
+
+
+@contextmanager
+def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessage]]:
+    """What somebody else gets who subscribes to the topic."""
+    messages: list[MQTTMessage] = []
+    with foreign_client(broker) as client:
+        ready = threading.Event()
+        client.on_message = lambda _client, _userdata, message: messages.append(message)
+        client.on_subscribe = lambda *_: ready.set()
+        client.subscribe(topic, 1)
+        assert ready.wait(10)
+        yield messages
+
+
+CONNACK, SUBACK, UNSUBACK = b"\x20\x03\0\0\0", b"\x90\x05%b\0\1\1", b"\xb0\x04%b\0\0"
+"""Yes to everything; ``%b`` is the number of the packet that is answered."""
+
+
+@asynccontextmanager
+async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> AsyncIterator[Any]:
+    """A broker of a few lines, for what Mosquitto never says: its URL, and how many connections it had."""
+    answers = {0x10: connack, 0x82: suback, 0xA2: UNSUBACK}
+    scripted = SimpleNamespace(url="", accepted=0)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scripted.accepted += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                kind, length = await reader.readexactly(2)
+                packet = await reader.readexactly(length)
+                if kind not in answers:
+                    break
+                answer = answers[kind]
+                writer.write(answer % packet[:2] if b"%b" in answer else answer)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        scripted.url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield scripted
+
+
+def with_options(url: str, **options: object) -> str:
+    return f"{url}?" + "&".join(f"{name}={value}" for name, value in options.items())
+
+
+class TestSessions:
+    async def test_what_is_published_before_the_first_start_is_dropped_and_that_is_said(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            with pytest.raises(BrokerRefused, match="nobody has subscribed"):
+                await publish(publisher, 1)
+
+    async def test_what_is_published_while_the_consumer_is_away_waits_for_it_in_order(
+        self, connect: Connect
+    ) -> None:
+        async with connect(), connect(prefetch=0) as publisher:
+            pass
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 20)
+        async with connect(prefetch=1) as source:
+            assert await drain(source, 20) == published
+
+    async def test_consumers_of_one_machine_have_sessions_of_their_own_and_inherit_them(
+        self, connect: Connect
+    ) -> None:
+        async with connect() as one:
+            async with connect() as other:
+                assert one._client_id.endswith("-0")
+                assert other._client_id == f"{one._client_id[:-1]}1"
+            async with connect() as successor:
+                assert successor._client_id == other._client_id
+                published = await publish(one, 10)
+                handled = await drain(one, 5) + await drain(successor, 5)
+                assert Counter(handled) == Counter(published)
+
+    async def test_without_a_directory_for_temporary_files_there_is_a_client_id_all_the_same(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> str:
+            raise FileNotFoundError
+
+        monkeypatch.setattr("tempfile.gettempdir", fail)
+        async with connect() as source:
+            assert source._client_id.endswith("-0")
+
+    async def test_of_two_consumers_with_one_client_id_one_ends_with_a_sentence_and_one_goes_on(
+        self, connect: Connect, broker: PrivateMosquitto, events: list[Event]
+    ) -> None:
+        url = with_options(broker.url, client_id="same")
+        async with connect(broker_url=url) as first, connect(broker_url=url) as second:
+            await come(events, "source_failed")
+            [failed] = find(events, "source_failed")
+            assert "client id" in failed["reason"]
+            loser, winner = (second, first) if first.buffer.failure is None else (first, second)
+            with pytest.raises(SourceFailed, match="client id"):
+                await anext(loser)
+            assert not loser.connected
+            await become(True, lambda: is_connected(winner))
+            published = await publish(winner, 3)
+            assert await drain(winner, 3) == published
+            assert len(find(events, "source_failed")) == 1
+
+    async def test_a_broker_that_says_that_the_session_was_taken_over_is_not_asked_again(
+        self, connect: Connect
+    ) -> None:
+        async with broker_that_says(suback=SUBACK + b"\xe0\x01\x8e") as scripted:
+            async with connect(broker_url=scripted.url, source="s", group="g") as source:
+                with pytest.raises(SourceFailed, match="with the same client id"):
+                    await anext(source)
+            assert scripted.accepted == 2  # one as a publisher, one as a consumer
+
+    async def test_connections_that_lasted_are_no_sign_of_another_consumer(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mqtt, "SHORT_SECONDS", 0)
+        async with connect(broker_url=proxy.url) as source:
+            for number in range(mqtt.MOST_SHORT_CONNECTIONS + 1):
+                proxy.cut()
+                await come(events, "connected", count=number + 2)
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+    async def test_what_was_not_started_at_a_stop_waits_for_the_client_id_and_is_counted(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
+    ) -> None:
+        url = with_options(broker.url, client_id=f"{queue}-a")
+        async with connect(prefetch=5, broker_url=url) as source:
+            published = await publish(source, 10)
+            in_flight = await take(source, 2)
+            await filled(source, 3)
+            await source.stop()
+            published += await publish(source, 1)  # and nothing that comes now is started
+            for message in in_flight:
+                await source.ack(message)
+            await answered(source)
+            with pytest.raises(StopAsyncIteration):
+                await anext(source)
+        [left] = find(events, "session_left")
+        assert (left["client_id"], left["unstarted"]) == (f"{queue}-a", 3)
+        assert source.requeued_count == 3
+        await settle_as(broker, queue, Counts(ready=9, delayed=0, dead=0))
+        async with connect(prefetch=1) as other:
+            publish_foreign(broker, queue)  # one of these two is dealt to each of the sessions
+            publish_foreign(broker, queue)
+            await drain(other, 1)
+            await settle_as(broker, queue, Counts(ready=10, delayed=0, dead=0))
+        async with connect(prefetch=5, broker_url=url) as source:
+            assert (await drain(source, 10))[:9] == published[2:]
+
+    async def test_a_client_id_that_leaves_for_good_takes_nothing_new_and_finishes_the_rest(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        url = with_options(broker.url, client_id=f"{queue}-a")
+        async with connect(broker_url=url), connect(prefetch=0) as publisher:
+            pass
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 4)
+        async with (
+            connect(broker_url=f"{url}&leaving=true") as leaving,
+            connect(broker_url=with_options(broker.url, client_id=f"{queue}-b")) as other,
+        ):
+            assert await drain(leaving, 4) == published
+            published = await publish(other, 10)
+            assert await drain(other, 10) == published
+            assert len(leaving.buffer) == 0
+
+    async def test_the_broker_sends_no_more_than_the_prefetch_before_it_has_an_answer(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(prefetch=3) as source:
+            await publish(source, 30)
+            held = await take(source, 2)
+            await filled(source, 1)
+            await settle_as(broker, queue, Counts(ready=27, delayed=0, dead=0))
+            # Mosquitto before 2.0.13 forgets the limit with the first acknowledgement: nothing to see then.
+            for message in reversed(held):  # in any order
+                await source.ack(message)
+            assert len(await drain(source, 28)) == 28
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_session_that_expires_takes_its_messages_with_it(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
+    ) -> None:
+        url = with_options(broker.url, session_expiry_seconds=1)
+        async with connect(broker_url=url) as source:
+            await publish(source, 3)
+            await filled(source, 3)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        async with connect(broker_url=url):
+            assert [e["resumed"] for e in find(events, "session_opened")] == [False, False]
+
+    async def test_a_session_that_is_lost_in_an_outage_is_logged(
+        self,
+        connect: Connect,
+        broker: PrivateMosquitto,
+        proxy: Proxy,
+        queue: str,
+        events: list[Event],
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await asyncio.to_thread(broker.delete, queue)
+            proxy.resume()
+            await come(events, "session_lost")
+            published = await publish(source, 3)  # and there is a new one
+            assert await drain(source, 3) == published
+
+
+class TestRetries:
+    async def test_a_retry_waits_in_the_consumer_and_comes_back_as_it_was(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(prefetch=2) as source:
+            properties: dict[str, Any] = {
+                "ContentType": "text/plain",
+                "UserProperty": [("trace", "t"), (mqtt.TYPE, "kind"), (mqtt.ID, "id-1")],
+            }
+            publish_foreign(broker, queue, **properties)
+            (message,) = await take(source, 1)
+            for attempt in (2, 3):
+                retried_at = time.monotonic()
+                await source.retry(message, 0.2, "not\nnow")
+                (message,) = await take(source, 1)
+                assert time.monotonic() - retried_at >= 0.19
+                assert (message.id, message.attempt) == ("id-1", attempt)
+                assert (message.body, message.type) == (b"body", "kind")
+                assert dict(message.headers) == {"trace": "t"}
+                assert message.receipt.incoming.properties.ContentType == "text/plain"
+            await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_retry_that_waits_takes_a_place_of_the_prefetch(self, connect: Connect) -> None:
+        async with connect(prefetch=2) as source:
+            published = await publish(source, 3)
+            first, second = await take(source, 2)
+            await source.retry(first, 0.4, "not now")
+            await source.ack(second)
+            await become(1, length_of(source._held))
+            order = await drain(source, 2)
+            assert order == [published[2], published[0]]
+
+    async def test_a_retry_is_put_off_for_the_longest_of_the_back_off_at_most(
+        self, connect: Connect
+    ) -> None:
+        async with connect() as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 3600, "not now")
+            assert len(await drain(source, 1)) == 1
+
+    async def test_attempts_are_kept_when_the_process_changes(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect() as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.4, "not now")
+            await become(1, length_of(source._held))
+            await source.stop()
+        assert [e["unstarted"] for e in find(events, "session_left")] == [1]
+        async with connect() as source:
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (message.id, 2)
+            await source.ack(again)
+
+    async def test_other_groups_do_not_see_the_retries_of_this_one(self, connect: Connect) -> None:
+        async with connect(group="one") as one, connect(group="other") as other:
+            await publish(one, 1)
+            (message,) = await take(one, 1)
+            await drain(other, 1)
+            await one.retry(message, 0.01, "not now")
+            await drain(one, 1)
+            assert len(other.buffer) == 0
+
+    async def test_a_retry_that_nobody_confirms_is_delivered_again(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mqtt, "ANSWER_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            published = await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            await source.retry(message, 0.01, "not now")
+            assert [e["id"] for e in find(events, "settlement_lost")] == published
+            proxy.resume()
+            assert await drain(source, 1) == published
+
+    async def test_a_subscription_to_retries_that_the_broker_lost_is_made_again_and_no_retry_is_lost(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect() as source:
+            published = await publish(source, 1)
+            (message,) = await take(source, 1)
+            assert source._connection is not None
+            await source._connection.unsubscribe(source._filters[1:])
+            await source.retry(message, 0.01, "not now")
+            assert "has lost the subscription" in find(events, "settlement_lost")[0]["reason"]
+            (message,) = await take(source, 1)
+            while message.attempt == 1:  # it may be here before the new subscription
+                await source.retry(message, 0.01, "not now")
+                (message,) = await take(source, 1)
+            assert ([message.id], message.attempt) == (published, 2)
+            await source.ack(message)
+
+    async def test_who_may_not_publish_retries_ends_with_a_sentence(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(broker_url=url_for(broker, READER)) as source:
+            await asyncio.to_thread(publish_foreign, broker, queue)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            with pytest.raises(SourceFailed, match=f"refused a message to {queue}/retry/"):
+                await anext(source)
+
+
+class TestDeadLetters:
+    async def test_a_rejected_message_goes_to_those_who_subscribe_to_dead_letters(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(group="billing") as source:
+            with subscribed(broker, f"{queue}/dead/billing") as dead:
+                headers = {"trace": "t", "n": 7}
+                await source.publish([OutgoingMessage(b"bad", "kind", "id-1", headers)])
+                (message,) = await take(source, 1)
+                await source.reject(message, "cannot be read: größe\n")
+                await become(1, length_of(dead))
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+        assert dead[0].payload == b"bad"
+        ours, its_headers = mqtt._read(dead[0].properties)
+        assert abs(float(ours.pop(mqtt.DEAD_LETTERED_AT)) - time.time()) < 30
+        del ours[mqtt.IN_JSON]
+        assert its_headers == headers
+        assert ours == {
+            mqtt.ID: "id-1",
+            mqtt.TYPE: "kind",
+            mqtt.TOPIC: queue,
+            mqtt.ATTEMPTS: "1",
+            mqtt.REASON: "cannot be read: größe\n",
+        }
+
+    async def test_a_dead_letter_that_nobody_subscribes_to_is_dropped_and_logged(
+        self, connect: Connect, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(source=f"{queue}/deep", group=queue) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+        [dropped] = find(events, "dead_letter_dropped")
+        assert dropped["id"] == message.id
+        assert dropped["topic"] == f"{queue}/deep/dead/{queue}"
+
+    async def test_nothing_lists_replays_or_purges_them_but_the_sentence_says_where_they_go(
+        self, connect: Connect, queue: str
+    ) -> None:
+        sentence = f"MQTT keeps no dead letters: subscribe to {queue}/dead/{queue}"
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match=sentence):
+                await source.count_dead_letters()
+            with pytest.raises(BrokerRefused, match=sentence):
+                [letter async for letter in source.dead_letters(10)]
+            with pytest.raises(BrokerRefused, match=sentence):
+                [moved async for moved in source.replay_dead_letters()]
+            with pytest.raises(BrokerRefused, match=sentence):
+                await last(source.purge_dead_letters())
+
+
+class TestForeignMessages:
+    async def test_a_message_without_any_properties_is_one_with_an_id(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect() as source:
+            await asyncio.to_thread(publish_foreign, broker, queue)
+            (message,) = await take(source, 1)
+            assert (message.body, message.type, message.attempt) == (b"body", "", 1)
+            assert len(message.id) == 32
+            await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_message_of_qos_0_is_handled_and_not_acknowledged(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await asyncio.to_thread(publish_foreign, broker, queue, qos=0)
+            (unconfirmed,) = await take(source, 1)
+            published = await publish(source, 1)
+            (confirmed,) = await take(source, 1)
+            await source.ack(unconfirmed)
+            await source.ack(confirmed)
+            assert [confirmed.id] == published
+            assert source.connected
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_of_messages_with_qos_0_no_more_wait_than_there_is_room_for(
+        self,
+        connect: Connect,
+        broker: PrivateMosquitto,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(mqtt, "MOST_UNCONFIRMED", 2)
+        async with connect() as source:
+            for _ in range(5):
+                await asyncio.to_thread(publish_foreign, broker, queue, qos=0)
+            published = await publish(source, 1)
+            await answered(source)
+            assert len(source.buffer) == 3
+            assert (await drain(source, 3))[2] == published[0]
+
+    async def test_nonsense_in_our_properties_does_no_harm(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        nonsense = [
+            (mqtt.ATTEMPTS, "many"),
+            (mqtt.NOT_BEFORE, "soon"),
+            (mqtt.IN_JSON, '["a", "b", 3]'),
+            ("a", "7"),
+            ("c", "first"),
+            ("c", "last"),
+        ]
+        async with connect() as source:
+            await asyncio.to_thread(publish_foreign, broker, queue, UserProperty=nonsense)
+            (message,) = await take(source, 1)
+            assert message.attempt == 1
+            assert dict(message.headers) == {"a": 7, "c": "last"}
+            await source.ack(message)
+
+    async def test_a_message_that_paho_cannot_read_ends_the_service_with_a_sentence(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect() as source:
+            marked = [("text", "\ufeffwith a byte order mark")]
+            await asyncio.to_thread(publish_foreign, broker, queue, UserProperty=marked)
+            with pytest.raises(SourceFailed, match="sent what paho-mqtt cannot read"):
+                await take(source, 1)
+
+    async def test_headers_of_any_text_survive_and_what_cannot_be_sent_is_a_sentence(
+        self, connect: Connect
+    ) -> None:
+        headers = {"lines": "a\nb", "mark": "\ufeff", "nul": "\0", "empty": "", "json": '["a"]'}
+        async with connect() as source:
+            for name, value in (("a\nb", ""), ("long", "x" * 70_000), ("object", object())):
+                with pytest.raises(BrokerRefused, match="this message cannot be sent"):
+                    await source.publish([OutgoingMessage(b"", headers={name: value})])
+            await source.publish([OutgoingMessage(b"", "a type\n", "id \0", headers)])
+            (message,) = await take(source, 1)
+            assert (message.id, message.type, dict(message.headers)) == (
+                "id \0",
+                "a type\n",
+                headers,
+            )
+            await source.ack(message)
+
+    async def test_with_wildcards_each_message_tells_its_topic_and_retries_keep_it(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(source=f"{queue}/+/status", group=queue) as source:
+            await asyncio.to_thread(publish_foreign, broker, f"{queue}/pump/status")
+            (message,) = await take(source, 1)
+            assert message.headers == {"mqtt-topic": f"{queue}/pump/status"}
+            await source.retry(message, 0.01, "not now")
+            (again,) = await take(source, 1)
+            assert again.attempt == 2
+            assert again.headers == {"mqtt-topic": f"{queue}/pump/status"}
+            await source.ack(again)
+            with pytest.raises(BrokerRefused, match="it has wildcards"):
+                await publish(source, 1)
+
+
+class TestOutages:
+    async def test_after_an_outage_only_what_was_unsettled_comes_again(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        broker: PrivateMosquitto,
+        queue: str,
+        events: list[Event],
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            await filled(source, 7)  # these become stale: nobody may see them
+            proxy.cut()
+            await come(events, "reconnecting")
+            for message in in_flight:  # their handlers finished: logged, not raised
+                await source.ack(message)
+            handled = ids(in_flight) + await drain(source, 40)
+            assert Counter(handled) == Counter(published + ids(in_flight))
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert [event["id"] for event in find(events, "settlement_lost")] == ids(in_flight)
+        assert [e["resumed"] for e in find(events, "session_opened")] == [False, True]
+        assert len(find(events, "connected")) == 2
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(source_module, "LONGEST_PAUSE_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=3)
+            assert not source.connected
+            with pytest.raises(BrokerUnavailable, match="connection was lost"):
+                await publish(source, 1)
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(source, 20)
+            assert await drain(source, 20) == published
+        assert len(find(events, "reconnecting")) == 1
+
+    async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_keepalive(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        url = with_options(proxy.url, keepalive_seconds=1)
+        async with connect(prefetch=2, broker_url=url) as source:
+            published = await publish(source, 2)
+            await take(source, 2)
+            proxy.black_hole()
+            await come(events, "reconnecting")
+            [lost] = find(events, "reconnecting")
+            assert "Keep alive timeout" in lost["reason"]
+            proxy.resume()
+            assert Counter(await drain(source, 2)) == Counter(published)
+
+    async def test_a_silent_broker_can_hold_neither_the_stop_nor_the_end(
+        self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mqtt, "CLOSE_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 2)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 2
+
+    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., MqttSource], proxy: Proxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., MqttSource],
+        proxy: Proxy,
+        scheme: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(mqtt, "CONNECT_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        url = urlsplit(proxy.url)._replace(scheme=scheme).geturl()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(broker_url=url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_the_consumption_ends_with_a_sentence_when_the_broker_refuses_it_after_an_outage(
+        self, connect: Connect, broker: PrivateMosquitto, events: list[Event]
+    ) -> None:
+        with Proxy(url_for(broker, ODD_USER)) as proxy:
+            async with connect(broker_url=proxy.url) as source:
+                proxy._target_port = urlsplit(broker.login_url).port or 0
+                source._address = source._address._replace(password="changed")
+                proxy.cut()
+                with pytest.raises(SourceFailed, match="refused the connection: Not authorized"):
+                    await take(source, 1)
+
+    async def test_a_start_in_an_outage_is_done_when_that_is_over(
+        self, source_for: Callable[..., MqttSource], proxy: Proxy
+    ) -> None:
+        async with source_for(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await become(False, partial(is_connected, source))
+            starting = asyncio.create_task(source.start())
+            await asyncio.sleep(0)
+            assert not starting.done()
+            proxy.resume()
+            await starting
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+
+class TestOtherBrokers:
+    @pytest.mark.parametrize(
+        ("connack", "sentence"),
+        [
+            (b"\x20\x05\0\0\2\x24\0", "confirms no messages: it offers only QoS 0"),
+            (b"\x20\x05\0\0\2\x2a\0", "has no shared subscriptions"),
+            (b"\x20\x03\0\x85\0", "refused the connection: Client identifier not valid"),
+        ],
+        ids=["QoS 0", "no shared subscriptions", "the client id"],
+    )
+    async def test_a_broker_that_offers_too_little_is_refused_with_a_sentence(
+        self, source_for: Callable[..., MqttSource], connack: bytes, sentence: str
+    ) -> None:
+        async with broker_that_says(connack) as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerRefused, match=sentence):
+                await source.__aenter__()
+
+    async def test_a_broker_that_is_full_for_now_is_unavailable(
+        self, source_for: Callable[..., MqttSource]
+    ) -> None:
+        async with broker_that_says(b"\x20\x03\0\x97\0") as scripted:
+            source = source_for(broker_url=scripted.url, source="s", group="g")
+            with pytest.raises(BrokerUnavailable, match="Quota exceeded"):
+                await source.__aenter__()
+
+    @pytest.mark.parametrize(
+        ("granted", "reason"), [(b"\0", "only QoS 0"), (b"\x87", "Not authorized")]
+    )
+    async def test_a_subscription_that_is_not_granted_as_asked_for_is_a_sentence(
+        self, source_for: Callable[..., MqttSource], granted: bytes, reason: str
+    ) -> None:
+        async with (
+            broker_that_says(suback=b"\x90\x05%b\0\1" + granted) as scripted,
+            source_for(broker_url=scripted.url, source="s", group="g") as source,
+        ):
+            with pytest.raises(BrokerRefused, match=f"refused the subscription .*: {reason}"):
+                await source.start()
+
+    async def test_a_broker_that_says_that_it_shuts_down_is_an_outage_with_that_reason(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with (
+            broker_that_says(suback=SUBACK + b"\xe0\x01\x8b") as scripted,
+            connect(broker_url=scripted.url, source="s", group="g"),
+        ):
+            await come(events, "reconnecting")
+            reason = find(events, "reconnecting")[0]["reason"]
+            assert reason.endswith("closed the connection: Server shutting down")
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("url", "sentence"),
+        [
+            ("mqtt://me:s3cret#s3cret@localhost/", "percent-encoded"),
+            ("mqtt://me:1/s3cret@localhost/", "percent-encoded"),
+            ("mqtt://me:s3cret?s3cret@localhost/", "percent-encoded"),
+            ("mqtt:///", "percent-encoded"),
+            ("mqtt://h/path", "not like mqtt://"),
+            ("mqtt://h?keepalive=3", "unknown option 'keepalive'"),
+            ("mqtt://h?keepalive_seconds=0", "keepalive_seconds is a whole number from 1"),
+            ("mqtt://h?session_expiry_seconds=day", "session_expiry_seconds is a whole number"),
+            ("mqtt://h?cafile=ca.pem", "are for mqtts://"),
+            (
+                "mqtts://h?cafile=/no/ca.pem",
+                "cafile, certfile or keyfile in the URL: .*No such file",
+            ),
+        ],
+    )
+    def test_a_wrong_url_is_one_sentence_without_the_password(
+        self, source_for: Callable[..., MqttSource], url: str, sentence: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            source_for(broker_url=url)
+        assert "s3cret" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("names", "sentence"),
+        [
+            ({"source": "a/b+"}, "a wildcard is not a level of its own"),
+            ({"source": "#/a"}, "a wildcard is not a level of its own"),
+            ({"source": "#", "group": "g"}, "where its own retries and dead letters go"),
+            ({"source": "consumer/+/+", "group": "g"}, "where its own retries"),
+            ({"source": "a\0b"}, "is not an MQTT topic"),
+            ({"source": "a", "group": "g/h"}, "allows no / [+] #"),
+        ],
+    )
+    def test_a_topic_or_a_group_that_mqtt_does_not_allow_is_one_sentence(
+        self, source_for: Callable[..., MqttSource], names: dict[str, str], sentence: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=sentence):
+            source_for(**names)
+
+    async def test_user_and_password_may_hold_any_character(
+        self, connect: Connect, broker: PrivateMosquitto
+    ) -> None:
+        async with connect(broker_url=url_for(broker, ODD_USER)) as source:
+            published = await publish(source, 3)
+            assert await drain(source, 3) == published
+
+    async def test_a_wrong_password_is_one_sentence_without_it(
+        self, source_for: Callable[..., MqttSource], broker: PrivateMosquitto
+    ) -> None:
+        url = url_for(broker, (ODD_USER[0], "s3cret-s3cret"))
+        with pytest.raises(BrokerRefused, match="refused the connection") as refused:
+            await source_for(broker_url=url).__aenter__()
+        assert "s3cret" not in str(refused.value)
+        assert ODD_USER[0] not in str(refused.value)
+
+    async def test_the_topology_is_described(self, connect: Connect, queue: str) -> None:
+        async with connect(prefetch=0, group="billing") as source:
+            described = await source.describe()
+        assert "MQTT does not tell" in str(described[queue])
+        assert described["subscription"] == f"$share/billing/{queue}"
+        assert described["retries"] == f"{queue}/retry/billing"
+
+
+class TestTls:
+    async def test_mqtts_with_a_ca_and_a_client_certificate(
+        self, connect: Connect, tls_proxy: Proxy, certificates: Path, events: list[Event]
+    ) -> None:
+        url = with_options(
+            tls_proxy.url,
+            cafile=certificates / "ca.pem",
+            certfile=certificates / "client.pem",
+            keyfile=certificates / "client.key",
+        )
+        async with connect(broker_url=url) as source:
+            published = await publish(source, 10)
+            assert await drain(source, 10) == published
+            large = OutgoingMessage(b"x" * 5_000_000)  # more than paho reads in one go
+            await source.publish([large])
+            assert await drain(source, 1) == [large.id]
+            tls_proxy.cut()
+            await come(events, "connected", count=2)
+            (last,) = await publish(source, 1)
+            while (await drain(source, 1)) != [last]:
+                pass  # an ack may have been under way when the connection broke
+
+    @pytest.mark.parametrize("ca", ["", "other"])
+    async def test_a_certificate_of_an_unknown_ca_is_one_sentence(
+        self,
+        source_for: Callable[..., MqttSource],
+        tls_proxy: Proxy,
+        certificates: Path,
+        ca: str,
+    ) -> None:
+        url = (
+            with_options(tls_proxy.url, cafile=certificates / f"{ca}.pem") if ca else tls_proxy.url
+        )
+        with pytest.raises(BrokerRefused, match="CERTIFICATE_VERIFY_FAILED") as refused:
+            await source_for(broker_url=url).__aenter__()
+        assert "\n" not in str(refused.value)
+        gc.collect()  # a socket that was left open is a warning, and so an error
+
+    async def test_without_the_certificate_that_the_broker_asks_for_there_is_no_connection(
+        self, source_for: Callable[..., MqttSource], tls_proxy: Proxy, certificates: Path
+    ) -> None:
+        url = with_options(tls_proxy.url, cafile=certificates / "ca.pem")
+        with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
+            await source_for(broker_url=url).__aenter__()
+
+
+async def answered(source: MqttSource) -> None:
+    """Returns when the broker has answered to all that was sent before; so what it delivered then is here."""
+    assert source._connection is not None
+    await source._connection.unsubscribe(["nothing"])
+
+
+async def is_connected(source: MqttSource) -> bool:
+    return source.connected
+
+
+def url_for(broker: PrivateMosquitto, user: tuple[str, str]) -> str:
+    parts = urlsplit(broker.login_url)
+    name, password = (quote(part, safe="") for part in user)
+    return parts._replace(netloc=f"{name}:{password}@{parts.netloc}").geturl()

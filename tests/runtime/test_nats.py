@@ -1,0 +1,995 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""NATS alone: outages, the ack wait, groups, its limits. What every broker must do is in test_contract.py."""
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import nats
+import nkeys  # type: ignore[import-untyped]
+import pytest
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from runtime.brokers import nats as broker_module
+from runtime.brokers import source
+from runtime.brokers.nats import NatsSource
+from runtime.brokers.source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.message import OutgoingMessage
+
+from .helpers import Event, come, drain, find
+from .servers import (
+    Counts,
+    PrivateServer,
+    Server,
+    ServerMissing,
+    server_module,
+    skip_without_server,
+)
+from .servers.local import free_ports
+from .servers.nats import NatsServer, PrivateNats, find_program, installed
+from .servers.proxy import Proxy
+from .test_contract import become, ids, last, length_of, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
+
+WAIT_SECONDS = 30
+
+Connect = Callable[..., AbstractAsyncContextManager[NatsSource]]
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
+    """A NATS that may be killed."""
+    try:
+        with server_module("nats").private(tmp_path_factory.mktemp("node")) as server:
+            yield server
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@asynccontextmanager
+async def client(server: Server) -> AsyncIterator[Client]:
+    """A connection of one's own, without the runtime."""
+    async with await nats.connect(server.url) as client:
+        yield client
+
+
+@asynccontextmanager
+async def manager(server: Server) -> AsyncIterator[JetStreamContext]:
+    async with client(server) as connected:
+        yield connected.jetstream()
+
+
+async def all_settled(server: Server, queue: str) -> None:
+    """Wait until the work queue is empty: `settle_as` does not see what is in nobody's hand before its time."""
+
+    async def messages() -> int:
+        async with manager(server) as js:
+            return (await js.stream_info(queue)).state.messages
+
+    await become(0, messages)
+
+
+def impatient(url: str) -> str:
+    """With the shortest ack wait."""
+    return f"{url}?ack_wait_seconds=1"
+
+
+class TestOutages:
+    async def test_after_an_outage_all_that_is_held_is_still_ours_and_nothing_comes_again(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+        broker: Server,
+        queue: str,
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            await become(7, length_of(source.buffer))
+            proxy.cut()
+            await come(events, "reconnecting")
+            assert not source.connected
+            for message in in_flight:
+                await source.ack(message)  # told when there is a connection
+            handled = ids(in_flight) + await drain(source, 37)
+            assert handled == published
+            await source.stop()
+        await all_settled(broker, queue)
+        assert [event["event"] for event in events] == ["connected", "reconnecting", "connected"]
+        assert caplog.records == []  # not a word of the library, which logs tracebacks
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)
+        async with connect(broker_url=proxy.url) as consumer:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=3)
+            with pytest.raises(BrokerUnavailable, match="the connection was lost"):
+                await publish(consumer, 1)
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(consumer, 20)
+            assert await drain(consumer, 20) == published
+        assert len(find(events, "reconnecting")) == 1
+        assert {event["level"] for event in find(events, "reconnect_failed")} == {"debug"}
+
+    async def test_a_connection_that_says_nothing_any_more_is_noticed(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async with connect(prefetch=2, broker_url=proxy.url) as source:
+            published = await publish(source, 2)
+            messages = await take(source, 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(broker_module, "ANSWER_SECONDS", 0.3)
+                patch.setattr(broker_module, "CONNECT_SECONDS", 0.3)
+                proxy.black_hole()
+                await come(events, "reconnecting")
+            proxy.cut()
+            proxy.resume()
+            await come(events, "connected", count=2)
+            for message in messages:
+                await source.ack(message)
+            assert ids(messages) == published
+            assert await publish(source, 1) == await drain(source, 1)
+
+    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., NatsSource], proxy: Proxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., NatsSource],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(broker_module, "CONNECT_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(broker_url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_one_of_several_hosts_is_enough(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        (closed,) = free_ports(1)
+        port = broker.url.rpartition(":")[2]
+        url = f"nats://127.0.0.1:{closed},127.0.0.1:{port}"
+        for _ in range(5):  # in random order
+            async with connect(prefetch=1, broker_url=url) as source:
+                assert await publish(source, 1) == await drain(source, 1)
+        with pytest.raises(BrokerUnavailable, match=f"{closed}"):
+            async with connect(broker_url=f"nats://127.0.0.1:{closed}"):
+                pass
+
+    @pytest.mark.parametrize("deleted", ["consumer", "stream", "attempts"])
+    async def test_what_others_delete_is_made_again_and_used(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event], deleted: str
+    ) -> None:
+        async with connect() as source, manager(broker) as js:
+            if deleted == "consumer":
+                await js.delete_consumer(queue, queue)
+            elif deleted == "stream":
+                await js.delete_stream(queue)
+            else:
+                await publish(source, 1)
+                (message,) = await take(source, 1)
+                await js.delete_stream(f"{queue}_attempts")
+                await source.requeue(message)
+                (message,) = await take(source, 1)  # its attempts were looked for
+                assert message.attempt == 1
+                await source.ack(message)
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            messages = await take(source, 5)
+            assert ids(messages) == published
+            await source.retry(messages[0], 0.1, "not now")
+            (again,) = await take(source, 1)
+            assert again.attempt == 2
+
+    async def test_a_consumer_that_others_made_again_and_that_loses_messages_ends_the_consumption(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source, manager(broker) as js:
+            workers = [asyncio.ensure_future(anext(source)) for _ in range(2)]
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await js.delete_consumer(queue, queue)
+            await js.add_consumer(queue, durable_name=queue, ack_policy="explicit", max_deliver=5)
+            proxy.resume()
+            for worker in workers:
+                async with asyncio.timeout(WAIT_SECONDS):
+                    with pytest.raises(SourceFailed, match="it has max_deliver, after which"):
+                        await worker
+            assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
+            assert not source.connected
+
+    async def test_a_deleted_stream_that_may_not_be_made_again_ends_the_consumption(
+        self, connect: Connect, guarded: PrivateNats, queue: str
+    ) -> None:
+        user, password = ODD_USER
+        async with connect(prefetch=0, broker_url=url_for(guarded, user, password)):
+            pass  # which makes the streams
+        async with (
+            connect(broker_url=url_for(guarded, "consumer", "makes-no-streams")) as source,
+            await nats.connect(guarded.url, user=user, password=password) as administrator,
+        ):
+            await administrator.jetstream().delete_stream(queue)
+            async with asyncio.timeout(WAIT_SECONDS):
+                with pytest.raises(SourceFailed, match="permissions violation for publish"):
+                    await anext(source)
+
+    async def test_who_only_publishes_makes_a_deleted_stream_again(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=0) as source, manager(broker) as js:
+            await js.delete_stream(queue)
+            with pytest.raises(BrokerUnavailable, match="JetStream does not answer"):
+                await publish(source, 1)
+            await come(events, "connected", count=2)
+            await publish(source, 1)
+
+    async def test_what_was_acknowledged_just_before_a_crash_of_the_server_is_not_handled_again(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=200, broker_url=node.url) as source:
+            await publish(source, 500)
+            handled = await drain(source, 300)
+            node.kill()  # its consumer's state is written to the disk only now and then
+            await come(events, "reconnecting")
+            await asyncio.to_thread(node.restart)
+            handled += await drain(source, 200)
+            assert len(set(handled)) == len(handled)
+            await source.stop()
+        await all_settled(node, queue)
+        await asyncio.to_thread(node.delete, queue)
+
+
+class TestAckWait:
+    async def test_what_is_held_for_longer_than_the_ack_wait_stays_ours(
+        self, connect: Connect, broker: Server
+    ) -> None:
+        url = impatient(broker.url)
+        async with connect(prefetch=3, broker_url=url) as holder:
+            published = await publish(holder, 3)
+            (message,) = await take(holder, 1)
+            await become(2, length_of(holder.buffer))
+            async with connect(prefetch=3, broker_url=url) as other:
+                stolen = asyncio.ensure_future(anext(other))
+                await asyncio.wait({stolen}, timeout=2.5)
+                assert not stolen.done()
+                stolen.cancel()
+            await holder.ack(message)
+            assert [message.id, *await drain(holder, 2)] == published
+
+    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_last_words_change_nothing(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with (
+            connect(prefetch=3, broker_url=impatient(proxy.url)) as dead,
+            connect(prefetch=0, broker_url=impatient(broker.url)) as other,
+        ):
+            published = await publish(other, 3)
+            given_back, retried = await take(dead, 2)
+            await become(1, length_of(dead.buffer))
+            proxy.black_hole()
+            other.prefetch = 3
+            await other.start()
+            messages = await take(other, 3)
+            assert sorted(ids(messages)) == sorted(published)
+            assert {message.attempt for message in messages} == {1}
+            await dead.requeue(given_back)
+            await dead.retry(retried, 0.1, "too late")
+            proxy.cut()
+            proxy.resume()
+            await come(events, "connected", count=3)
+            (new,) = await publish(other, 1)
+            assert await drain(dead, 1) == [new]  # and not the one that was in its buffer
+            for message in messages:
+                await other.ack(message)
+        await all_settled(broker, queue)
+        lost = find(events, "settlement_lost")
+        assert [event["id"] for event in lost] == [given_back.id, retried.id]
+
+    async def test_after_a_long_outage_what_is_in_hand_and_came_again_is_handled_once(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=3, broker_url=impatient(proxy.url)) as source:
+            await publish(source, 1)
+            (in_flight,) = await take(source, 1)
+            reply = in_flight.receipt.reply
+            proxy.refuse()
+
+            async def is_held() -> bool:
+                return bool(in_flight.receipt.held_until > asyncio.get_running_loop().time())
+
+            await become(False, is_held)
+            proxy.resume()
+
+            async def came_again() -> bool:
+                return bool(in_flight.receipt.reply != reply)
+
+            await become(True, came_again)
+            await source.ack(in_flight)
+            assert await publish(source, 1) == await drain(source, 1)
+        await all_settled(broker, queue)
+
+    async def test_the_ack_wait_of_the_url_is_set_and_else_that_of_the_consumer_is_kept(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            for url, seconds in [
+                (broker.url, 30),
+                (f"{broker.url}?ack_wait_seconds=2.5", 2.5),
+                (broker.url, 2.5),
+            ]:
+                async with connect(broker_url=url) as source:
+                    assert (await js.consumer_info(queue, queue)).config.ack_wait == seconds
+                    assert source._ack_wait == seconds
+
+
+class TestStopping:
+    async def test_restarts_do_not_count_as_attempts(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+        for _ in range(20):
+            async with connect(prefetch=1) as source:
+                await become(1, length_of(source.buffer))
+                await source.stop()
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            assert (message.attempt, message.receipt.deliveries) == (1, 21)
+            await source.ack(message)
+
+    async def test_a_message_that_is_never_settled_ends_as_a_dead_letter(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+        events: list[Event],
+    ) -> None:
+        monkeypatch.setattr(broker_module, "DELIVERY_LIMIT", 3)
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.01, "not counted against it")
+            for _ in range(3):  # as each crash of a consumer does
+                (message,) = await take(source, 1)
+                await source.requeue(message)
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+            assert letter.reason == "delivered 5 times, and never settled"
+        assert len(find(events, "message_rejected")) == 1
+
+    async def test_every_ack_has_arrived_when_the_source_is_left(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1000) as source:
+            await publish(source, 300)
+            for message in await take(source, 300):
+                await source.ack(message)
+        async with manager(broker) as js:
+            assert (await js.stream_info(queue)).state.messages == 0
+
+    async def test_a_black_hole_cannot_hold_the_stop(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 4.5
+
+    async def test_a_stop_during_an_outage_is_immediate(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 1
+        lost = [event["id"] for event in find(events, "settlement_lost")]
+        assert message.id in lost
+
+    async def test_after_an_outage_a_stopped_source_gets_nothing(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            published = await publish(source, 3)
+            await become(3, length_of(source.buffer))
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await source.stop()
+            proxy.resume()
+            await come(events, "connected", count=2)
+            async with connect(prefetch=3) as other:  # not only after the ack wait
+                assert sorted(await drain(other, 3)) == sorted(published)
+            assert await asyncio.to_thread(broker.consumers, queue) == 0
+
+
+class TestSettlements:
+    async def test_a_backlog_is_delivered_in_its_order(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source:
+            published = await publish(source, 200)
+        async with connect(prefetch=40) as source:
+            assert await drain(source, 200) == published
+
+    async def test_one_pull_brings_many_messages(self, connect: Connect) -> None:
+        async with connect(prefetch=100) as source:
+            await publish(source, 1000)
+            connection = source._connection
+            assert connection is not None
+            sent_before = connection.stats["out_msgs"]
+            for _ in range(900):
+                await drain(source, 1)
+                await asyncio.sleep(0)  # now a pull could be sent
+            pulls_and_signs_of_life = connection.stats["out_msgs"] - sent_before - 900
+            assert pulls_and_signs_of_life < 60
+
+    async def test_an_ack_does_not_wait_for_the_broker(
+        self, connect: Connect, proxy: Proxy
+    ) -> None:
+        async with connect(prefetch=1, broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            async with asyncio.timeout(0.5):
+                await source.ack(message)
+            proxy.resume()
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    async def test_settlements_in_any_order_settle_exactly_what_they_name(
+        self, connect: Connect, broker: Server, queue: str, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        done, dead = 0, 0
+        async with connect(prefetch=150) as source:
+            await publish(source, 150)
+            messages = await take(source, 150)
+            await source.stop()
+            chance.shuffle(messages)
+            for message in messages:
+                match chance.randrange(10):
+                    case 0:
+                        await source.requeue(message)
+                    case 1:
+                        await source.reject(message, "bad")
+                        dead += 1
+                    case 2 if seed % 2:
+                        pass
+                    case _:
+                        await source.ack(message)
+                        done += 1
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+        await settle_as(broker, queue, Counts(ready=150 - done - dead, delayed=0, dead=dead))
+
+    async def test_a_retry_leaves_the_message_where_it_is_and_its_record_goes_when_it_is_done(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, manager(broker) as js:
+
+            async def records() -> int:
+                return (await js.stream_info(f"{queue}_attempts")).state.messages
+
+            for attempt in (1, 2):
+                if attempt == 1:
+                    await publish(source, 1)
+                (message,) = await take(source, 1)
+                await source.retry(message, 0.1, "the database is down")
+                assert (await js.stream_info(queue)).state.last_seq == 1
+                assert await records() == 1
+            record = await js.get_last_msg(
+                f"{queue}_attempts", f"{queue}_attempts.{queue}.{message.receipt.key}"
+            )
+            assert json.loads(record.data or b"")["reason"] == "the database is down"
+            (message,) = await take(source, 1)
+            assert message.attempt == 3
+            await source.ack(message)
+            await become(0, records)
+
+    async def test_a_crash_between_the_record_and_the_retry_counts_the_attempt(
+        self, connect: Connect, broker: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = impatient(broker.url)
+        async with connect(prefetch=1, broker_url=url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+
+            async def crash(*_: object) -> None: ...
+
+            with monkeypatch.context() as patch:
+                patch.setattr(source, "_tell", crash)
+                await source.retry(message, 0.01, "not now")
+            (message,) = await take(source, 1)
+            assert message.attempt == 2
+            await source.ack(message)
+
+    async def test_a_dead_letter_that_is_stored_twice_is_one(
+        self, connect: Connect, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with connect(prefetch=1, broker_url=impatient(broker.url)) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+
+            async def crash(*_: object) -> None: ...
+
+            with monkeypatch.context() as patch:
+                patch.setattr(source, "_tell", crash)
+                await source.reject(message, "bad")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("id", "type"),
+        [("two\r\nlines", " spaces "), ("größe", "ü"), ("\ud800", "\t"), ("", "a: b")],
+    )
+    async def test_odd_ids_types_and_headers_survive(
+        self, connect: Connect, broker: Server, queue: str, id: str, type: str
+    ) -> None:
+        headers = {
+            "Nats-Rollup": "all",  # to the broker an order to delete everything before it
+            "x-consumer-attempts": "7",
+            "two\nlines": "a\r\nb",
+            "empty": "",
+            "none": None,
+            "colon": "a: b",
+        }
+        async with connect(prefetch=1) as source:
+            await source.publish([OutgoingMessage(b"body", type, id, headers)])
+            (message,) = await take(source, 1)
+            assert (message.type, message.headers, message.attempt) == (type, headers, 1)
+            assert message.id == (id or message.receipt.key)
+            await source.reject(message, "odd")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.type) == (message.id, type)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (again,) = await take(source, 1)
+            assert (again.id, again.type, again.headers) == (message.id, type, headers)
+            await source.ack(again)
+
+    async def test_what_another_producer_sends_has_its_id_and_the_end_of_its_subject_as_type(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.*"])
+            orders = {"Nats-Msg-Id": "id-1", "Nats-Expected-Stream": queue}  # to the broker
+            await js.publish(f"{queue}.order_created", b"1", headers=orders)
+            await js.publish(f"{queue}.order_created", b"2", headers={"x-consumer-json": "[1]"})
+        async with connect(prefetch=2) as source:
+            one, other = await take(source, 2)
+            assert (one.id, one.type) == ("id-1", "order_created")
+            assert (other.id, other.body) == (other.receipt.key, b"2")
+            await source.requeue(other)
+            (again,) = await take(source, 1)
+            assert again.id == other.id  # the same each time
+            await source.ack(again)
+            await source.reject(one, "bad")  # its headers would forbid the stream of dead letters
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+
+    async def test_the_same_id_within_two_minutes_is_stored_once(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            for _ in range(2):  # as after an answer that was lost
+                await source.publish([OutgoingMessage(b"body", id="id-1")])
+            await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+
+    async def test_a_message_that_is_too_large_is_refused_and_the_connection_stays(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            for body, headers in [(b"x" * 1_048_576, {}), (b"x" * 900_000, {"h": "y" * 150_000})]:
+                with pytest.raises(BrokerRefused, match="larger than the server's max_payload"):
+                    await source.publish([OutgoingMessage(body, headers=headers)])
+            with pytest.raises(BrokerRefused, match="cannot be sent"):
+                await source.publish([OutgoingMessage(b"", headers={"h": object()})])
+            assert await publish(source, 1) == await drain(source, 1)
+        assert [event["event"] for event in events] == ["connected"]
+
+    async def test_a_message_that_cannot_be_a_dead_letter_is_given_back(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source, manager(broker) as js:
+            await js.publish(queue, b"x" * 1_048_500)
+            (message,) = await take(source, 1)
+            await source.reject(message, "r" * 500)
+            (message,) = await take(source, 1)
+            assert message.attempt == 1
+            await source.ack(message)
+        (lost,) = find(events, "settlement_lost")
+        assert "larger than the server's max_payload" in lost["reason"]
+
+
+class TestGroups:
+    async def test_groups_on_a_stream_with_limits_each_get_everything_and_fail_on_their_own(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"])
+        url = f"{broker.url}?subject={queue}.eu"
+        async with (
+            connect(prefetch=1, broker_url=url, group="billing") as billing,
+            connect(prefetch=1, broker_url=url, group="shipping") as shipping,
+        ):
+            (id,) = await publish(billing, 1)
+            for attempt in (1, 2):
+                (message,) = await take(billing, 1)
+                assert (message.id, message.attempt) == (id, attempt)
+                await billing.retry(message, 0.05, "not now")
+            (message,) = await take(billing, 1)
+            await billing.reject(message, "bad")
+            (message,) = await take(shipping, 1)
+            assert (message.id, message.attempt) == (id, 1)
+            await shipping.ack(message)
+            assert await shipping.count_dead_letters() == 0
+            assert await last(shipping.purge_dead_letters()) == 0
+            assert [letter.id async for letter in billing.dead_letters(5)] == [id]
+            assert [moved async for moved in billing.replay_dead_letters()] == [1]
+            assert await drain(billing, 1) == [id]
+            (new,) = await publish(shipping, 1)
+            assert await drain(shipping, 1) == [new]  # the replayed one is not for this group
+
+    async def test_a_work_queue_has_one_group_and_another_is_told_so_in_one_sentence(
+        self, connect: Connect, source_for: Callable[..., NatsSource], queue: str
+    ) -> None:
+        async with connect(group="billing"):
+            with pytest.raises(BrokerRefused, match="'shipping' cannot consume") as refused:
+                await source_for(group="shipping").__aenter__()
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("config", "fault"),
+        [
+            ({"deliver_subject": "somewhere"}, "it pushes"),
+            ({"ack_policy": "none"}, "acks are not explicit"),
+            ({"max_deliver": 5}, "max_deliver"),
+            ({"headers_only": True}, "headers only"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    async def test_a_consumer_that_would_lose_messages_is_refused_in_one_sentence(
+        self,
+        source_for: Callable[..., NatsSource],
+        broker: Server,
+        queue: str,
+        config: dict[str, Any],
+        fault: str,
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[queue])
+            await js.add_consumer(queue, durable_name=queue, **{"ack_policy": "explicit", **config})
+        with pytest.raises(BrokerRefused, match=f"the consumer '{queue}' .* {fault}"):
+            await source_for().__aenter__()
+
+    async def test_a_stream_without_one_subject_needs_it_in_the_url_to_publish(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.*.created"])
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match=r"name it by \?subject= in the URL"):
+                await publish(source, 1)
+
+    @pytest.mark.parametrize("name", ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a\n"])
+    @pytest.mark.parametrize("variable", ["source", "group"])
+    def test_a_name_that_nats_cannot_have_is_one_sentence(
+        self, source_for: Callable[..., NatsSource], name: str, variable: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=f"^CONSUMER_{variable.upper()}: ") as refused:
+            source_for(**{variable: name})
+        assert "\n" not in str(refused.value)
+
+    async def test_what_is_created_is_durable_and_described(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source, manager(broker) as js:
+            for name in (queue, f"{queue}_dead", f"{queue}_attempts"):
+                assert (await js.stream_info(name)).config.storage == "file"
+            assert (await js.stream_info(queue)).config.retention == "workqueue"
+            config = (await js.consumer_info(queue, queue)).config
+            assert (config.max_deliver, config.max_ack_pending) == (-1, -1)
+            assert str((await source.describe())["server"]).startswith("nats-server 2.")
+
+
+USERS = """
+authorization {
+  users: [
+    { user: "order:events", password: "p@ss:w/o?r#d %2F+é" },
+    { user: "own", password: "own-inbox", permissions: { publish: ">", subscribe: "mine.>" } },
+    { user: "reader", password: "reads-only",
+      permissions: { publish: "$JS.API.STREAM.INFO.*", subscribe: "_INBOX.>" } },
+    { user: "consumer", password: "makes-no-streams",
+      permissions: { publish: { deny: "$JS.API.STREAM.CREATE.>" }, subscribe: ">" } },
+    { nkey: NKEY }
+  ]
+}
+"""
+ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
+SEED = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
+
+
+def url_for(server: NatsServer, user: str, password: str | None = None) -> str:
+    credentials = quote(user, safe="")
+    if password is not None:
+        credentials += f":{quote(password, safe='')}"
+    return server.url.replace("//", f"//{credentials}@")
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    program = find_program()
+    if program is None:
+        pytest.skip("there is no nats-server that could be started with another configuration")
+    return program
+
+
+@pytest.fixture(scope="session")
+def guarded(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNats]:
+    """A NATS that knows these users."""
+    nkey = nkeys.from_seed(bytearray(SEED)).public_key.decode()
+    users = USERS.replace("NKEY", nkey)
+    with installed(program, tmp_path_factory.mktemp("guarded"), users) as server:
+        yield server
+
+
+class TestCredentials:
+    async def test_user_and_password_may_hold_any_character(
+        self, connect: Connect, guarded: PrivateNats
+    ) -> None:
+        async with connect(prefetch=1, broker_url=url_for(guarded, *ODD_USER)) as source:
+            assert await publish(source, 1) == await drain(source, 1)
+
+    async def test_a_token_stands_alone(
+        self, connect: Connect, program: str, tmp_path: Path
+    ) -> None:
+        with installed(program, tmp_path, 'authorization { token: "t@ken/1" }') as server:
+            async with connect(prefetch=1, broker_url=url_for(server, "t@ken/1")) as source:
+                assert await publish(source, 1) == await drain(source, 1)
+
+    async def test_a_seed_in_a_file_is_enough(
+        self, connect: Connect, guarded: PrivateNats, tmp_path: Path
+    ) -> None:
+        (tmp_path / "user.nk").write_bytes(SEED + b"\n")
+        async with connect(prefetch=1, broker_url=f"{guarded.url}?nkey=user.nk") as source:
+            assert await publish(source, 1) == await drain(source, 1)
+
+    async def test_the_inbox_may_have_another_prefix(
+        self, connect: Connect, guarded: PrivateNats
+    ) -> None:
+        url = f"{url_for(guarded, 'own', 'own-inbox')}?inbox=mine"
+        async with connect(prefetch=1, broker_url=url) as source:
+            assert await publish(source, 1) == await drain(source, 1)
+
+    @pytest.mark.parametrize(
+        ("user", "password", "sentence"),
+        [
+            ("order:events", "s3cret-s3cret", "refused the user, the password"),
+            ("s3cret-s3cret", None, "refused the user, the password"),
+            ("reader", "reads-only", "permissions violation for publish"),
+            ("own", "own-inbox", "permissions violation for subscription"),
+        ],
+    )
+    async def test_what_is_not_allowed_is_one_sentence_without_the_password(
+        self,
+        source_for: Callable[..., NatsSource],
+        guarded: PrivateNats,
+        user: str,
+        password: str | None,
+        sentence: str,
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(broker_url=url_for(guarded, user, password)).__aenter__()
+        assert "\n" not in str(refused.value)
+        assert "s3cret" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "nats://user:s3cret#s3cret@localhost",
+            "nats://user:1/s3cret@localhost",
+            "nats://user:s3cret?s3cret@localhost",
+            "nats://user:s3cret@localhost:port",
+            "nats://user:s3cret@localhost,",
+            "nats:///",
+            "nats://localhost/?s3cret=1@",
+        ],
+    )
+    def test_a_url_that_makes_no_sense_is_refused_and_not_repeated(
+        self, source_for: Callable[..., NatsSource], url: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
+            source_for(broker_url=url)
+        assert "s3cret" not in str(refused.value)
+        assert refused.value.__context__ is None
+
+    @pytest.mark.parametrize(
+        ("option", "sentence"),
+        [
+            ("wait=3", "no option 'wait', but ack_wait_seconds"),
+            ("ack_wait_seconds=soon", "ack_wait_seconds must be a number above 0"),
+            ("replicas=0", "replicas must be a number above 0"),
+            ("creds=missing.creds", "creds: .*No such file"),
+            ("creds=empty", "creds: the file does not hold a JWT and a seed"),
+            ("nkey=empty", "nkey: the file does not hold the seed of an nkey"),
+        ],
+    )
+    async def test_a_wrong_option_is_one_sentence(
+        self,
+        source_for: Callable[..., NatsSource],
+        broker: Server,
+        tmp_path: Path,
+        option: str,
+        sentence: str,
+    ) -> None:
+        (tmp_path / "empty").touch()
+        with pytest.raises(BrokerRefused, match=f"^CONSUMER_BROKER_URL: .*{sentence}"):
+            await source_for(broker_url=f"{broker.url}?{option}").__aenter__()
+
+    async def test_the_password_is_in_no_log_and_no_error(
+        self,
+        connect: Connect,
+        guarded: PrivateNats,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for library in ("nats", "asyncio"):
+            caplog.set_level(logging.DEBUG, logger=library)
+        said = []
+        with Proxy(url_for(guarded, *ODD_USER)) as proxy:
+            async with connect(prefetch=1, broker_url=proxy.url) as source:
+                await publish(source, 1)
+                (message,) = await take(source, 1)
+                proxy.refuse()
+                await come(events, "reconnecting")
+                await source.ack(message)
+                with pytest.raises(BrokerUnavailable, match="connection was lost") as unavailable:
+                    await publish(source, 1)
+                said.append(str(unavailable.value))
+                proxy.resume()
+                await come(events, "connected", count=2)
+        said += [str(event) for event in events] + [caplog.text]
+        assert len(events) >= 3
+        for secret in (ODD_USER[1], quote(ODD_USER[1], safe=""), "p@ss", "p%40ss"):
+            assert not [text for text in said if secret in text]
+
+
+@pytest.fixture(scope="session")
+def encrypted(
+    program: str, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a NATS that asks for a client's certificate."""
+    tls = (
+        'tls { cert_file: "DIR/server.pem", key_file: "DIR/server.key", ca_file: "DIR/ca.pem",'
+        " verify: true }"
+    )
+    configuration = tls.replace("DIR", str(certificates))
+    with installed(program, tmp_path_factory.mktemp("tls"), configuration) as server:
+        yield server.url.replace("nats:", "tls:")
+
+
+@pytest.fixture
+def tls_proxy(encrypted: str) -> Iterator[Proxy]:
+    with Proxy(encrypted) as proxy:
+        yield proxy
+
+
+class TestTls:
+    @pytest.mark.parametrize("scheme", ["tls", "nats"])
+    async def test_tls_with_a_ca_and_a_client_certificate(
+        self,
+        connect: Connect,
+        tls_proxy: Proxy,
+        certificates: Path,
+        events: list[Event],
+        scheme: str,
+    ) -> None:
+        url = with_certificate(tls_proxy.url, certificates).replace("tls:", f"{scheme}:")
+        async with connect(broker_url=url) as source:
+            published = await publish(source, 10)
+            assert await drain(source, 10) == published
+            tls_proxy.cut()
+            await come(events, "connected", count=2)
+            assert await publish(source, 1) == await drain(source, 1)
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("", "CERTIFICATE_VERIFY_FAILED"),
+            ("?cafile={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
+            ("?cafile={}/missing.pem", "No such file"),
+            ("?cafile={}/ca.pem&certfile={}/client.pem&keyfile={}/server.key", "keyfile: "),
+        ],
+        ids=["no CA", "other CA", "no such file", "other key"],
+    )
+    async def test_tls_that_cannot_be_is_one_sentence(
+        self,
+        source_for: Callable[..., NatsSource],
+        tls_proxy: Proxy,
+        certificates: Path,
+        options: str,
+        sentence: str,
+    ) -> None:
+        url = tls_proxy.url + options.replace("{}", str(certificates))
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(broker_url=url).__aenter__()
+        assert "\n" not in str(refused.value)
+
+    async def test_without_the_certificate_that_the_broker_asks_for_there_is_no_connection(
+        self, source_for: Callable[..., NatsSource], tls_proxy: Proxy, certificates: Path
+    ) -> None:
+        with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
+            await source_for(
+                broker_url=f"{tls_proxy.url}?cafile={certificates / 'ca.pem'}"
+            ).__aenter__()
+
+    async def test_who_insists_on_tls_sends_no_password_without_it(
+        self, source_for: Callable[..., NatsSource], guarded: PrivateNats
+    ) -> None:
+        with Proxy(url_for(guarded, *ODD_USER)) as proxy:
+            with pytest.raises(BrokerRefused, match="offers no TLS"):
+                await source_for(broker_url=proxy.url.replace("nats:", "tls:")).__aenter__()
+            assert proxy.bytes_to_broker == 0
+
+    async def test_a_black_hole_behind_tls_cannot_hold_the_stop(
+        self, connect: Connect, tls_proxy: Proxy, certificates: Path
+    ) -> None:
+        async with connect(broker_url=with_certificate(tls_proxy.url, certificates)) as source:
+            await publish(source, 1)
+            tls_proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+        assert time.monotonic() - began_at < 4.5
+
+
+def with_certificate(url: str, certificates: Path) -> str:
+    return (
+        f"{url}?cafile={certificates / 'ca.pem'}"
+        f"&certfile={certificates / 'client.pem'}&keyfile={certificates / 'client.key'}"
+    )

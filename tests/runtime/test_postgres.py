@@ -1,0 +1,1086 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""PostgreSQL alone: leases, outages, its tables, its limits. What every broker must do is in test_contract.py."""
+
+import asyncio
+import json
+import math
+import os
+import random
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import pytest
+
+from runtime.brokers import make_source, postgres, source
+from runtime.brokers.postgres import PostgresSource
+from runtime.brokers.source import (
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
+
+from .helpers import Event, come, drain, filled, find
+from .servers import Counts, ServerMissing, server_module, skip_without_server
+from .servers.postgres import PostgresServer, PrivatePostgres
+from .servers.proxy import Proxy
+from .test_contract import become, last, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scope="session")
+
+SHORT_LEASE_SECONDS = 0.4
+ODD_PASSWORD = "p@ss:w/o?r#d %2F+é"
+
+Connect = Callable[..., AbstractAsyncContextManager[PostgresSource]]
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    """A PostgreSQL whose users and settings a test may change."""
+    try:
+        with server_module("postgres").private(tmp_path_factory.mktemp("node")) as server:
+            yield cast(PrivatePostgres, server)
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@pytest.fixture
+def user(node: PrivatePostgres) -> str:
+    """The URL of a user who has a password, owns nothing, and may make nothing."""
+    if node.query("SELECT FROM pg_roles WHERE rolname = 'me'"):
+        node.query("DROP OWNED BY me")
+        node.query("DROP USER me")
+    node.query(f"CREATE USER me PASSWORD '{ODD_PASSWORD}'")
+    return with_user(node.url, "me", ODD_PASSWORD)
+
+
+@pytest.fixture
+def source_for(
+    settings_for: Callable[..., ConsumerSettings], broker: PostgresServer
+) -> Callable[..., PostgresSource]:
+    """Makes a source that is not connected yet; ``options`` are appended to the URL."""
+
+    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresSource:
+        settings = settings_for(broker_url=(url or broker.url) + options)
+        return cast(PostgresSource, make_source(settings, prefetch))
+
+    return make
+
+
+def with_user(url: str, name: str, password: str) -> str:
+    parts = urlsplit(url)
+    credentials = f"{quote(name, safe='')}:{quote(password, safe='')}"
+    address = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{credentials}@{address}").geturl()
+
+
+async def query(server: PostgresServer, statement: str, *arguments: object) -> list[Any]:
+    return await asyncio.to_thread(server.query, statement, *arguments)
+
+
+async def in_use(source: PostgresSource) -> None:
+    """Wait until the source has its row in the table of consumers."""
+
+    async def registered() -> bool:
+        return source._consumer > 0
+
+    await become(True, registered)
+
+
+class TestOutages:
+    async def test_what_is_in_hand_during_an_outage_stays_ours_and_comes_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        broker: PostgresServer,
+        queue: str,
+    ) -> None:
+        async with connect(prefetch=10, url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            assert not source.connected
+            await source.ack(in_flight[0])
+            await source.retry(in_flight[1], 0, "again")
+            await source.reject(in_flight[2], "bad")
+            proxy.resume()
+            handled = [in_flight[0].id, in_flight[2].id, *await drain(source, 38)]
+            assert Counter(handled) == Counter(published)
+            assert source.connected
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+        said = [event["event"] for event in events if event["level"] != "debug"]
+        assert said == ["connected", "reconnecting", "connected"]
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)
+        async with connect(url=proxy.url) as consumer:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=3)
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await publish(consumer, 1)
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(consumer, 20)
+            assert await drain(consumer, 20) == published
+        assert len(find(events, "reconnecting")) == 1
+
+    async def test_what_was_taken_by_a_statement_without_an_answer_is_delivered_after_all(
+        self, connect: Connect, proxy: Proxy, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=10, url=proxy.url) as source, connect(prefetch=0) as publisher:
+            await in_use(source)
+            in_flight = await publish(source, 1)
+            (message,) = await take(source, 1)
+            taken = (
+                "UPDATE consumer.messages SET consumer = $1 WHERE source = $2 AND consumer IS NULL"
+            )
+            insert = "INSERT INTO consumer.messages (source, id, body) VALUES ($1, 'lost', '')"
+            async with publisher._request() as connection, connection.transaction():
+                await connection.execute(insert, queue)
+                await connection.execute(taken, source._consumer, queue)
+            proxy.cut()
+            assert await drain(source, 1) == ["lost"]
+            await source.ack(message)
+            assert in_flight == [message.id]
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    @pytest.mark.parametrize("what", ["settlement", "exchange"])
+    async def test_what_was_written_and_not_confirmed_is_not_called_lost(
+        self, connect: Connect, events: list[Event], broker: PostgresServer, queue: str, what: str
+    ) -> None:
+        async with connect(prefetch=10) as source:
+            published = await publish(source, 3)
+            done, later, last = await take(source, 3)
+            fetch = source._fetch
+
+            async def break_after(connection: Any, statement: str, *arguments: object) -> Any:
+                rows = await fetch(connection, statement, *arguments)
+                if statement is (postgres.RETRY if what == "settlement" else postgres.EXCHANGE):
+                    source._fetch = fetch  # type: ignore[method-assign]
+                    connection.terminate()
+                    raise ConnectionResetError
+                return rows
+
+            source._fetch = break_after  # type: ignore[method-assign]
+            await source.ack(done)
+            await source.retry(later, 0, "again")
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (published[1], 2)
+            await source.ack(again)
+            await source.ack(last)
+        assert not find(events, "settlement_lost")
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_session_that_an_administrator_ends_is_begun_anew(
+        self, connect: Connect, broker: PostgresServer, events: list[Event]
+    ) -> None:
+        async with connect() as source:
+            pid = source._connection.get_server_pid()
+            await query(broker, "SELECT pg_terminate_backend($1)", pid)
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert await drain(source, 5) == published
+
+    async def test_a_server_that_became_read_only_is_an_outage_until_it_is_not(
+        self, connect: Connect, node: PrivatePostgres, events: list[Event]
+    ) -> None:
+        async def set_read_only(value: str) -> None:
+            await query(node, f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+            await query(node, "SELECT pg_reload_conf()")
+
+        async with connect(url=node.url, options="?poll_seconds=0.05") as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            try:
+                await set_read_only("on")
+                await come(events, "reconnecting")
+                await source.ack(message)
+                await come(events, "reconnect_failed", count=2)
+            finally:
+                # The session that turns it off is itself read-only; ALTER SYSTEM writes no row.
+                await set_read_only("off")
+            await come(events, "connected", count=2)
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+    async def test_too_many_connections_are_an_outage(
+        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres, user: str
+    ) -> None:
+        await query(node, "ALTER USER me CONNECTION LIMIT 0")
+        with pytest.raises(BrokerUnavailable, match="too many connections"):
+            await source_for(url=user).__aenter__()
+
+    async def test_without_a_server_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., PostgresSource], proxy: Proxy
+    ) -> None:
+        source = source_for(url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., PostgresSource],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(postgres, "CONNECT_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_a_server_that_says_nothing_any_more_is_cut_off(
+        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1)
+        async with connect(url=proxy.url) as source:
+            published = await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            await source.ack(message)
+            await come(events, "reconnecting")
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published += await publish(source, 1)
+            assert await drain(source, 1) == published[1:]
+        assert not find(events, "settlement_lost")
+
+    async def test_of_several_hosts_one_that_refuses_and_one_that_is_silent_are_passed_over(
+        self, connect: Connect, broker: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(postgres, "CONNECT_SECONDS", 1.5)
+        parts = urlsplit(broker.url)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            hosts = f"127.0.0.1:1,127.0.0.1:{silent.getsockname()[1]},{parts.hostname}:{parts.port}"
+            url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{hosts}").geturl()
+            async with connect(url=url) as source:
+                published = await publish(source, 1)
+                assert await drain(source, 1) == published
+
+    async def test_tables_that_are_dropped_end_the_consumption_with_a_sentence(
+        self, connect: Connect, broker: PostgresServer
+    ) -> None:
+        async with connect(options="?schema=dropped&poll_seconds=0.05") as source:
+            await in_use(source)
+            await query(broker, "DROP SCHEMA dropped CASCADE")
+            with pytest.raises(SourceFailed, match="does not exist"):
+                await anext(source)
+            assert not source.connected
+
+
+class TestStopping:
+    async def test_a_black_hole_cannot_hold_the_stop(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 4.5
+        assert [e["id"] for e in find(events, "settlement_lost")].count(message.id) == 1
+
+    async def test_a_stop_during_an_outage_is_immediate(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 1
+
+    async def test_every_settlement_is_written_when_the_source_is_left(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=300) as source:
+            await publish(source, 300)
+            for message in await take(source, 300):
+                await source.ack(message)
+        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
+        assert broker.query("SELECT FROM consumer.consumers WHERE source = $1", queue) == []
+
+    async def test_a_message_given_back_goes_to_the_front_again(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 5)
+        async with connect(prefetch=3) as source:
+            first, second, third = await take(source, 3)
+            await source.stop()
+            await source.ack(second)
+            await source.requeue(third)
+            await source.requeue(first)
+        async with connect(prefetch=4) as source:
+            assert await drain(source, 4) == [published[0], *published[2:]]
+
+
+class TestLeases:
+    async def test_a_lease_is_renewed_while_a_handler_runs_longer_also_after_the_stop(
+        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
+    ) -> None:
+        lease = f"?lease_seconds={SHORT_LEASE_SECONDS}"
+        async with connect(1, options=lease) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            looks_often = "?lease_seconds=0.1"
+            async with connect(1, options=looks_often) as other:
+                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)  # the handler
+                await source.stop()
+                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)
+                assert len(other.buffer) == 0
+                await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert not find(events, "settlement_lost")
+
+    async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
+        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=2, options="?poll_seconds=0.1") as one:
+            published = await publish(one, 2)
+            (in_flight,) = await take(one, 1)
+            await filled(one, 1)
+            # As after a long suspension.
+            await query(
+                broker,
+                "UPDATE consumer.consumers SET expires_at = '-infinity' WHERE source = $1",
+                queue,
+            )
+            async with connect(prefetch=2) as other:
+                again = await take(other, 2)
+                assert [(m.id, m.attempt) for m in again] == [(id, 1) for id in published]
+                await filled(one, 0)  # dropped unseen
+                await one.ack(in_flight)
+                for message in again:
+                    await other.ack(message)
+            published = await publish(one, 1)
+            assert await drain(one, 1) == published
+        assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
+
+    async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
+        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
+    ) -> None:
+        settle: list[Callable[[PostgresSource, Any], Any]] = [
+            lambda source, message: source.ack(message),
+            lambda source, message: source.retry(message, 0, "again"),
+            lambda source, message: source.reject(message, "bad"),
+            lambda source, message: source.requeue(message),
+        ]
+        async with connect(prefetch=4) as source:
+            published = await publish(source, 4)
+            in_flight = await take(source, 4)
+            # Nobody has told this consumer yet.
+            await query(
+                broker, "UPDATE consumer.messages SET consumer = 0 WHERE source = $1", queue
+            )
+            for message, late in zip(in_flight, settle, strict=True):
+                await late(source, message)
+            await come(events, "settlement_lost", 4)
+            rows = await query(
+                broker,
+                "SELECT id, consumer, failures FROM consumer.messages WHERE source = $1",
+                queue,
+            )
+        assert sorted(map(tuple, rows)) == sorted((id, 0, 0) for id in published)
+        assert Counter(e["id"] for e in find(events, "settlement_lost")) == Counter(published)
+
+    async def test_nobody_takes_messages_without_a_row_that_says_it_lives(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=1, options="?poll_seconds=3600") as source:
+            await in_use(source)
+            first = source._consumer
+            await query(broker, "DELETE FROM consumer.consumers WHERE source = $1", queue)
+            insert = "INSERT INTO consumer.messages (source, id, due_at, body) VALUES ($1, 'due', $2, '')"
+            await query(broker, insert, queue, datetime(2000, 1, 1, tzinfo=UTC))
+            published = await publish(source, 1)
+            assert await drain(source, 2) == ["due", *published]
+            assert source._consumer > first
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_consumer_in_the_middle_of_an_exchange_is_not_taken_for_dead(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        register = """INSERT INTO consumer.consumers (source, expires_at) VALUES ($1, '-infinity')
+            RETURNING id"""
+        async with connect(prefetch=0) as busy, connect(prefetch=0) as publisher:
+            await publish(publisher, 1)
+            async with busy._request() as connection, connection.transaction():
+                [(id,)] = await query(broker, register, queue)
+                rows = await busy._fetch(connection, postgres.EXCHANGE, queue, id, [], 1)
+                assert rows[0]["alive"]
+                async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
+                    await in_use(other)
+                    await asyncio.sleep(0.3)  # it has looked, and passed over the row
+                    still = "SELECT count(*) FROM consumer.consumers WHERE id = $1"
+                    assert (await query(broker, still, id))[0][0] == 1
+                    assert len(other.buffer) == 0
+        async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
+            await drain(other, 1)
+
+    async def test_a_message_that_somebody_looks_at_holds_up_nothing(
+        self, connect: Connect, queue: str
+    ) -> None:
+        lock = "SELECT FROM consumer.messages WHERE source = $1 AND id = $2 FOR UPDATE"
+        async with connect(prefetch=0) as busy:
+            published = await publish(busy, 2)
+            async with busy._request() as connection, connection.transaction():
+                await connection.execute(lock, queue, published[0])
+                async with connect(prefetch=1, options="?poll_seconds=0.1") as other:
+                    assert await drain(other, 1) == published[1:]
+
+    async def test_an_outage_longer_than_the_lease_repeats_nothing_of_those_who_come_back(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        broker: PostgresServer,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)  # both are back in time
+        options = "?lease_seconds=2&poll_seconds=0.1"
+        async with (
+            connect(1, url=proxy.url, options=options) as one,
+            connect(1, url=proxy.url, options=options) as other,
+        ):
+            await publish(one, 2)
+            (held_by_one,), (held_by_other,) = await take(one, 1), await take(other, 1)
+            proxy.refuse()
+            await come(events, "reconnecting", 2)
+            expired = (
+                "SELECT bool_and(expires_at < now()) FROM consumer.consumers WHERE source = $1"
+            )
+
+            async def all_expired() -> bool:
+                return bool((await query(broker, expired, queue))[0][0])
+
+            await become(True, all_expired)
+            proxy.resume()
+            await come(events, "connected", 4)
+            await one.ack(held_by_one)
+            await other.ack(held_by_other)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert not find(events, "settlement_lost")
+
+    async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 2)
+            register = """INSERT INTO consumer.consumers (source, expires_at)
+                VALUES ($1, '-infinity') RETURNING id"""
+            [(dead,)] = await query(broker, register, queue)
+            await query(
+                broker,
+                "UPDATE consumer.messages SET consumer = $1, "
+                "crashes = CASE id WHEN $2 THEN $3::int ELSE 0 END WHERE source = $4",
+                *(dead, published[0], postgres.CRASH_LIMIT - 1, queue),
+            )
+            async with connect(prefetch=1) as source:
+                (message,) = await take(source, 1)
+                assert (message.id, message.attempt) == (published[1], 1)
+                await source.ack(message)
+            [letter] = [letter async for letter in publisher.dead_letters(10)]
+        assert (letter.id, letter.attempts) == (published[0], 0)
+        assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in hand"
+
+
+SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
+
+
+class TestWaking:
+    async def test_a_publisher_elsewhere_wakes_a_waiting_consumer(self, connect: Connect) -> None:
+        async with connect(prefetch=1, options=SELDOM) as source, connect(prefetch=0) as publisher:
+            await in_use(source)
+            for _ in range(3):
+                published = await publish(publisher, 1)
+                assert await drain(source, 1) == published
+
+    async def test_a_retry_is_taken_when_it_is_due_also_by_another_consumer(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=1, options=SELDOM) as other:
+            await in_use(other)
+            async with connect(prefetch=2, options=SELDOM) as one:
+                await publish(one, 2)
+                messages = [*await take(other, 1), *await take(one, 1)]
+                await one.stop()
+                await one.retry(messages[1], 0.5, "not now")
+                retried_at = time.monotonic()
+                await other.ack(messages[0])
+                (message,) = await take(other, 1)
+                assert 0.48 <= time.monotonic() - retried_at < 1.5
+                assert message.attempt == 2
+                await other.ack(message)
+
+    async def test_who_leaves_wakes_those_who_wait(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 1)
+        async with AsyncExitStack() as stack, connect(prefetch=1, options=SELDOM) as one:
+            await take(one, 1)
+            waiting = await stack.enter_async_context(connect(prefetch=1, options=SELDOM))
+            await in_use(waiting)
+            await one.__aexit__()
+            assert await drain(waiting, 1) == published
+
+    async def test_a_row_that_anybody_inserts_is_a_message(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        insert = "INSERT INTO consumer.messages (source, type, body) VALUES ($1, 'kind', '{}')"
+        async with connect(prefetch=1, options=SELDOM) as source:
+            await in_use(source)
+            connection = await asyncpg.connect(broker.url)
+            async with connection.transaction():  # with whatever else this is about
+                await connection.execute(insert, queue)
+                await connection.execute(f"NOTIFY consumer, '{queue}'")
+            await connection.close()
+            (message,) = await take(source, 1)
+            assert (message.body, message.type, message.attempt) == (b"{}", "kind", 1)
+            assert (message.headers, len(message.id)) == ({}, 36)
+            await source.ack(message)
+
+    async def test_a_notification_that_was_read_before_its_connection_ended_is_no_error(
+        self, connect: Connect, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, connect(prefetch=0) as publisher:
+            await in_use(source)
+            connection = source._listening_on
+            connection.terminate()
+            source._on_notification(connection, 1, "consumer", queue)
+            published = await publish(publisher, 1)
+            assert await drain(source, 1) == published
+
+    async def test_an_idle_consumer_asks_for_nothing(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(url=proxy.url) as source, connect(prefetch=0) as elsewhere:
+            await publish(source, 1)
+            await drain(source, 1)
+            await asyncio.sleep(0.3)
+            sent_before = proxy.bytes_to_broker
+            async with elsewhere._request() as connection:
+                await connection.execute("NOTIFY consumer, 'another queue'")
+            await asyncio.sleep(1)
+            assert proxy.bytes_to_broker == sent_before
+
+    async def test_behind_pgbouncer_it_polls_and_leaves_nothing_in_the_session(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        options = "?pgbouncer=true&poll_seconds=0.05"
+        async with connect(prefetch=2, options=options) as source, connect(prefetch=0) as publisher:
+            for _ in range(3):
+                published = await publish(publisher, 5)
+                assert await drain(source, 5) == published
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            await drain(source, 1)
+            left = """SELECT (SELECT count(*) FROM pg_listening_channels()),
+                (SELECT count(*) FROM pg_prepared_statements), current_setting('enable_seqscan')"""
+            async with source._request() as connection:
+                assert tuple(await connection.fetchrow(left)) in {(0, 0, "on"), (0, 1, "on")}
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+
+class TestSettlements:
+    async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=0) as publisher:
+            await publish(publisher, 1000)
+        async with connect(prefetch=100, url=proxy.url) as source:
+            sent_before = proxy.bytes_to_broker
+            await drain(source, 1000)
+            await source.stop()
+            assert proxy.bytes_to_broker - sent_before < 1000 * 40  # alone, each would be 200 bytes
+
+    async def test_an_ack_does_not_wait_for_the_server(
+        self, connect: Connect, proxy: Proxy
+    ) -> None:
+        async with connect(prefetch=1, url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            async with asyncio.timeout(0.5):
+                await source.ack(message)
+            proxy.resume()
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    async def test_settlements_in_any_order_settle_exactly_what_they_name(
+        self, connect: Connect, broker: PostgresServer, queue: str, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        done, dead, later = 0, 0, 0
+        async with connect(prefetch=150) as source:
+            await publish(source, 150)
+            messages = await take(source, 150)
+            chance.shuffle(messages)
+            await source.stop()
+            for message in messages:
+                match chance.randrange(8):
+                    case 0:
+                        await source.requeue(message)
+                    case 1:
+                        await source.reject(message, "bad")
+                        dead += 1
+                    case 2:
+                        await source.retry(message, 3600, "later")
+                        later += 1
+                    case 3:
+                        pass
+                    case _:
+                        await source.ack(message)
+                        done += 1
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0.001)
+        ready = 150 - done - dead - later
+        assert broker.counts(queue) == Counts(ready=ready, delayed=later, dead=dead)
+
+    @pytest.mark.parametrize("seconds", [1e300, math.inf])
+    async def test_a_delay_beyond_all_bounds_is_a_century(
+        self, connect: Connect, broker: PostgresServer, queue: str, seconds: float
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, seconds, "much later")
+            await settle_as(broker, queue, Counts(ready=0, delayed=1, dead=0))
+
+    async def test_many_dead_letters_are_moved_in_steps_and_in_their_order(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        count = 2 * postgres.STEP + 3
+        die = """INSERT INTO consumer.dead_letters (source, reason, attempts, id, type, headers, body)
+            SELECT $1, '', 1, n, '', '{}', '' FROM generate_series(1, $2::int) AS n"""
+        async with connect(prefetch=0) as source:
+            await query(broker, die, queue, count)
+            progress = []
+            async for moved in source.replay_dead_letters():
+                progress.append(moved)
+                await query(broker, die, queue, 1)  # one that comes meanwhile stays
+            assert progress == [postgres.STEP, 2 * postgres.STEP, count]
+            assert await last(source.purge_dead_letters()) == len(progress)
+        async with connect(prefetch=count) as consumer:
+            assert await drain(consumer, count) == [str(n) for n in range(1, count + 1)]
+
+
+class TestText:
+    async def test_headers_may_hold_what_text_in_postgresql_may_not(self, connect: Connect) -> None:
+        headers = {"nul \0": ["\0", "\ud800"], "huge": 10**400, "float": 1e-300}
+        async with connect(prefetch=1) as source:
+            await source.publish([OutgoingMessage(b"", headers=headers)])
+            (message,) = await take(source, 1)
+            assert message.headers == headers
+            await source.reject(message, "bad")
+            await become(1, source.count_dead_letters)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (message,) = await take(source, 1)
+            assert message.headers == headers
+            await source.ack(message)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"id": "a\0b"},
+            {"type": "\0"},
+            {"id": "\ud800"},
+            {"headers": {"n": float("nan")}},
+            {"headers": {"x": b""}},
+        ],
+        ids=["NUL in the id", "NUL in the type", "half a character", "NaN", "bytes"],
+    )
+    async def test_what_cannot_be_kept_is_refused_with_a_sentence(
+        self, connect: Connect, broker: PostgresServer, queue: str, fields: dict[str, Any]
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match="this message cannot be sent"):
+                await source.publish([OutgoingMessage(b"", **fields)])
+            await publish(source, 1)
+        assert broker.counts(queue).ready == 1
+
+    async def test_a_reason_is_kept_as_far_as_it_can_be(self, connect: Connect) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.reject(message, "nul \0, half \ud800, größe")
+            await source.stop()
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert letter.reason == "nul \ufffd, half ?, größe"
+
+    async def test_headers_are_an_object_whoever_writes_them(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        insert = "INSERT INTO consumer.messages (source, headers, body) VALUES ($1, '[]', '')"
+        async with connect(prefetch=0):
+            with pytest.raises(asyncpg.CheckViolationError):
+                await query(broker, insert, queue)
+
+
+class TestTables:
+    async def test_many_may_make_the_tables_at_once(
+        self, source_for: Callable[..., PostgresSource], broker: PostgresServer, queue: str
+    ) -> None:
+        schema = f'Odd "{queue}'
+        sources = [source_for(options=f"?schema={quote(schema)}") for _ in range(8)]
+        try:
+            await asyncio.gather(*(source.__aenter__() for source in sources))
+            await asyncio.gather(*(publish(source, 1) for source in sources))
+            assert (await sources[0].describe())[queue] == 8
+        finally:
+            await asyncio.gather(*(source.__aexit__() for source in sources))
+            await query(broker, f"DROP SCHEMA {postgres._quote(schema)} CASCADE")
+
+    @pytest.mark.parametrize(
+        ("statements", "sentence"),
+        [
+            (
+                ["COMMENT ON TABLE {}.messages IS 'cookiecutter-consumer queue, schema 2'"],
+                "have version 2; this version of the service knows 1",
+            ),
+            (["COMMENT ON TABLE {}.messages IS NULL"], "another program's: choose a place"),
+            (["DROP TABLE {}.messages"], "another program's: choose a place"),
+        ],
+        ids=["a newer version", "messages of others", "other tables of others"],
+    )
+    async def test_tables_that_are_not_ours_stay_as_they_are(
+        self,
+        source_for: Callable[..., PostgresSource],
+        broker: PostgresServer,
+        statements: list[str],
+        sentence: str,
+    ) -> None:
+        await query(broker, "DROP SCHEMA IF EXISTS theirs CASCADE")
+        async with source_for(options="?schema=theirs"):
+            pass
+        for statement in statements:
+            await query(broker, statement.format("theirs"))
+        columns = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'theirs'"
+        before = await query(broker, columns)
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(options="?schema=theirs").__aenter__()
+        assert "\n" not in str(refused.value)
+        assert await query(broker, columns) == before
+        await query(broker, "DROP SCHEMA theirs CASCADE")
+
+    async def test_who_may_not_make_tables_uses_those_that_are_there(
+        self, connect: Connect, node: PrivatePostgres, user: str
+    ) -> None:
+        await query(node, "DROP SCHEMA IF EXISTS consumer CASCADE")
+        with pytest.raises(BrokerRefused, match="this user may not make them") as refused:
+            async with connect(url=user):
+                pass
+        assert "\n" not in str(refused.value)
+        async with connect(prefetch=0, url=node.url):
+            pass
+        with pytest.raises(BrokerRefused, match="permission denied for schema consumer"):
+            async with connect(prefetch=0, url=user) as source:
+                await publish(source, 1)
+        await query(node, "GRANT USAGE ON SCHEMA consumer TO me")
+        await query(
+            node, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA consumer TO me"
+        )
+        async with connect(prefetch=3, url=user) as source:
+            await publish(source, 3)
+            done, later, bad = await take(source, 3)
+            await source.ack(done)
+            await source.retry(later, 0, "again")
+            await source.reject(bad, "bad")
+            await drain(source, 1)
+            await source.describe()
+
+    async def test_a_database_in_another_encoding_is_refused(
+        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres
+    ) -> None:
+        await query(node, "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+        url = urlsplit(node.url)._replace(path="/latin").geturl()
+        with pytest.raises(BrokerRefused, match="encoding of this database is not UTF8"):
+            await source_for(url=url).__aenter__()
+        await query(node, "DROP DATABASE latin")
+
+    async def test_what_is_confirmed_is_on_the_disk(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source, source._request() as connection:
+            for setting in ("fsync", "synchronous_commit"):
+                assert await connection.fetchval(f"SHOW {setting}") == "on"
+            unlogged = """SELECT count(*) FROM pg_class
+                WHERE relnamespace = 'consumer'::regnamespace AND relpersistence <> 'p'"""
+            assert await connection.fetchval(unlogged) == 0
+
+    async def test_taking_costs_the_same_whatever_else_is_there(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        add = """INSERT INTO consumer.messages (source, due_at, consumer, body)
+            SELECT $1, $2::text::timestamptz, $3::bigint, '' FROM generate_series(1, $4::int)"""
+        async with connect(prefetch=0) as source:
+
+            async def rows_read() -> int:
+                """By the exchange, in all steps of its plan together."""
+                async with source._request() as connection, connection.transaction():
+                    register, exchange = (
+                        postgres._sql(statement, '"consumer"')
+                        for statement in (postgres.REGISTER, postgres.EXCHANGE)
+                    )
+                    me = await connection.fetchval(register, queue, 60.0)
+                    # The worst there is: a plan that was made for an empty table, for whatever comes.
+                    await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+                    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE worst('{queue}', {me}, ARRAY[]::bigint[], 10)"
+                    if not await connection.fetchval(
+                        "SELECT count(*) FROM pg_prepared_statements WHERE name = 'worst'"
+                    ):
+                        await connection.execute(
+                            f"PREPARE worst (text, bigint, bigint[], int) AS {exchange}"
+                        )
+                    [plan] = json.loads(await connection.fetchval(explain))
+                return sum(_rows_read(plan["Plan"]))
+
+            await query(broker, add, queue, "-infinity", None, 20)
+            before = await rows_read()
+            for place in (
+                (queue, "-infinity", 7),
+                (queue, "2100-01-01", None),
+                ("other", "-infinity", None),
+            ):
+                await query(broker, add, *place, 5000)
+            await query(broker, add, queue, "-infinity", None, 5000)
+            assert await rows_read() <= before + 10
+            await query(broker, "DELETE FROM consumer.messages WHERE source = 'other'")
+
+    async def test_the_server_is_described_with_its_version(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source:
+            described = await source.describe()
+        assert str(described["server"]).startswith("PostgreSQL ")
+        assert described["schema"] == "consumer"
+
+
+def _rows_read(plan: dict[str, Any]) -> Iterator[int]:
+    removed = [n for name, n in plan.items() if name.startswith("Rows Removed")]
+    yield int((plan["Actual Rows"] + sum(removed)) * plan["Actual Loops"])
+    for step in plan.get("Plans", ()):
+        yield from _rows_read(step)
+
+
+class TestCredentials:
+    async def test_a_password_may_hold_any_character_and_is_in_no_log_and_no_error(
+        self, connect: Connect, node: PrivatePostgres, user: str, events: list[Event]
+    ) -> None:
+        await query(node, "GRANT CREATE ON DATABASE postgres TO me")
+        said = []
+        with Proxy(user) as proxy:
+            async with connect(prefetch=1, url=proxy.url, options="?schema=mine") as source:
+                published = await publish(source, 1)
+                assert await drain(source, 1) == published
+                proxy.refuse()
+                await come(events, "reconnecting")
+                with pytest.raises(BrokerUnavailable) as unavailable:
+                    await publish(source, 1)
+                said.append(str(unavailable.value))
+                proxy.resume()
+                await come(events, "connected", count=2)
+        said += [str(event) for event in events]
+        for secret in (ODD_PASSWORD, quote(ODD_PASSWORD, safe=""), "p@ss", "p%40ss"):
+            assert not [text for text in said if secret in text]
+
+    @pytest.mark.parametrize(
+        ("name", "database", "sentence"),
+        [
+            ("me", "/postgres", "refused the user name or the password"),
+            ("nobody-of-that-name", "/postgres", "refused the user name or the password"),
+            ("", "/nowhere", 'database "nowhere" does not exist'),
+        ],
+    )
+    async def test_a_wrong_password_user_or_database_is_one_sentence_without_them(
+        self,
+        source_for: Callable[..., PostgresSource],
+        node: PrivatePostgres,
+        user: str,
+        name: str,
+        database: str,
+        sentence: str,
+    ) -> None:
+        own = urlsplit(node.url)._replace(path=database).geturl()
+        url = with_user(own, name, "s3cret-s3cret") if name else own
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(url=url).__aenter__()
+        assert "s3cret" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgres://user:s3cret#s3cret@localhost/",
+            "postgres://user:1/s3cret@localhost/",
+            "postgres://user:s3cret?s3cret@localhost/",
+            "postgres://user:s3cret@s3cret@localhost/",
+            "postgres://user@localhost:s3cret/",
+        ],
+    )
+    def test_a_password_that_is_not_encoded_is_refused_and_not_repeated(
+        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], url: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
+            source_for(url=url)
+        assert "s3cret" not in str(refused.value)
+        assert refused.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "lease_seconds=0",
+            "lease_seconds=x",
+            "poll_seconds=inf",
+            "pgbouncer=maybe",
+            "schema=",
+            "x",
+        ],
+    )
+    def test_an_option_that_makes_no_sense_is_one_sentence(
+        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], options: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="CONSUMER_BROKER_URL: the options are"):
+            source_for(options=f"?{options}")
+
+    async def test_an_option_that_the_server_does_not_know_is_one_sentence(
+        self, source_for: Callable[..., PostgresSource]
+    ) -> None:
+        with pytest.raises(BrokerRefused, match='unrecognized configuration parameter "lease"'):
+            await source_for(options="?lease=3").__aenter__()
+
+    async def test_the_session_bears_the_name_of_the_queue(
+        self, connect: Connect, queue: str
+    ) -> None:
+        shown = "SHOW application_name"
+        async with connect(prefetch=0) as source, source._request() as connection:
+            assert await connection.fetchval(shown) == queue
+        named = "?application_name=shop"
+        async with connect(prefetch=0, options=named) as source, source._request() as connection:
+            assert await connection.fetchval(shown) == "shop"
+
+
+def give(certificate: Path, data: Path) -> None:
+    """Copy it to the server, which insists that its key is its own."""
+    copy = shutil.copy(certificate, data)
+    os.chmod(copy, 0o600)  # noqa: PTH101
+    if os.geteuid() == 0:
+        shutil.chown(copy, data.stat().st_uid, data.stat().st_gid)
+
+
+@pytest.fixture
+async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[str]:
+    """The private server speaks TLS, and knows a user by a certificate only."""
+    if node.data is None:
+        pytest.skip("the directory of a server in docker cannot be reached")
+    for name in ("server.pem", "server.key", "ca.pem"):
+        give(certificates / name, node.data)
+    if not await query(node, "SELECT FROM pg_roles WHERE rolname = 'client'"):
+        await query(node, "CREATE USER client")
+        await query(node, "GRANT CREATE ON DATABASE postgres TO client")
+    settings = {
+        "ssl_cert_file": "server.pem",
+        "ssl_key_file": "server.key",
+        "ssl_ca_file": "ca.pem",
+        "ssl": "on",
+    }
+    access = node.data / "pg_hba.conf"
+    by_certificate = "hostssl all client all cert\n"
+    try:
+        for name, value in settings.items():
+            await query(node, f"ALTER SYSTEM SET {name} = '{value}'")
+    except asyncpg.PostgresError as error:
+        pytest.skip(f"this server was built without TLS: {error}")
+    if not access.read_text().startswith(by_certificate):
+        access.write_text(by_certificate + access.read_text())
+    await query(node, "SELECT pg_reload_conf()")
+
+    async def speaks_tls() -> bool:
+        return bool((await query(node, "SHOW ssl"))[0][0] == "on")
+
+    await become(True, speaks_tls)
+    port = urlsplit(node.url).port
+    yield f"postgres://client@localhost:{port}/postgres?schema=client"
+    await query(node, "ALTER SYSTEM SET ssl = off")
+    await query(node, "SELECT pg_reload_conf()")
+
+
+class TestTls:
+    async def test_a_ca_and_a_clients_certificate_also_after_an_outage_and_in_a_black_hole(
+        self,
+        connect: Connect,
+        tls_url: str,
+        certificates: Path,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(postgres, "STOP_SECONDS", 0.2)
+        monkeypatch.setattr(postgres, "CLOSE_SECONDS", 0.3)
+        options = (
+            f"&sslmode=verify-full&sslrootcert={certificates / 'ca.pem'}"
+            f"&sslcert={certificates / 'client.pem'}&sslkey={certificates / 'client.key'}"
+        )
+        with Proxy(tls_url) as proxy:
+            async with connect(url=proxy.url + options) as source:
+                published = await publish(source, 10)
+                assert await drain(source, 10) == published
+                async with source._request() as connection:
+                    in_use = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+                    assert await connection.fetchval(in_use)
+                proxy.cut()
+                await come(events, "connected", count=2)
+                published = await publish(source, 1)
+                assert await drain(source, 1) == published
+                proxy.black_hole()
+                began_at = time.monotonic()
+                await source.stop()
+        assert time.monotonic() - began_at < 2
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("&sslmode=verify-full&sslrootcert={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
+            ("&sslmode=verify-ca&sslrootcert={}/missing.pem", "no file for sslrootcert"),
+            ("&sslmode=sometimes", "sslmode"),
+            (
+                "&sslmode=require&sslcert={}/client.pem&sslkey={}/server.key",
+                "KEY_VALUES_MISMATCH",
+            ),
+            ("&sslmode=require", "certificate"),
+        ],
+        ids=["other CA", "no such file", "no such mode", "other key", "no certificate"],
+    )
+    async def test_tls_that_cannot_be_is_one_sentence(
+        self,
+        source_for: Callable[..., PostgresSource],
+        tls_url: str,
+        certificates: Path,
+        options: str,
+        sentence: str,
+    ) -> None:
+        url = tls_url + options.replace("{}", str(certificates))
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(url=url).__aenter__()
+        assert "\n" not in str(refused.value)
+
+    async def test_a_server_without_tls_is_refused_by_who_asks_for_it(
+        self, source_for: Callable[..., PostgresSource], broker: PostgresServer
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="no TLS connection"):
+            await source_for(options="?sslmode=require").__aenter__()

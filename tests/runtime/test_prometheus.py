@@ -1,0 +1,235 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The metrics: what a scrape says equals what was done, under the names that dashboards rely on."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import prometheus_client
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from runtime.brokers import make_source
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
+from runtime.handlers import HandlerFunction, Router
+from runtime.message import Message, OutgoingMessage, Retry
+from runtime.settings import ConsumerSettings
+from runtime.telemetry import Telemetry, make_telemetry
+from runtime.telemetry.prometheus import (
+    PrometheusTelemetry,
+)
+
+from .process import ask
+from .servers import Server
+from .test_shutdown import Scene, free_port, wait_until
+
+pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
+
+NAMES = {
+    "consumer_messages_total": {"handler", "outcome"},
+    "consumer_message_duration_seconds_bucket": {"le"},
+    "consumer_message_duration_seconds_count": set(),
+    "consumer_message_duration_seconds_sum": set(),
+    "consumer_messages_in_flight": set(),
+    "consumer_state": {"state"},
+    "consumer_last_message_timestamp_seconds": set(),
+    "consumer_reconnects_total": set(),
+    "consumer_shutdown_duration_seconds": set(),
+    "consumer_messages_abandoned_total": set(),
+}
+"""Each with its labels. Others rely on these: none may go, none may be renamed."""
+
+
+class Page:
+    """One scrape."""
+
+    def __init__(self, text: str) -> None:
+        self.samples = [sample for family in parse(text) for sample in family.samples]
+
+    @classmethod
+    def of(cls, telemetry: PrometheusTelemetry) -> "Page":
+        return cls(telemetry.scrape("")[0].decode())
+
+    def value(self, name: str, **labels: str) -> float:
+        [value] = [s.value for s in self.samples if s.name == name and s.labels == labels]
+        return value
+
+    @property
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """By handler and outcome, without those that are 0."""
+        return {
+            (s.labels["handler"], s.labels["outcome"]): int(s.value)
+            for s in self.samples
+            if s.name == "consumer_messages_total" and s.value
+        }
+
+    @property
+    def state(self) -> str:
+        [state] = [
+            s.labels["state"] for s in self.samples if s.name == "consumer_state" and s.value == 1
+        ]
+        return state
+
+
+@pytest.mark.slow
+def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene) -> None:
+    port = free_port()
+    process = scene.start(
+        HANDLERS="work,thread",
+        LIFESPAN_FAILS="hang",
+        CLOSE_SECONDS=2,
+        probe_port=port,
+        drain_seconds=0.5,
+    )
+    scene.publish(5, seconds=0.01)
+    scene.publish(2, kind="thread")
+    scene.publish(3, end="retry", retry_after_seconds=3600)
+    scene.publish(1, end="reject")
+    scene.publish_bodies([b"not JSON"], kind="work")
+    scene.publish_bodies([b"{}"], kind="unheard-of")
+    wait_until(lambda: len(scene.ledger.ended) == 11)
+    wait_until(lambda: scene.broker.counts(scene.queue).dead == 3)
+    scene.publish(2, seconds=60)
+    process.wait_for("handling", count=13)
+    page = Page(ask(port, "/metrics")[1])
+    assert page.outcomes == {
+        ("work", "handled"): 5,
+        ("thread", "handled"): 2,
+        ("work", "retried"): 3,
+        ("work", "rejected"): 2,
+        ("none", "rejected"): 1,
+    }
+    assert page.value("consumer_message_duration_seconds_count") == 11
+    assert 0.05 <= page.value("consumer_message_duration_seconds_sum") < 10
+    assert page.value("consumer_messages_in_flight") == 2
+    assert page.state == "consuming"
+    assert page.value("consumer_shutdown_duration_seconds") == 0
+
+    process.send(signal.SIGTERM)
+    process.wait_for("drained")  # the lifespan now takes its time to close
+    page = Page(ask(port, "/metrics")[1])
+    assert page.outcomes["work", "abandoned"] == 2
+    assert page.value("consumer_messages_abandoned_total") == 2
+    assert page.value("consumer_messages_in_flight") == 0
+    assert page.state == "draining"
+    assert 0.5 <= page.value("consumer_shutdown_duration_seconds") < 5
+    assert process.wait() == 75
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+async def run(settings_for: Callable[..., ConsumerSettings]) -> Run:
+    """Consume these messages until so many are settled; returns what a scrape says after the stop."""
+
+    async def run(
+        messages: list[OutgoingMessage],
+        handlers: dict[str, HandlerFunction],
+        until: Callable[[Page], bool],
+        **settings: Any,
+    ) -> Page:
+        made = settings_for(**settings)
+        event = CancellationEvent(asyncio.get_running_loop())
+        telemetry = PrometheusTelemetry(CollectorRegistry())
+        consumer = Consumer(make_source(made, 10), Router(handlers), event, made, None, telemetry)
+        async with make_source(made) as publisher:
+            await publisher.publish(messages)
+        consuming = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(20):
+            while not until(Page.of(telemetry)) and not consuming.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        event.set("test")
+        await consuming
+        return Page.of(telemetry)
+
+    return run
+
+
+async def test_names_and_labels_are_those_that_others_rely_on(run: Run) -> None:
+    async def handle(body: bytes) -> None: ...
+
+    page = await run([OutgoingMessage(b"")], {"n": handle}, lambda page: bool(page.outcomes))
+    assert {sample.name: set(sample.labels) for sample in page.samples} == NAMES
+
+
+async def test_labels_are_bounded_whatever_messages_come(run: Run) -> None:
+    async def handle(body: bytes) -> None: ...
+
+    messages = [OutgoingMessage(b"", f"type-{number}") for number in range(50)]
+    page = await run(
+        messages,
+        {"one": handle, "two": handle},
+        lambda page: page.outcomes.get(("none", "rejected")) == 50,
+    )
+    labels = Counter(sample.name for sample in page.samples)
+    assert labels["consumer_messages_total"] == 2 * 4 + 2
+
+
+async def test_every_outcome_is_there_from_the_start_as_0(run: Run) -> None:
+    async def handle(body: bytes) -> None: ...
+
+    page = await run([], {"n": handle}, lambda page: page.state == "consuming")
+    for outcome in ("handled", "retried", "rejected", "abandoned"):
+        assert page.value("consumer_messages_total", handler="n", outcome=outcome) == 0
+
+
+async def test_each_attempt_has_one_outcome(run: Run) -> None:
+    async def handle(body: bytes, message: Message) -> None:
+        raise Retry("again", delay_seconds=0)
+
+    page = await run(
+        [OutgoingMessage(b"")],
+        {"n": handle},
+        lambda page: page.outcomes.get(("n", "rejected")) == 1,
+        max_attempts=4,
+    )
+    assert page.outcomes == {("n", "retried"): 3, ("n", "rejected"): 1}
+    assert page.value("consumer_message_duration_seconds_count") == 4
+
+
+async def test_a_batch_is_one_duration_and_as_many_outcomes_as_messages(run: Run) -> None:
+    async def handle(bodies: list[bytes]) -> None: ...
+
+    page = await run(
+        [OutgoingMessage(b"") for _ in range(6)],
+        {"n": handle},
+        lambda page: page.outcomes.get(("n", "handled")) == 6,
+        batch_size=3,
+    )
+    assert page.value("consumer_message_duration_seconds_count") == 2
+
+
+async def test_durations_fall_into_their_buckets(run: Run) -> None:
+    async def handle(body: bytes) -> None:
+        await asyncio.sleep(0.03)
+
+    page = await run([OutgoingMessage(b"")], {"n": handle}, lambda page: bool(page.outcomes))
+    name = "consumer_message_duration_seconds_bucket"
+    assert page.value(name, le="0.025") == 0
+    assert page.value(name, le="300.0") == page.value(name, le="+Inf") == 1
+
+
+def test_the_services_own_metrics_are_on_the_page_and_openmetrics_is_spoken(
+    broker: Server,
+) -> None:
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry)
+    prometheus_client.Counter("orders", "Orders.", registry=registry).inc(3)
+    body, content_type = telemetry.scrape("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # it has no types
+    assert "orders" in {family.name for family in families}
+
+
+def test_nothing_is_counted_where_nobody_can_ask(
+    settings_for: Callable[..., ConsumerSettings],
+) -> None:
+    assert type(make_telemetry("orders", settings_for(probe_port=0))) is Telemetry

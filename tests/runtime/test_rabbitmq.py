@@ -1,0 +1,1106 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""RabbitMQ alone: outages, its topology, its limits. What every broker must do is in test_contract.py."""
+
+import asyncio
+import logging
+import random
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel
+from aio_pika.robust_channel import RobustChannel
+from aiormq.abc import ChannelFrame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from runtime.brokers import (
+    make_source,
+    rabbitmq,
+)
+from runtime.brokers.rabbitmq import (
+    UNSTORED_SETTLEMENTS,
+    RabbitSource,
+    delays_ms,
+)
+from runtime.brokers.source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.message import (
+    Message,
+    OutgoingMessage,
+    Retry,
+)
+from runtime.settings import ConsumerSettings
+from runtime.watchdog import CLOSE_SECONDS
+
+from .helpers import Event, come, drain, filled, find
+from .servers import (
+    Counts,
+    PrivateServer,
+    Server,
+)
+from .servers.proxy import Proxy
+from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
+from .test_bad_input import consume
+from .test_contract import become, ids, publish, settle_as, take
+from .test_shutdown import Scene, assert_clean_stop, is_empty, wait_until
+
+pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
+
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
+WAIT_SECONDS = 30
+
+
+def table_of(fields: bytes) -> bytes:
+    return struct.pack(">I", len(fields)) + fields
+
+
+DEEP = reduce(lambda fields, _: b"\x01aF" + table_of(fields), range(3000), b"")
+UNREADABLE: dict[str, tuple[dict[str, Any], tuple[bytes, bytes], str]] = {
+    "type": ({"message_type": "TYPE"}, (b"TYPE", b"\xff\xfe\xfd\xfc"), "dead letter"),
+    "long type": ({"message_type": "T" * 255}, (b"T" * 255, b"\xff" * 255), "dead letter"),
+    "name of a header": (
+        {"message_type": "order", "headers": {"NAME": 1}},
+        (b"NAME", b"gr\xf6\xdf"),
+        "handled",
+    ),
+    "routing key": (
+        {"message_type": "order"},
+        (b"ROUTING KEY", b"\xff" * len(b"ROUTING KEY")),
+        "handled",
+    ),
+    "time": (
+        {"message_type": "order", "timestamp": datetime.fromtimestamp(0x61626364, UTC)},
+        (struct.pack(">Q", 0x61626364), b"\x7f" * 8),
+        "handled",
+    ),
+    "depth": (
+        {"message_type": "order", "headers": {"deep": "x" * len(DEEP)}},
+        (b"S" + struct.pack(">I", len(DEEP)) + b"x" * len(DEEP), b"F" + table_of(DEEP)),
+        "handled",
+    ),
+}
+"""Properties, what of their bytes is replaced, and what becomes of the message."""
+
+Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
+
+
+@pytest.fixture
+def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
+    """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
+    return private_server("rabbitmq")
+
+
+@asynccontextmanager
+async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel of one's own, without the runtime."""
+    async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+        yield channel
+
+
+async def test_acks_that_were_not_written_when_the_channel_closed_are_logged_once(
+    broker: Server, events: list[Event]
+) -> None:
+    channel: Any = SimpleNamespace(closing=asyncio.get_running_loop().create_future())
+    deliveries = rabbitmq._Deliveries(channel, 10)
+    deliveries.add(1, Message(b"", "first"))
+    deliveries.add(3, Message(b"", "second"))
+    for tag in (1, 1, 3, 3):
+        deliveries.ack(tag)
+    deliveries.requeue(1)
+    deliveries.close()
+    await asyncio.gather(deliveries.writer, return_exceptions=True)
+    assert [event["id"] for event in find(events, "settlement_lost")] == ["first", "second"]
+
+
+class TestOutages:
+    @pytest.mark.parametrize("step", ["initialize", "_on_reopened"])
+    async def test_a_start_that_failed_can_be_made_again_and_consumes_once(
+        self,
+        source_for: Callable[..., RabbitSource],
+        broker: Server,
+        proxy: Proxy,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+        step: str,
+    ) -> None:
+        """The connection is lost in its first step, or in its last."""
+        async with source_for(10, broker_url=proxy.url) as source:
+            owner = RobustChannel if hasattr(RobustChannel, step) else RabbitSource
+            whole = getattr(owner, step)
+
+            async def lose(*_: object, **__: object) -> None:
+                monkeypatch.setattr(owner, step, whole)
+                proxy.cut()
+                raise ConnectionResetError
+
+            monkeypatch.setattr(owner, step, lose)
+            with pytest.raises(BrokerUnavailable):
+                await source.start()
+
+            async def starts() -> bool:
+                with suppress(BrokerUnavailable):
+                    await source.start()
+                    return True
+                return False
+
+            await become(True, starts)
+            await publish(source, 5)
+            assert len(await drain(source, 5)) == 5
+            assert broker.consumers(queue) == 1
+
+    async def test_after_an_outage_only_what_was_in_hand_comes_again(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+        broker: Server,
+        queue: str,
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            await filled(source, 7)  # these become stale: nobody may see them
+            proxy.cut()
+            await come(events, "reconnecting")
+            for message in in_flight:  # their handlers finished: logged, not raised
+                await source.ack(message)
+            handled = ids(in_flight) + await drain(source, 40)
+            assert Counter(handled) == Counter(published + ids(in_flight))
+            await come(events, "connected", count=2)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        lost = find(events, "settlement_lost")
+        assert [event["id"] for event in lost] == ids(in_flight)
+        assert [e["event"] for e in events if e not in lost] == [
+            "connected",
+            "reconnecting",
+            "connected",
+        ]
+        assert caplog.records == []  # not a word of the libraries, which log tracebacks
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "LONGEST_PAUSE_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=3)
+            assert not source.connected
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(source, 20)
+            assert await drain(source, 20) == published
+        assert len(find(events, "reconnecting")) == 1
+        assert {event["level"] for event in find(events, "reconnect_failed")} == {"debug"}
+
+    @pytest.mark.very_slow
+    @pytest.mark.timeout(240)
+    async def test_an_outage_of_two_minutes_is_survived(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            waiting = asyncio.ensure_future(anext(source))  # aio-pika's own iterator gives up now
+            proxy.refuse()
+            await asyncio.sleep(121)
+            assert not waiting.done()
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(source, 20)
+            message = await waiting
+            await source.ack(message)
+            assert [message.id, *await drain(source, 19)] == published
+
+    @pytest.mark.very_slow
+    async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=2, broker_url=f"{proxy.url}?heartbeat=1") as source:
+            published = await publish(source, 2)
+            first, second = await take(source, 2)
+            proxy.black_hole()
+            await source.retry(first, 0.1, "waits for the broker's word, and is not cancelled")
+            await come(events, "reconnecting")
+            await source.ack(second)
+            proxy.resume()
+            # The retry may have arrived before the connection broke, or not; the rest is certain.
+            handled = await drain(source, 2)
+            assert set(handled) <= set(published)
+            await come(events, "connected", count=2)
+        assert {event["id"] for event in find(events, "settlement_lost")} == set(published)
+
+    @pytest.mark.very_slow
+    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_made_once(
+        self,
+        connect: Connect,
+        node: PrivateServer,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "ANSWER_SECONDS", 0.5)
+        assert isinstance(node, PrivateRabbit)
+        async with connect(prefetch=4, broker_url=f"{node.url}?heartbeat=1") as source:
+            published = await publish(source, 30)
+            failed, *others = await take(source, 4)
+            with node.alarm():
+                retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
+                for message in others:
+                    await source.ack(message)
+                handled = [*ids(others), *await drain(source, 26)]
+                assert handled == [id for id in published if id != failed.id]
+                await come(events, "reconnecting")
+                await asyncio.sleep(8)  # longer than a connection without heartbeats is kept
+                assert not source.connected
+                assert not retrying.done()
+            await retrying
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (failed.id, 2)
+            await source.ack(again)
+            await come(events, "connected", count=2)
+        (outage,) = find(events, "reconnecting")
+        assert outage["reason"] == "it confirms no message; it may be short of memory or disk"
+        await settle_as(node, source.settings.source, Counts(ready=0, delayed=0, dead=0))
+        assert find(events, "settlement_lost") == []
+
+    @pytest.mark.very_slow
+    async def test_an_alarm_cannot_hold_the_stop(
+        self, connect: Connect, node: PrivateServer
+    ) -> None:
+        assert isinstance(node, PrivateRabbit)
+        async with connect(broker_url=node.url) as source:
+            published = await publish(source, 1)
+        with node.alarm():
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                (message,) = await take(source, 1)
+                retrying = asyncio.create_task(source.retry(message, 0.1, "not now"))
+
+                async def sent() -> bool:
+                    return bool(source._publisher._unconfirmed)
+
+                await become(True, sent)
+                retrying.cancel()
+                await source.requeue(message)
+                left_at = time.monotonic()
+            assert time.monotonic() - left_at < 1.5
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                assert await drain(source, 1) == published
+
+    def test_a_connection_cut_while_a_handler_runs_does_not_interrupt_it(
+        self, scene: Scene, proxy: Proxy
+    ) -> None:
+        scene.publish(1, seconds=1)
+        process = scene.start(url=proxy.url)
+        process.wait_for("handling")
+        proxy.cut()
+        process.wait_for("connected", count=2)
+        wait_until(lambda: is_empty(scene))
+        assert_clean_stop(process)
+        assert scene.ledger.ended == scene.ledger.started
+        assert len(scene.ledger.started) <= 2
+
+    async def test_what_the_broker_cancels_with_its_first_delivery_is_noticed_and_resumed(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10) as source:
+            channel: Any = await source._consuming.get_underlay_channel()
+            tag = source._consumer_tag
+            callback = channel.consumers[tag]
+            await channel.basic_cancel(tag)  # gone at the broker, and not yet here
+            channel.consumers[tag] = callback
+            header = ContentHeader(properties=Basic.Properties(message_id="first"), body_size=1)
+            for frame in (
+                Basic.Deliver(tag, 1, False, "", queue),
+                header,
+                ContentBody(b"1"),
+                Basic.Cancel(tag, True),
+            ):
+                channel.frames.put_nowait((0, frame))
+            await come(events, "reconnecting")
+            await come(events, "connected", count=2)
+            assert broker.consumers(queue) == 1
+
+    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., RabbitSource], proxy: Proxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., RabbitSource],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "CONNECT_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(broker_url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_a_deleted_queue_is_made_again_and_consumed(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect() as source, open_channel(broker.url) as channel:
+            await channel.queue_delete(queue)
+            await come(events, "reconnecting")
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert await drain(source, 5) == published
+
+    async def test_a_queue_that_others_made_again_with_other_arguments_ends_the_consumption(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "RESTORE_SECONDS", 0.5)
+        async with connect() as source, open_channel(broker.url) as channel:
+            await channel.queue_delete(queue)
+            await channel.declare_queue(queue, durable=True)
+            async with asyncio.timeout(WAIT_SECONDS):
+                with pytest.raises(SourceFailed, match="inequivalent arg"):
+                    await anext(source)
+
+    async def test_a_channel_that_the_broker_closes_is_opened_again(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=5) as source:
+            published = await publish(source, 20)
+            (in_flight,) = await take(source, 1)
+            receipt = in_flight.receipt
+            await receipt.deliveries.channel.basic_ack(4711)  # PRECONDITION_FAILED
+
+            async def gone() -> bool:
+                return bool(receipt.settled)
+
+            await become(True, gone)
+            await source.ack(in_flight)
+            assert Counter(await drain(source, 20)) == Counter(published)
+            await come(events, "connected", count=2)
+        assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
+        (lost,) = find(events, "reconnecting")
+        assert "unknown delivery tag 4711" in lost["reason"]
+
+
+class TestStopping:
+    async def test_more_rolling_restarts_than_rabbitmqs_own_limit_do_not_make_a_dead_letter(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+        for _ in range(25):  # RabbitMQ 4 lets 20 pass
+            async with connect(prefetch=1, retry_max_seconds=0.1) as source:
+                await filled(source, 1)
+                await source.stop()
+        await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            assert message.attempt == 1
+            await source.ack(message)
+
+    async def test_a_message_that_kills_its_consumer_each_time_ends_as_a_dead_letter(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "DELIVERY_LIMIT", 3)
+        monkeypatch.setattr(rabbitmq, "LONGEST_PAUSE_SECONDS", 0.1)
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            for _ in range(4):
+                await take(source, 1)
+                source._socket.cut()
+            await come(events, "connected", count=2)
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+            assert letter.reason == "given up by the broker: delivery_limit"
+            assert letter.attempts == 0  # no handler failed on it
+            assert abs(letter.dead_lettered_at - time.time()) < 60
+
+    async def test_what_arrives_after_the_stop_goes_back_at_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        broker: Server,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "CANCEL_SECONDS", 0.1)
+        async with (
+            connect(prefetch=0) as publisher,
+            connect(prefetch=10, broker_url=proxy.url) as source,
+        ):
+            proxy.black_hole()
+            await publish(publisher, 3)
+            await source.stop()
+            proxy.resume()  # and here they are, before the broker has heard of the stop
+            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+            assert source.requeued_count == 3
+
+    async def test_every_ack_has_arrived_when_the_source_is_left(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rabbitmq, "QUIET_TURNS", 50)  # they travel together, so they wait
+        async with connect(prefetch=1000) as source:
+            await publish(source, 300)
+            for message in await take(source, 300):
+                await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_black_hole_cannot_hold_the_stop(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 4.5
+
+    @pytest.mark.very_slow
+    @pytest.mark.parametrize("in_flight", [0, 1])
+    def test_a_black_hole_cannot_hold_the_process(
+        self, scene: Scene, proxy: Proxy, in_flight: int
+    ) -> None:
+        scene.publish(in_flight, seconds=3600)
+        process = scene.start(url=proxy.url, drain_seconds=1)
+        if in_flight:
+            process.wait_for("handling")
+        proxy.black_hole()
+        exit_code, seconds = process.stop()
+        assert exit_code == (75 if in_flight else 0)
+        assert seconds < 1 + CLOSE_SECONDS
+        proxy.cut()
+        again = scene.start(drain_seconds=0)
+        if in_flight:
+            again.wait_for("handling")
+        again.stop()
+
+    @pytest.mark.very_slow
+    def test_a_drain_longer_than_the_broker_waits_for_a_heartbeat_keeps_the_connection(
+        self, scene: Scene
+    ) -> None:
+        scene.publish(1, seconds=4)
+        process = scene.start(url=f"{scene.broker.url}?heartbeat=1")
+        process.wait_for("handling")
+        assert assert_clean_stop(process) > 3
+        assert not process.find("reconnecting")
+        assert not process.find("settlement_lost")
+        assert scene.ledger.ended == ["task-0"]
+        scene.assert_left()
+
+    async def test_a_stop_during_an_outage_is_immediate(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 1
+
+    async def test_after_an_outage_a_stopped_source_gets_nothing(
+        self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 3)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await source.stop()
+            proxy.resume()
+            await come(events, "connected", count=2)
+            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+            assert await asyncio.to_thread(broker.consumers, queue) == 0
+
+
+class TestSettlements:
+    async def test_a_backlog_is_delivered_in_its_order(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source:
+            published = await publish(source, 200)
+        async with connect(prefetch=40) as source:
+            assert await drain(source, 200) == published
+
+    async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=100, broker_url=proxy.url) as source:
+            await publish(source, 1000)
+            sent_before = proxy.bytes_to_broker
+
+            async def work() -> None:
+                async for message in source:
+                    await source.ack(message)
+
+            workers = [asyncio.create_task(work()) for _ in range(10)]
+
+            async def acked() -> int:
+                described = await source.describe()
+                return int(described[source.settings.source]) + len(source.buffer)
+
+            await become(0, acked)
+            await source.stop()
+            await asyncio.gather(*workers)
+        ack_bytes = 21
+        assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
+
+    async def test_an_ack_does_not_wait_for_the_broker(
+        self, connect: Connect, proxy: Proxy
+    ) -> None:
+        async with connect(prefetch=1, broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            async with asyncio.timeout(0.5):
+                await source.ack(message)
+            proxy.resume()
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    async def test_settlements_in_any_order_settle_exactly_what_they_name(
+        self, connect: Connect, broker: Server, queue: str, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        async with connect(prefetch=0) as source:
+            await publish(source, 150)
+        done, dead, unacked = 0, 0, 0
+        async with connect(prefetch=150) as source:
+            messages = await take(source, 150)
+            await source.stop()
+            chance.shuffle(messages)
+            for message in messages:
+                match chance.randrange(10):
+                    case 0:
+                        await source.requeue(message)
+                    case 1:
+                        await source.reject(message, "bad")
+                        dead += 1
+                    case 2 if seed % 2:
+                        unacked += 1
+                    case _:
+                        await source.ack(message)
+                        done += 1
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+        # An ack of one too many, or of one twice, would have closed the channel and returned others.
+        await settle_as(broker, queue, Counts(ready=150 - done - dead, delayed=0, dead=dead))
+
+    @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
+    async def test_no_ack_is_forgotten_because_the_queue_is_slower_than_the_close(
+        self, connect: Connect, broker: Server, queue: str, prefetch: int
+    ) -> None:
+        """The channel of a quorum queue holds some back; each of these is one, as what lies between stays."""
+        async with connect(prefetch=0) as source:
+            await publish(source, 400)
+        for _ in range(6):
+            async with connect(prefetch=prefetch) as source:
+                messages = await take(source, prefetch)
+                await source.stop()
+                for message in messages[1::2]:
+                    await source.ack(message)
+                    await asyncio.sleep(0)
+        await settle_as(broker, queue, Counts(ready=400 - 6 * (prefetch // 2), delayed=0, dead=0))
+
+    async def test_no_ack_covers_a_delivery_that_was_never_seen(
+        self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
+    ) -> None:
+        source = source_for(prefetch=10)
+        receive = source._receive
+
+        def drop_one(channel: Any, tag: int, body: bytes, properties: Basic.Properties) -> None:
+            if body != b"3":  # as if aio-pika had failed on it
+                receive(channel, tag, body, properties)
+
+        source._receive = drop_one  # type: ignore[method-assign, assignment]
+        async with source:
+            await source.start()
+            await publish(source, 8)
+            for message in await take(source, 7):
+                await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+
+
+FULL: dict[str, Any] = {
+    "message_id": "id-1",
+    "message_type": "order_created",
+    "content_type": "application/json",
+    "content_encoding": "identity",
+    "correlation_id": "c-1",
+    "reply_to": "answers",
+    "app_id": "shop",
+    "priority": 3,
+    "timestamp": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+}
+
+
+class TestMoving:
+    async def test_all_properties_survive_a_retry_a_dead_letter_and_a_replay(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        headers: dict[str, Any] = {"text": "ü", "n": 1, "none": None, "table": {"a": [1, "b"]}}
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            await publish_frames(channel, queue, Basic.Properties(headers=headers, **FULL))
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert message.headers.items() >= headers.items()
+            await source.reject(message, "bad")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (message,) = await take(source, 1)
+            assert message.headers == headers
+            properties = message.receipt.properties
+            assert {name: getattr(properties, name) for name in FULL} == FULL
+            assert properties.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+            assert properties.expiration is None
+            await source.ack(message)
+
+    async def test_a_message_without_an_id_gets_one_and_keeps_it(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            await publish_frames(channel, queue, Basic.Properties())
+            (first,) = await take(source, 1)
+            await source.retry(first, 0.1, "not now")
+            (second,) = await take(source, 1)
+            assert first.id == second.id != ""
+            await source.ack(second)
+
+    async def test_a_retry_is_not_delivered_again_to_the_queues_in_cc(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            copies = await channel.declare_queue(f"{queue}.copies", exclusive=True)
+            await publish_raw(channel, queue, headers={"CC": [copies.name]})
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            await drain(source, 1)
+            assert (await copies.declare()).message_count == 1
+
+    async def test_headers_that_are_not_text_survive_a_retry(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            properties = Basic.Properties(headers={"list": ["TEXT"]})
+            await publish_frames(channel, queue, properties, replace=(b"TEXT", b"\xff\xfe\xfd\xfc"))
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert message.attempt == 2
+            assert bytes(message.headers["list"][0]) == b"\xff\xfe\xfd\xfc"
+            await source.ack(message)
+
+    @pytest.mark.parametrize("case", UNREADABLE)
+    async def test_what_the_client_library_cannot_read_is_a_message_and_no_end_of_the_connection(
+        self,
+        settings_for: Callable[..., ConsumerSettings],
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        case: str,
+    ) -> None:
+        properties, (text, odd), outcome = UNREADABLE[case]
+        settings = settings_for(**SETTINGS, max_attempts=2)
+        seen: list[str] = []
+
+        async def order(body: bytes, message: Message) -> None:
+            seen.append(message.id)
+            if message.id == "odd" and message.attempt == 1:
+                raise Retry
+
+        async def other(body: bytes) -> None: ...
+
+        async with make_source(settings) as publisher, open_channel(broker.url) as channel:
+            fanout = await channel.declare_exchange(f"{queue}.all", "fanout", auto_delete=True)
+            await (await channel.get_queue(queue)).bind(fanout)
+            odd_properties = Basic.Properties(message_id="odd", **properties)
+            await publish_frames(channel, "ROUTING KEY", odd_properties, (text, odd), fanout.name)
+            await publisher.publish([OutgoingMessage(b"", "order", str(n)) for n in range(20)])
+        source = make_source(settings, 5)
+        await consume(
+            source,
+            settings,
+            lambda c: c.handled_count + c.rejected_count == 21,
+            {"order": order, "other": other},
+        )
+        assert Counter(seen) == {
+            **{str(number): 1 for number in range(20)},
+            **({"odd": 2} if outcome == "handled" else {}),
+        }
+        assert find(events, "reconnecting") == []
+        counts = Counts(ready=0, delayed=0, dead=0 if outcome == "handled" else 1)
+        await settle_as(broker, queue, counts)
+        async with make_source(settings) as source:
+            assert [n async for n in source.replay_dead_letters()] == [1] * counts.dead
+
+    async def test_a_message_that_cannot_be_published_again_is_given_back(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            properties = Basic.Properties(headers={"n": int.from_bytes(b"ABCDEFGH")})
+            huge = b"d" + struct.pack(">d", 1e300)  # aio-pika sends floats of 32 bits only
+            await publish_frames(channel, queue, properties, replace=(b"lABCDEFGH", huge))
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert (message.headers["n"], message.attempt) == (1e300, 1)
+            await source.ack(message)
+        (lost,) = find(events, "settlement_lost")
+        assert "this message cannot be sent" in lost["reason"]
+
+    async def test_a_delay_beyond_the_longest_is_cut_to_that(self, connect: Connect) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            retried_at = time.monotonic()
+            await source.retry(message, 3600, "in an hour")
+            await drain(source, 1)
+            assert time.monotonic() - retried_at >= 0.39
+
+    async def test_a_missing_retry_queue_is_declared_by_the_retry_that_needs_it(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await channel.queue_delete(f"{queue}.retry.100")
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert message.attempt == 2
+            await source.ack(message)
+
+    async def test_messages_with_one_id_are_all_kept_when_the_queue_for_them_is_missing(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=3) as source, open_channel(broker.url) as channel:
+            await source.publish([OutgoingMessage(body, "", "same") for body in (b"A", b"B", b"C")])
+            messages = await take(source, 3)
+            await channel.queue_delete(f"{queue}.dead")
+            await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+
+        async def kept() -> int:
+            counts = await asyncio.to_thread(broker.counts, queue)
+            return counts.dead + counts.ready  # given back, where the new queue was not ready
+
+        await become(3, kept)
+
+    async def test_a_short_delay_behind_a_long_one_waits_no_longer_than_its_own_back_off(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=2, retry_seconds=1, retry_max_seconds=300) as source:
+            await publish(source, 2)
+            one, other = await take(source, 2)
+            retried_at = time.monotonic()
+            await source.retry(one, 50, "long")
+            await source.retry(other, 0.15, "short")
+            (message,) = await take(source, 1)
+            assert message.id == other.id
+            assert message.headers["x-death"][0]["original-expiration"] == "150"
+            assert time.monotonic() - retried_at < 5
+
+    @pytest.mark.parametrize(
+        ("first", "longest", "expected"),
+        [
+            (1, 8, [1000, 2000, 4000, 8000]),
+            (1, 10, [1000, 2000, 4000, 8000, 10000]),
+            (5, 5, [5000]),
+            (0.0001, 0.0001, [1]),
+        ],
+    )
+    def test_there_is_a_queue_for_each_step_of_the_back_off(
+        self, broker: Server, first: float, longest: float, expected: list[int]
+    ) -> None:
+        assert delays_ms(first, longest) == expected
+
+    def test_there_are_never_more_than_twelve_of_them(self, broker: Server) -> None:
+        delays = delays_ms(0.01, 86_400)
+        assert len(delays) == 12
+        assert (delays[0], delays[-1]) == (10, 86_400_000)
+
+
+class TestTopology:
+    async def test_services_of_other_versions_find_their_queues_unchanged(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """A change of these arguments is one that every service refuses, until somebody moves its queues."""
+        quorum = {"x-queue-type": "quorum"}
+        reliably = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+        to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead"}
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+        expected: dict[str, dict[str, Any]] = {
+            queue: {**quorum, **reliably, **to_dead, "x-delivery-limit": 1000},
+            f"{queue}.dead": {**quorum, "x-delivery-limit": 1_000_000},
+            **{
+                f"{queue}.retry.{ms}": {**quorum, **reliably, **back, "x-message-ttl": ms}
+                for ms in (100, 200, 400)
+            },
+        }
+        async with connect() as source, open_channel(broker.url) as channel:
+            assert set(source._queues) == set(expected)
+            for name, arguments in expected.items():
+                await channel.declare_queue(name, durable=True, arguments=arguments)
+
+    async def test_an_existing_queue_with_other_arguments_is_one_sentence(
+        self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
+    ) -> None:
+        async with open_channel(broker.url) as channel:
+            await channel.declare_queue(queue, durable=True)
+        with pytest.raises(BrokerRefused, match=f"the queue '{queue}' is there with") as refused:
+            await source_for().__aenter__()
+        assert "inequivalent arg" in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.very_slow
+    async def test_who_may_not_declare_uses_the_queues_that_are_there(
+        self, connect: Connect, node: PrivateServer, queue: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' is not there"):
+            async with connect(broker_url=url_for(node, READER)):
+                pass
+        async with connect(prefetch=0, broker_url=node.url) as owner:
+            # Published by another user, who is named in the message: RabbitMQ checks that name.
+            async with open_channel(node.url) as channel:
+                await publish_raw(channel, queue, message_id="id-1", user_id="guest")
+            async with connect(prefetch=1, broker_url=url_for(node, READER)) as source:
+                (message,) = await take(source, 1)
+                await source.retry(message, 0.1, "not now")
+                (message,) = await take(source, 1)
+                assert (message.id, message.attempt) == ("id-1", 2)
+                await source.ack(message)
+                await owner.describe()
+
+    async def test_the_server_is_described_with_its_version(self, connect: Connect) -> None:
+        async with connect(prefetch=0) as source:
+            assert str((await source.describe())["server"]).startswith("RabbitMQ ")
+
+
+class TestCredentials:
+    @pytest.mark.very_slow
+    async def test_user_password_and_virtual_host_may_hold_any_character(
+        self, connect: Connect, node: PrivateServer, queue: str
+    ) -> None:
+        url = url_for(node, ODD_USER, ODD_VHOST)
+        async with connect(prefetch=1, broker_url=url) as source:
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+        async with open_channel(url) as channel:
+            for name in source._queues:
+                await channel.queue_delete(name)
+
+    @pytest.mark.parametrize(
+        ("path", "sentence"),
+        [
+            ("", "refused the user name or the password"),
+            ("no-such-vhost", "refused the virtual host"),
+        ],
+    )
+    async def test_a_wrong_password_or_virtual_host_is_one_sentence_without_them(
+        self,
+        source_for: Callable[..., RabbitSource],
+        broker: Server,
+        path: str,
+        sentence: str,
+    ) -> None:
+        parts = urlsplit(broker.url)
+        user = "guest:guest" if path else "guest:s3cret-s3cret"
+        address = parts.netloc.rpartition("@")[2]
+        url = parts._replace(netloc=f"{user}@{address}", path=f"/{path}")
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(broker_url=url.geturl()).__aenter__()
+        assert "guest:" not in str(refused.value)
+        assert "s3cret" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "amqp://user:s3cret#s3cret@localhost/",
+            "amqp://user:1/s3cret@localhost/",
+            "amqp://user:s3cret?s3cret@localhost/",
+            "amqp:///",
+        ],
+    )
+    def test_a_password_that_is_not_encoded_is_refused_and_not_repeated(
+        self, broker: Server, source_for: Callable[..., RabbitSource], url: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
+            source_for(broker_url=url)
+        assert "s3cret" not in str(refused.value)
+        assert refused.value.__context__ is None
+
+    @pytest.mark.very_slow
+    async def test_the_password_is_in_no_log_and_no_error(
+        self,
+        connect: Connect,
+        node: PrivateServer,
+        queue: str,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for library in ("aio_pika", "aiormq", "asyncio"):
+            caplog.set_level(logging.DEBUG, logger=library)
+        said = []
+        with Proxy(url_for(node, ODD_USER, ODD_VHOST)) as proxy:
+            async with connect(prefetch=1, broker_url=proxy.url) as source:
+                await publish(source, 1)
+                (message,) = await take(source, 1)
+                proxy.refuse()
+                await come(events, "reconnecting")
+                await source.ack(message)
+                with pytest.raises(BrokerUnavailable, match="Connect call failed") as unavailable:
+                    await publish(source, 1)
+                said.append(str(unavailable.value))
+                proxy.resume()
+                await come(events, "connected", count=2)
+                await drain(source, 1)
+        async with open_channel(url_for(node, ODD_USER, ODD_VHOST)) as channel:
+            for name in source._queues:
+                await channel.queue_delete(name)
+        said += [str(event) for event in events] + [caplog.text]
+        assert len(events) >= 3
+        for secret in (
+            ODD_USER[1],
+            quote(ODD_USER[1], safe=""),
+            quote(ODD_USER[1]),
+            "p@ss",
+            "p%40ss",
+        ):
+            assert not [text for text in said if secret in text]
+
+
+class TestTls:
+    async def test_amqps_with_a_ca_and_a_client_certificate(
+        self, connect: Connect, tls_proxy: Proxy, certificates: Path, events: list[Event]
+    ) -> None:
+        url = (
+            f"{tls_proxy.url}?cafile={certificates / 'ca.pem'}"
+            f"&certfile={certificates / 'client.pem'}&keyfile={certificates / 'client.key'}"
+        )
+        async with connect(broker_url=url) as source:
+            published = await publish(source, 10)
+            assert await drain(source, 10) == published
+            tls_proxy.cut()
+            await come(events, "connected", count=2)
+            (last,) = await publish(source, 1)
+            while (await drain(source, 1)) != [last]:
+                pass  # an ack may have been under way when the connection broke
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("", "CERTIFICATE_VERIFY_FAILED"),
+            ("?cafile={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
+            ("?cafile={}/missing.pem", "No such file"),
+            (
+                "?cafile={}/ca.pem&certfile={}/client.pem&keyfile={}/server.key",
+                "keyfile in the URL",
+            ),
+        ],
+        ids=["no CA", "other CA", "no such file", "other key"],
+    )
+    async def test_tls_that_cannot_be_is_one_sentence(
+        self,
+        source_for: Callable[..., RabbitSource],
+        tls_proxy: Proxy,
+        certificates: Path,
+        options: str,
+        sentence: str,
+    ) -> None:
+        url = tls_proxy.url + options.replace("{}", str(certificates))
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(broker_url=url).__aenter__()
+        assert "\n" not in str(refused.value)
+
+    async def test_without_the_certificate_that_the_broker_asks_for_there_is_no_connection(
+        self, source_for: Callable[..., RabbitSource], tls_proxy: Proxy, certificates: Path
+    ) -> None:
+        with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
+            await source_for(
+                broker_url=f"{tls_proxy.url}?cafile={certificates / 'ca.pem'}"
+            ).__aenter__()
+
+    async def test_a_black_hole_behind_tls_cannot_hold_the_stop(
+        self,
+        connect: Connect,
+        tls_proxy: Proxy,
+        certificates: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        url = (
+            f"{tls_proxy.url}?cafile={certificates / 'ca.pem'}"
+            f"&certfile={certificates / 'client.pem'}&keyfile={certificates / 'client.key'}"
+        )
+        monkeypatch.setattr(rabbitmq, "CANCEL_SECONDS", 0.2)
+        monkeypatch.setattr(rabbitmq, "CLOSE_SECONDS", 0.3)
+        async with connect(broker_url=url) as source:
+            tls_proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+        assert time.monotonic() - began_at < 2
+
+
+def url_for(server: Server, user: tuple[str, str], vhost: str = "/") -> str:
+    parts = urlsplit(server.url)
+    name, password = (quote(part, safe="") for part in user)
+    netloc = f"{name}:{password}@{parts.netloc.rpartition('@')[2]}"
+    return parts._replace(netloc=netloc, path=f"/{quote(vhost, safe='')}").geturl()
+
+
+async def publish_raw(channel: AbstractChannel, queue: str, **properties: Any) -> None:
+    message = aio_pika.Message(b"body", **properties)
+    await channel.default_exchange.publish(message, routing_key=queue)
+
+
+async def publish_frames(
+    channel: AbstractChannel,
+    routing_key: str,
+    properties: Basic.Properties,
+    replace: tuple[bytes, bytes] = (b"", b""),
+    exchange: str = "",
+) -> None:
+    """Publish what other clients can send and aio-pika cannot; it also gives each message an id."""
+    underlay: Any = await channel.get_underlay_channel()
+    frames: list[Any] = [
+        Basic.Publish(exchange=exchange, routing_key=routing_key),
+        ContentHeader(body_size=4, properties=properties),
+        ContentBody(b"body"),
+    ]
+    payload = ChannelFrame.marshall(underlay.number, frames).payload
+    if replace[0]:
+        payload = payload.replace(*replace)
+    await underlay.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+    await underlay.basic_qos(prefetch_count=1)  # answered when the message has been seen

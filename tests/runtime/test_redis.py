@@ -1,0 +1,869 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
+
+import asyncio
+import random
+import shlex
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+import pytest
+import redis.exceptions
+
+from runtime.brokers import redis as module
+from runtime.brokers import source as source_module
+from runtime.brokers.redis import (
+    ONE_CRASH,
+    RedisSource,
+)
+from runtime.brokers.source import (
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+
+from .helpers import Event, come, drain, filled, find
+from .servers import Counts, PrivateServer, Server, ServerMissing, skip_without_server
+from .servers.local import ServerProcess, free_ports
+from .servers.proxy import Proxy
+from .servers.redis import private
+from .test_contract import become, ids, last, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
+
+Connect = Callable[..., AbstractAsyncContextManager[RedisSource]]
+ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
+
+
+@pytest.fixture(scope="session")
+def node_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("node")
+
+
+@pytest.fixture(scope="session")
+def node(node_directory: Path) -> Iterator[PrivateServer]:
+    """A Redis whose settings and users a test may change."""
+    try:
+        with private(node_directory) as server:
+            yield server
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@pytest.fixture
+def client(broker: Server) -> Iterator[Any]:
+    """A client of one's own, without the runtime."""
+    with client_of(broker) as client:
+        yield client
+
+
+def client_of(server: Server) -> "closing[Any]":
+    return closing(cast(Any, redis.Redis).from_url(server.url, protocol=2))
+
+
+def with_lease(url: str, seconds: float) -> str:
+    return f"{url}?lease_seconds={seconds}"
+
+
+class TestOutages:
+    async def test_what_is_in_hand_stays_there_and_nothing_comes_again(
+        self, connect: Connect, proxy: Proxy, events: list[Event], broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            published = await publish(source, 40)
+            in_flight = await take(source, 3)
+            await filled(source, 7)
+            proxy.cut()
+            cut_at = time.monotonic()
+            await come(events, "reconnecting")
+            assert time.monotonic() - cut_at < 5  # although there was no room, and nothing to read
+            for message in in_flight:
+                await source.ack(message)
+            assert Counter(ids(in_flight) + await drain(source, 37)) == Counter(published)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert [event["event"] for event in events if event["level"] != "debug"] == [
+            "connected",
+            "reconnecting",
+            "connected",
+        ]
+
+    async def test_what_is_settled_during_an_outage_is_written_after_it(
+        self, connect: Connect, proxy: Proxy, events: list[Event], broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=4, broker_url=proxy.url) as source:
+            await publish(source, 4)
+            done, later, bad, back = await take(source, 4)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            await source.ack(done)
+            await source.retry(later, 300, "not now")
+            await source.reject(bad, "bad")
+            await source.requeue(back)
+            proxy.resume()
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (back.id, 1)
+            await source.ack(again)
+            await settle_as(broker, queue, Counts(ready=0, delayed=1, dead=1))
+        assert not find(events, "settlement_lost")
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(source_module, "LONGEST_PAUSE_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=3)
+            assert not source.connected
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(source, 20)
+            assert await drain(source, 20) == published
+        assert len(find(events, "reconnecting")) == 1
+
+    async def test_a_server_that_says_nothing_any_more_is_noticed(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.5)
+        async with connect(prefetch=2, broker_url=proxy.url) as source:
+            published = await publish(source, 2)
+            first, second = await take(source, 2)
+            proxy.black_hole()
+            await come(events, "reconnecting")
+            await source.ack(first)
+            proxy.resume()
+            await source.ack(second)
+            await come(events, "connected", count=2)
+            published = await publish(source, 2)
+            assert await drain(source, 2) == published
+        assert not find(events, "settlement_lost")
+
+    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., RedisSource], proxy: Proxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., RedisSource],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="Timeout"):
+            await source_for(broker_url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    @pytest.mark.parametrize("busy", [False, True])
+    async def test_a_deleted_stream_is_made_again_and_consumed(
+        self, connect: Connect, client: Any, queue: str, events: list[Event], busy: bool
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            published = await publish(source, 2)
+            assert await drain(source, 1) == published[:1]
+            in_flight = await take(source, 1)
+            if not busy:
+                await source.ack(in_flight.pop())
+            client.delete(queue)
+            for message in in_flight:
+                await source.ack(message)
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert await drain(source, 5) == published
+        assert "was deleted" in find(events, "reconnecting")[0]["reason"]
+
+    async def test_after_its_group_was_deleted_what_is_in_hand_does_not_come_again(
+        self, connect: Connect, client: Any, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=3, broker_url=with_lease(broker.url, 0.6)) as source:
+            published = await publish(source, 5)
+            in_flight = await take(source, 2)
+            client.xgroup_destroy(queue, queue)
+            await come(events, "connected", count=2)
+            assert Counter(await drain(source, 3)) == Counter(published[2:])
+            for message in in_flight:
+                await source.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_an_error_that_does_not_pass_ends_the_consumption(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        async with connect() as source:
+            client.delete(queue)
+            client.set(queue, "text")
+            with pytest.raises(SourceFailed, match="WRONGTYPE"):
+                await take(source, 1)
+
+
+class TestLeases:
+    async def test_what_a_dead_consumer_had_goes_to_others_when_its_lease_has_ended(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 3)
+        client.xgroup_create(queue, queue, "0")
+        client.xreadgroup(queue, "dead", {queue: ">"}, count=2)
+        dead_lettered_at = time.monotonic()
+        async with connect(prefetch=3, broker_url=with_lease(broker.url, 1)) as source:
+            messages = await take(source, 3)
+            assert time.monotonic() - dead_lettered_at >= 1
+            assert ids(messages) == [published[2], *published[:2]]
+            assert {message.attempt for message in messages} == {1}
+            for message in messages:
+                await source.ack(message)
+        names = [info["name"] for info in client.xinfo_consumers(queue, queue)]
+        assert names == [b"returned"]
+
+    async def test_a_handler_that_takes_longer_than_the_lease_keeps_its_message(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        url = with_lease(broker.url, 0.6)
+        async with connect(prefetch=2, broker_url=url) as one:
+            await publish(one, 2)
+            first, second = await take(one, 2)
+            async with connect(broker_url=url) as other:
+                for step in (first, second):
+                    await asyncio.sleep(1)
+                    assert len(other.buffer) == 0
+                    await one.ack(step)
+                    await one.stop()  # the second one is kept during the drain
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert not find(events, "settlement_lost")
+
+    async def test_who_was_taken_for_dead_starts_nothing_that_others_have(
+        self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=3, broker_url=with_lease(broker.url, 0.6)) as one:
+            published = await publish(one, 3)
+            (in_flight,) = await take(one, 1)
+            await filled(one, 2)
+            pending = client.xpending_range(queue, queue, "-", "+", 3)
+            client.xclaim(queue, queue, "another", 0, [row["message_id"] for row in pending])
+            client.zadd(f"{queue}.consumers", {"another": 1e15})
+            await filled(one, 0)
+            await one.retry(in_flight, 0.1, "not mine any more")
+            await come(events, "settlement_lost")
+            assert len(client.xpending_range(queue, queue, "-", "+", 9, "another")) == 3
+        assert published[0] == find(events, "settlement_lost")[0]["id"]
+
+    async def test_an_entry_that_was_given_to_us_in_a_lost_answer_is_returned(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=1, broker_url=with_lease(broker.url, 0.6)) as source:
+            published = await publish(source, 2)
+            (first,) = await take(source, 1)
+            client.xreadgroup(queue, source._consumer, {queue: ">"})  # nobody hears of the second
+            await source.ack(first)
+            assert await drain(source, 1) == published[1:]
+
+    async def test_a_message_that_kills_its_consumer_each_time_ends_as_a_dead_letter(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            await publish(publisher, 1, headers={"trace": "t"})
+        client.xgroup_create(queue, queue, "0")
+        [[_, [(entry, _)]]] = client.xreadgroup(queue, "dead", {queue: ">"})
+        client.xclaim(queue, queue, "dead", 0, [entry], retrycount=1 + 99 * ONE_CRASH)
+        async with connect(broker_url=with_lease(broker.url, 0.3)) as source:
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+            assert letter.reason == "100 consumers died with it in hand"
+            assert letter.attempts == 0  # no handler failed on it
+            assert abs(letter.dead_lettered_at - time.time()) < 60
+
+    async def test_nobody_is_taken_for_dead_before_he_had_the_time_to_connect_again(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            await publish(publisher, 1)
+        client.xgroup_create(queue, queue, "0")
+        client.xreadgroup(queue, "away", {queue: ">"})
+        # As after an outage that was longer than the lease.
+        client.zadd(f"{queue}.consumers", {"away": client.time()[0] * 1000 - 2000})
+        connected_at = time.monotonic()
+        async with connect(prefetch=1, broker_url=with_lease(broker.url, 1)) as source:
+            await drain(source, 1)
+            assert time.monotonic() - connected_at >= 1
+
+
+class TestStopping:
+    async def test_what_is_given_back_keeps_its_place_and_its_attempt(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            published = await publish(source, 30)
+        for _ in range(10):
+            async with connect(prefetch=10) as source:
+                await take(source, 5)
+                await source.stop()
+        async with connect(prefetch=1) as source:
+            for expected in published:
+                (message,) = await take(source, 1)
+                assert (message.id, message.attempt) == (expected, 1)
+                await source.ack(message)
+
+    @pytest.mark.parametrize("published", [0, 3])
+    async def test_a_read_that_waits_is_ended_and_what_it_got_is_not_lost(
+        self,
+        connect: Connect,
+        broker: Server,
+        client: Any,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+        published: int,
+    ) -> None:
+        monkeypatch.setattr(module, "POLL_SECONDS", 4)
+        for _ in range(5):
+            async with connect(prefetch=100) as source:
+                await become(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
+                await become(True, lambda: asyncio.sleep(0, source._reader_id != 0))
+                publishing = asyncio.create_task(publish(source, published))
+                began_at = time.monotonic()
+                await source.stop()
+                assert time.monotonic() - began_at < 1
+                await publishing
+        assert broker.counts(queue) == Counts(ready=5 * published, delayed=0, dead=0)
+        names = [info["name"] for info in client.xinfo_consumers(queue, queue)]
+        assert names in ([], [b"returned"])
+
+    async def test_what_arrives_after_the_stop_goes_back_at_once(
+        self,
+        connect: Connect,
+        proxy: Proxy,
+        broker: Server,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
+        async with (
+            connect(prefetch=0) as publisher,
+            connect(prefetch=10, broker_url=proxy.url) as source,
+        ):
+            await become(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
+            proxy.black_hole()
+            await publish(publisher, 3)
+            await source.stop()
+            proxy.resume()  # and here they are, before the server has heard of the stop
+            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+
+    async def test_every_ack_has_arrived_when_the_source_is_left(
+        self,
+        connect: Connect,
+        broker: Server,
+        client: Any,
+        queue: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "QUIET_TURNS", 50)  # they travel together, so they wait
+        async with connect(prefetch=1000) as source:
+            await publish(source, 700)
+            for message in await take(source, 700):
+                await source.ack(message)
+        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
+        assert client.xinfo_consumers(queue, queue) == []
+        assert client.zcard(f"{queue}.consumers") == 0
+
+    async def test_a_black_hole_cannot_hold_the_stop(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 4.5
+
+    async def test_a_stop_during_an_outage_is_immediate(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 1
+        assert len(find(events, "settlement_lost")) == 10
+
+
+class TestSettlements:
+    async def test_acks_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+        async with connect(prefetch=100, broker_url=proxy.url) as source:
+            await publish(source, 1000)
+            sent_before = proxy.bytes_to_broker
+
+            async def work() -> None:
+                async for message in source:
+                    await source.ack(message)
+
+            workers = [asyncio.create_task(work()) for _ in range(10)]
+
+            async def left() -> int:
+                described = await source.describe()
+                return int(described[source.settings.source]) + len(source._unacked)
+
+            await become(0, left)
+            await source.stop()
+            await asyncio.gather(*workers)
+        single_ack_bytes = 150
+        assert proxy.bytes_to_broker - sent_before < 1000 * single_ack_bytes / 2
+
+    async def test_an_ack_does_not_wait_for_the_broker(
+        self, connect: Connect, proxy: Proxy
+    ) -> None:
+        async with connect(prefetch=1, broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            async with asyncio.timeout(0.5):
+                await source.ack(message)
+            proxy.resume()
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    async def test_settlements_in_any_order_settle_exactly_what_they_name(
+        self, connect: Connect, broker: Server, queue: str, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        async with connect(prefetch=0) as source:
+            await publish(source, 150)
+        done, dead, delayed = 0, 0, 0
+        async with connect(prefetch=150) as source:
+            messages = await take(source, 150)
+            await source.stop()
+            chance.shuffle(messages)
+            for message in messages:
+                match chance.randrange(10):
+                    case 0:
+                        await source.requeue(message)
+                    case 1:
+                        await source.reject(message, "bad")
+                        dead += 1
+                    case 2:
+                        await source.retry(message, 300, "not now")
+                        delayed += 1
+                    case 3 if seed % 2:
+                        pass
+                    case _:
+                        await source.ack(message)
+                        done += 1
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+        ready = 150 - done - dead - delayed
+        assert broker.counts(queue) == Counts(ready=ready, delayed=delayed, dead=dead)
+
+    async def test_a_retry_that_is_due_does_not_wait_behind_a_backlog(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            published = await publish(source, 200)
+            (first,) = await take(source, 1)
+            await source.retry(first, 0.1, "not now")
+            seen: list[str] = []
+            while published[0] not in seen:
+                (message,) = await take(source, 1)
+                seen.append(message.id)
+                await asyncio.sleep(0.02)
+                await source.ack(message)
+            assert len(seen) < 100
+
+    async def test_a_retry_without_a_delay_comes_at_once(self, connect: Connect) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            for attempt in range(1, 6):
+                (message,) = await take(source, 1)
+                assert message.attempt == attempt
+                await source.retry(message, 0, "now")
+            (message,) = await take(source, 1)
+            await source.ack(message)
+
+    @pytest.mark.parametrize("where", ["in the buffer", "delayed", "returned"])
+    async def test_an_entry_that_others_deleted_is_gone_and_holds_up_nothing(
+        self, connect: Connect, broker: Server, client: Any, queue: str, where: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            if where == "delayed":
+                await source.retry(message, 0.3, "not now")
+            elif where == "returned":
+                await source.stop()
+                await source.requeue(message)
+            client.xdel(queue, message.receipt)
+            if where == "in the buffer":
+                await source.reject(message, "bad")
+        async with connect(prefetch=1) as source:
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+            async def pending_or_delayed() -> object:
+                return client.xpending(queue, queue)["pending"] + client.zcard(f"{queue}.delayed")
+
+            await become(0, pending_or_delayed)
+        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
+
+
+class TestEntries:
+    async def test_an_entry_of_another_producer_keeps_its_fields_and_its_id(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        fields = {b"body": b"\xff\x00", b"shop": b"Z\xc3\xbcrich", b"headers": b"no JSON"}
+        async with connect(prefetch=1) as source:
+            entry = client.xadd(queue, fields)
+            (message,) = await take(source, 1)
+            assert (message.id, message.type, message.headers) == (entry.decode(), "", {})
+            assert message.body == b"\xff\x00"
+            await source.retry(message, 0, "now")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+            assert (letter.id, letter.attempts) == (entry.decode(), 2)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (message,) = await take(source, 1)
+            assert (message.id, message.attempt) == (entry.decode(), 1)
+            [(_, replayed)] = client.xrange(queue)
+            assert replayed == {**fields, b"id": entry}
+            await source.ack(message)
+
+    async def test_an_entry_without_a_body_is_an_empty_message(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            client.xadd(queue, {"other": "field"})
+            (message,) = await take(source, 1)
+            assert message.body == b""
+            await source.ack(message)
+
+    async def test_headers_that_are_no_json_are_refused_when_they_are_published(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match="this message cannot be sent"):
+                await publish(source, 1, headers={"bytes": b"\xff"})
+
+    async def test_many_dead_letters_are_listed_replayed_and_purged_in_steps(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with client.pipeline() as pipeline:
+                for number in range(1_200):
+                    pipeline.xadd(f"{queue}.dead", {"id": number, "body": b"x"})
+                pipeline.execute()
+            letters = [letter async for letter in source.dead_letters(1_100)]
+            assert ids(letters) == [str(number) for number in range(1_100)]
+            assert [moved async for moved in source.replay_dead_letters()] == [500, 1_000, 1_200]
+            assert (await source.describe())[queue] == 1_200
+            assert await source.count_dead_letters() == 0
+
+
+class TestTopology:
+    @pytest.mark.parametrize("suffix", ["", ".dead", ".delayed", ".consumers"])
+    async def test_a_key_of_another_type_is_one_sentence(
+        self, source_for: Callable[..., RedisSource], client: Any, queue: str, suffix: str
+    ) -> None:
+        client.set(f"{queue}{suffix}", "text")
+        with pytest.raises(BrokerRefused, match=f"{queue}{suffix}' is there.* is a string and no"):
+            await source_for().__aenter__()
+
+    async def test_a_stream_with_another_group_is_refused_in_one_sentence(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        client.xgroup_create(queue, "others", "0", mkstream=True)
+        with pytest.raises(BrokerRefused, match="has another group, 'others', which would miss"):
+            async with connect():
+                pass
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)  # who only publishes takes nothing from anybody
+            with pytest.raises(BrokerRefused, match="has another group"):
+                await source.describe()
+        async with connect(prefetch=1, group="others") as source:
+            await drain(source, 1)
+
+    async def test_a_server_without_a_durable_log_is_described_as_such(
+        self, connect: Connect, node: PrivateServer, queue: str
+    ) -> None:
+        with client_of(node) as client:
+            async with connect(prefetch=0, broker_url=node.url) as source:
+                described = await source.describe()
+                assert str(described["server"]).startswith(("Redis ", "Valkey "))
+                assert described["appendonly"] == "yes"
+                assert "eviction" not in described
+                client.config_set("appendonly", "no")
+                client.config_set("maxmemory-policy", "allkeys-lru")
+                client.config_set("maxmemory", "1gb")
+                described = await source.describe()
+                assert str(described["appendonly"]).startswith("no: ")
+                assert str(described["eviction"]).startswith("allkeys-lru: ")
+            client.config_set("maxmemory", "0")
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("appendonly", "yes")
+
+    async def test_a_server_without_memory_refuses_new_messages_and_is_emptied(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        url = with_lease(node.url, 0.3)
+        with client_of(node) as client:
+            async with connect(prefetch=2, broker_url=url) as source:
+                await publish(source, 20)
+                (first,) = await take(source, 1)
+                client.config_set("maxmemory", "1")
+                with pytest.raises(BrokerUnavailable, match="maxmemory"):
+                    await publish(source, 1)
+                await source.reject(first, "waits for memory")
+                await asyncio.sleep(0.4)  # several beats
+                assert len(await drain(source, 19)) == 19
+                client.config_set("maxmemory", "0")
+                await become(1, source.count_dead_letters)
+            assert client.xlen(queue) == 0
+        assert not find(events, "settlement_lost") + find(events, "reconnecting")
+        node.delete(queue)
+
+    async def test_on_a_cluster_the_sources_name_has_braces(
+        self, source_for: Callable[..., RedisSource], connect: Connect, tmp_path: Path, queue: str
+    ) -> None:
+        with cluster(tmp_path) as url:
+            with pytest.raises(BrokerRefused, match="write CONSUMER_SOURCE with braces"):
+                async with connect(broker_url=url):
+                    pass
+            async with connect(broker_url=url, source="{" + queue + "}") as source:
+                await publish(source, 2)
+                bad, good = await take(source, 2)
+                await source.reject(bad, "bad")
+                await source.retry(good, 0, "now")
+                await drain(source, 1)
+                await become(1, source.count_dead_letters)
+
+    def test_a_node_of_a_cluster_that_has_not_the_stream_names_the_one_that_has(
+        self, broker: Server
+    ) -> None:
+        moved = redis.exceptions.MovedError("3999 10.0.0.2:6381")
+        assert "the stream is on 10.0.0.2:6381" in str(module._explain(moved, "redis://10.0.0.1"))
+
+
+def cluster(directory: Path) -> "closing[Any]":
+    """The URL of a cluster of one node, which has all the slots."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        pytest.skip("no redis-server is installed")
+    (port,) = free_ports(1)
+
+    class Cluster(str):
+        def close(self) -> None: ...
+
+    def answers() -> bool:
+        with closing(cast(Any, redis.Redis)(port=port, socket_timeout=2, retry=None)) as client:
+            try:
+                if client.execute_command("CLUSTER INFO").get("cluster_state") == "ok":
+                    return True
+                client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            except redis.exceptions.RedisError:
+                pass
+            return False
+
+    server = ServerProcess(
+        [program, "--port", str(port), "--cluster-enabled", "yes", "--save", ""], directory, answers
+    )
+    url = Cluster(f"redis://127.0.0.1:{port}")
+    url.close = server.close  # type: ignore[method-assign]
+    return closing(url)
+
+
+def url_for(server: Server, user: tuple[str, str]) -> str:
+    parts = urlsplit(server.url)
+    name, password = (quote(part, safe="") for part in user)
+    return parts._replace(netloc=f"{name}:{password}@{parts.hostname}:{parts.port}").geturl()
+
+
+RIGHTS = shlex.split("""
+    +ping +type +info +client|id +client|unblock +eval +time
+    +xgroup +xinfo +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xrevrange +xlen
+    +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore +zremrangebyscore +unlink
+""")
+"""As in the documentation."""
+
+
+class TestCredentials:
+    @pytest.fixture
+    def user(self, node: PrivateServer, queue: str) -> Iterator[Callable[..., str]]:
+        """Makes the user with these rights; returns a URL with his name and password."""
+        with client_of(node) as client:
+
+            def make(*rights: str) -> str:
+                name, password = ODD_USER
+                client.execute_command(
+                    "ACL", "SETUSER", name, "reset", "on", f">{password}", *rights
+                )
+                return url_for(node, ODD_USER)
+
+            yield make
+            client.execute_command("ACL", "DELUSER", ODD_USER[0])
+            node.delete(queue)
+
+    async def test_a_user_with_the_documented_rights_and_any_password_can_do_it_all(
+        self, connect: Connect, user: Callable[..., str], queue: str, events: list[Event]
+    ) -> None:
+        url = user(f"~{queue}*", *RIGHTS)
+        async with connect(prefetch=3, broker_url=with_lease(url, 0.3)) as source:
+            await publish(source, 3)
+            done, later, bad = await take(source, 3)
+            await source.ack(done)
+            await source.retry(later, 0, "now")
+            await source.reject(bad, "bad")
+            await drain(source, 1)
+            await become(1, source.count_dead_letters)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            await drain(source, 1)
+            await asyncio.sleep(0.5)  # a look for dead consumers
+            await source.describe()
+            await last(source.purge_dead_letters())
+            await source.stop()
+        assert {event["event"] for event in events} == {"connected"}
+
+    async def test_who_may_not_use_the_stream_is_told_so(
+        self, connect: Connect, user: Callable[..., str]
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="NOPERM"):
+            async with connect(broker_url=user("~others", *RIGHTS)):
+                pass
+
+    async def test_a_wrong_password_is_one_sentence_without_it(
+        self, source_for: Callable[..., RedisSource], user: Callable[..., str], node: PrivateServer
+    ) -> None:
+        user(*RIGHTS)
+        wrong = url_for(node, (ODD_USER[0], "s3cret-s3cret"))
+        with pytest.raises(BrokerRefused, match="refused the user name or the password") as refused:
+            await source_for(broker_url=wrong).__aenter__()
+        assert "s3cret" not in str(refused.value)
+        assert ODD_USER[0] not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis://user:s3cret#s3cret@localhost/",
+            "redis://user:s3cret/s3cret@localhost/",
+            "redis://user:12/s3cret@localhost/",
+            "redis://user:s3cret?s3cret@localhost/",
+            "redis://user:s3cret[@localhost/",
+            "redis://localhost/s3cret",
+            "redis://localhost:s3cret/0",
+        ],
+    )
+    def test_a_url_that_makes_no_sense_is_one_sentence_without_it(
+        self, source_for: Callable[..., RedisSource], url: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="CONSUMER_BROKER_URL") as refused:
+            source_for(broker_url=url)
+        assert "s3cret" not in str(refused.value)
+        assert refused.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("lease_seconds=0", "lease_seconds is a number"),
+            ("lease_seconds=inf", "lease_seconds is a number"),
+            ("lease_seconds=soon", "lease_seconds is a number"),
+            ("protocol=3", "unknown option 'protocol'"),
+            ("ssl_cert_reqs=maybe", "a value that redis-py does not take"),
+        ],
+    )
+    def test_a_wrong_option_is_one_sentence(
+        self, source_for: Callable[..., RedisSource], options: str, sentence: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=sentence):
+            source_for(broker_url=f"rediss://localhost/0?{options}")
+
+    async def test_a_unix_socket_and_a_database_by_its_number(
+        self, connect: Connect, node: PrivateServer, node_directory: Path, queue: str
+    ) -> None:
+        path = node_directory / "redis.sock"
+        if not path.exists():
+            pytest.skip("the server is in a container")
+        async with connect(prefetch=1, broker_url=f"unix://{path}?db=3") as source:
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+        assert node.counts(queue) == Counts(0, 0, 0)
+        with closing(cast(Any, redis.Redis)(unix_socket_path=str(path), db=3)) as client:
+            assert client.exists(queue)
+
+
+@pytest.fixture
+def tls_url(tls_proxy: Proxy, certificates: Path) -> str:
+    return (
+        f"rediss://localhost:{tls_proxy.port}/0?ssl_ca_certs={certificates / 'ca.pem'}"
+        f"&ssl_certfile={certificates / 'client.pem'}&ssl_keyfile={certificates / 'client.key'}"
+    )
+
+
+class TestTls:
+    async def test_rediss_with_a_ca_and_a_client_certificate(
+        self, connect: Connect, tls_proxy: Proxy, tls_url: str, events: list[Event]
+    ) -> None:
+        async with connect(broker_url=tls_url) as source:
+            published = await publish(source, 10)
+            assert await drain(source, 10) == published
+            tls_proxy.cut()
+            await come(events, "connected", count=2)
+            published = await publish(source, 1)
+            assert await drain(source, 1) == published
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ("", "CERTIFICATE_VERIFY_FAILED"),
+            ("?ssl_ca_certs={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
+            ("?ssl_ca_certs={}/missing.pem", "No such file"),
+            (
+                "?ssl_ca_certs={}/ca.pem&ssl_certfile={}/client.pem&ssl_keyfile={}/server.key",
+                "KEY_VALUES_MISMATCH",
+            ),
+        ],
+        ids=["no CA", "other CA", "no such file", "other key"],
+    )
+    async def test_tls_that_cannot_be_is_one_sentence(
+        self,
+        source_for: Callable[..., RedisSource],
+        tls_proxy: Proxy,
+        certificates: Path,
+        options: str,
+        sentence: str,
+    ) -> None:
+        url = f"rediss://localhost:{tls_proxy.port}" + options.replace("{}", str(certificates))
+        with pytest.raises(BrokerRefused, match=sentence) as refused:
+            await source_for(broker_url=url).__aenter__()
+        assert "\n" not in str(refused.value)
+
+    async def test_a_black_hole_behind_tls_cannot_hold_the_stop(
+        self, connect: Connect, tls_proxy: Proxy, tls_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "STOP_SECONDS", 0.2)
+        monkeypatch.setattr(module, "CLOSE_SECONDS", 0.3)
+        async with connect(broker_url=tls_url) as source:
+            tls_proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+        assert time.monotonic() - began_at < 2

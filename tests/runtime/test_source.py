@@ -1,0 +1,279 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The buffer between the fetcher and the workers: each message reaches exactly one of them. And the link."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.brokers import source
+from runtime.brokers.source import (
+    BrokerUnavailable,
+    Buffer,
+    Connectivity,
+    SourceFailed,
+    backoff_seconds,
+)
+from runtime.message import Message
+
+
+def message(number: int = 0) -> Message:
+    return Message(b"", id=str(number))
+
+
+async def waiting(buffer: Buffer, count: int) -> list[asyncio.Task[Message]]:
+    """So many workers, all of them asleep in `get`, in the order of the list."""
+    workers = [asyncio.create_task(buffer.get()) for _ in range(count)]
+    await asyncio.sleep(0)
+    return workers
+
+
+async def let_all_run() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def end(workers: list[asyncio.Task[Message]]) -> list[Message | BaseException]:
+    for worker in workers:
+        worker.cancel()
+    return await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def test_messages_come_in_the_order_they_were_put() -> None:
+    buffer = Buffer()
+    for number in range(3):
+        buffer.put(message(number))
+    assert len(buffer) == 3
+    assert [(await buffer.get()).id for _ in range(3)] == ["0", "1", "2"]
+
+
+async def test_one_put_wakes_one_waiting_worker() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    buffer.put(message())
+    assert len(buffer._waiters) == 2  # these were not even called
+    await let_all_run()
+    assert [worker.done() for worker in workers] == [True, False, False]
+    await end(workers)
+
+
+async def test_many_puts_at_once_wake_as_many_workers() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    for number in range(2):
+        buffer.put(message(number))
+    await let_all_run()
+    assert [worker.done() for worker in workers] == [True, True, False]
+    await end(workers)
+
+
+async def test_a_worker_that_takes_all_by_itself_wakes_two_others_at_most() -> None:
+    waits = 0
+
+    class Counting(Buffer):
+        async def _wait(self) -> None:
+            nonlocal waits
+            waits += 1
+            await super()._wait()
+
+    async def work() -> None:
+        while True:
+            await buffer.get()
+
+    buffer = Counting()
+    workers = [asyncio.create_task(work()) for _ in range(100)]
+    await let_all_run()
+    for number in range(100):
+        buffer.put(message(number))
+    await let_all_run()
+    assert len(buffer) == 0
+    assert waits <= 100 + 3
+    for worker in workers:
+        worker.cancel()
+    await asyncio.wait(workers)
+
+
+async def test_a_worker_cancelled_after_its_call_passes_the_call_on() -> None:
+    buffer = Buffer()
+    first, second = await waiting(buffer, 2)
+    buffer.put(message())
+    first.cancel()  # it was woken, and has not run yet
+    await let_all_run()
+    assert first.cancelled()
+    assert second.done()
+    assert len(buffer) == 0
+
+
+async def test_a_put_at_the_instant_of_a_cancellation_goes_to_the_next_worker() -> None:
+    buffer = Buffer()
+    first, second = await waiting(buffer, 2)
+    first.cancel()  # it does not know yet
+    buffer.put(message())
+    await let_all_run()
+    assert first.cancelled()
+    assert second.done()
+
+
+async def test_a_put_at_the_instant_of_the_only_workers_cancellation_stays_in_the_buffer() -> None:
+    buffer = Buffer()
+    (worker,) = await waiting(buffer, 1)
+    worker.cancel()
+    buffer.put(message(7))
+    await let_all_run()
+    assert worker.cancelled()
+    assert (await buffer.get()).id == "7"
+
+
+async def test_a_worker_that_was_overtaken_waits_again() -> None:
+    buffer = Buffer()
+    (slow,) = await waiting(buffer, 1)
+    buffer.put(message(0))
+    assert (await buffer.get()).id == "0"  # before the woken worker runs
+    await let_all_run()
+    assert not slow.done()
+    buffer.put(message(1))
+    assert (await slow).id == "1"
+
+
+async def test_cancelled_workers_leave_nothing_in_the_buffer() -> None:
+    buffer = Buffer()
+    for _ in range(100):
+        await end(await waiting(buffer, 1))
+    assert not buffer._waiters
+
+
+STEPS = ["put", "get", "cancel", "abandon", "turn"]
+
+
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=40))
+def test_no_message_waits_beside_a_waiting_worker(steps: list[str]) -> None:
+    """Whatever the interleaving of puts, workers that come and go, and turns of the loop; none is lost."""
+
+    async def interleave() -> None:
+        buffer = Buffer()
+        workers: list[asyncio.Task[Message]] = []
+        put = 0
+        for step in steps:
+            match step:
+                case "put":
+                    buffer.put(message(put))
+                    put += 1
+                case "get":
+                    workers.append(asyncio.create_task(buffer.get()))
+                case "cancel" if workers:
+                    workers[len(workers) // 2].cancel()
+                case "abandon" if not buffer._messages:  # a coroutine is closed as it is woken
+                    abandoned = buffer.get()
+                    abandoned.send(None)
+                    buffer.put(message())
+                    put += 1
+                    abandoned.close()
+                case "turn":
+                    await asyncio.sleep(0)
+        for _ in range(2 * len(steps)):
+            await asyncio.sleep(0)
+        asleep = [worker for worker in workers if not worker.done()]
+        assert not (len(buffer) and asleep)
+        taken = [w for w in workers if w.done() and not w.cancelled()]
+        assert len(taken) + len(buffer) == put
+        await end(asleep)
+
+    asyncio.run(interleave())
+
+
+async def test_a_closed_buffer_is_emptied_and_then_ends_every_worker() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 3)
+    buffer.put(message())
+    buffer.close()
+    results = await asyncio.gather(*workers, return_exceptions=True)
+    assert [type(result) for result in results] == [Message, StopAsyncIteration, StopAsyncIteration]
+    with pytest.raises(StopAsyncIteration):
+        await buffer.get()
+
+
+async def test_a_failure_reaches_every_worker_even_past_waiting_messages() -> None:
+    buffer = Buffer()
+    workers = await waiting(buffer, 4)
+    buffer.put(message())
+    buffer.fail(OSError("the disk is gone"))
+    results = await asyncio.gather(*workers, return_exceptions=True)
+    assert [type(result) for result in results] == [SourceFailed] * 4
+    with pytest.raises(SourceFailed, match="the disk is gone"):
+        await buffer.get()
+
+
+async def test_taking_all_empties_the_buffer_and_wakes_nobody() -> None:
+    buffer = Buffer()
+    for number in range(3):
+        buffer.put(message(number))
+    assert [message.id for message in buffer.take_all()] == ["0", "1", "2"]
+    workers = await waiting(buffer, 1)
+    assert not workers[0].done()
+    await end(workers)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The levels and names of what is logged."""
+    events: list[str] = []
+
+    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+        events.append(f"{level} {event['event']}")
+        raise structlog.DropEvent
+
+    monkeypatch.setattr(source, "log", structlog.wrap_logger(None, processors=[keep]))
+    return events
+
+
+def test_the_back_off_doubles_to_its_longest_and_no_two_wait_alike() -> None:
+    for attempt, longest in ((1, 1), (2, 2), (3, 4), (4, 5), (1000, 5)):
+        pauses = [backoff_seconds(attempt, first=1, longest=5) for _ in range(20)]
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+        assert len(set(pauses)) > 1
+
+
+async def test_an_outage_of_several_attempts_is_said_once(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 0.001)
+    link, until, outcomes = Connectivity("here"), asyncio.Event(), iter([True, False, False, False, True])
+
+    async def work() -> None:
+        if (outcome := next(outcomes, None)) is None:
+            until.set()
+        elif outcome:
+            link.established()
+        else:
+            raise BrokerUnavailable("away")
+
+    await link.keep(work, until)
+    failed = ["debug reconnect_failed"] * 2
+    assert events == ["info connected", "warning reconnecting", *failed, "info connected"]
+
+
+async def test_the_pause_before_the_next_attempt_ends_with_the_event(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 3600.0)
+    link, until = Connectivity("here"), asyncio.Event()
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(until.set)
+        raise BrokerUnavailable("away")
+
+    async with asyncio.timeout(10):
+        await link.keep(work, until)
+
+
+async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> None:
+    async def work() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await Connectivity("here").keep(work, asyncio.Event())

@@ -1,0 +1,1068 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""What is the embedded broker's alone: leases, processes that are killed, and files that refuse."""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.brokers import sqlite
+from runtime.brokers.source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.brokers.sqlite import SqliteSource
+from runtime.message import Message, OutgoingMessage
+from runtime.settings import ConsumerSettings
+
+from .test_contract import last
+
+WAIT_SECONDS = 20
+SHORT_LEASE_SECONDS = 0.4
+KILLS = 50
+PREFETCH = 10
+
+if sys.platform == "win32":
+    PROCESSES = multiprocessing.get_context("spawn")
+else:
+    # Forked from a process that has imported everything already: fifty of them start within seconds.
+    PROCESSES = multiprocessing.get_context("forkserver")
+    PROCESSES.set_forkserver_preload([__name__])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+def names(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def source_of(
+    file: Path, prefetch: int = 1, lease_seconds: float = 30, queue: str = "q"
+) -> SqliteSource:
+    url = f"sqlite:///{file.as_posix()}?lease_seconds={lease_seconds}"
+    settings = ConsumerSettings.model_validate({"broker_url": url, "source": queue})
+    return SqliteSource(settings, prefetch)
+
+
+@asynccontextmanager
+async def consuming(file: Path, prefetch: int = 1, **options: Any) -> AsyncIterator[SqliteSource]:
+    async with source_of(file, prefetch, **options) as source:
+        await source.start()
+        yield source
+
+
+async def publish(source: SqliteSource, count: int) -> list[str]:
+    messages = [OutgoingMessage(b"%d" % number) for number in range(count)]
+    await source.publish(messages)
+    return [message.id for message in messages]
+
+
+async def take(source: SqliteSource, count: int = 1) -> list[Message]:
+    async with asyncio.timeout(WAIT_SECONDS):
+        return [await anext(source) for _ in range(count)]
+
+
+async def become_true(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up_at, "the awaited state did not come"
+        await asyncio.sleep(0.01)
+
+
+def query(file: Path, statement: str, *parameters: object) -> list[Any]:
+    """The rows that any other SQLite client would see; changes are committed."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement, parameters).fetchall()
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Another program has a write transaction open."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+# -- one file
+
+
+async def test_a_message_given_back_goes_to_the_front_again(file: Path) -> None:
+    async with source_of(file) as publisher:
+        published = await publish(publisher, 5)
+        async with consuming(file, prefetch=3) as source:
+            first, second, third = await take(source, 3)
+            await source.stop()
+            await source.ack(second)
+            await source.requeue(third)
+            await source.requeue(first)
+        async with consuming(file, prefetch=4) as source:
+            order = [message.id for message in await take(source, 4)]
+    assert order == [published[0], published[2], published[3], published[4]]
+
+
+async def test_a_retry_waits_for_as_long_as_it_was_told(file: Path) -> None:
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        retried_at = time.time()
+        await source.retry(message, 60, "not now")
+    [(due_at,)] = query(file, "SELECT due_at FROM messages")
+    assert 60 <= due_at - retried_at < 70
+
+
+async def test_a_retry_that_is_due_goes_before_what_never_waited(file: Path) -> None:
+    async with consuming(file) as source:
+        published = await publish(source, 3)
+        (message,) = await take(source)
+        await source.retry(message, 0, "again")
+        (message,) = await take(source)
+    assert (message.id, message.attempt) == (published[0], 2)
+
+
+async def test_queues_in_one_file_do_not_see_each_other(file: Path) -> None:
+    async with consuming(file, queue="a") as a, consuming(file, queue="b") as b:
+        await a.publish([OutgoingMessage(b"for a")])
+        await b.publish([OutgoingMessage(b"for b")])
+        assert [message.body for message in await take(b)] == [b"for b"]
+        assert [message.body for message in await take(a)] == [b"for a"]
+        assert (await a.describe())["a consumers"] == 1
+
+
+async def test_many_may_make_the_same_file_at_once(file: Path) -> None:
+    sources = [source_of(file) for _ in range(8)]
+    await asyncio.gather(*(source.__aenter__() for source in sources))
+    await asyncio.gather(*(publish(source, 1) for source in sources))
+    assert (await sources[0].describe())["q"] == 8
+    await asyncio.gather(*(source.__aexit__() for source in sources))
+
+
+FREQUENT = [
+    sqlite.ANYTHING_TO_DO,
+    sqlite.FIND_DUE,
+    sqlite.FIND_READY,
+    *sqlite.ACK,
+    *sqlite.RETRY,
+    *sqlite.REQUEUE,
+    *sqlite.LEAVE,
+    *sqlite.BRING_BACK,
+]
+PARAMETERS = {"source": "q", "consumer": 1, "seq": 1, "now": 2, "limit": 10, "due_at": 1}
+
+
+async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> None:
+    async with source_of(file):
+        pass
+    with closing(sqlite3.connect(file)) as connection:
+        for statement in FREQUENT:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", PARAMETERS).fetchall()
+            text = " ".join(detail for *_, detail in plan)
+            assert "SCAN messages" not in text, statement
+            assert "TEMP B-TREE" not in text, statement
+
+
+async def test_taking_costs_the_same_whatever_else_is_there(file: Path) -> None:
+    async with source_of(file):
+        pass
+    add = """
+        INSERT INTO messages (source, id, type, headers, body, consumer, due_at)
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+        SELECT ?, '', '', '', '', ?, ? FROM n
+    """
+    with closing(sqlite3.connect(file)) as connection:
+
+        def steps_of(statement: str) -> int:
+            steps = 0
+
+            def count() -> None:
+                nonlocal steps
+                steps += 1
+
+            connection.set_progress_handler(count, 1)
+            assert len(connection.execute(statement, PARAMETERS).fetchall()) == 10
+            connection.set_progress_handler(None, 1)
+            return steps
+
+        in_flight, other_queue, later = (7, 0), (None, 0), (None, 1e12)
+        connection.execute(add, (5000, "q", *in_flight))
+        connection.execute(add, (10, "q", None, 0))
+        connection.execute(add, (10, "q", None, 1))
+        before = [steps_of(find) for find in (sqlite.FIND_READY, sqlite.FIND_DUE)]
+        for queue, state in (("q", in_flight), ("other", other_queue), ("q", later)):
+            connection.execute(add, (5000, queue, *state))
+        connection.execute(add, (5000, "q", None, 0))
+        assert [steps_of(find) for find in (sqlite.FIND_READY, sqlite.FIND_DUE)] == before
+        assert max(before) < 500
+
+
+async def test_what_this_process_publishes_or_settles_needs_no_waiting(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "POLL_SECONDS", 3600)
+    async with consuming(file) as source:
+        for _ in range(3):
+            await publish(source, 1)
+            (message,) = await take(source)
+            await source.ack(message)
+            await become_true(lambda: query(file, "SELECT count(*) FROM messages") == [(0,)])
+
+
+async def test_every_transaction_is_written_through_to_the_disk(file: Path) -> None:
+    async with source_of(file) as source:
+        assert await source._read("PRAGMA synchronous") == (2,)  # FULL
+        assert await source._read("PRAGMA journal_mode") == ("wal",)
+
+
+async def test_many_dead_letters_are_moved_in_steps(file: Path) -> None:
+    count = 2 * sqlite.STEP + 3
+    async with source_of(file) as source:
+        await publish(source, count)
+        died = """
+            INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
+            SELECT source, '', 1, 1, id, type, headers, body FROM messages
+        """
+        query(file, died)
+        query(file, "DELETE FROM messages")
+        progress = []
+        async for moved in source.replay_dead_letters():
+            progress.append(moved)
+            query(file, died + "LIMIT 1")  # one that comes meanwhile stays
+        assert progress == [sqlite.STEP, 2 * sqlite.STEP, count]
+        assert await last(source.purge_dead_letters()) == len(progress)
+        query(file, died)
+        assert await last(source.purge_dead_letters()) == count
+        async with consuming(file, prefetch=count) as consumer:
+            bodies = [int(message.body) for message in await take(consumer, count)]
+    assert bodies == list(range(count))
+
+
+async def test_the_file_stays_small_while_consumers_keep_up(file: Path) -> None:
+    body = bytes(1000)
+    async with consuming(file, prefetch=100) as source:
+        for _ in range(50):
+            await source.publish([OutgoingMessage(body) for _ in range(100)])
+            for message in await take(source, 100):
+                await source.ack(message)
+        sizes = [len(data) for data in contents(file.parent).values()]
+    assert sum(sizes) < 8_000_000
+
+
+async def test_what_is_described_is_in_this_file(file: Path) -> None:
+    async with source_of(file) as source:
+        assert (await source.describe())["file"] == str(file)
+        assert sqlite.make_source(source.settings).prefetch == 1
+        assert SqliteSource(source.settings).prefetch == 1
+        assert source.connectivity.broker == str(file)
+
+
+async def test_a_second_settlement_is_logged_with_its_reason(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        await source.ack(message)
+        await source.ack(message)
+    [lost] = [event for event in events if event["event"] == "settlement_lost"]
+    assert lost["reason"] == "it was settled before, or its lease had expired"
+
+
+async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with consuming(file) as source:
+        await become_true(lambda: source._consumer != 0)
+        looks: list[bool] = []
+        has_work = source._has_work
+
+        def look() -> bool:
+            looks.append(has_work())
+            return looks[-1]
+
+        async def exchange() -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(source, "_has_work", look)
+        monkeypatch.setattr(source, "_exchange_once", exchange)
+        await become_true(lambda: len(looks) > 2)
+        assert (looks, source.buffer.failure) == ([False] * len(looks), None)
+        monkeypatch.undo()
+
+
+async def test_a_consumer_without_room_does_not_even_look(file: Path) -> None:
+    async with consuming(file) as source:
+        await publish(source, 2)
+        await take(source)
+        assert not source._has_work()
+
+
+async def test_what_cannot_be_looked_at_is_left_to_the_transaction(file: Path) -> None:
+    async with consuming(file) as source:
+        await become_true(lambda: source._consumer != 0)
+        assert not source._has_work()
+        assert source._watch is not None
+        source._watch.close()
+        assert source._has_work()
+
+
+async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
+    file: Path, monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0)
+    async with source_of(file) as source:
+        with locked(file):
+            await source.start()
+            await become_true(lambda: not source.connected)
+        await become_true(lambda: source.connected)
+        published = await publish(source, 1)
+        assert [message.id for message in await take(source)] == published
+    [reason] = [event["reason"] for event in events if event["event"] == "reconnecting"]
+    assert reason == f"{file} is locked by another program"
+
+
+async def test_a_stop_waits_for_a_locked_file_only_so_long(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.05)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        with locked(file):
+            await source.ack(message)
+            async with asyncio.timeout(3):
+                await source.stop()
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("CLOSE_SECONDS", "{} does not answer"),
+        pytest.param("PATIENCE_SECONDS", "{} is locked by another program", marks=pytest.mark.slow),
+    ],
+)
+async def test_what_cannot_be_written_before_the_close_is_logged_with_its_reason(
+    file: Path,
+    events: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sqlite, setting, 0.01)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        (message,) = await take(source)
+        with locked(file):
+            await source.ack(message)
+            async with asyncio.timeout(2):
+                await source.__aexit__()
+            assert source._fetcher is not None
+            await become_true(source._fetcher.done)
+    lost = [event for event in events if event["event"] == "settlement_lost"]
+    assert [(one["id"], one["reason"]) for one in lost] == [(message.id, reason.format(file))]
+
+
+@pytest.mark.parametrize("pragma", ["application_id", "user_version"])
+async def test_an_empty_file_that_another_program_has_marked_is_not_ours(
+    file: Path, pragma: str
+) -> None:
+    query(file, f"PRAGMA {pragma} = 7")
+    with pytest.raises(BrokerRefused, match="is the database of another program"):
+        await source_of(file).__aenter__()
+
+
+def test_a_file_that_processes_cannot_share_is_refused(file: Path) -> None:
+    with (
+        closing(sqlite3.connect(":memory:", isolation_level=None)) as connection,
+        pytest.raises(BrokerRefused) as refused,
+    ):
+        source_of(file)._prepare(connection)
+    assert str(refused.value) == (
+        f"{file} is on a file system that cannot share it between processes"
+    )
+
+
+async def test_a_lock_that_is_over_soon_is_no_outage(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
+    async with source_of(file) as source:
+        tries: list[object] = []
+        write = source._publish
+
+        def count_and_write(rows: Any) -> None:
+            tries.append(rows)
+            write(rows)
+
+        monkeypatch.setattr(source, "_publish", count_and_write)
+        with locked(file):
+            publishing = asyncio.create_task(publish(source, 1))
+            await become_true(lambda: len(tries) > 1)
+        await publishing
+
+
+async def test_the_connection_has_one_thread_which_ends_with_it(file: Path) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "sqlite" in thread.name]
+
+    await become_true(lambda: threads() == [])  # of the test before
+    with pytest.raises(BrokerUnavailable, match=f"^{file} is not open$"):
+        await publish(source_of(file), 1)
+    async with consuming(file) as source:
+        await publish(source, 1)
+        assert threads() == ["sqlite_0"]
+        connection = source._connection
+    await become_true(lambda: threads() == [])
+    assert (source._connection, source._watch, source._thread) == (None, None, None)
+    assert connection is not None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.total_changes  # noqa: B018
+    with pytest.raises(BrokerUnavailable, match=f"^{file} is not open$"):
+        await publish(source, 1)
+
+
+async def test_no_more_is_taken_than_there_is_room_for(file: Path) -> None:
+    async with source_of(file) as source:
+        await publish(source, 6)
+        query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
+        async with consuming(file, prefetch=3) as other:
+            await become_true(lambda: len(other.buffer) >= 3)
+            in_flight = query(file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1")
+    assert in_flight == [(1,), (5,), (6,)]
+
+
+async def test_a_lease_is_renewed_three_times_before_it_ends(file: Path) -> None:
+    async with consuming(file, lease_seconds=30) as source:
+        await become_true(lambda: source._consumer != 0)
+        assert 8 < source._renew_at - time.monotonic() <= 10
+
+
+@pytest.mark.parametrize("options", ["lease_seconds=inf", "lease_seconds=0", "other="])
+def test_an_option_that_is_none_is_named_in_one_sentence(options: str) -> None:
+    with pytest.raises(BrokerRefused) as refused:
+        sqlite._parse(f"sqlite:///queue.db?{options}")
+    assert str(refused.value) == (
+        "CONSUMER_BROKER_URL: the only option of sqlite is ?lease_seconds=, a number above 0"
+    )
+
+
+def test_a_url_without_a_file_is_told_how_to_name_one() -> None:
+    with pytest.raises(BrokerRefused) as refused:
+        sqlite._parse("sqlite://")
+    assert str(refused.value) == (
+        "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+    )
+
+
+async def test_what_never_started_stops_at_once(file: Path) -> None:
+    async with source_of(file) as source:
+        await source.stop()
+
+
+def test_an_error_without_a_code_of_sqlite_is_passed_on(file: Path) -> None:
+    refusal = sqlite._explain(sqlite3.InterfaceError("odd"), file)
+    assert isinstance(refusal, BrokerRefused)
+    assert str(refusal) == f"{file} cannot be used: odd"
+
+
+# -- leases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopping", [False, True], ids=["consuming", "draining"])
+async def test_a_lease_is_renewed_while_a_handler_runs_longer(
+    file: Path, events: list[dict[str, Any]], stopping: bool
+) -> None:
+    async with (
+        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as one,
+        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as other,
+    ):
+        await publish(one, 2)
+        (in_flight,), (others,) = await take(one), await take(other)
+        await other.ack(others)
+        if stopping:
+            await one.stop()
+        await asyncio.sleep(3 * SHORT_LEASE_SECONDS)  # the handler
+        assert not other.buffer
+        await one.ack(in_flight)
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+    assert "settlement_lost" not in names(events)
+
+
+async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file, prefetch=2, lease_seconds=SHORT_LEASE_SECONDS) as one:
+        published = await publish(one, 2)
+        (in_flight,) = await take(one)
+        await become_true(lambda: len(one.buffer) == 1)
+        query(file, "UPDATE consumers SET expires_at = 1")  # as after a long suspension
+        async with consuming(file, prefetch=2) as other:
+            again = await take(other, 2)
+            assert [message.id for message in again] == published
+            assert [message.attempt for message in again] == [1, 1]
+            await become_true(lambda: not one.buffer)  # dropped unseen
+            await one.ack(in_flight)
+            assert names(events).count("settlement_lost") == 1
+            for message in again:
+                await other.ack(message)
+        published = await publish(one, 1)
+        assert [message.id for message in await take(one)] == published
+    assert names(events).count("settlement_lost") == 1
+
+
+async def test_what_is_taken_after_that_comes_back_when_its_consumer_dies(file: Path) -> None:
+    async with consuming(file) as one:
+        await publish(one, 1)
+        (handled,) = await take(one)
+        await one.ack(handled)
+        await become_true(lambda: not one._settlements)
+        query(file, "DELETE FROM consumers")  # as by a process whose clock is ahead
+        published = await publish(one, 1)
+        await take(one)
+        query(file, "UPDATE consumers SET expires_at = 1")  # and then it dies
+        async with consuming(file) as other:
+            assert [message.id for message in await take(other)] == published
+
+
+async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file) as one:
+        await publish(one, 1)
+        (in_flight,) = await take(one)
+        query(file, "UPDATE messages SET consumer = NULL")  # nobody has told this consumer yet
+        await one.ack(in_flight)
+        (again,) = await take(one)
+        assert again.id == in_flight.id
+    [lost] = [event for event in events if event["event"] == "settlement_lost"]
+    assert lost["reason"] == "its lease had expired"
+
+
+async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(file: Path) -> None:
+    async with source_of(file) as publisher:
+        published = await publish(publisher, 2)
+        query(file, "INSERT INTO consumers (id, source, expires_at) VALUES (7, 'q', 1)")
+        query(
+            file,
+            "UPDATE messages SET consumer = 7, crashes = ? WHERE seq = 1",
+            sqlite.CRASH_LIMIT - 1,
+        )
+        query(file, "UPDATE messages SET consumer = 7 WHERE seq = 2")
+        async with consuming(file) as source:
+            assert [message.id for message in await take(source)] == published[1:]
+        [letter] = [letter async for letter in publisher.dead_letters(10)]
+    assert letter.id == published[0]
+    assert "consumers died" in letter.reason
+
+
+# -- several processes
+
+
+def note(ledger: Path, what: str, ids: list[str]) -> None:
+    """One write, so that it is there in full or not at all, whenever the process dies."""
+    with ledger.open("ab", buffering=0) as opened:
+        opened.write("".join(f"{what} {id}\n" for id in ids).encode())
+
+
+def noted(ledger: Path, what: str) -> list[str]:
+    lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    return [id for word, id in lines if word == what]
+
+
+def publish_until_killed(file: Path, ledger: Path, seed: int) -> None:
+    async def run() -> None:
+        chance = random.Random(seed)
+        async with source_of(file) as source:
+            while True:
+                count, size = chance.randrange(1, 20), chance.randrange(3000)
+                messages = [OutgoingMessage(chance.randbytes(size)) for _ in range(count)]
+                await source.publish(messages)
+                note(ledger, "published", [message.id for message in messages])
+                await asyncio.sleep(chance.random() * 0.02)
+
+    asyncio.run(run())
+
+
+def consume_until_killed(file: Path, ledger: Path, seed: int) -> None:
+    async def run() -> None:
+        chance = random.Random(seed)
+        async with consuming(file, PREFETCH, lease_seconds=SHORT_LEASE_SECONDS) as source:
+            async for message in source:
+                fate = chance.choice(["ack", "ack", "ack", "ack", "retry", "reject", "give back"])
+                if fate == "ack":
+                    note(ledger, "acked", [message.id])
+                    await source.ack(message)
+                elif fate == "retry":
+                    await source.retry(message, chance.random() * 0.1, "again")
+                elif fate == "reject":
+                    await source.reject(message, "bad")
+                else:
+                    await source.requeue(message)
+                await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def publish_and_end(file: Path, ledger: Path, count: int) -> None:
+    async def run() -> None:
+        async with source_of(file) as source:
+            for _ in range(0, count, 50):
+                note(ledger, "published", await publish(source, 50))
+
+    asyncio.run(run())
+
+
+def consume_until_empty(file: Path, ledger: Path, count: int) -> None:
+    """Until all consumers together have handled so many messages."""
+
+    async def work(source: SqliteSource) -> None:
+        async for message in source:
+            note(ledger, "handled", [message.id])
+            await source.ack(message)
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        async with consuming(file, PREFETCH) as source:
+            workers = [asyncio.create_task(work(source)) for _ in range(5)]
+            await become_true(lambda: len(noted(ledger, "handled")) >= count)
+            await source.stop()
+            await asyncio.gather(*workers)
+
+    asyncio.run(run())
+
+
+def hold_one_message(file: Path, ledger: Path) -> None:
+    async def run() -> None:
+        async with consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as source:
+            note(ledger, "held", [(await anext(source)).id])
+            await asyncio.sleep(3600)
+
+    asyncio.run(run())
+
+
+def publish_the_time(file: Path, count: int) -> None:
+    async def run() -> None:
+        async with source_of(file) as source:
+            for number in range(count):
+                # At ever other moments between two looks of the consumer.
+                await asyncio.sleep(0.05 + 0.007 * number)
+                await source.publish([OutgoingMessage(repr(time.time()).encode())])
+
+    asyncio.run(run())
+
+
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a process that calls a function; it is killed at the end."""
+    processes: list[BaseProcess] = []
+
+    def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
+        process: BaseProcess = PROCESSES.Process(target=function, args=arguments)
+        process.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+        process.close()
+
+
+@pytest.mark.slow
+async def test_no_sigkill_loses_or_damages_anything(
+    file: Path, tmp_path: Path, start: Start
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    ledger = tmp_path / "ledger"
+    functions = [publish_until_killed, consume_until_killed, consume_until_killed]
+
+    processes = [start(function, file, ledger, chance.random()) for function in functions]
+    await become_true(lambda: len(noted(ledger, "acked")) > 10)
+    for _ in range(KILLS):
+        victim = chance.randrange(len(functions))
+        await asyncio.sleep(chance.random() * 0.15)
+        processes[victim].kill()
+        processes[victim].join()
+        processes[victim] = start(functions[victim], file, ledger, chance.random())
+    for process in processes:
+        process.kill()
+        process.join()
+
+    assert query(file, "PRAGMA integrity_check") == [("ok",)]
+    left = [id for (id,) in query(file, "SELECT id FROM messages")]
+    dead = [id for (id,) in query(file, "SELECT id FROM dead_letters")]
+    published = set(noted(ledger, "published"))  # and confirmed
+    acked = set(noted(ledger, "acked"))
+    assert len(published) > KILLS
+    assert len(set(left + dead)) == len(left) + len(dead)  # each is in one place
+    assert published <= acked.union(left, dead)
+    # Between a handler's end and its settlement a SIGKILL makes at most what was in hand come again.
+    assert len(acked.intersection(left + dead)) <= PREFETCH * (KILLS + len(functions))
+
+    async with consuming(file, prefetch=100) as source:
+        for _ in left:
+            (message,) = await take(source)
+            await source.ack(message)
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
+@pytest.mark.slow
+async def test_two_consumer_processes_and_a_publisher_handle_everything_once(
+    file: Path, tmp_path: Path, start: Start
+) -> None:
+    ledger = tmp_path / "ledger"
+    consumers = [start(consume_until_empty, file, ledger, 1000) for _ in range(2)]
+    start(publish_and_end, file, ledger, 1000)
+    for consumer in consumers:
+        await asyncio.to_thread(consumer.join, WAIT_SECONDS)
+        assert consumer.exitcode == 0
+    assert Counter(noted(ledger, "handled")) == Counter(noted(ledger, "published"))
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
+@pytest.mark.slow
+async def test_the_messages_of_a_killed_consumer_come_back_when_its_lease_ends(
+    file: Path, tmp_path: Path, start: Start
+) -> None:
+    ledger = tmp_path / "ledger"
+    async with consuming(file) as source:
+        published = await publish(source, 1)
+        (message,) = await take(source)
+        await source.stop()
+        process = start(hold_one_message, file, ledger)
+        await source.requeue(message)
+        await become_true(lambda: noted(ledger, "held") == published)
+        process.kill()
+        killed_at = time.monotonic()
+        async with consuming(file) as other:
+            (message,) = await take(other)
+        assert (message.id, message.attempt) == (published[0], 1)
+        assert time.monotonic() - killed_at < SHORT_LEASE_SECONDS + 1
+
+
+@pytest.mark.slow
+async def test_a_message_of_another_process_is_here_within_100_ms(file: Path, start: Start) -> None:
+    latencies = []
+    async with consuming(file) as source:
+        start(publish_the_time, file, 15)
+        for _ in range(15):
+            (message,) = await take(source)
+            latencies.append(time.time() - float(message.body))
+            await source.ack(message)
+    print(f"{sorted(latencies)}")
+    assert statistics.median(latencies) < 0.1
+
+
+@pytest.mark.slow
+async def test_an_idle_consumer_uses_next_to_no_cpu(file: Path) -> None:
+    async with consuming(file, prefetch=10):
+        idle_seconds = 2.0
+        before = time.process_time()
+        await asyncio.sleep(idle_seconds)
+        share = (time.process_time() - before) / idle_seconds
+    print(f"{share:.2%} of a core")
+    assert share < 0.1  # also in debug mode on a slow machine; a loop that is busy has 1
+
+
+# -- files that refuse
+
+
+def assert_one_sentence(error: BrokerError, file: Path) -> None:
+    assert "\n" not in str(error)
+    assert str(file) in str(error)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def overwrite(file: Path, data: bytes, at: int = 0) -> None:
+    file.touch()
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        opened.write(data)
+
+
+async def refusal(file: Path) -> str:
+    """What connecting says; BrokerRefused, and nothing is left open."""
+    source = source_of(file)
+    with pytest.raises(BrokerRefused) as caught:
+        await source.__aenter__()
+    assert not source.connected
+    assert_one_sentence(caught.value, file)
+    return str(caught.value)
+
+
+async def test_the_file_of_another_program_is_refused_and_not_touched(file: Path) -> None:
+    query(file, "CREATE TABLE songs (title TEXT)")
+    before = contents(file.parent)
+    assert "another program" in await refusal(file)
+    assert contents(file.parent) == before
+
+
+async def test_a_file_of_a_later_version_is_refused(file: Path) -> None:
+    async with source_of(file):
+        pass
+    query(file, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    assert f"schema {sqlite.SCHEMA_VERSION + 1}" in await refusal(file)
+
+
+async def test_a_file_that_is_no_database_is_refused_and_not_touched(file: Path) -> None:
+    overwrite(file, b"Dear diary, " * 1000)
+    before = contents(file.parent)
+    assert "not an SQLite database" in await refusal(file)
+    assert contents(file.parent) == before
+
+
+async def test_a_damaged_file_is_refused(file: Path) -> None:
+    async with source_of(file) as source:
+        await publish(source, 100)
+    overwrite(file, b"\xff" * 2000, at=100)
+    assert "damaged" in await refusal(file)
+
+
+async def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in await refusal(tmp_path / "missing" / "queue.db")
+
+
+async def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be opened" in await refusal(tmp_path)
+
+
+@pytest.fixture
+def not_root() -> Iterator[Path]:
+    """A directory, for a user that file permissions apply to: to root they do not."""
+    with tempfile.TemporaryDirectory() as directory:
+        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+        if is_root:
+            os.chown(directory, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(directory)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            Path(directory).chmod(0o700)
+
+
+def forbid_writing(path: Path) -> None:
+    path.chmod(path.stat().st_mode & ~0o222)
+
+
+async def test_a_read_only_file_is_refused(not_root: Path) -> None:
+    file = not_root / "queue.db"
+    async with source_of(file):
+        pass
+    forbid_writing(file)
+    assert "read-only" in await refusal(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only directories")
+async def test_a_file_that_may_not_be_made_is_refused(not_root: Path) -> None:
+    forbid_writing(not_root)
+    assert "cannot be opened or made" in await refusal(not_root / "queue.db")
+
+
+@pytest.mark.slow
+async def test_a_locked_file_is_unavailable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.1)
+    async with source_of(file) as source:
+        with locked(file):
+            with pytest.raises(BrokerUnavailable, match="is locked") as caught:
+                await source_of(file).__aenter__()
+            assert_one_sentence(caught.value, file)
+            with pytest.raises(BrokerUnavailable, match="is locked"):
+                await publish(source, 1)
+
+
+@pytest.mark.slow
+async def test_a_short_lock_is_waited_for(file: Path) -> None:
+    async with source_of(file) as source:
+        with locked(file):
+            publishing = asyncio.create_task(publish(source, 1))
+            await asyncio.sleep(2 * sqlite.LOCK_SECONDS)
+            assert not publishing.done()
+        await publishing
+
+
+async def test_a_full_disk_is_unavailable_and_publishes_nothing(file: Path) -> None:
+    async with source_of(file) as source:
+        await publish(source, 1)
+        await fill_the_disk(source)
+        with pytest.raises(BrokerUnavailable, match="disk is full") as caught:
+            await source.publish([OutgoingMessage(b"small"), OutgoingMessage(bytes(1_000_000))])
+        assert_one_sentence(caught.value, file)
+        assert (await source.describe())["q"] == 1
+
+
+async def fill_the_disk(source: SqliteSource, pages: int = 1) -> None:
+    """SQLite's own limit, as a disk would answer; a limit below the size means: no page more."""
+
+    def limit() -> None:
+        assert source._connection is not None
+        source._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    await source._call(limit)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://file.db",
+        "sqlite:///:memory:",
+        "sqlite:///f.db?lease_seconds=0",
+        "sqlite:///f.db?lease_seconds=soon",
+        "sqlite:///f.db?mode=ro",
+    ],
+)
+def test_a_url_that_names_no_file_or_an_unknown_option_is_refused(url: str) -> None:
+    with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL"):
+        sqlite.make_source(ConsumerSettings.model_validate({"broker_url": url, "source": "q"}), 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///queue.db", Path.cwd() / "queue.db"),
+        ("sqlite:///data/my%20queue%3F.db", Path.cwd() / "data" / "my queue?.db"),
+        ("sqlite:////var/queue.db", Path("/var/queue.db")),
+        ("sqlite:///a#b.db", Path.cwd() / "a#b.db"),
+    ],
+)
+def test_a_url_names_a_relative_or_an_absolute_file(url: str, file: Path) -> None:
+    settings = ConsumerSettings.model_validate({"broker_url": url, "source": "q"})
+    assert sqlite.make_source(settings, 1)._file == file.absolute()
+
+
+# -- outages while consuming
+
+
+@pytest.mark.slow
+async def test_a_long_lock_is_an_outage_that_is_survived(
+    file: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.1)
+    async with consuming(file, prefetch=2) as source:
+        published = await publish(source, 3)
+        first, second = await take(source, 2)
+        with locked(file):
+            await source.ack(first)
+            await become_true(lambda: not source.connected)
+            await source.ack(second)
+        (third,) = await take(source)
+        assert source.connected
+        assert source.outage_count == 1
+        assert third.id == published[2]
+        await source.ack(third)
+    assert names(events) == ["connected", "reconnecting", "connected"]
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
+async def test_a_full_disk_is_an_outage_that_is_survived(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file) as source:
+        await source.publish([OutgoingMessage(bytes(1_000_000))])
+        (message,) = await take(source)
+        await fill_the_disk(source)
+        await source.reject(message, "bad")  # the copy does not fit
+        await become_true(lambda: not source.connected)
+        await fill_the_disk(source, pages=1_000_000)
+        await become_true(lambda: source.connected)
+        assert await source.count_dead_letters() == 1
+    assert names(events) == ["connected", "reconnecting", "connected"]
+
+
+async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
+    async with source_of(file) as publisher, source_of(file, prefetch=2) as source:
+        await publish(publisher, 2)
+        with locked(file):
+            await source.start()
+            await asyncio.sleep(0.01)  # its first transaction waits for the lock
+            stopping = asyncio.create_task(source.stop())
+            await asyncio.sleep(0.01)
+        await stopping
+        assert query(file, "SELECT count(*) FROM messages WHERE consumer IS NULL") == [(2,)]
+        assert source.requeued_count == 2
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+
+
+@pytest.mark.slow
+async def test_a_lock_cannot_hold_the_stop(
+    file: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "CLOSE_SECONDS", 0.2)
+    async with source_of(file) as publisher:
+        await publish(publisher, 2)
+        async with consuming(file, prefetch=2, lease_seconds=SHORT_LEASE_SECONDS) as source:
+            (message,) = await take(source)
+            with locked(file):
+                await source.ack(message)
+                stopping_at = time.monotonic()
+                await source.stop()
+                await source.__aexit__()
+                assert time.monotonic() - stopping_at < 1
+                await become_true(lambda: source._connection is None)
+        assert names(events).count("settlement_lost") == 2  # the ack, and what was to be given back
+        async with consuming(file, prefetch=2) as other:
+            assert {message.attempt for message in await take(other, 2)} == {1}
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path) -> None:
+    file.rename(file.with_suffix(".old"))
+    file.touch()
+
+
+@pytest.mark.parametrize("remove", [delete, replace])
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file where it is")
+async def test_a_file_that_is_gone_ends_the_source(
+    file: Path, remove: Callable[[Path], None]
+) -> None:
+    async with consuming(file, lease_seconds=0.2) as source:
+        remove(file)
+        with pytest.raises(SourceFailed, match="deleted or replaced"):
+            await take(source)
+        assert not source.connected
+
+
+async def test_a_dead_filler_makes_the_workers_raise(file: Path) -> None:
+    async with consuming(file) as source:
+        workers = [asyncio.create_task(take(source)) for _ in range(3)]
+        await asyncio.sleep(0)
+        query(file, "DROP TABLE messages")
+        for worker in workers:
+            with pytest.raises(SourceFailed, match="no such table"):
+                await worker
+        assert not source.connected

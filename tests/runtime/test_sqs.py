@@ -1,0 +1,827 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_contract.py."""
+
+import asyncio
+import json
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
+
+import pytest
+
+from runtime.brokers import (
+    sqs,
+)
+from runtime.brokers.source import (
+    BrokerRefused,
+    BrokerUnavailable,
+    SourceFailed,
+)
+from runtime.brokers.sqs import (
+    SqsSource,
+    parse_url,
+)
+from runtime.message import OutgoingMessage
+
+from .helpers import Event, come, drain, filled, find
+from .servers import Counts, ServerMissing, skip_without_server
+from .servers.proxy import Proxy
+from .servers.sqs import KEY, SECRET, SqsServer, moto, with_options
+from .test_contract import AT_ONCE_SECONDS, become, ids, publish, settle_as, take
+
+pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
+
+Connect = Callable[..., AbstractAsyncContextManager[SqsSource]]
+
+
+def requests_of(source: SqsSource) -> Counter[str]:
+    """Counts the requests that the source makes from now on, by operation."""
+    requests: Counter[str] = Counter()
+
+    def count(model: Any, **_: object) -> None:
+        requests[model.name] += 1
+
+    source._client.meta.events.register("before-call.sqs", count)
+    return requests
+
+
+class TestOutages:
+    async def test_what_was_acknowledged_during_an_outage_does_not_come_again(
+        self, connect: Connect, proxy: Proxy, events: list[Event], broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            published = await publish(source, 10)
+            in_flight = await take(source, 3)
+            await filled(source, 7)
+            proxy.refuse()
+            for message in in_flight:
+                await source.ack(message)
+            await come(events, "reconnecting")
+            assert not source.connected
+            proxy.resume()
+            handled = Counter(ids(in_flight)) + Counter(await drain(source, 7))
+            assert handled == Counter(published)
+            await come(events, "connected", count=2)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert broker.counts(queue).held == 0
+        assert [e["event"] for e in events if e["level"] != "debug"] == [
+            "connected",
+            "reconnecting",
+            "connected",
+        ]
+
+    async def test_what_an_outage_outlasted_is_left_to_others(
+        self, connect: Connect, proxy: Proxy, events: list[Event], broker: SqsServer, queue: str
+    ) -> None:
+        url = with_options(proxy.url, visibility_seconds=1)
+        async with connect(broker_url=url) as source, connect() as other:
+            await other.stop()
+            published = await publish(other, 4)
+            (in_flight,) = await take(source, 1)
+            await filled(source, 3)
+            proxy.refuse()
+            await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+            async with connect() as third:
+                messages = await take(third, 4)
+                assert Counter(ids(messages)) == Counter(published)
+                await third.stop()
+                proxy.resume()
+                await come(events, "connected", count=4)
+                (new,) = await publish(other, 1)
+                (message,) = await take(source, 1)
+                assert message.id == new
+                await source.retry(in_flight, 1, "too late: it would be there twice")
+                await source.ack(message)
+                for message in messages:
+                    await third.ack(message)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
+
+    async def test_no_request_keeps_a_message_that_others_may_have(
+        self, connect: Connect, proxy: Proxy, broker: SqsServer, queue: str
+    ) -> None:
+        """Not even as the repetition of one that was in time."""
+        sent_at: list[float] = []
+        url = with_options(proxy.url, visibility_seconds=1)
+        async with connect(broker_url=url) as source, connect(prefetch=0) as other:
+            await publish(other, 1)
+            (message,) = await take(source, 1)
+            source._client.meta.events.register(
+                "before-send.sqs.ChangeMessageVisibilityBatch",
+                lambda **_: sent_at.append(time.monotonic()),
+            )
+            proxy.refuse()
+            await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+            await asyncio.sleep(1.1)  # a repetition comes within a second
+            assert sent_at
+            assert max(sent_at) < message.receipt.hidden_until
+            proxy.resume()
+
+    async def test_an_outage_of_several_attempts_is_logged_once(
+        self, connect: Connect, proxy: Proxy, events: list[Event], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed", count=2)
+            proxy.resume()
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert Counter(await drain(source, 5)) == Counter(published)
+        assert len(find(events, "reconnecting")) == 1
+        assert caplog.records == []  # not a word of the libraries
+
+    async def test_without_a_server_entering_says_so_and_can_be_repeated(
+        self, source_for: Callable[..., SqsSource], proxy: Proxy
+    ) -> None:
+        source = source_for(broker_url=proxy.url)
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+                await source.__aenter__()
+            assert not source.connected
+        proxy.resume()
+        async with source:
+            assert source.connected
+
+    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
+        self,
+        source_for: Callable[..., SqsSource],
+        proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(sqs, "ANSWER_SECONDS", 0.3)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+            await source_for(broker_url=proxy.url).__aenter__()
+        assert time.monotonic() - began_at < 2
+
+    async def test_a_deleted_queue_is_made_again_and_consumed(
+        self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect() as source:
+            await asyncio.to_thread(broker.delete, queue)
+            await come(events, "connected", count=2)
+            published = await publish(source, 5)
+            assert Counter(await drain(source, 5)) == Counter(published)
+
+    async def test_a_refusal_while_consuming_ends_the_source(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            monkeypatch.setattr(sqs, "TEN", 11)  # SQS refuses to be asked for as many
+            source.prefetch = 11
+            await publish(source, 1)
+            async with asyncio.timeout(20):
+                with pytest.raises(SourceFailed, match="MaxNumberOfMessages"):
+                    await drain(source, 2)
+            assert not source.connected
+
+
+class TestLeases:
+    async def test_a_long_handler_and_a_full_buffer_keep_their_messages(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        url = with_options(broker.url, visibility_seconds=1)
+        async with connect(prefetch=20, broker_url=url) as source:
+            await publish(source, 20)
+            await filled(source, 20)
+            (message,) = await take(source, 1)
+            requests = requests_of(source)
+            held_until = time.monotonic() + 2.5
+            while time.monotonic() < held_until:
+                counts = await asyncio.to_thread(broker.counts, queue)
+                assert counts == Counts(ready=0, delayed=0, dead=0)
+            extensions = requests["ChangeMessageVisibilityBatch"]
+            assert (
+                4 <= extensions <= 2 * (2.5 / (1 / 3) + 1)
+            )  # 20 messages, in tens, every third of it
+            await source.ack(message)
+            await drain(source, 19)
+        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_the_messages_of_a_dead_consumer_come_when_their_visibility_ends(
+        self, connect: Connect, proxy: Proxy, broker: SqsServer
+    ) -> None:
+        dying = with_options(proxy.url, visibility_seconds=1)
+        async with connect(broker_url=dying) as dead, connect(prefetch=0) as publisher:
+            published = await publish(publisher, 3)
+            await take(dead, 3)
+            proxy.black_hole()
+            dead_lettered_at = time.monotonic()
+            async with connect() as other:
+                messages = await take(other, 3)
+                assert time.monotonic() - dead_lettered_at < 1 + AT_ONCE_SECONDS
+                assert Counter((m.id, m.attempt) for m in messages) == Counter(
+                    (id, 1) for id in published
+                )
+                for message in messages:
+                    await other.ack(message)
+            proxy.refuse()
+
+    async def test_a_message_that_kills_its_consumer_each_time_ends_as_a_dead_letter(
+        self, connect: Connect, broker: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqs, "DELIVERY_LIMIT", 3)
+        async with connect(prefetch=0) as source:
+            (published,) = await publish(source, 1)
+            url = broker.queue_url(queue)
+            for _ in range(3):  # as often as a consumer took it and was gone
+                received = broker.client.receive_message(QueueUrl=url, VisibilityTimeout=0)
+                assert received["Messages"]
+                await asyncio.sleep(0.01)
+            await source.start()
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+        assert (letter.id, letter.attempts) == (published, 0)  # no handler failed on it
+        assert letter.reason == "given up by SQS: delivered too often"
+        assert abs(letter.dead_lettered_at - time.time()) < 60
+
+    async def test_rolling_restarts_do_not_count_as_attempts(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+        for _ in range(5):
+            async with connect(prefetch=1) as source:
+                await filled(source, 1)
+                await source.stop()
+                assert source.requeued_count == 1
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            assert message.attempt == 1
+            await source.ack(message)
+        policy = broker.attributes(queue)["RedrivePolicy"]
+        assert json.loads(policy)["maxReceiveCount"] == 1000
+
+
+class TestBatches:
+    async def test_a_worker_that_takes_the_last_message_leaves_no_other_waiting(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=4) as source:
+            await publish(source, 1)
+            await filled(source, 1)  # and three more are not worth a poll now
+            (first,) = await take(source, 1)
+            await publish(source, 1)
+            async with asyncio.timeout(5):
+                (second,) = await take(source, 1)
+            await source.ack(first)
+            await source.ack(second)
+
+    async def test_ten_messages_cost_one_request_of_each_kind(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            requests = requests_of(publisher)
+            await publish(publisher, 100)
+            assert requests["SendMessageBatch"] == 10
+        async with connect(prefetch=0) as source:
+            source.prefetch = 100
+            requests = requests_of(source)
+            await source.start()
+            messages = await take(source, 100)
+            await source.stop()
+            assert requests["ReceiveMessage"] <= 12  # and one or two that wait for more
+            for message in messages[:40]:
+                await source.ack(message)
+            for message in messages[40:60]:
+                await source.retry(message, 0.1, "not now")
+            for message in messages[60:]:
+                await source.requeue(message)
+        del requests["ReceiveMessage"]
+        assert requests == {
+            "DeleteMessageBatch": 6,
+            "SendMessageBatch": 2,
+            "ChangeMessageVisibilityBatch": 4,
+        }
+        await settle_as(broker, queue, Counts(ready=60, delayed=0, dead=0))
+        assert broker.counts(queue).held == 0
+
+    async def test_settlements_of_the_same_moment_share_a_request(self, connect: Connect) -> None:
+        async with connect(prefetch=10) as source:
+            await publish(source, 10)
+            messages = await take(source, 10)
+            await source.stop()
+            requests = requests_of(source)
+            for message in messages:
+                await source.ack(message)
+                await asyncio.sleep(0)
+            await source._written.wait()
+            assert requests == {"DeleteMessageBatch": 1}
+
+    async def test_less_than_ten_are_not_asked_for_while_the_buffer_has_some(
+        self, connect: Connect
+    ) -> None:
+        async with connect(prefetch=20) as source:
+            await publish(source, 30)
+            await filled(source, 20)
+            requests = requests_of(source)
+            await drain(source, 9)
+            await asyncio.sleep(0.1)
+            assert "ReceiveMessage" not in requests
+            await drain(source, 1)
+            await filled(source, 20)
+            assert requests["ReceiveMessage"] == 1
+            await drain(source, 20)
+
+    async def test_an_idle_queue_is_asked_by_one_poll_at_a_time(
+        self, connect: Connect, broker: SqsServer
+    ) -> None:
+        async with connect(prefetch=100) as source:
+            await publish(source, 60)
+            await drain(source, 60)
+            assert source._most_polls > 1
+            await source._written.wait()
+
+            async def polls() -> tuple[int, int]:
+                return len(source._polls), source._most_polls
+
+            await become((1, 1), polls)
+            requests = requests_of(source)
+            await asyncio.sleep(1.5)
+            assert requests in ({"ReceiveMessage": 1}, {"ReceiveMessage": 2})
+
+    async def test_one_entry_that_fails_does_not_disturb_the_others(
+        self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=10) as source:
+            await publish(source, 10)
+            messages = await take(source, 10)
+            await source.stop()
+            messages[3].receipt.handle = "of another queue"
+            messages[7].receipt.handle = "of another queue too"
+            for message in messages[:5]:
+                await source.ack(message)
+            for message in messages[5:]:
+                await source.requeue(message)
+            await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        lost = {event["id"] for event in find(events, "settlement_lost")}
+        assert lost == {messages[3].id, messages[7].id}
+
+    async def test_an_entry_that_sqs_could_not_take_for_now_is_written_again(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=3) as source:
+            await publish(source, 3)
+            messages = await take(source, 3)
+            await source.stop()
+            written: list[int] = []
+
+            def fail_once(parsed: dict[str, Any], **_: object) -> None:
+                written.append(len(parsed["Successful"]))
+                if len(written) == 1:  # as SQS says it, where moto never does
+                    parsed["Failed"] = [{"Id": "1", "SenderFault": False, "Code": "InternalError"}]
+
+            source._client.meta.events.register("after-call.sqs.DeleteMessageBatch", fail_once)
+            for message in messages:
+                await source.ack(message)
+            await source._written.wait()
+        assert written == [3, 1]
+        assert find(events, "settlement_lost") == []
+
+    async def test_more_bytes_than_a_request_may_have_travel_in_several(
+        self, connect: Connect
+    ) -> None:
+        bodies = [bytes([65 + number]) * 100_000 for number in range(10)]
+        async with connect(prefetch=10) as source:
+            requests = requests_of(source)
+            await source.publish([OutgoingMessage(body) for body in bodies])
+            assert requests["SendMessageBatch"] == 5
+            messages = await take(source, 10)
+            assert sorted(message.body for message in messages) == bodies
+            for message in messages:
+                await source.ack(message)
+
+
+class TestStopping:
+    async def test_what_the_last_poll_brings_after_the_stop_goes_back_at_once(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect() as source, connect(prefetch=0) as publisher:
+            await asyncio.sleep(0.1)  # its poll waits
+            stopping = asyncio.create_task(source.stop())
+            await publish(publisher, 3)
+            await stopping
+            assert source.requeued_count == 3
+            assert broker.counts(queue) == Counts(ready=3, delayed=0, dead=0)
+
+    async def test_a_stop_that_a_poll_outlasts_does_not_wait_for_it(
+        self, connect: Connect, broker: SqsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqs, "STOP_SECONDS", 0.2)
+        url = broker.url.replace("wait_seconds=1", "wait_seconds=20")
+        async with connect(broker_url=url) as source:
+            await asyncio.sleep(0.1)
+            began_at = time.monotonic()
+            await source.stop()
+        assert time.monotonic() - began_at < 2
+
+    async def test_a_black_hole_cannot_hold_the_stop(
+        self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqs, "STOP_SECONDS", 0.3)
+        monkeypatch.setattr(sqs, "FLUSH_SECONDS", 0.3)
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 5)
+            (message,) = await take(source, 1)
+            proxy.black_hole()
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 0.3 + 0.3 + 2 * sqs.CLOSE_SECONDS + AT_ONCE_SECONDS
+
+    async def test_a_stop_during_an_outage_is_immediate(
+        self, connect: Connect, proxy: Proxy, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=20, broker_url=proxy.url) as source:
+            await publish(source, 10)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await come(events, "reconnecting")
+            began_at = time.monotonic()
+            await source.stop()
+            await source.ack(message)
+        assert time.monotonic() - began_at < 2
+        lost = find(events, "settlement_lost")
+        assert message.id in [event["id"] for event in lost]
+
+
+def send_raw(broker: SqsServer, queue: str, body: str, **parameters: Any) -> str:
+    """Send as another producer would; returns the message's id."""
+    url = broker.queue_url(queue)
+    sent = broker.client.send_message(QueueUrl=url, MessageBody=body, **parameters)
+    return str(sent["MessageId"])
+
+
+def text(value: str) -> dict[str, str]:
+    return {"DataType": "String", "StringValue": value}
+
+
+class TestMessages:
+    async def test_a_message_of_another_producer_is_taken_as_it_is(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        attributes = {
+            "type": text("order_created"),
+            "traceparent": text("00-ab-01"),
+            "size": {"DataType": "Number", "StringValue": "12.50"},
+            "token": {"DataType": "Binary", "BinaryValue": b"\xff\x00"},
+        }
+        async with connect(prefetch=1) as source:
+            id = send_raw(broker, queue, "größe", MessageAttributes=attributes)
+            (message,) = await take(source, 1)
+            assert (message.id, message.type, message.attempt) == (id, "order_created", 1)
+            assert message.body == "größe".encode()
+            assert message.headers == {
+                "traceparent": "00-ab-01",
+                "size": "12.50",
+                "token": b"\xff\x00",
+            }
+            await source.ack(message)
+
+    @pytest.mark.parametrize("count", [3, 10], ids=["few attributes", "as many as SQS allows"])
+    async def test_it_survives_a_retry_a_dead_letter_and_a_replay(
+        self, connect: Connect, broker: SqsServer, queue: str, count: int
+    ) -> None:
+        attributes = {f"a{number}": text(f"value {number}") for number in range(count - 1)}
+        attributes["token"] = {"DataType": "Binary.x", "BinaryValue": b"\xff\x00"}  # type: ignore[dict-item]
+        async with connect(prefetch=1) as source:
+            id = send_raw(
+                broker, queue, "body", MessageAttributes=attributes, MessageGroupId="tenant-1"
+            )
+            (first,) = await take(source, 1)
+            await source.retry(first, 0.1, "not now")
+            (second,) = await take(source, 1)
+            assert (second.id, second.attempt) == (id, 2)
+            assert second.headers == first.headers
+            await source.reject(second, "bad")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [dead] = broker.client.receive_message(
+                QueueUrl=broker.queue_url(f"{queue}-dead"),
+                MessageAttributeNames=["All"],
+                VisibilityTimeout=0,
+            )["Messages"]
+            assert len(dead["MessageAttributes"]) <= 10
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (last,) = await take(source, 1)
+            assert (last.id, last.attempt, last.body) == (id, 1, b"body")
+            assert last.headers == first.headers
+            assert last.receipt.attributes == attributes
+            assert last.receipt.group == "tenant-1"
+            await source.ack(last)
+
+    @pytest.mark.parametrize(
+        "envelope",
+        [
+            "not JSON",
+            "[]",
+            '{"id": 7, "headers": [], "attempts": "many", "due_at": "soon"}',
+            '{"attributes": {"a": 1}}',
+            '{"attributes": {"a": {"BinaryValue": "?"}}}',
+            '{"encoding": "base64", "attempts": -3}',
+        ],
+    )
+    async def test_an_envelope_that_makes_no_sense_disturbs_nothing(
+        self, connect: Connect, broker: SqsServer, queue: str, envelope: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            id = send_raw(broker, queue, "body?", MessageAttributes={"x-consumer": text(envelope)})
+            (message,) = await take(source, 1)
+            assert (message.id, message.attempt, message.body) == (id, 1, b"body?")
+            await source.ack(message)
+
+    @pytest.mark.parametrize(
+        ("body", "sent"),
+        [
+            (
+                '{"größe": "\N{GRINNING FACE}"}\r\n\t'.encode(),
+                '{"größe": "\N{GRINNING FACE}"}\r\n\t',
+            ),
+            (b"", "-"),
+            (b"\x00", "AA=="),
+            (b"\xff", "/w=="),
+            ("\uffff".encode(), "77+/"),
+        ],
+        ids=["text", "empty", "control character", "not UTF-8", "not a character"],
+    )
+    async def test_text_travels_as_it_is_and_only_other_bodies_are_encoded(
+        self, connect: Connect, broker: SqsServer, queue: str, body: bytes, sent: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await source.publish([OutgoingMessage(body)])
+            received = broker.client.receive_message(
+                QueueUrl=broker.queue_url(queue), VisibilityTimeout=0
+            )
+            assert received["Messages"][0]["Body"] == sent
+            await source.start()
+            (message,) = await take(source, 1)
+            assert message.body == body
+            await source.ack(message)
+
+    async def test_a_delay_longer_than_the_longest_of_sqs_is_kept(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqs, "LONGEST_DELAY_SECONDS", 1)
+        monkeypatch.setattr(sqs, "LONGEST_HIDE_SECONDS", 1)
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            retried_at = time.monotonic()
+            await source.retry(message, 1.5, "not now")
+            (message,) = await take(source, 1)
+            assert time.monotonic() - retried_at >= 1.5
+            assert message.attempt == 2
+            await source.ack(message)
+
+    async def test_a_message_that_cannot_be_sent_is_one_sentence(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            for message, sentence in [
+                (OutgoingMessage(b"x" * 1_100_000), "1048576"),
+                (OutgoingMessage(b"x", headers={"bytes": b"x"}), "headers are not JSON"),
+            ]:
+                with pytest.raises(BrokerRefused, match=sentence) as caught:
+                    await source.publish([message])
+                assert "\n" not in str(caught.value)
+
+    async def test_a_message_too_large_to_be_sent_again_comes_again(
+        self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
+    ) -> None:
+        url = with_options(broker.url, visibility_seconds=2)
+        async with connect(prefetch=1, broker_url=url) as source:
+            id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now:
+            broker.client.set_queue_attributes(
+                QueueUrl=broker.queue_url(queue), Attributes={"MaximumMessageSize": "1024"}
+            )
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert (message.id, message.attempt) == (id, 1)
+            await source.ack(message)
+        assert {event["id"] for event in find(events, "settlement_lost")} == {id}
+
+    async def test_dead_letters_are_listed_and_stay_however_far_one_reads(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=25) as source:
+            published = await publish(source, 25)
+            for message in await take(source, 25):
+                await source.reject(message, "bad")
+            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=25))
+            letters = source.dead_letters(100)
+            assert (await anext(letters)).id in published
+            await letters.aclose()  # type: ignore[attr-defined]
+            assert Counter([letter.id async for letter in source.dead_letters(100)]) == Counter(
+                published
+            )
+            assert broker.counts(queue).dead == 25
+            assert [moved async for moved in source.replay_dead_letters()] == [10, 20, 25]
+            assert Counter(await drain(source, 25)) == Counter(published)
+
+
+class TestTopology:
+    @pytest.mark.parametrize("source", ["orders.created", "a" * 76, "größe", "o/o"])
+    def test_a_name_that_sqs_does_not_take_is_one_sentence(
+        self, source_for: Callable[..., SqsSource], source: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_SOURCE: .* cannot be a queue"):
+            source_for(source=source)
+
+    def test_a_fifo_queue_is_refused(self, source_for: Callable[..., SqsSource]) -> None:
+        with pytest.raises(BrokerRefused, match="FIFO queues are not supported"):
+            source_for(source="orders.fifo")
+
+    async def test_the_redrive_policy_of_a_queue_that_is_there_names_its_dead_letters(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        graveyard = f"{queue}-graveyard"
+        url = broker.client.create_queue(QueueName=graveyard)["QueueUrl"]
+        try:
+            arn = broker.attributes(graveyard)["QueueArn"]
+            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": 7}
+            broker.client.create_queue(
+                QueueName=queue,
+                Attributes={"RedrivePolicy": json.dumps(policy), "VisibilityTimeout": "77"},
+            )
+            async with connect(prefetch=1) as source:
+                await publish(source, 1)
+                (message,) = await take(source, 1)
+                await source.reject(message, "bad")
+                await become(1, source.count_dead_letters)
+                described = await source.describe()
+            assert (described[queue], described[graveyard]) == (0, 1)
+            assert described[f"{queue} deliveries at most"] == 7
+            assert broker.attributes(queue)["VisibilityTimeout"] == "77"
+            assert not broker.queue_url(f"{queue}-dead")
+        finally:
+            broker.client.delete_queue(QueueUrl=url)
+
+    async def test_a_queue_without_a_redrive_policy_stays_so(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        broker.client.create_queue(QueueName=queue)
+        async with connect(prefetch=0) as source:
+            described = await source.describe()
+        assert described[f"{queue} deliveries at most"] == "no limit"
+        assert described[f"{queue}-dead"] == 0
+        assert "RedrivePolicy" not in broker.attributes(queue)
+
+
+AWS_SECRET = "wJalrXUtnFEMI/K7MDENG+bPx=:@#"
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("url", "region", "endpoint"),
+        [
+            ("sqs://eu-central-1", "eu-central-1", None),
+            ("sqs://us-gov-west-1/?wait_seconds=20", "us-gov-west-1", None),
+            ("sqs://localhost:4566", "us-east-1", "http://localhost:4566"),
+            ("sqs://queue.internal/eu-west-3?tls=true", "eu-west-3", "https://queue.internal"),
+        ],
+    )
+    def test_a_url_names_a_region_or_a_server(
+        self, broker: SqsServer, url: str, region: str, endpoint: str | None
+    ) -> None:
+        address = parse_url(url)
+        assert (address.region, address.endpoint, address.key) == (region, endpoint, None)
+
+    def test_a_secret_may_have_any_character(self, broker: SqsServer) -> None:
+        address = parse_url(f"sqs://AKIA:{quote(AWS_SECRET, safe='')}@eu-central-1")
+        assert (address.region, address.endpoint) == ("eu-central-1", None)
+        assert (address.key, address.secret) == ("AKIA", AWS_SECRET)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "sqs://",
+            "sqs:///eu-central-1",
+            f"sqs://AKIA:{AWS_SECRET}@eu-central-1",
+            "sqs://AKIA:bPx/FEMI@host:1/",
+            "sqs://AKIA:bPx#FEMI@host:1/",
+            "sqs://AKIA:bPx?FEMI@host:1/",
+            "sqs://bPxFEMI@host:1/",
+            "sqs://AKIA:bPxFEMI@host:port/",
+            "sqs://AKIA:bPxFEMI@host:1/a/b",
+            "sqs://AKIA:bPxFEMI@host:1/?wait_seconds=0",
+            "sqs://AKIA:bPxFEMI@host:1/?wait_seconds=soon",
+            "sqs://AKIA:bPxFEMI@host:1/?visibility_seconds=50000",
+            "sqs://AKIA:bPxFEMI@host:1/?tls=yes",
+            "sqs://AKIA:bPxFEMI@host:1/?region=x",
+            "sqs://AKIA:bPxFEMI@host:1/?cafile=/missing.pem",
+        ],
+    )
+    def test_a_url_that_makes_no_sense_is_one_sentence_without_the_secret(
+        self, broker: SqsServer, url: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as caught:
+            parse_url(url)
+        assert "\n" not in str(caught.value)
+        assert "bPx" not in str(caught.value)
+        assert "FEMI" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that looks at credentials, and knows none."""
+    try:
+        with moto(tmp_path_factory.mktemp("strict")) as url:
+            port = urlsplit(url).port
+            # What it lets through before it looks: no request at all.
+            headers = {"Content-Type": "text/plain"}
+            reset = f"http://127.0.0.1:{port}/moto-api/reset-auth"
+            with urlopen(Request(reset, data=b"0", headers=headers)):
+                yield url
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+class TestCredentials:
+    async def test_wrong_ones_are_one_sentence(
+        self, source_for: Callable[..., SqsSource], strict: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="InvalidClientTokenId") as caught:
+            await source_for(broker_url=strict).__aenter__()
+        assert "\n" not in str(caught.value)
+
+    async def test_none_at_all_is_one_sentence(
+        self, source_for: Callable[..., SqsSource], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/missing")
+        monkeypatch.setenv("AWS_CONFIG_FILE", "/missing")
+        with pytest.raises(BrokerRefused, match="no credentials were found"):
+            await source_for(broker_url=f"sqs://localhost:{proxy.port}").__aenter__()
+
+    async def test_those_of_the_environment_are_used_without_any_in_the_url(
+        self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        async with connect(
+            prefetch=0, broker_url=f"sqs://localhost:{proxy.port}/us-east-1"
+        ) as source:
+            await source.describe()
+
+    async def test_they_never_reach_an_error_or_a_log(
+        self,
+        connect: Connect,
+        source_for: Callable[..., SqsSource],
+        proxy: Proxy,
+        events: list[Event],
+        caplog: pytest.LogCaptureFixture,
+        strict: str,
+    ) -> None:
+        caplog.set_level("DEBUG")
+        said = []
+        async with connect(broker_url=proxy.url) as source:
+            proxy.refuse()
+            await come(events, "reconnect_failed")
+            with pytest.raises(BrokerUnavailable) as caught:
+                await source.publish([OutgoingMessage(b"x")])
+            said.append(repr(caught.value))
+        with pytest.raises(BrokerRefused) as refused:
+            await source_for(broker_url=strict).__aenter__()
+        said.append(repr(refused.value))
+        said += [str(event) for event in events] + [caplog.text]
+        assert len(events) >= 3
+        for secret in (SECRET, quote(SECRET, safe=""), quote(SECRET)):
+            assert not [text for text in said if secret in text]
+
+
+@pytest.fixture
+def tls_url(broker: SqsServer, certificates: Path) -> Iterator[str]:
+    """The server behind TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    with Proxy(broker.url, tls=context) as proxy:
+        yield proxy.url.replace("amqps://", "sqs://")
+
+
+class TestTls:
+    async def test_a_certificate_that_cafile_trusts_is_good(
+        self, connect: Connect, tls_url: str, certificates: Path
+    ) -> None:
+        async with connect(
+            broker_url=with_options(tls_url, cafile=certificates / "ca.pem")
+        ) as source:
+            published = await publish(source, 3)
+            assert Counter(await drain(source, 3)) == Counter(published)
+
+    async def test_any_other_is_one_sentence(
+        self, source_for: Callable[..., SqsSource], tls_url: str
+    ) -> None:
+        source = source_for(broker_url=with_options(tls_url, tls="true"))
+        with pytest.raises(BrokerRefused, match="CERTIFICATE_VERIFY_FAILED") as caught:
+            await source.__aenter__()
+        assert "\n" not in str(caught.value)

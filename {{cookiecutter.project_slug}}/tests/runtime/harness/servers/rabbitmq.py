@@ -1,0 +1,277 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+
+import asyncio
+import base64
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from runtime.brokers.rabbitmq import delays_ms
+
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import (
+    Instance,
+    ServerContainer,
+    ServerProcess,
+    free_ports,
+    has_docker,
+    kill_group,
+    one_for_all_workers,
+    spawn,
+)
+
+T = TypeVar("T")
+
+IMAGE = "rabbitmq:4"
+DISK_FREE_BYTES = 10**7
+"""Less than that is an alarm."""
+
+BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
+"""What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
+
+ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
+ODD_VHOST = "eu/order events"
+READER = ("reader", "reads-and-writes")
+"""May not declare queues."""
+
+# The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
+SCRIPTS = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server",
+    "/opt/homebrew/opt/rabbitmq/sbin/rabbitmq-server",
+    "/usr/local/opt/rabbitmq/sbin/rabbitmq-server",
+)
+
+
+class RabbitServer:
+    """Reads the broker's own counts by its protocol."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.impatient_url = url  # a connection that ends is noticed at once
+
+    def counts(self, queue: str) -> Counts:
+        async def count(connection: AbstractConnection) -> Counts:
+            ready, _ = await _declared(connection, queue)
+            dead, _ = await _declared(connection, f"{queue}.dead")
+            return Counts(max(ready, 0), await _delayed(connection, queue), max(dead, 0))
+
+        return self._ask(count)
+
+    def consumers(self, queue: str) -> int:
+        async def count(connection: AbstractConnection) -> int:
+            return max(0, (await _declared(connection, queue))[1])
+
+        return self._ask(count)
+
+    def delete(self, queue: str) -> None:
+        async def delete(connection: AbstractConnection) -> None:
+            channel = await connection.channel()
+            for name in (queue, f"{queue}.dead", *itertools.chain(*_retry_queues(queue))):
+                await channel.queue_delete(name)
+
+        self._ask(delete)
+
+    def _ask(self, question: Callable[[AbstractConnection], Coroutine[Any, Any, T]]) -> T:
+        async def ask() -> T:
+            async with await aio_pika.connect(self.url, timeout=10) as connection:
+                return await question(connection)
+
+        with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
+            return thread.submit(asyncio.run, ask()).result()
+
+
+def _retry_queues(queue: str) -> list[list[str]]:
+    """The names for each of the back-offs."""
+    return [
+        [f"{queue}.retry.{ms}" for ms in delays_ms(*back_off)] for back_off in BACK_OFFS_SECONDS
+    ]
+
+
+async def _delayed(connection: AbstractConnection, queue: str) -> int:
+    delayed = 0
+    for names in _retry_queues(queue):
+        for name in names:
+            ready, _ = await _declared(connection, name)
+            if ready < 0:
+                break  # not the back-off of this queue
+            delayed += ready
+    return delayed
+
+
+async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
+    """How many messages are ready, and how many consumers there are; -1 where there is no such queue."""
+    try:
+        async with connection.channel() as channel:
+            queue = await channel.declare_queue(name, passive=True)
+    except ChannelNotFoundEntity:
+        return -1, -1
+    return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
+
+
+class PrivateRabbit(RabbitServer):
+    """A RabbitMQ of one's own, on this port."""
+
+    def __init__(
+        self, port: int, instance: Instance, control: Callable[[str, str], object]
+    ) -> None:
+        super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
+        self._instance = instance
+        self._control = control
+
+    def kill(self) -> None:
+        self._instance.kill()
+
+    def restart(self) -> None:
+        self._instance.restart()
+
+    @contextmanager
+    def alarm(self) -> Iterator[None]:
+        """Less of the disk is free than the broker asks for."""
+        self._control("set_disk_free_limit", str(10**15))
+        try:
+            yield
+        finally:
+            self._control("set_disk_free_limit", str(DISK_FREE_BYTES))
+
+
+@contextmanager
+def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
+    """Own port, own data, own Erlang port mapper."""
+    port, distribution_port, epmd_port = free_ports(3)
+    definitions = directory / "definitions.json"
+    definitions.write_text(json.dumps(_definitions()))
+    (directory / "rabbitmq.conf").write_text(
+        f"load_definitions = {definitions}\ndisk_free_limit.absolute = {DISK_FREE_BYTES}\n"
+    )
+    (directory / "enabled_plugins").write_text("[].")
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(directory),  # the Erlang cookie lies there
+        "LANG": "C.UTF-8",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution_port),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+            "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
+        ),
+    }
+    # Started here, because one that the node starts would outlive it.
+    epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, environment)
+    try:
+        node = ServerProcess([script], directory, lambda: _answers(port), environment)
+        ctl = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
+        try:
+            yield PrivateRabbit(
+                port,
+                node,
+                lambda *command: subprocess.run(
+                    [*ctl, *command], env=environment, check=True, stdout=subprocess.DEVNULL
+                ),
+            )
+        finally:
+            node.close()
+    finally:
+        kill_group(epmd)
+
+
+@contextmanager
+def _in_docker() -> Iterator[PrivateRabbit]:
+    (port,) = free_ports(1)
+    # The data is found again under the host's name, so that must stay.
+    container = ServerContainer(IMAGE, 5672, port, lambda: _answers(port), "--hostname", "rabbitmq")
+    try:
+        yield PrivateRabbit(
+            port, container, lambda *command: container.run("rabbitmqctl", *command)
+        )
+    finally:
+        container.close()
+
+
+def most_repeated(prefetch: int) -> float:
+    """What was in hand, or acknowledged in the last instant: all of it unacked, as the broker saw it."""
+    return prefetch
+
+
+@contextmanager
+def private(directory: Path) -> Iterator[PrivateServer]:
+    # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
+    # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
+    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
+    script = str(found[0]) if found else shutil.which("rabbitmq-server")
+    if script is not None and shutil.which("epmd"):
+        with _installed(script, directory) as server:
+            yield server
+    elif has_docker():
+        with _in_docker() as server:
+            yield server
+    else:
+        msg = (
+            "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server "
+            "is installed, and there is no docker"
+        )
+        raise ServerMissing(msg)
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Server]:
+    url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
+    if url.startswith("amqp"):
+        yield RabbitServer(url)
+    else:
+        with one_for_all_workers("rabbitmq", directory, private) as url:
+            yield RabbitServer(url)
+
+
+def _answers(port: int) -> bool:
+    """Whether a broker opens the conversation: the port alone may be open long before that."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"AMQP\0\0\x09\x01")
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _definitions() -> dict[str, Any]:
+    users = [("guest", "guest"), ODD_USER, READER]
+    rights = [("guest", "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*"), (READER[0], "/", "^$")]
+    return {
+        "vhosts": [{"name": "/"}, {"name": ODD_VHOST}],
+        "users": [
+            {"name": name, "password_hash": _password_hash(password), "tags": ""}
+            for name, password in users
+        ],
+        "permissions": [
+            {"user": user, "vhost": vhost, "configure": configure, "write": ".*", "read": ".*"}
+            for user, vhost, configure in rights
+        ],
+    }
+
+
+def _password_hash(password: str) -> str:
+    """As RabbitMQ keeps it: a salt of four bytes, and the SHA-256 of salt and password."""
+    salt = os.urandom(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
