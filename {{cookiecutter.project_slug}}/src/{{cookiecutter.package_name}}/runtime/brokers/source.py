@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""What the consumer and the commands need of a broker: `Source`, `Publisher` and `DeadLetters`.
+"""The interfaces of a broker: `Source` for the consumer, `Publisher` and `DeadLetters` for the commands.
 
 One class may implement all three, as `Broker` does. `Source` carries what a graceful shutdown promises on every
 broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement

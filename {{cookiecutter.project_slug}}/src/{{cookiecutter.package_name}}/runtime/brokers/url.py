@@ -93,7 +93,7 @@ class BrokerUrl:
         return any(option in self.options for option in TLS_OPTIONS)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Made anew for each connection, since files are renewed on disk. Raises BrokerRefused."""
+        """To be called for each connection, since certificates are renewed on disk. Raises BrokerRefused."""
         return tls_context(*map(self.options.get, TLS_OPTIONS))
 
 

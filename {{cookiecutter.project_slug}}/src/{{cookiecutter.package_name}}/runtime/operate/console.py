@@ -101,8 +101,8 @@ def replace_closed_streams() -> None:
     gets the stream's number, and its output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
+            devnull = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(devnull, mode, closefd=False))
 
 
 def flush_output() -> None:

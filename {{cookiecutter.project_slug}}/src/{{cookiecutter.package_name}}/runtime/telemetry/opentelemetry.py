@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 SCOPE = "cookiecutter-consumer"
 REGISTERED_SYSTEMS = {"sqs": "aws_sqs", "postgres": "postgresql"}
-"""What the conventions call brokers that have another name here."""
+"""Names of the conventions that differ from this package's."""
 SYSTEMS_WITH_GROUPS = {"kafka", "nats", "redis", "mqtt"}
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """Those of the conventions."""
@@ -223,7 +223,7 @@ class OpenTelemetry(Telemetry):
             for provider in self._providers:
                 with suppress(Exception):  # a reader that had no time left
                     provider.shutdown()
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(flushed.set)
 
         threading.Thread(target=flush, name="telemetry", daemon=True).start()
