@@ -29,7 +29,8 @@ from harness.contract import (
     take,
 )
 from harness.servers import Counts, Server
-from runtime.brokers.source import Source, SourceFailed
+from runtime.brokers.source import Source
+from runtime.errors import SourceFailed
 from runtime.message import OutgoingMessage
 
 AT_ONCE_SECONDS = 1.0
@@ -47,6 +48,7 @@ async def connect(connect: Connect, source_for: Callable[..., Source]) -> Connec
 
 # -- delivery
 
+
 async def test_an_acknowledged_message_is_gone(
     connect: Connect, broker: Server, queue: str
 ) -> None:
@@ -57,6 +59,7 @@ async def test_an_acknowledged_message_is_gone(
         for message in messages:
             await source.ack(message)
     await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
 
 @pytest.mark.parametrize(
     "body",
@@ -75,9 +78,8 @@ async def test_body_id_type_and_headers_survive(connect: Connect, body: bytes) -
         assert dict(message.headers) == headers
         await source.ack(message)
 
-async def test_messages_published_before_the_start_are_delivered(
-    connect: Connect
-) -> None:
+
+async def test_messages_published_before_the_start_are_delivered(connect: Connect) -> None:
     async with connect(prefetch=0) as publisher:
         published = await publish(publisher, 3)
     async with connect(prefetch=1) as source:
@@ -88,12 +90,14 @@ async def test_messages_published_before_the_start_are_delivered(
             await source.ack(message)
         assert as_promised(source, received) == as_promised(source, published)
 
+
 async def test_publish_returns_when_every_message_is_in_the_queue(
     connect: Connect, broker: Server, queue: str
 ) -> None:
     async with connect(prefetch=0) as source:
         await publish(source, 1000)
         await eventually_counts(broker, queue, Counts(ready=1000, delayed=0, dead=0))
+
 
 async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
     async with connect(prefetch=3) as few:
@@ -106,6 +110,7 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
                 await many.ack(message)
         for message in held:
             await few.ack(message)
+
 
 async def test_workers_share_one_source(connect: Connect) -> None:
     handled: list[str] = []
@@ -125,6 +130,7 @@ async def test_workers_share_one_source(connect: Connect) -> None:
         await source.stop()
         await asyncio.gather(*workers)
     assert Counter(handled) == Counter(published)
+
 
 async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
     connect: Connect, broker: Server, queue: str
@@ -147,6 +153,7 @@ async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
         await asyncio.gather(*workers)
     assert Counter(handled) == Counter(published)
     await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
 
 @pytest.mark.slow
 async def test_cancelling_anext_300_times_loses_nothing(connect: Connect) -> None:
@@ -179,12 +186,12 @@ async def test_cancelling_anext_300_times_loses_nothing(connect: Connect) -> Non
             await source.ack(message)
     assert Counter(received) == Counter(published)
 
+
 # -- failures
 
+
 @pytest.mark.slow
-async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(
-    connect: Connect
-) -> None:
+async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(connect: Connect) -> None:
     async with connect(prefetch=2) as source:
         need(source, "delayed_retry")
         need(source, "attempts")
@@ -200,10 +207,9 @@ async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(
             assert message.headers["trace"] == "t"
         await source.ack(message)
 
+
 @pytest.mark.slow
-async def test_a_message_that_waits_for_its_retry_delays_no_other(
-    connect: Connect
-) -> None:
+async def test_a_message_that_waits_for_its_retry_delays_no_other(connect: Connect) -> None:
     async with connect(prefetch=1) as source:
         need(source, "delayed_retry")
         published = await publish(source, 3)
@@ -217,6 +223,7 @@ async def test_a_message_that_waits_for_its_retry_delays_no_other(
         others = [id for id in published if id != first.id]
         assert as_promised(source, order[:-1]) == as_promised(source, others)
         assert order[-1] == first.id
+
 
 async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
     connect: Connect, broker: Server, queue: str
@@ -235,8 +242,9 @@ async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
         assert before - 1 <= letter.dead_lettered_at <= time.time() + 1
         await eventually(1, source.count_dead_letters)  # looking takes nothing away
 
+
 async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged(
-    connect: Connect
+    connect: Connect,
 ) -> None:
     async with connect(prefetch=1) as one, connect(prefetch=1) as other:
         need(one, "requeue")
@@ -255,10 +263,12 @@ async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged
         assert one.requeued_count == 1
         await other.ack(again)
 
+
 # -- stopping
 
+
 async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
-    connect: Connect
+    connect: Connect,
 ) -> None:
     published: list[str] = []
 
@@ -284,6 +294,7 @@ async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
         if not one.capabilities.requeue:
             await others_get_everything()
 
+
 async def test_stop_ends_the_workers_that_wait(connect: Connect) -> None:
     async with connect(prefetch=3) as source:
         workers = [asyncio.create_task(consume(source, [])) for _ in range(3)]
@@ -291,6 +302,7 @@ async def test_stop_ends_the_workers_that_wait(connect: Connect) -> None:
         await source.stop()
         async with asyncio.timeout(WAIT_SECONDS):
             await asyncio.gather(*workers)
+
 
 async def test_in_flight_messages_are_settled_after_the_stop(
     connect: Connect, broker: Server, queue: str
@@ -305,6 +317,7 @@ async def test_in_flight_messages_are_settled_after_the_stop(
         await source.requeue(back)
     await eventually_counts(broker, queue, Counts(ready=2, delayed=0, dead=1))
 
+
 async def test_leaving_requeues_what_is_in_flight(
     connect: Connect, broker: Server, queue: str
 ) -> None:
@@ -318,9 +331,8 @@ async def test_leaving_requeues_what_is_in_flight(
         for message in messages:
             await source.ack(message)
 
-async def test_settling_twice_changes_nothing(
-    connect: Connect, broker: Server, queue: str
-) -> None:
+
+async def test_settling_twice_changes_nothing(connect: Connect, broker: Server, queue: str) -> None:
     async with connect(prefetch=3) as source:
         await publish(source, 3)
         done, rejected, requeued = await take(source, 3)
@@ -336,6 +348,7 @@ async def test_settling_twice_changes_nothing(
         assert source.requeued_count == 1
     await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=1))
 
+
 async def test_settling_after_the_connection_is_gone_changes_nothing(
     connect: Connect, broker: Server, queue: str
 ) -> None:
@@ -348,6 +361,7 @@ async def test_settling_after_the_connection_is_gone_changes_nothing(
     await source.requeue(back)
     await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
 
+
 async def test_a_failed_fetcher_makes_every_worker_raise(connect: Connect) -> None:
     async with connect(prefetch=2) as source:
         workers = [asyncio.ensure_future(anext(source)) for _ in range(3)]
@@ -359,6 +373,7 @@ async def test_a_failed_fetcher_makes_every_worker_raise(connect: Connect) -> No
         with pytest.raises(SourceFailed, match="out of order"):
             await anext(source)
 
+
 async def test_a_source_is_connected_from_entering_to_leaving(connect: Connect) -> None:
     async with connect(prefetch=1) as source:
         assert source.connected
@@ -366,7 +381,9 @@ async def test_a_source_is_connected_from_entering_to_leaving(connect: Connect) 
         assert source.connected  # what is in flight can still be settled
     assert not source.connected
 
+
 # -- operating
+
 
 async def test_dead_letters_are_listed_oldest_first_and_stay(connect: Connect) -> None:
     async with connect(prefetch=5) as source:
@@ -381,6 +398,7 @@ async def test_dead_letters_are_listed_oldest_first_and_stay(connect: Connect) -
             assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
             assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
             await eventually(5, source.count_dead_letters)
+
 
 async def test_replayed_dead_letters_are_new_messages(
     connect: Connect, broker: Server, queue: str
@@ -403,6 +421,7 @@ async def test_replayed_dead_letters_are_new_messages(
             await source.ack(message)
     await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+
 async def test_purged_dead_letters_are_gone_and_counted(
     connect: Connect, broker: Server, queue: str
 ) -> None:
@@ -416,6 +435,7 @@ async def test_purged_dead_letters_are_gone_and_counted(
         assert await last(source.purge_dead_letters()) == 0
         assert [moved async for moved in source.replay_dead_letters()] == []
     await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
 
 async def test_describe_counts_the_messages_and_the_consumers(
     connect: Connect, broker: Server, queue: str

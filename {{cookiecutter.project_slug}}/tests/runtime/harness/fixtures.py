@@ -53,9 +53,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @contextmanager
-def servers(
-    kind: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Any]]:
+def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """Gives the server of a broker, the same one at each call."""
     with ExitStack() as running:
 
@@ -178,7 +176,9 @@ def broker_modules(name: str) -> list[Any]:
     """The modules of runtime.brokers that have something of this name."""
     imported = list(sys.modules.items())
     prefix = f"{brokers.__name__}."
-    return [module for path, module in imported if path.startswith(prefix) and hasattr(module, name)]
+    return [
+        module for path, module in imported if path.startswith(prefix) and hasattr(module, name)
+    ]
 
 
 @pytest.fixture

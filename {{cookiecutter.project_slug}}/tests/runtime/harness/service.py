@@ -20,9 +20,9 @@ from pydantic import BaseModel, model_validator
 
 from runtime import watchdog
 from runtime.brokers import sqlite
-from runtime.operate.cli import main
 from runtime.handlers import HandlerFunction
 from runtime.message import Message, Reject, Retry
+from runtime.operate.cli import main
 
 log = structlog.get_logger()
 

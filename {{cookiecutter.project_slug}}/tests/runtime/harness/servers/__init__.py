@@ -70,7 +70,7 @@ class Server(ABC):
     def delete(self, queue: str) -> None:
         """Remove the queue and all that belongs to it; no error if it does not exist."""
 
-    def let_store(self) -> None:
+    def let_store(self) -> None:  # noqa: B027
         """Wait until what the server has confirmed survives a kill: a broker promises that at once."""
 
     @contextmanager
@@ -82,7 +82,9 @@ class Server(ABC):
     @contextmanager
     def tls(self, certificates: Path) -> Iterator[Proxy]:
         """A proxy to the server behind TLS, which asks for a client's certificate if the broker's URL can name one."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
+        context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem"
+        )
         context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
         if "certificate" in self.tls_files:
             context.verify_mode = ssl.CERT_REQUIRED
