@@ -51,13 +51,22 @@ OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
+class KafkaProxy(Proxy):
+    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
+
+    def translate(self, data: bytes) -> bytes:
+        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
+        return data.replace(theirs, ours)
+
+
 class KafkaServer(Server):
     """Reads the broker's own counts by its protocol."""
 
+    proxy_type = KafkaProxy
+
     def __init__(self, url: str) -> None:
-        self.lacks = _lacks()
+        self.lacks = {"recreated queues", *_lacks()}
         self.url = url
-        self.impatient_url = url
         self._address = urlsplit(url).netloc.rpartition("@")[2]
 
     def counts(self, queue: str) -> Counts:
@@ -153,14 +162,6 @@ class PrivateKafka(KafkaServer, PrivateServer):
 
     def restart(self) -> None:
         self._instance.restart()
-
-
-class KafkaProxy(Proxy):
-    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
-
-    def translate(self, data: bytes) -> bytes:
-        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
-        return data.replace(theirs, ours)
 
 
 def most_repeated(prefetch: int) -> float:
