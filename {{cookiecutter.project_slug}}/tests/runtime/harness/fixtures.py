@@ -24,7 +24,7 @@ from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.settings import ConsumerSettings
 
-from .contract import Connect, Event, start_once
+from .contract import Connect, Event
 from .scene import Scene
 from .servers import (
     BROKERS,
@@ -137,9 +137,7 @@ def connect(source_for: Callable[..., Source]) -> Connect:
 
     @asynccontextmanager
     async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
-        source = source_for(prefetch or 1, **overrides)
-        await start_once(source.settings)
-        async with source:
+        async with source_for(prefetch or 1, **overrides) as source:
             if prefetch:
                 await source.start()
             yield source
