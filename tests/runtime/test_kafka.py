@@ -43,7 +43,7 @@ from harness.contract import (
     publish,
     take,
 )
-from harness.servers import Counts, Server, need_of_server
+from harness.servers import Counts, Server
 from harness.servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
 from runtime.brokers import (
     kafka,
@@ -236,7 +236,6 @@ class TestGroups:
     async def test_members_that_join_and_leave_in_mid_work_lose_nothing_and_repeat_nothing(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        need_of_server(broker, "rebalance")
         handled: list[str] = []
 
         async def work(source: KafkaSource) -> None:
@@ -267,7 +266,6 @@ class TestGroups:
     async def test_a_message_that_outlasts_a_rebalance_comes_again_and_its_ack_is_in_vain(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
-        need_of_server(broker, "rebalance")
         async with connect() as one:
             await publish(one, 20)
             held = await take(one, 1)
@@ -291,7 +289,6 @@ class TestGroups:
     async def test_the_partitions_of_a_dead_consumer_go_to_others(
         self, connect: Connect, proxy: KafkaProxy, broker: Server
     ) -> None:
-        need_of_server(broker, "rebalance")
         async with connect(prefetch=0) as publisher, connect(broker_url=proxy.url) as dead:
             published = await publish(publisher, 12)
             await take(dead, 2)

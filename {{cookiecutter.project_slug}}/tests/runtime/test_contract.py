@@ -39,7 +39,7 @@ from harness.contract import (
     take,
 )
 from harness.fixtures import over_the_network
-from harness.servers import Counts, Server, need_of_server, with_options, with_user
+from harness.servers import Counts, Server, with_options, with_user
 from harness.servers.proxy import Proxy
 from runtime.brokers.source import Source
 from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
@@ -507,7 +507,7 @@ async def test_a_user_and_a_password_may_have_any_character_and_are_in_no_log_an
 async def test_a_wrong_password_is_one_sentence_without_it(
     source_for: Callable[..., Source], broker: Server
 ) -> None:
-    need_of_server(broker, "wrong passwords")
+    broker.need("wrong passwords")
     with broker.login() as url:
         user = unquote(urlsplit(url).username or "")
         with pytest.raises(BrokerRefused) as refused:

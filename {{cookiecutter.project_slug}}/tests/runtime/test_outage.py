@@ -45,7 +45,6 @@ from harness.servers import (
     Counts,
     PrivateServer,
     Server,
-    need_of_server,
     server_module,
     with_options,
 )
@@ -77,7 +76,6 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     server = private_server(name)
     scene = Scene(server, f"ccc-test-{uuid.uuid4().hex[:12]}", tmp_path)
     tasks = scene.publish(150, seconds=0.02)
-    server.let_store()
     port = free_port()
     with scene:
         process = scene.start(concurrency=CONCURRENCY, probe_port=port)
@@ -195,7 +193,7 @@ async def test_without_a_broker_entering_says_so_and_can_be_repeated(
 async def test_a_deleted_queue_is_created_again_and_consumed(
     connect: Connect, broker: Server, queue: str, events: list[Event]
 ) -> None:
-    need_of_server(broker, "recreated queues")
+    broker.need("recreated queues")
     async with connect() as source:
         await asyncio.to_thread(broker.delete, queue)
         await eventually_reconnected(source, events)

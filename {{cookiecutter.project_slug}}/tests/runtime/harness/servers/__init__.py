@@ -54,7 +54,7 @@ class Server(ABC):
     """That time. 0: the end of a connection requeues its messages at once."""
     proxy_type: Callable[..., Proxy] = Proxy
     lacks: Collection[str] = ()
-    """What the tests must do without: words for the reason of a skipped test."""
+    """What the broker, or the server at hand, cannot do: words for the reason of a skipped test."""
     requeues_on_disconnect = False
     """Whether messages that are in flight on a connection are redelivered when it ends."""
     silence_option = ""
@@ -80,8 +80,10 @@ class Server(ABC):
     def delete(self, queue: str) -> None:
         """Remove the queue and all that belongs to it; no error if it does not exist."""
 
-    def let_store(self) -> None:  # noqa: B027
-        """Wait until what the server has confirmed survives a kill: a broker promises that at once."""
+    def need(self, ability: str) -> None:
+        """Skip the test if it is one of those that are lacking."""
+        if ability in self.lacks:
+            pytest.skip(f"the server of these tests lacks: {ability}")
 
     @contextmanager
     def login(self) -> Iterator[str]:
@@ -124,12 +126,6 @@ class ServerModule(Protocol):
 def server_module(broker: str) -> ServerModule:
     module: ServerModule = import_module(f".{broker}", __name__)
     return module
-
-
-def need_of_server(server: Server, ability: str) -> None:
-    """Skip the test where the server at hand, which may be a stand-in, lacks this."""
-    if ability in server.lacks:
-        pytest.skip(f"the server of these tests lacks: {ability}")
 
 
 def skip_without_server(missing: ServerMissing) -> None:
