@@ -21,6 +21,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from consumer_harness import consume
 from harness.contract import (
     Event,
     ack_all,
@@ -57,7 +58,6 @@ from runtime.message import (
 )
 from runtime.settings import ConsumerSettings
 from runtime.watchdog import CLOSE_SECONDS
-from test_bad_input import consume
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
