@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     exceptions: type[BaseException] | tuple[type[BaseException], ...]
     error: type[BrokerError]
     sentence: str
-    """``{error}`` stands for the text of the exception."""
+    """``{error}`` stands for the first line of the exception's text."""
 
 
 COMMON_RULES = (
@@ -77,7 +77,7 @@ class Requests:
     def translated(self, error: BaseException) -> BrokerError:
         """The BrokerError of the first rule for this exception, or for its cause."""
         rule = next(rule for rule in self._rules if isinstance(error, rule.exceptions))
-        text = str(error).strip() or type(error).__name__
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
