@@ -35,7 +35,7 @@ from harness.servers import Counts, ServerMissing, server_module, skip_without_s
 from harness.servers.postgres import PostgresServer, PrivatePostgres
 from harness.servers.proxy import Proxy
 from runtime.brokers import make_source, postgres, source
-from runtime.brokers.postgres import PostgresSource
+from runtime.brokers.postgres import PostgresBroker
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scop
 SHORT_LEASE_SECONDS = 0.4
 ODD_PASSWORD = "p@ss:w/o?r#d %2F+é"
 
-Connect = Callable[..., AbstractAsyncContextManager[PostgresSource]]
+Connect = Callable[..., AbstractAsyncContextManager[PostgresBroker]]
 
 
 @pytest.fixture(scope="session")
@@ -71,12 +71,12 @@ def user(node: PrivatePostgres) -> str:
 @pytest.fixture
 def source_for(
     settings_for: Callable[..., ConsumerSettings], broker: PostgresServer
-) -> Callable[..., PostgresSource]:
+) -> Callable[..., PostgresBroker]:
     """Makes a source that is not connected yet; ``options`` are appended to the URL."""
 
-    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresSource:
+    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresBroker:
         settings = settings_for(broker_url=(url or broker.url) + options)
-        return cast(PostgresSource, make_source(settings, prefetch))
+        return cast(PostgresBroker, make_source(settings, prefetch))
 
     return make
 
@@ -92,7 +92,7 @@ async def query(server: PostgresServer, statement: str, *arguments: object) -> l
     return await asyncio.to_thread(server.query, statement, *arguments)
 
 
-async def in_use(source: PostgresSource) -> None:
+async def in_use(source: PostgresBroker) -> None:
     """Wait until the source has its row in the table of consumers."""
 
     async def registered() -> bool:
@@ -169,17 +169,17 @@ class TestOutages:
         async with connect(prefetch=10) as source:
             published = await publish(source, 3)
             done, later, last = await take(source, 3)
-            fetch = source._fetch
+            fetch = source._rows
 
             async def break_after(connection: Any, statement: str, *arguments: object) -> Any:
                 rows = await fetch(connection, statement, *arguments)
                 if statement is (postgres.RETRY if what == "settlement" else postgres.EXCHANGE):
-                    source._fetch = fetch  # type: ignore[method-assign]
+                    source._rows = fetch  # type: ignore[method-assign]
                     connection.terminate()
                     raise ConnectionResetError
                 return rows
 
-            source._fetch = break_after  # type: ignore[method-assign]
+            source._rows = break_after  # type: ignore[method-assign]
             await source.ack(done)
             await source.retry(later, 0, "again")
             (again,) = await take(source, 1)
@@ -222,14 +222,14 @@ class TestOutages:
             assert await ack_all(source, 1) == published
 
     async def test_too_many_connections_are_an_outage(
-        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres, user: str
+        self, source_for: Callable[..., PostgresBroker], node: PrivatePostgres, user: str
     ) -> None:
         await query(node, "ALTER USER me CONNECTION LIMIT 0")
         with pytest.raises(BrokerUnavailable, match="too many connections"):
             await source_for(url=user).__aenter__()
 
     async def test_without_a_server_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., PostgresSource], proxy: Proxy
+        self, source_for: Callable[..., PostgresBroker], proxy: Proxy
     ) -> None:
         source = source_for(url=proxy.url)
         proxy.refuse()
@@ -243,14 +243,14 @@ class TestOutages:
 
     async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(postgres, "CONNECT_SECONDS", 0.3)
         proxy.black_hole()
         began_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+        with pytest.raises(BrokerUnavailable, match=r"timed out after 0\.3 seconds"):
             await source_for(url=proxy.url).__aenter__()
         assert time.monotonic() - began_at < 2
 
@@ -388,7 +388,7 @@ class TestLeases:
     async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
         self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
     ) -> None:
-        settle: list[Callable[[PostgresSource, Any], Any]] = [
+        settle: list[Callable[[PostgresBroker, Any], Any]] = [
             lambda source, message: source.ack(message),
             lambda source, message: source.retry(message, 0, "again"),
             lambda source, message: source.reject(message, "bad"),
@@ -435,7 +435,7 @@ class TestLeases:
             await publish(publisher, 1)
             async with busy._request() as connection, connection.transaction():
                 [(id,)] = await query(broker, register, queue)
-                rows = await busy._fetch(connection, postgres.EXCHANGE, queue, id, [], 1)
+                rows = await busy._rows(connection, postgres.EXCHANGE, queue, id, [], 1)
                 assert rows[0]["alive"]
                 async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
                     await in_use(other)
@@ -511,7 +511,7 @@ class TestLeases:
                 await source.ack(message)
             [letter] = [letter async for letter in publisher.dead_letters(10)]
         assert (letter.id, letter.attempts) == (published[0], 0)
-        assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in hand"
+        assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in flight"
 
 
 SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
@@ -741,9 +741,58 @@ class TestText:
                 await query(broker, insert, queue)
 
 
+class TestRows:
+    """Any program with the right to insert may write a number that this one never would."""
+
+    @pytest.mark.parametrize("failures", [2**31 - 1, -5])
+    async def test_impossible_failures_count_as_none_and_end_no_consumer(
+        self, connect: Connect, broker: PostgresServer, queue: str, failures: int
+    ) -> None:
+        insert = "INSERT INTO consumer.messages (source, failures, body) VALUES ($1, $2, '')"
+        async with connect(prefetch=1) as source:
+            await query(broker, insert, queue, failures)
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert message.attempt == attempt
+                await source.retry(message, 0, "again")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert letter.attempts == 3
+
+    @pytest.mark.parametrize("crashes", [2**31 - 1, -(2**31)])
+    async def test_impossible_crashes_end_no_consumer(
+        self, connect: Connect, broker: PostgresServer, queue: str, crashes: int
+    ) -> None:
+        insert = """WITH dead AS (INSERT INTO consumer.consumers (source, expires_at)
+                VALUES ($1, '-infinity') RETURNING id)
+            INSERT INTO consumer.messages (source, consumer, crashes, body)
+            SELECT $1, id, $2, '' FROM dead"""
+        async with connect(prefetch=0) as publisher:
+            await query(broker, insert, queue, crashes)
+            async with connect(prefetch=1) as source:
+                published = await publish(publisher, 1)
+                taken = await ack_all(source, 1 if crashes > 0 else 2)
+                assert taken[-1:] == published
+            assert await publisher.count_dead_letters() == (crashes > 0)
+
+    async def test_impossible_times_and_counts_of_a_dead_letter_are_listed_as_absent(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        insert = """INSERT INTO consumer.dead_letters
+            (source, reason, attempts, dead_lettered_at, id, type, headers, body)
+            VALUES ($1, '', -1, $2::text::timestamptz, '', '', '[]', '')"""
+        async with connect(prefetch=0) as source:
+            for time in ("infinity", "-infinity", "4713-01-01 BC"):
+                await query(broker, insert, queue, time)
+            letters = [letter async for letter in source.dead_letters(10)]
+        assert [(one.attempts, one.dead_lettered_at) for one in letters] == [(0, 0.0)] * 3
+
+
 class TestTables:
     async def test_many_may_make_the_tables_at_once(
-        self, source_for: Callable[..., PostgresSource], broker: PostgresServer, queue: str
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer, queue: str
     ) -> None:
         schema = f'Odd "{queue}'
         sources = [source_for(options=f"?schema={quote(schema)}") for _ in range(8)]
@@ -753,7 +802,7 @@ class TestTables:
             assert (await sources[0].describe())[queue] == 8
         finally:
             await asyncio.gather(*(source.__aexit__() for source in sources))
-            await query(broker, f"DROP SCHEMA {postgres._quote(schema)} CASCADE")
+            await query(broker, f"DROP SCHEMA {postgres._identifier(schema)} CASCADE")
 
     @pytest.mark.parametrize(
         ("statements", "sentence"),
@@ -762,14 +811,17 @@ class TestTables:
                 ["COMMENT ON TABLE {}.messages IS 'cookiecutter-consumer queue, schema 2'"],
                 "have version 2; this version of the service knows 1",
             ),
-            (["COMMENT ON TABLE {}.messages IS NULL"], "another program's: choose a place"),
-            (["DROP TABLE {}.messages"], "another program's: choose a place"),
+            (
+                ["COMMENT ON TABLE {}.messages IS NULL"],
+                "belongs to another program: choose another",
+            ),
+            (["DROP TABLE {}.messages"], "belongs to another program: choose another"),
         ],
         ids=["a newer version", "messages of others", "other tables of others"],
     )
     async def test_tables_that_are_not_ours_stay_as_they_are(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         broker: PostgresServer,
         statements: list[str],
         sentence: str,
@@ -791,7 +843,7 @@ class TestTables:
         self, connect: Connect, node: PrivatePostgres, user: str
     ) -> None:
         await query(node, "DROP SCHEMA IF EXISTS consumer CASCADE")
-        with pytest.raises(BrokerRefused, match="this user may not make them") as refused:
+        with pytest.raises(BrokerRefused, match="and cannot be created") as refused:
             async with connect(url=user):
                 pass
         assert "\n" not in str(refused.value)
@@ -814,7 +866,7 @@ class TestTables:
             await source.describe()
 
     async def test_a_database_in_another_encoding_is_refused(
-        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres
+        self, source_for: Callable[..., PostgresBroker], node: PrivatePostgres
     ) -> None:
         await query(node, "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
         url = urlsplit(node.url)._replace(path="/latin").geturl()
@@ -841,7 +893,7 @@ class TestTables:
                 """By the exchange, in all steps of its plan together."""
                 async with source._request() as connection, connection.transaction():
                     register, exchange = (
-                        postgres._sql(statement, '"consumer"')
+                        postgres._sql(statement, "consumer")
                         for statement in (postgres.REGISTER, postgres.EXCHANGE)
                     )
                     me = await connection.fetchval(register, queue, 60.0)
@@ -914,7 +966,7 @@ class TestCredentials:
     )
     async def test_a_wrong_password_user_or_database_is_one_sentence_without_them(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         node: PrivatePostgres,
         user: str,
         name: str,
@@ -934,12 +986,11 @@ class TestCredentials:
             "postgres://user:s3cret#s3cret@localhost/",
             "postgres://user:1/s3cret@localhost/",
             "postgres://user:s3cret?s3cret@localhost/",
-            "postgres://user:s3cret@s3cret@localhost/",
             "postgres://user@localhost:s3cret/",
         ],
     )
     def test_a_password_that_is_not_encoded_is_refused_and_not_repeated(
-        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], url: str
+        self, broker: PostgresServer, source_for: Callable[..., PostgresBroker], url: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
             source_for(url=url)
@@ -947,24 +998,27 @@ class TestCredentials:
         assert refused.value.__cause__ is None
 
     @pytest.mark.parametrize(
-        "options",
+        ("options", "sentence"),
         [
-            "lease_seconds=0",
-            "lease_seconds=x",
-            "poll_seconds=inf",
-            "pgbouncer=maybe",
-            "schema=",
-            "x",
+            ("lease_seconds=0", "lease_seconds must be a number of at least 0.01"),
+            ("lease_seconds=x", "lease_seconds must be a number"),
+            ("poll_seconds=inf", "poll_seconds must be a number"),
+            ("pgbouncer=maybe", "pgbouncer must be true or false"),
+            ("sslrootcert=/missing.pem", "sslrootcert: the file /missing.pem does not exist"),
         ],
     )
-    def test_an_option_that_makes_no_sense_is_one_sentence(
-        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], options: str
+    def test_an_option_that_cannot_be_used_is_one_sentence(
+        self,
+        broker: PostgresServer,
+        source_for: Callable[..., PostgresBroker],
+        options: str,
+        sentence: str,
     ) -> None:
-        with pytest.raises(BrokerRefused, match="CONSUMER_BROKER_URL: the options are"):
+        with pytest.raises(BrokerRefused, match=f"^CONSUMER_BROKER_URL: {sentence}"):
             source_for(options=f"?{options}")
 
     async def test_an_option_that_the_server_does_not_know_is_one_sentence(
-        self, source_for: Callable[..., PostgresSource]
+        self, source_for: Callable[..., PostgresBroker]
     ) -> None:
         with pytest.raises(BrokerRefused, match='unrecognized configuration parameter "lease"'):
             await source_for(options="?lease=3").__aenter__()
@@ -1060,7 +1114,6 @@ class TestTls:
         ("options", "sentence"),
         [
             ("&sslmode=verify-full&sslrootcert={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
-            ("&sslmode=verify-ca&sslrootcert={}/missing.pem", "no file for sslrootcert"),
             ("&sslmode=sometimes", "sslmode"),
             (
                 "&sslmode=require&sslcert={}/client.pem&sslkey={}/server.key",
@@ -1068,11 +1121,11 @@ class TestTls:
             ),
             ("&sslmode=require", "certificate"),
         ],
-        ids=["other CA", "no such file", "no such mode", "other key", "no certificate"],
+        ids=["other CA", "no such mode", "other key", "no certificate"],
     )
     async def test_tls_that_cannot_be_is_one_sentence(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         tls_url: str,
         certificates: Path,
         options: str,
@@ -1084,7 +1137,7 @@ class TestTls:
         assert "\n" not in str(refused.value)
 
     async def test_a_server_without_tls_is_refused_by_who_asks_for_it(
-        self, source_for: Callable[..., PostgresSource], broker: PostgresServer
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer
     ) -> None:
         with pytest.raises(BrokerRefused, match="no TLS connection"):
             await source_for(options="?sslmode=require").__aenter__()
