@@ -33,7 +33,7 @@ from runtime.brokers import (
     sqs,
 )
 from runtime.brokers.sqs import (
-    SqsSource,
+    SqsBroker,
     parse_url,
 )
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
@@ -43,10 +43,10 @@ AT_ONCE_SECONDS = 1.0
 
 pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
-Connect = Callable[..., AbstractAsyncContextManager[SqsSource]]
+Connect = Callable[..., AbstractAsyncContextManager[SqsBroker]]
 
 
-def requests_of(source: SqsSource) -> Counter[str]:
+def requests_of(source: SqsBroker) -> Counter[str]:
     """Counts the requests that the source makes from now on, by operation."""
     requests: Counter[str] = Counter()
 
@@ -126,7 +126,7 @@ class TestOutages:
             await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
             await asyncio.sleep(1.1)  # a repetition comes within a second
             assert sent_at
-            assert max(sent_at) < message.receipt.hidden_until
+            assert max(sent_at) < message.receipt.invisible_until
             proxy.resume()
 
     async def test_an_outage_of_several_attempts_is_logged_once(
@@ -143,7 +143,7 @@ class TestOutages:
         assert caplog.records == []  # not a word of the libraries
 
     async def test_without_a_server_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., SqsSource], proxy: Proxy
+        self, source_for: Callable[..., SqsBroker], proxy: Proxy
     ) -> None:
         source = source_for(broker_url=proxy.url)
         proxy.refuse()
@@ -157,14 +157,14 @@ class TestOutages:
 
     async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
         self,
-        source_for: Callable[..., SqsSource],
+        source_for: Callable[..., SqsBroker],
         proxy: Proxy,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(sqs, "ANSWER_SECONDS", 0.3)
         proxy.black_hole()
         began_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
+        with pytest.raises(BrokerUnavailable, match=r"timed out after 0\.3 seconds"):
             await source_for(broker_url=proxy.url).__aenter__()
         assert time.monotonic() - began_at < 2
 
@@ -181,7 +181,7 @@ class TestOutages:
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with connect(prefetch=1) as source:
-            monkeypatch.setattr(sqs, "TEN", 11)  # SQS refuses to be asked for as many
+            monkeypatch.setattr(sqs, "BATCH_SIZE", 11)  # SQS refuses to be asked for as many
             source.prefetch = 11
             await publish(source, 1)
             async with asyncio.timeout(20):
@@ -246,7 +246,7 @@ class TestLeases:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
         assert (letter.id, letter.attempts) == (published, 0)  # no handler failed on it
-        assert letter.reason == "given up by SQS: delivered too often"
+        assert letter.reason == "moved by the redrive policy of SQS: delivered too often"
         assert abs(letter.dead_lettered_at - time.time()) < 60
 
     async def test_rolling_restarts_do_not_count_as_attempts(
@@ -319,7 +319,7 @@ class TestBatches:
             for message in messages:
                 await source.ack(message)
                 await asyncio.sleep(0)
-            await source._written.wait()
+            await source._flushed.wait()
             assert requests == {"DeleteMessageBatch": 1}
 
     async def test_less_than_ten_are_not_asked_for_while_the_buffer_has_some(
@@ -343,11 +343,11 @@ class TestBatches:
         async with connect(prefetch=100) as source:
             await publish(source, 60)
             await ack_all(source, 60)
-            assert source._most_polls > 1
-            await source._written.wait()
+            assert source._poll_limit > 1
+            await source._flushed.wait()
 
             async def polls() -> tuple[int, int]:
-                return len(source._polls), source._most_polls
+                return len(source._polls), source._poll_limit
 
             await eventually((1, 1), polls)
             requests = requests_of(source)
@@ -388,7 +388,7 @@ class TestBatches:
             source._client.meta.events.register("after-call.sqs.DeleteMessageBatch", fail_once)
             for message in messages:
                 await source.ack(message)
-            await source._written.wait()
+            await source._flushed.wait()
         assert written == [3, 1]
         assert find(events, "settlement_lost") == []
 
@@ -528,9 +528,14 @@ class TestMessages:
         [
             "not JSON",
             "[]",
-            '{"id": 7, "headers": [], "attempts": "many", "due_at": "soon"}',
+            '{"id": [], "headers": [], "attempts": "many", "due_at": "soon"}',
+            '{"id": "", "due_at": 1e999, "dead_lettered_at": 1e999}',
+            json.dumps({"due_at": 10**400, "attempts": 10**400}),
             '{"attributes": {"a": 1}}',
-            '{"attributes": {"a": {"BinaryValue": "?"}}}',
+            '{"attributes": {"type": {"StringValue": 5}}}',
+            '{"attributes": {"a b": {"DataType": "String", "StringValue": "no name for SQS"}}}',
+            json.dumps({"attributes": {f"a{n}": {"BinaryValue": "?"} for n in range(10)}}),
+            json.dumps({"attributes": 10 * [5]}),
             '{"encoding": "base64", "attempts": -3}',
         ],
     )
@@ -539,8 +544,31 @@ class TestMessages:
     ) -> None:
         async with connect(prefetch=1) as source:
             id = send_raw(broker, queue, "body?", MessageAttributes={"x-consumer": text(envelope)})
+            for _ in range(2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.type, message.body) == (id, "", b"body?")
+                await source.retry(message, 0, "again")
             (message,) = await take(source, 1)
-            assert (message.id, message.attempt, message.body) == (id, 1, b"body?")
+            assert message.attempt == 3
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.reason, letter.attempts) == (id, "bad", 3)
+
+    async def test_fields_of_an_envelope_that_are_of_no_type_of_ours_become_text(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        attributes: dict[str, Any] = {f"a{n}": {"StringValue": n} for n in range(10)}
+        attributes["type"] = {"StringValue": 5}
+        envelope = json.dumps({"id": 7, "headers": {"x": "\ud800"}, "attributes": attributes})
+        async with connect(prefetch=1) as source:
+            send_raw(broker, queue, "body", MessageAttributes={"x-consumer": text(envelope)})
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.type, message.attempt) == ("7", "5", attempt)
+                assert message.headers == {f"a{n}": n for n in range(10)} | {"x": "\ud800"}
+                await source.retry(message, 0, "again")
+            (message,) = await take(source, 1)
             await source.ack(message)
 
     @pytest.mark.parametrize(
@@ -574,8 +602,8 @@ class TestMessages:
     async def test_a_delay_longer_than_the_longest_of_sqs_is_kept(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sqs, "LONGEST_DELAY_SECONDS", 1)
-        monkeypatch.setattr(sqs, "LONGEST_HIDE_SECONDS", 1)
+        monkeypatch.setattr(sqs, "MAX_DELAY_SECONDS", 1)
+        monkeypatch.setattr(sqs, "MAX_VISIBILITY_SECONDS", 1)
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
@@ -636,12 +664,12 @@ class TestMessages:
 class TestTopology:
     @pytest.mark.parametrize("source", ["orders.created", "a" * 76, "größe", "o/o"])
     def test_a_name_that_sqs_does_not_take_is_one_sentence(
-        self, source_for: Callable[..., SqsSource], source: str
+        self, source_for: Callable[..., SqsBroker], source: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_SOURCE: .* cannot be a queue"):
             source_for(source=source)
 
-    def test_a_fifo_queue_is_refused(self, source_for: Callable[..., SqsSource]) -> None:
+    def test_a_fifo_queue_is_refused(self, source_for: Callable[..., SqsBroker]) -> None:
         with pytest.raises(BrokerRefused, match="FIFO queues are not supported"):
             source_for(source="orders.fifo")
 
@@ -752,14 +780,14 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestCredentials:
     async def test_wrong_ones_are_one_sentence(
-        self, source_for: Callable[..., SqsSource], strict: str
+        self, source_for: Callable[..., SqsBroker], strict: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="InvalidClientTokenId") as caught:
             await source_for(broker_url=strict).__aenter__()
         assert "\n" not in str(caught.value)
 
     async def test_none_at_all_is_one_sentence(
-        self, source_for: Callable[..., SqsSource], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+        self, source_for: Callable[..., SqsBroker], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
             monkeypatch.delenv(name, raising=False)
@@ -782,7 +810,7 @@ class TestCredentials:
     async def test_they_never_reach_an_error_or_a_log(
         self,
         connect: Connect,
-        source_for: Callable[..., SqsSource],
+        source_for: Callable[..., SqsBroker],
         proxy: Proxy,
         events: list[Event],
         caplog: pytest.LogCaptureFixture,
@@ -825,7 +853,7 @@ class TestTls:
             assert Counter(await ack_all(source, 3)) == Counter(published)
 
     async def test_any_other_is_one_sentence(
-        self, source_for: Callable[..., SqsSource], tls_url: str
+        self, source_for: Callable[..., SqsBroker], tls_url: str
     ) -> None:
         source = source_for(broker_url=with_options(tls_url, tls="true"))
         with pytest.raises(BrokerRefused, match="CERTIFICATE_VERIFY_FAILED") as caught:
