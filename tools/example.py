@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from scaffold import scaffold
+from tools import ROOT
+from tools.scaffold import scaffold
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = ROOT / "examples"
 
 
 def main() -> None:

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}"))
+from runtime.operate.vendored import (  # the template's copy: no code of a service runs
+    NotComparable,
+    find_drift,
+)
 
-# The template's own copy: nothing of a service is run.
-from runtime.vendored import NotComparable, find_drift  # noqa: E402  # the path comes first
+from tools import ROOT
 
 OUTCOMES = ("failed", "passed", "skipped")
 DEPLOYED_FROM = ("deploy/**/*.yaml", "compose.yaml", "deploy/**/*.service", ".env.example")

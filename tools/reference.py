@@ -11,13 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}"
+from runtime.settings import ConsumerSettings
+
+from tools import PACKAGE, ROOT
+
 RUNTIME = PACKAGE / "runtime"
 REFERENCE = ROOT / "docs/reference.md"
-sys.path.insert(0, str(PACKAGE))
-
-from runtime.settings import ConsumerSettings  # noqa: E402  # the path comes first
 
 MEANINGS = {
     "starting": "the settings are valid; next the broker",
@@ -183,7 +182,7 @@ def allowed(name: str) -> str:
 
 def commands() -> Iterator[tuple[str, ...]]:
     parents = {"commands": "order-events", "actions": "order-events dead-letters"}
-    for call, on, method in calls(tree("cli.py")):
+    for call, on, method in calls(tree("operate/cli.py")):
         if method == "add_parser":
             [sentence] = (text_of(word.value) for word in call.keywords if word.arg == "help")
             yield code(f"{parents[on]} {text_of(call.args[0])}"), sentence
@@ -191,7 +190,9 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def exit_codes() -> Iterator[tuple[str, ...]]:
     """From the docstring of cli.py, which must speak of every constant."""
-    told = re.search(r"Exit codes: (.+?)\.\s*$", ast.get_docstring(tree("cli.py")) or "", re.S)
+    told = re.search(
+        r"Exit codes: (.+?)\.\s*$", ast.get_docstring(tree("operate/cli.py")) or "", re.S
+    )
     assert told
     meanings = dict(
         re.findall(r"(\d+(?: \+ n)?) (.+)", part)[0]

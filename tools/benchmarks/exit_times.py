@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from figures import Figure
-from service import Queue, Service
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.service import Queue, Service
 
 IN_HAND = 10
 HANDLER_SECONDS = 0.2
 
-FRAMEWORKS = str(Path(__file__).resolve().parent / "frameworks.py")
+FRAMEWORKS = "tools.benchmarks.frameworks"
 OURS = "the generated service"
 CONTENDERS = {
     OURS: None,
@@ -62,7 +61,7 @@ def _consumed_queue(queue: Queue, contender: str | None, messages: int = 0) -> I
     """The queue with so many messages in the contender's form, and without them afterwards."""
     queue.begin()
     if contender == "taskiq":
-        queue.run([sys.executable, "-P", FRAMEWORKS, contender, str(messages)], concurrency=IN_HAND)
+        queue.run([sys.executable, "-m", FRAMEWORKS, contender, str(messages)], concurrency=IN_HAND)
     else:
         with queue.publishing(messages):  # of none, which makes the queue
             pass
@@ -74,7 +73,7 @@ def _consumed_queue(queue: Queue, contender: str | None, messages: int = 0) -> I
 
 def _stop(queue: Queue, contender: str | None, in_flight: int) -> Stop:
     """Start a consumer, stop it when it has so many in hand."""
-    command = None if contender is None else [sys.executable, "-P", FRAMEWORKS, contender]
+    command = None if contender is None else [sys.executable, "-m", FRAMEWORKS, contender]
     with queue.start(
         command, concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS
     ) as program:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from figures import Figure
-from scaffold import ROOT, install, scaffold
+from tools.benchmarks.figures import Figure
+from tools.scaffold import ROOT, install, scaffold
 
 HANDLER = "async def handle(body: bytes) -> None: ...\n"
 STEPS = (

@@ -1,4 +1,4 @@
-"""1, 2, 4 and 8 processes on one queue: throughput, fairness, what was handled twice or lost, and a take-over.
+"""1, 2, 4 and 8 processes on one queue: throughput, fairness, what was handled twice or lost, and a redelivery.
 
 The handlers begin nothing while a run's messages are published, so that all begin at one moment with all there is to
 do, and no publisher is measured (ledger_handler.py). One kind of handler waits, as most do: so two cores can run many
@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
-from per_message import PREFETCH, SLOW_SERVERS
-from service import Queue, Service
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.per_message import PREFETCH, SLOW_SERVERS
+from tools.benchmarks.service import Queue, Service
 
 PROCESSES = (1, 2, 4, 8)
 CONCURRENCY = 10
@@ -157,7 +157,7 @@ def measure(scratch: Path, broker: str, sizes: Sizes) -> Iterator[Figure]:
 
 @contextmanager
 def _group(service: Service, queue: Queue, **settings: object) -> Iterator[Group]:
-    with queue.gone_afterwards():
+    with queue.deleted_afterwards():
         group = Group(queue, service.scratch, **settings)
         try:
             yield group
@@ -218,12 +218,14 @@ def _take_over(group: Group, broker: str, kills: int) -> Iterator[Figure]:
         killed_at = victim.process.send(signal.SIGKILL)
         heir = group.start("victim", impatient=True) if broker == "mqtt" else None
         group.wait_until_handled()
-        seconds.append(max(at for _, number, at in group.ended() if number in in_flight) - killed_at)
+        seconds.append(
+            max(at for _, number, at in group.ended() if number in in_flight) - killed_at
+        )
         if heir:
             heir.process.stop()
     twice, lost = group.account()
     part = f"{broker}: {TAKE_OVER}"
-    yield Figure(part, UNTIL, seconds, "s", note=group.queue.haste)
+    yield Figure(part, UNTIL, seconds, "s", note=group.queue.impatient_options)
     yield Figure(part, TWICE, [twice], at_most=0)
     yield Figure(part, LOST, [lost], at_most=0)
 

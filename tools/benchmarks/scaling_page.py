@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import report
-from capacity import Autoscaler, Moment, Service, longest_wait, simulate, threshold
-from figures import Figure
-from scaling import (
+from tools.benchmarks import report
+from tools.benchmarks.capacity import Autoscaler, Moment, Service, longest_wait, simulate, threshold
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.scaling import (
     CONCURRENCY,
     CPU,
     HANDLER_SECONDS,
@@ -30,8 +30,7 @@ from scaling import (
     WAITING,
 )
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "scaling.jsonl"
+RESULTS = Path(__file__).with_name("scaling.jsonl")
 PAGE = report.DOCS / "scaling.md"
 BROKERS_PAGE = report.DOCS / "brokers.md"
 NAMES = {

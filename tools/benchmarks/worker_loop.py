@@ -8,23 +8,22 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
-from figures import Figure
-from iterator import runtime
+from runtime.brokers.sqlite import SqliteSource
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
+from runtime.handlers import Router
+from runtime.message import Message
+from runtime.settings import ConsumerSettings
 
-cancellation = runtime("cancellation")
-consumer = runtime("consumer")
-handlers = runtime("handlers")
-message = runtime("message")
-settings = runtime("settings")
-sqlite = runtime("brokers.sqlite")
+from tools.benchmarks.figures import Figure
 
 PREFETCH = 100
 """Also the concurrency, as beside the clients of the brokers."""
 
 
-class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]  # found at run time, where it lies
+class MemorySource(SqliteSource):
     """Delivers the same messages again and again."""
 
     async def __aenter__(self) -> Self:
@@ -35,18 +34,18 @@ class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]  # 
 
     async def start(self) -> None:
         for number in range(self.prefetch):
-            self.buffer.put(message.Message(b"x" * 200, str(number)))
+            self.buffer.put(Message(b"x" * 200, str(number)))
 
     async def stop(self) -> None:
         self.buffer.close()
 
-    async def ack(self, message: Any) -> None:
+    async def ack(self, message: Message) -> None:
         self.buffer.put(message)
 
 
 async def microseconds_per_message(messages: int) -> float:
     """CPU time, from the first message in its handler to the last; nothing here ever idles."""
-    event = cancellation.CancellationEvent(asyncio.get_running_loop())
+    event = CancellationEvent(asyncio.get_running_loop())
     times: list[float] = []
     count = 0
 
@@ -58,11 +57,9 @@ async def microseconds_per_message(messages: int) -> float:
         if count == messages:
             event.set("the last message")
 
-    chosen = settings.ConsumerSettings(
-        broker_url="sqlite:///unused", source="memory", concurrency=PREFETCH
-    )
-    source, router = MemorySource(chosen, PREFETCH), handlers.Router({"memory": handle})
-    service = consumer.Consumer(source, router, event, chosen)
+    chosen = ConsumerSettings(broker_url="sqlite:///unused", source="memory", concurrency=PREFETCH)
+    source, router = MemorySource(chosen, PREFETCH), Router({"memory": handle})
+    service = Consumer(source, router, event, chosen)
     assert await service.run() == 0
     started, ended = times
     return (ended - started) * 1e6 / (messages - 1)

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaffold import ROOT, scaffold, servers_of
+from tools.scaffold import ROOT, scaffold, servers_of
 
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["broker"]
 AT_LEAST_PERCENT = 95

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaffold import ROOT, scaffold
+from tools.scaffold import ROOT, scaffold
 
 ACCEPTED = Path(__file__).with_name("survivors.toml")
 TESTS = {
