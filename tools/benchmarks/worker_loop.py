@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Self
 
-from runtime.brokers.sqlite import SqliteSource
+from runtime.brokers.source import Capabilities, Connectivity, Source
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
 from runtime.handlers import Router
@@ -23,8 +23,14 @@ PREFETCH = 100
 """Also the concurrency, as beside the clients of the brokers."""
 
 
-class MemorySource(SqliteSource):
+class MemorySource(Source):
     """Delivers the same messages again and again."""
+
+    capabilities = Capabilities(
+        delayed_retry=False, attempts=False, requeue=False, dead_letters=False, order=True
+    )
+    connectivity = Connectivity("memory")
+    connected = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -32,15 +38,27 @@ class MemorySource(SqliteSource):
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
+    async def describe(self) -> dict[str, int | str]:
+        return {}
+
     async def start(self) -> None:
         for number in range(self.prefetch):
-            self.buffer.put(Message(b"x" * 200, str(number)))
+            self._deliver(Message(b"x" * 200, str(number)))
 
-    async def stop(self) -> None:
-        self.buffer.close()
+    async def _stop_fetching(self) -> None:
+        pass
 
-    async def ack(self, message: Message) -> None:
-        self.buffer.put(message)
+    async def _ack(self, message: Message) -> None:
+        self._deliver(message)
+
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        raise NotImplementedError  # its handler never fails
+
+    async def _reject(self, message: Message, reason: str) -> None:
+        raise NotImplementedError
+
+    async def _requeue(self, message: Message) -> None:
+        pass
 
 
 async def microseconds_per_message(messages: int) -> float:
