@@ -18,6 +18,7 @@ Each name is a module of tools/, or two: see COMMANDS. Needs Python 3.11 and pip
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -108,6 +109,7 @@ def environment() -> dict[str, str]:
 def run(command: list[str]) -> int:
     """Run the command here; returns its exit code, 128 + n if signal n ended it."""
     with subprocess.Popen(command, cwd=ROOT, env=environment()) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         while process.poll() is None:
             with suppress(KeyboardInterrupt):  # the command got it too, and ends in its own way
                 process.wait()

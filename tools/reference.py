@@ -14,7 +14,6 @@ from pathlib import Path
 
 from runtime.errors import ExitCode
 from runtime.settings import ConsumerSettings
-
 from tools import PACKAGE, ROOT
 
 RUNTIME = PACKAGE / "runtime"

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from runtime.cancellation import cancellable_aiter
-
 from tools.benchmarks import article_2019
 from tools.benchmarks.figures import Figure
 

@@ -16,7 +16,6 @@ from harness.servers import Server, ServerMissing, server_module
 from harness.servers.kafka import IMPATIENT
 from runtime.brokers import make_source
 from runtime.settings import ConsumerSettings
-
 from tools import ROOT
 from tools.kafka_servers import variables_of
 from tools.scaffold import scaffold

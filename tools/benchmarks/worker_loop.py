@@ -16,7 +16,6 @@ from runtime.consumer import Consumer
 from runtime.handlers import Router
 from runtime.message import Message
 from runtime.settings import ConsumerSettings
-
 from tools.benchmarks.figures import Figure
 
 PREFETCH = 100
@@ -75,10 +74,11 @@ async def microseconds_per_message(messages: int) -> float:
         if count == messages:
             event.set("the last message")
 
-    chosen = ConsumerSettings(broker_url="sqlite:///unused", source="memory", concurrency=PREFETCH)
-    source, router = MemorySource(chosen, PREFETCH), Router({"memory": handle})
-    service = Consumer(source, router, event, chosen)
-    assert await service.run() == 0
+    settings = ConsumerSettings.model_validate(
+        {"broker_url": "sqlite:///unused", "source": "memory", "concurrency": PREFETCH}
+    )
+    source, router = MemorySource(settings, PREFETCH), Router({"memory": handle})
+    assert await Consumer(source, router, event, settings).run() == 0
     started, ended = times
     return (ended - started) * 1e6 / (messages - 1)
 

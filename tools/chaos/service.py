@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from harness.service import write
 from pydantic import BaseModel
+
+from harness.service import write
 from runtime.message import Message, Reject, Retry
 from runtime.operate.cli import main
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import structlog
 from harness.contract import start_once
+
 from harness.process import NOISE, Ledger, ServiceProcess, service_environment
 from harness.servers import Counts, ServerMissing, server_module
 from harness.servers.proxy import Proxy
@@ -29,7 +30,6 @@ from runtime.brokers import make_source
 from runtime.errors import BrokerError
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
-
 from tools.chaos.reconciliation import Ending, Reconciliation
 
 SERVICE = [sys.executable, "-X", "dev", "-W", "error", "-m", "tools.chaos.service", "run"]

@@ -1,0 +1,100 @@
+"""Ctrl-C ends ``python3 tasks.py test`` in about a second, and leaves no process, no server and no file behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+
+SLOW_TESTS = '''
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+STUBBORN = """
+import os, signal, sys, time
+for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, signal.SIG_IGN)
+if sys.argv[1] == "daemon" and os.fork():
+    sys.exit()
+open(sys.argv[2], "w").close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["child", "session", "daemon"])
+def test_slow(how, tmp_path):
+    folder = tempfile.mkdtemp()
+    started = f"{os.environ['STARTED']}/{how}"
+    command = [sys.executable, "-c", STUBBORN, how, started]
+    subprocess.Popen(command, cwd=folder, start_new_session=how != "child").wait()
+    signal.pause()
+'''
+"""Each starts a process that ignores every signal: in the group of the tests, in one of its own, and as a daemon."""
+
+
+def processes_of(mark: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> float:
+    """Returns the seconds that it took."""
+    began_at = time.monotonic()
+    while not condition():
+        assert time.monotonic() < began_at + seconds
+        time.sleep(0.02)
+    return time.monotonic() - began_at
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_of_the_tests_leaves_nothing_behind(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    (tmp_path / "test_slow.py").write_text(SLOW_TESTS)
+    started, temporary = tmp_path / "started", tmp_path / "temporary"
+    started.mkdir()
+    temporary.mkdir()
+    arguments = ["-n", "3", "-p", "no:cacheprovider", str(tmp_path / "test_slow.py")]
+    command = [sys.executable, "tasks.py", "test", *arguments]
+    environment = {**os.environ, "STARTED": str(started), "TMPDIR": str(temporary)}
+    with (tmp_path / "output").open("wb") as output:
+        run = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # as a terminal gives each command a group of its own
+        )
+    try:
+        wait_until(lambda: len([*started.iterdir()]) == 3, seconds=60)
+        assert len(processes_of(str(started))) == 3
+        os.killpg(run.pid, signum) if signum == signal.SIGINT else run.send_signal(signum)
+        assert wait_until(lambda: run.poll() is not None, seconds=30) < 4
+        assert run.returncode == 130, (tmp_path / "output").read_text()
+        assert processes_of(str(started)) == processes_of(str(temporary)) == []
+        assert [*temporary.iterdir()] == []
+    finally:
+        run.kill()
+        for pid in processes_of(str(started)):
+            os.kill(pid, signal.SIGKILL)
