@@ -139,8 +139,7 @@ class Group:
 
 
 def measure(scratch: Path, broker: str, sizes: Sizes) -> Iterator[Figure]:
-    # Of the two servers that speak Kafka's protocol, Tansu rebalances groups as Kafka does.
-    service = Service(scratch, broker, "ledger_handler.py", kafka="tansu")
+    service = Service(scratch, broker, "ledger_handler.py")
     with service.queue() as queue:
         waiting = {"concurrency": CONCURRENCY, "BENCH_HANDLER_SECONDS": HANDLER_SECONDS}
         with _group(service, queue.another("waiting"), **waiting) as group:

@@ -17,7 +17,7 @@ from harness.servers.kafka import IMPATIENT
 from runtime.brokers import make_source
 from runtime.settings import ConsumerSettings
 from tools import ROOT
-from tools.kafka_servers import variables_of
+from tools.kafka import variables_for
 from tools.scaffold import scaffold
 
 HERE = Path(__file__).resolve().parent
@@ -37,12 +37,9 @@ class Service:
     It is not installed: this interpreter runs it, and has its dependencies.
     """
 
-    def __init__(
-        self, scratch: Path, broker: str, handler: str = "handler.py", kafka: str = "noida-db"
-    ) -> None:
+    def __init__(self, scratch: Path, broker: str, handler: str = "handler.py") -> None:
         self.scratch = scratch
         self.broker = broker
-        self._kafka = kafka
         text = (HERE / handler).read_text(encoding="utf-8")
         project = scaffold(scratch, f"broker={broker}", "handler_stub=raw", handler=text)
         # The handler imports the stopwatch from here.
@@ -52,12 +49,11 @@ class Service:
     @contextmanager
     def queue(self) -> Iterator["Queue"]:
         """A queue that is deleted afterwards. Raises Unavailable, with the reason, where there is no broker."""
-        stand_in = self.broker == "kafka" and "CONSUMER_TEST_BROKER_URL" not in os.environ
         folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
             with (
-                patch.dict(os.environ, variables_of(self._kafka) if stand_in else {}),
+                patch.dict(os.environ, variables_for(self.broker)),
                 server_module(self.broker).shared(folder) as server,
                 Queue(self, server, f"ccc-bench-{os.getpid()}").deleted_afterwards() as queue,
             ):

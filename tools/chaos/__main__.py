@@ -23,7 +23,7 @@ from tools.chaos.plan import draw
 from tools.chaos.rounds import Round
 from tools.chaos.scenarios import Kills, Rolling, Stuck, Sweep
 from tools.chaos.testbed import Experiment, Queue, Testbed, Unavailable, testbed
-from tools.kafka_servers import variables_of
+from tools.kafka import variables_for
 
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["broker"]
 PARTS = ("random", "rolling", "kills", "sweep")
@@ -78,11 +78,8 @@ def name_of(one: Result) -> str:
 
 def run_broker(broker: str, arguments: argparse.Namespace) -> Iterator[Result]:
     os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # only a private broker is killed and cut
-    stand_in = broker == "kafka" and "CONSUMER_TEST_BROKER_COMMAND" not in os.environ
-    # Tansu rebalances, and cannot be killed.
-    server = variables_of("tansu") if stand_in else {}
     try:
-        with patch.dict(os.environ, server), testbed(broker) as built:
+        with patch.dict(os.environ, variables_for(broker)), testbed(broker) as built:
             for part in arguments.only:
                 yield from PART_RUNNERS[part](built, arguments)
     except Unavailable as reason:

@@ -43,11 +43,6 @@ FINISHES = 3
 """What is in flight when the last process stops waits for another one; it must not wait for ever."""
 
 
-def lacking() -> list[str]:
-    """What a server that stands in for the broker cannot do."""
-    return os.environ.get("CONSUMER_TEST_BROKER_LACKS", "").split(",")
-
-
 class Unavailable(Exception):
     """There is no server of this broker here; the text says why."""
 
@@ -63,8 +58,7 @@ class Testbed:
         logging.disable(logging.CRITICAL)
         module: Any = server_module(broker)
         embedded = not hasattr(module, "private")
-        self.may_be_killed = not embedded and "restart" not in lacking()
-        start = module.private if self.may_be_killed else module.shared
+        start = module.shared if embedded else module.private
         self.disk = Disk(scratch / "server", running, small=embedded)
         try:
             self.server = running.enter_context(start(self.disk.folder))
@@ -81,7 +75,7 @@ class Testbed:
     def abilities(self) -> set[str]:
         can = {
             "proxy": bool(self.proxies),
-            "broker_kill": self.may_be_killed,
+            "broker_kill": bool(self.proxies),
             "disk_full": self.disk.can_be_full,
         }
         return {ability for ability, is_there in can.items() if is_there}
