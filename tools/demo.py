@@ -87,7 +87,7 @@ def main() -> int:
         "stopped",
         f"{STOP.name} with {in_flight} messages in flight: it finished them, took no other,",
     )
-    say("", f"and was gone after {seconds:.2f} s with exit code {first.exit_code}")
+    say("", f"and exited after {seconds:.2f} s with exit code {first.exit_code}")
     requeued = first.event("drained")["requeued"]
     say("", f"{done} handled so far; {requeued} prefetched and not started were requeued")
 

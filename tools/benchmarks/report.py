@@ -101,7 +101,7 @@ def write() -> None:
 
 
 def with_section(text: str, name: str, lines: list[str]) -> str:
-    """The text of a page with one of its sections written anew."""
+    """The text of a page with one of its sections replaced."""
     begin, end = f"<!-- {name}: written by tasks.py bench -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     assert found, name

@@ -89,7 +89,7 @@ class Queue:
     def begin(self) -> None:
         """Let a consumer start and stop: some brokers retain messages only for one that they know.
 
-        Each time anew, as another consumer of the benchmark may have ended the session.
+        Done each time, as another consumer of the benchmark may have ended the session.
         """
         settings = ConsumerSettings.model_validate({"broker_url": self._url, "source": self.name})
         source = make_source(settings)

@@ -31,14 +31,22 @@ MARKS = {"consumer": "not very_slow"}
 FOLDERS = {"sqlite": "brokers/"}
 CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", ".venv", "mutants")
 
-SETTINGS = """
+COPIED = (
+    (PACKAGE / "runtime", "src/runtime"),
+    (TREE / "tests/runtime", "tests/runtime"),
+    (ROOT / "tests/runtime", "tests/runtime"),
+)
+"""Folders of the repository, and their places in a project that mutmut can work with."""
+
+PYTEST_SETTINGS = """
 [tool.pytest.ini_options]
 pythonpath = ["src", "tests/runtime"]
 asyncio_mode = "auto"
 asyncio_default_fixture_loop_scope = "function"
 filterwarnings = ["error"]
 markers = ["slow", "very_slow"]
-
+"""
+MUTMUT_SETTINGS = """
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = ["{path}"]
@@ -88,15 +96,13 @@ def main() -> int:
 
 
 def copy_project(repository: Path, folder: Path) -> None:
-    """The runtime and its tests, in folders that mutmut can work with."""
+    """The runtime and its tests, in a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    for source, copy in (
-        (PACKAGE / "runtime", folder / "src/runtime"),
-        (TREE / "tests/runtime", folder / "tests/runtime"),
-        (ROOT / "tests/runtime", folder / "tests/runtime"),
-    ):
+    for source, copy in COPIED:
         present = repository / source.relative_to(ROOT)
-        shutil.copytree(present, copy, ignore=CACHES, dirs_exist_ok=True)
+        shutil.copytree(present, folder / copy, ignore=CACHES, dirs_exist_ok=True)
+    # With it pytest would take the tests for the package `runtime`.
+    (folder / "tests/runtime/__init__.py").unlink(missing_ok=True)
 
 
 def mutate(folder: Path, module: str, function: str, workers: int) -> tuple[int, list[str]]:
@@ -104,12 +110,12 @@ def mutate(folder: Path, module: str, function: str, workers: int) -> tuple[int,
     path = f"src/runtime/{FOLDERS.get(module, '')}{module}.py"
     source = folder / path
     source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
-    settings = SETTINGS.format(
+    settings = MUTMUT_SETTINGS.format(
         path=path,
         tests=[f"tests/runtime/{name}.py" for name in TESTS[module].split()],
         marks=MARKS.get(module, "not slow"),
     )
-    (folder / "pyproject.toml").write_text(settings, "utf-8")
+    (folder / "pyproject.toml").write_text(PYTEST_SETTINGS + settings, "utf-8")
     only = [f"*.{module}.*{function}__mutmut_*"] if function else []
     mutmut(folder, "run", "--max-children", str(workers), *only)
     results = re.findall(r"^ +(\S+): (.+)$", mutmut(folder, "results", "--all", "true"), re.M)

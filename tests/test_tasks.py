@@ -1,6 +1,8 @@
-"""Ctrl-C ends ``python3 tasks.py test`` in about a second, and leaves no process, no server and no file behind."""
+"""``python3 tasks.py test`` says what it leaves out and how long it takes, and leaves nothing behind after Ctrl-C."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,40 @@ from pathlib import Path
 
 import pytest
 
-from tasks import ROOT
+from rendered import TEMPLATE
+from tools.test import FIGURES, LEFT_OUT, lines, overview
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+MOST_SECONDS = 300
+"""What the tests without --all may take."""
+
+
+def test_what_is_left_out_exists() -> None:
+    for node_id in LEFT_OUT:
+        file, _, function = node_id.partition("::")
+        text = (TEMPLATE / file).read_text("utf-8")
+        assert re.search(rf"^(    )?(async )?def {function}", text, re.M), node_id
+
+
+def test_every_test_file_has_a_figure_and_those_without_all_take_less_than_five_minutes() -> None:
+    """If not: `python3 tasks.py test --measure`."""
+    seconds = json.loads(FIGURES.read_text("utf-8"))["seconds"]
+    assert seconds.keys() >= {name for name, _ in lines()} | LEFT_OUT.keys()
+    assert sum(without for without, _ in seconds.values()) < MOST_SECONDS
+
+
+def test_the_overview_says_what_runs_and_what_is_left_out() -> None:
+    runs, _, left_out = overview(everything=False).partition("Left out")
+    assert "tests/test_tasks.py: ``python3 tasks.py test`` says what it leaves out" in runs
+    for node_id, about in LEFT_OUT.items():
+        assert f"{node_id}: {about}" in left_out
+        assert f"{node_id}: {about}" not in runs
+    assert "tasks.py test --all" in left_out
+    everything = overview(everything=True)
+    assert "Left out" not in everything
+    assert all(f"{node_id}: {about}" in everything for node_id, about in LEFT_OUT.items())
+
+
+# -- Ctrl-C
 
 SLOW_TESTS = '''
 import os
@@ -66,6 +99,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> float:
     return time.monotonic() - began_at
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_an_interrupted_run_of_the_tests_leaves_nothing_behind(
     tmp_path: Path, signum: signal.Signals
@@ -80,7 +114,7 @@ def test_an_interrupted_run_of_the_tests_leaves_nothing_behind(
     with (tmp_path / "output").open("wb") as output:
         run = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=TEMPLATE,
             env=environment,
             stdout=output,
             stderr=output,
