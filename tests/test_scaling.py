@@ -17,6 +17,7 @@ from rendered import QUESTIONS, run_task
 from tools.benchmarks import capacity, report
 from tools.benchmarks import scaling_page as page
 from tools.benchmarks.capacity import Moment, Service
+from tools.benchmarks.scaling import TRIVIAL, WAITING
 
 MOST_OFF = 0.35
 """How far the model may be from a measured point, as a part of it."""
@@ -60,7 +61,7 @@ def test_every_broker_was_measured_and_nothing_was_lost_or_handled_twice() -> No
     points = page.points(figures)
     assert points.keys() == set(QUESTIONS["broker"])
     for measured in points.values():
-        for kind in (page.WAITING, page.TRIVIAL):
+        for kind in (WAITING, TRIVIAL):
             assert list(measured[kind]) == [1, 2, 4, 8]
     assert [figure for figure in figures if figure.met is False] == []
 
@@ -89,9 +90,9 @@ def test_the_model_foretells_from_one_process_what_2_4_and_8_do() -> None:
 def test_a_wrong_model_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     model = page.model
 
-    def changed(*arguments: Any) -> Any:
-        fields = {"partitions": 1 if wrong == "processes add nothing" else None}
-        return replace(model(*arguments), **fields)
+    def changed(*arguments: Any) -> Service:
+        partitions = 1 if wrong == "processes add nothing" else None
+        return replace(model(*arguments), partitions=partitions)
 
     monkeypatch.setattr(page, "model", changed)
     assert not within_the_tolerance(off())
@@ -128,6 +129,7 @@ def test_a_replica_without_a_partition_adds_nothing() -> None:
 def test_the_replicas_are_the_fewest_that_do_the_rate(rate: float) -> None:
     service = Service(handler_seconds=0.2)
     replicas = service.replicas(rate, away_seconds=0)
+    assert replicas is not None
     assert service.throughput(replicas) >= 1.2 * rate
     assert replicas == 1 or service.throughput(replicas - 1) < 1.2 * rate
 
@@ -141,9 +143,15 @@ def test_more_replicas_make_up_sooner_for_one_that_was_away() -> None:
     )
 
 
-@pytest.mark.parametrize("limit", [{"shared_seconds": 1 / 1000}, {"partitions": 20}])
-def test_a_rate_above_the_limit_has_no_number_of_replicas(limit: dict[str, float]) -> None:
-    service = Service(handler_seconds=0.2, **limit)
+@pytest.mark.parametrize(
+    "service",
+    [
+        Service(handler_seconds=0.2, shared_seconds=1 / 1000),
+        Service(handler_seconds=0.2, partitions=20),
+    ],
+    ids=["shared resource", "partitions"],
+)
+def test_a_rate_above_the_limit_has_no_number_of_replicas(service: Service) -> None:
     assert service.replicas(500)
     assert service.replicas(950) is None
 

@@ -205,7 +205,8 @@ class Queue:
         return self._ended
 
     def counts(self) -> Counts:
-        return self.testbed.server.counts(self.name)
+        counts: Counts = self.testbed.server.counts(self.name)
+        return counts
 
     def rest(self, reconciliation: Reconciliation) -> None:
         """When all processes are gone: note what is done and what the broker has."""
