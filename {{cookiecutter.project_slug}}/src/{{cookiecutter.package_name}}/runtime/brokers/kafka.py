@@ -41,7 +41,14 @@ from aiokafka.errors import KafkaError
 from ..cancellation import cancellable_sleep
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Connectivity,
+    Source,
+)
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0

@@ -45,7 +45,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerError, BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
+from .source import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    Capabilities,
+    Connectivity,
+    Source,
+)
 
 log = structlog.get_logger()
 

@@ -389,7 +389,9 @@ class NatsSource(Source):
 
     @property
     def connected(self) -> bool:
-        return self.connectivity.up and self._connection is not None and self._connection.lost is None
+        return (
+            self.connectivity.up and self._connection is not None and self._connection.lost is None
+        )
 
     def _reachable(self) -> _Connection:
         if self._connection is None or not self.connected:

@@ -535,7 +535,9 @@ class RabbitSource(Source):
     def _on_channel_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
         if self._entered and isinstance(error, AMQPChannelError):
-            self.connectivity.lost(error)  # the connection is up, and aio-pika opens another channel
+            self.connectivity.lost(
+                error
+            )  # the connection is up, and aio-pika opens another channel
 
     async def _on_reconnected(self, _: object) -> None:
         try:

@@ -81,7 +81,11 @@ RETURNED, DELAYED = "returned", "delayed"
 """Nobody's names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry. Others are kept, and not looked at. The headers are a JSON object."""
-REASON, ATTEMPTS, DEAD_LETTERED_AT = b"x-consumer-reason", b"x-consumer-attempts", b"x-consumer-dead-lettered-at"
+REASON, ATTEMPTS, DEAD_LETTERED_AT = (
+    b"x-consumer-reason",
+    b"x-consumer-attempts",
+    b"x-consumer-dead-lettered-at",
+)
 """Fields that a dead letter has besides: its death in Unix seconds."""
 
 OPTIONS = {

@@ -1,73 +1,50 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""The command line: run, demo, publish, check, dead-letters; new-handler, in a checkout of the service.
-
-Exit codes: 0 done, or drained after a signal; 1 crashed, or check found a difference; 2 settings or usage; 69 the broker cannot be
-reached; 75 the drain time passed and work went back to the broker; 128 + n ended or forced by signal n.
-"""
+"""The command line: run, demo, publish, check, dead-letters; new-handler, in a checkout of the service."""
 
 import argparse
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import structlog
 from pydantic_settings import BaseSettings
 
-from . import systemd
-from .brokers import make_source
-from .brokers.source import BrokerError, BrokerUnavailable, Source
-from .cancellation import (
+from ..brokers import make_source
+from ..brokers.source import Broker
+from ..cancellation import (
     CancellationEvent,
     CancellationRequested,
     cancellable_wait,
     make_cancellation_event,
 )
-from .consumer import EXIT_CRASHED, EXIT_DRAINED, Consumer, Lifespan
+from ..consumer import Lifespan
+from ..errors import ExitCode, ServiceError, UsageError, forced_exit_code
+from ..handlers import HandlerFunction, Router
+from ..logs import configure_logs, secrets_of, without_credentials
+from ..message import OutgoingMessage
+from ..service import serve
+from ..settings import ConsumerSettings, load_settings
+from ..signals import SHUTDOWN_SIGNALS
+from ..telemetry import make_telemetry
+from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
-from .handlers import HandlerError, HandlerFunction, Router
-from .logs import configure_logs, secrets_of, without_credentials
-from .message import OutgoingMessage
-from .probes import probes
-from .settings import ConsumerSettings, SettingsError, load_settings
-from .telemetry import CLOSE_SECONDS, make_telemetry
 from .timeline import Timeline
-from .vendored import CHECKOUT, NotComparable, find_drift
-from .watchdog import Watchdog
-
-log = structlog.get_logger()
+from .vendored import CHECKOUT, find_drift
 
 T = TypeVar("T")
 
-EXIT_USAGE = 2
-EXIT_UNAVAILABLE = 69
-EXIT_DIFFERENT = 1
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
-
-# SIGHUP, a closed terminal, stops as SIGTERM does; SIGBREAK is how Windows asks a process group to end.
-STOP_SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    if name in signal.Signals.__members__
-]
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be done. Exit code 2."""
 
 
 @dataclass
 class Service:
-    """What the service's own code hands to its command line; see `main`."""
+    """The arguments of `main`."""
 
     name: str
     handlers: Mapping[str, HandlerFunction]
@@ -102,70 +79,68 @@ def main(
     opens and closes what handlers share; ``examples`` are messages for the demo, by type.
     """
     service = Service(name, handlers, settings, lifespan, examples or {})
-    _replace_closed_streams()
+    replace_closed_streams()
     arguments = _make_parser(name).parse_args(argv)
     secrets = secrets_of(os.environ.get("CONSUMER_BROKER_URL", ""))
     try:
         exit_code: int = arguments.command(service, arguments)
     except CancellationRequested as stop:
-        exit_code = 128 + stop.args[0]
-    except BrokenPipeError:  # nobody reads any more, as in: dead-letters list | head
+        exit_code = forced_exit_code(stop.args[0])
+    except BrokenPipeError:  # the reader has left, as in: dead-letters list | head
         exit_code = EXIT_BROKEN_PIPE
-    except (BrokerError, SettingsError, HandlerError, UsageError) as error:
-        exit_code = _exit_code_for(error)
+    except ServiceError as error:
+        exit_code = error.exit_code
         print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
-    _flush_output()
+    flush_output()
     return exit_code
-
-
-def _exit_code_for(error: Exception) -> int:
-    return EXIT_UNAVAILABLE if isinstance(error, BrokerUnavailable) else EXIT_USAGE
 
 
 def _make_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
-        description="A message consumer that finishes the message in hand when it is asked to stop.",
-        epilog="Settings come from CONSUMER_... environment variables; see .env.example.",
+        description="Message consumer with graceful shutdown.",
+        epilog="Settings are CONSUMER_... environment variables; see .env.example.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="consume until SIGINT or SIGTERM")
+    run = commands.add_parser("run", help="consume until SIGINT or SIGTERM, then drain")
     run.set_defaults(command=_run)
 
     demo = commands.add_parser("demo", help="run on the embedded broker with sample messages")
-    demo.add_argument("--timeline", action="store_true", help="draw the stop at the end")
+    demo.add_argument("--timeline", action="store_true", help="draw the shutdown at the end")
     demo.set_defaults(command=_demo)
 
     publish = commands.add_parser("publish", help="publish one JSON message, or JSON lines from -")
     publish.add_argument("message", metavar="JSON", help="the message, or - to read JSON lines")
-    publish.add_argument("--type", default=None, help="the message's type: which handler gets it")
+    publish.add_argument("--type", default=None, help="message type, which selects the handler")
     publish.set_defaults(command=_publish)
 
     check = commands.add_parser(
-        "check", help="are the settings valid, the broker and its queues there?"
+        "check", help="validate settings and broker connectivity (creates missing queues)"
     )
     check.add_argument(
-        "--vendored", action="store_true", help="instead: are the template's files as they came?"
+        "--vendored", action="store_true", help="verify instead that vendored files are unmodified"
     )
     check.set_defaults(command=_check)
 
-    dead_letters = commands.add_parser("dead-letters", help="messages that were given up")
+    dead_letters = commands.add_parser(
+        "dead-letters", help="list, replay or purge dead-lettered messages"
+    )
     actions = dead_letters.add_subparsers(required=True, metavar="ACTION")
-    show = actions.add_parser("list", help="show the oldest ones; they stay where they are")
-    show.add_argument("--limit", type=int, default=100, help="how many (default 100)")
+    show = actions.add_parser("list", help="list the oldest ones without removing them")
+    show.add_argument("--limit", type=int, default=100, help="maximum number to list (default 100)")
     show.set_defaults(command=_list_dead_letters)
     replay = actions.add_parser("replay", help="move them back to the queue")
-    replay.add_argument("--yes", action="store_true", help="do not ask")
+    replay.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     replay.set_defaults(command=_replay_dead_letters)
     purge = actions.add_parser("purge", help="delete them")
-    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     purge.set_defaults(command=_purge_dead_letters)
 
     new_handler = commands.add_parser(
-        "new-handler", help="add a handler, its test and its line in the list (development only)"
+        "new-handler", help="add a handler, its test and its entry in HANDLERS (development only)"
     )
-    new_handler.add_argument("name", metavar="NAME", help="the message's type, as in refund_issued")
+    new_handler.add_argument("name", metavar="NAME", help="message type, for example refund_issued")
     new_handler.set_defaults(command=_new_handler)
     return parser
 
@@ -174,71 +149,19 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _run(service: Service, _arguments: argparse.Namespace) -> int:
-    settings = service.settings()
-    router = service.router()
-    configure_logs(
-        settings.log_format, settings.log_level, secrets_of(settings.broker_url.get_secret_value())
-    )
-    in_flight_per_worker = settings.batch_size if router.batched else 1
-    most_in_flight = settings.concurrency * in_flight_per_worker
-    # Ordered by a key, some wait for others: with more of them here, workers find one that can be taken.
-    prefetch = settings.prefetch or min(most_in_flight * (10 if settings.order_by else 1), 65_535)
-    source = make_source(settings, prefetch)
-    telemetry = make_telemetry(service.name, settings)
-    stop_signals = [
-        signum
-        for signum in STOP_SIGNALS
-        # nohup has SIGHUP ignored, so that what it starts outlives the terminal
-        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
-    ]
-
-    async def consume(event: CancellationEvent) -> int:
-        log.info(
-            "starting", service=service.name, broker=settings.broker_scheme, source=settings.source
-        )
-        consumer = Consumer(source, router, event, settings, service.lifespan, telemetry)
-        watchdog = Watchdog(event, stop_signals, settings.drain_seconds, consumer)
-        watchdog.start()
-        systemd.ping_watchdog()
-        exit_code = EXIT_CRASHED
-        try:
-            async with probes(settings.probe_port, consumer, telemetry):
-                try:
-                    exit_code = await consumer.run()
-                except BrokerError as error:
-                    exit_code = _exit_code_for(error)
-                    raise
-                except Exception as error:  # the lifespan could not start
-                    log.error("crashed", error=str(error), exc_info=error)
-                finally:
-                    flush_seconds = watchdog.finish(exit_code, CLOSE_SECONDS)
-                    # From here on the exit code stands: a late signal must not replace it.
-                    for signum in stop_signals:
-                        signal.signal(signum, signal.SIG_IGN)
-                    await telemetry.close(flush_seconds)
-                    watchdog.finish(exit_code)
-        except SettingsError:  # the probes' port
-            exit_code = EXIT_USAGE
-            raise
-        finally:
-            log.info("stopped", exit_code=exit_code)
-        return exit_code
-
-    with asyncio.Runner() as runner:
-        event = make_cancellation_event(stop_signals, runner.get_loop())
-        return runner.run(consume(event))
+    return serve(service.name, service.router(), service.settings(), service.lifespan)
 
 
 def _demo(service: Service, arguments: argparse.Namespace) -> int:
     if not service.examples:
-        msg = "the demo has nothing to publish: EXAMPLES in handlers/__init__.py is empty"
+        msg = "the demo has no messages to publish: EXAMPLES in handlers/__init__.py is empty"
         raise UsageError(msg)
     router = service.router()
     configure_logs("console", "info")
     timeline = Timeline() if arguments.timeline else None
     with (
         asyncio.Runner() as runner,
-        make_cancellation_event(STOP_SIGNALS, runner.get_loop()) as event,
+        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
     ):
         return runner.run(
             run_demo(router, service.examples, service.lifespan, event, service.settings, timeline)
@@ -250,15 +173,15 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
     if message_type is None:
         types = service.router().types
         if len(types) > 1:
-            msg = f"--type is needed, as there is more than one handler: {', '.join(types)}"
+            msg = f"--type is required with more than one handler: {', '.join(types)}"
             raise UsageError(msg)
         message_type = types[0]
 
-    async def publish(source: Source) -> int:
-        progress = _Progress("published")
+    async def publish(source: Broker) -> int:
+        progress = Progress("published")
         telemetry = make_telemetry(service.name, source.settings)
         try:
-            async for bodies in _read_messages(arguments.message):
+            async for bodies in read_messages(arguments.message):
                 messages = [OutgoingMessage(body, message_type) for body in bodies]
                 with telemetry.publishing(messages):
                     await source.publish(messages)
@@ -266,7 +189,7 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
         finally:
             progress.finish(f"to {source.settings.source}")
             await telemetry.close()
-        return EXIT_DRAINED
+        return ExitCode.DRAINED
 
     return _with_source(service, publish)
 
@@ -276,32 +199,31 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
         return _check_vendored()
     router = service.router()
 
-    async def check(source: Source) -> int:
-        print(f"settings   ok, {len(router.types)} handlers: {', '.join(router.types)}")
+    async def check(source: Broker) -> int:
+        count = len(router.types)
+        plural = "" if count == 1 else "s"
+        print(f"settings   ok, {count} handler{plural}: {', '.join(router.types)}")
         print(f"broker     ok, {source.settings.broker_scheme}")
         for name, value in (await source.describe()).items():
             print(f"           {name}: {value}")
         for name, can in asdict(source.capabilities).items():
-            answer = "yes" if can else "no, the broker cannot"
-            print(f"can do     {name.replace('_', ' ')}: {answer}")
-        return EXIT_DRAINED
+            answer = "yes" if can else "no"
+            print(f"supports   {name.replace('_', ' ')}: {answer}")
+        return ExitCode.DRAINED
 
     return _with_source(service, check)
 
 
 def _check_vendored() -> int:
-    try:
-        drift = find_drift()
-    except NotComparable as reason:
-        raise UsageError(str(reason)) from None
-    print(drift if drift else f"vendored   ok, {drift.came} files are as they came")
-    return EXIT_DIFFERENT if drift else EXIT_DRAINED
+    drift = find_drift()
+    print(drift or f"vendored   ok, {drift.file_count} files are unmodified")
+    return ExitCode.CRASHED if drift else ExitCode.DRAINED
 
 
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    async def show(source: Source) -> int:
+    async def show(source: Broker) -> int:
         count = 0
-        # Before looking: a broker does not count what is being looked at.
+        # Before listing: a broker does not count letters that are being listed.
         total = await source.count_dead_letters()
         async for letter in source.dead_letters(arguments.limit):
             count += 1
@@ -317,29 +239,29 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
                 )
             )
         print(f"{count} of {total} dead letters", file=sys.stderr)
-        return EXIT_DRAINED
+        return ExitCode.DRAINED
 
     return _with_source(service, show)
 
 
 def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    async def replay(source: Source) -> int:
-        progress = _Progress("replayed")
+    async def replay(source: Broker) -> int:
+        progress = Progress("replayed")
         async for moved in source.replay_dead_letters():
             progress.advance(moved - progress.count)
         progress.finish(f"to {source.settings.source}")
-        return EXIT_DRAINED
+        return ExitCode.DRAINED
 
     return _after_confirmation(service, arguments, "Move", replay)
 
 
 def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    async def purge(source: Source) -> int:
-        progress = _Progress("deleted")
+    async def purge(source: Broker) -> int:
+        progress = Progress("deleted")
         async for deleted in source.purge_dead_letters():
             progress.advance(deleted - progress.count)
         progress.finish(f"from the dead letters of {source.settings.source}")
-        return EXIT_DRAINED
+        return ExitCode.DRAINED
 
     return _after_confirmation(service, arguments, "Delete", purge)
 
@@ -347,15 +269,15 @@ def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
 def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
     tool = CHECKOUT / "tools/new_handler.py"
     if not tool.exists():
-        msg = "new-handler works where tools/new_handler.py is: in a checkout of the service"
+        msg = "new-handler needs tools/new_handler.py: run it in a checkout of the service"
         raise UsageError(msg)
     return subprocess.run([sys.executable, str(tool), arguments.name], check=False).returncode
 
 
-# -- what they share
+# -- shared by the commands
 
 
-def _with_source(service: Service, use: Callable[[Source], Awaitable[T]]) -> T:
+def _with_source(service: Service, use: Callable[[Broker], Awaitable[T]]) -> T:
     """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
@@ -373,7 +295,7 @@ def _with_source(service: Service, use: Callable[[Source], Awaitable[T]]) -> T:
 
     with (
         asyncio.Runner() as runner,
-        make_cancellation_event(STOP_SIGNALS, runner.get_loop()) as event,
+        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
     ):
         return runner.run(until_signal(event))
 
@@ -382,131 +304,30 @@ def _after_confirmation(
     service: Service,
     arguments: argparse.Namespace,
     verb: str,
-    use: Callable[[Source], Awaitable[int]],
+    use: Callable[[Broker], Awaitable[int]],
 ) -> int:
-    async def count(source: Source) -> int:
+    async def count(source: Broker) -> int:
         return await source.count_dead_letters()
 
     if not arguments.yes:
         number = _with_source(service, count)
         if number == 0:
             print("no dead letters")
-            return EXIT_DRAINED
+            return ExitCode.DRAINED
         if not sys.stdin.isatty():
-            msg = "nobody is there to ask: add --yes"
+            msg = "standard input is not a terminal: pass --yes"
             raise UsageError(msg)
         try:
             answer = input(f"{verb} {number} dead letters of {service.settings().source}? [y/N] ")
         except (EOFError, KeyboardInterrupt):
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
-            print("nothing was done")
-            return EXIT_DRAINED
+            print("canceled: no dead letter was changed")
+            return ExitCode.DRAINED
     return _with_source(service, use)
 
 
-async def _read_messages(argument: str) -> AsyncIterator[list[bytes]]:
-    """The message on the command line, or standard input's lines as they come. Raises UsageError."""
-    if argument != "-":
-        yield [_json(argument.encode(errors="surrogateescape"), "the message")]
-        return
-    loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
-    room = threading.Semaphore(2)
-
-    def read() -> None:
-        # A daemon thread: a read that never ends keeps neither the connection's heartbeat nor the process.
-        # And past sys.stdin, whose lock, held by a thread at exit, would abort the interpreter.
-        chunk: bytes | OSError = b"-"
-        with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
-            while chunk:
-                room.acquire()
-                try:
-                    chunk = os.read(sys.stdin.fileno(), 65_536)
-                except OSError as error:
-                    chunk = error
-                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    line_number = 0
-    rest = b""
-    while chunk := await chunks.get():
-        if isinstance(chunk, OSError):
-            msg = f"standard input cannot be read: {chunk}"
-            raise UsageError(msg)
-        room.release()
-        *lines, rest = (rest + chunk).split(b"\n")
-        bodies: list[bytes] = []
-        for line in lines:
-            line_number += 1
-            try:
-                if line.strip():
-                    bodies.append(_json(line, f"line {line_number}"))
-            except UsageError:
-                if bodies:
-                    yield bodies  # what came before a bad line is published all the same
-                raise
-        if bodies:
-            yield bodies
-    if rest.strip():
-        yield [_json(rest, f"line {line_number + 1}")]
-
-
-def _json(text: bytes, where: str) -> bytes:
-    try:
-        json.loads(text.decode())  # given bytes, it accepts encodings that no handler does
-    except (ValueError, RecursionError) as error:
-        msg = f"{where} is not JSON: {error}"
-        raise UsageError(msg) from None
-    return text.strip()
-
-
 def _time_of(unix_seconds: float) -> str:
-    with suppress(ValueError, OverflowError, OSError):  # what some program has put there
+    with suppress(ValueError, OverflowError, OSError):  # beyond the years of datetime
         return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
     return str(unix_seconds)
-
-
-class _Progress:
-    """A counter on standard error: live on a terminal, one line at the end otherwise."""
-
-    def __init__(self, verb: str) -> None:
-        self.count = 0
-        self._verb = verb
-        self._started = self._shown = time.monotonic()
-
-    def advance(self, number: int) -> None:
-        self.count += number
-        now = time.monotonic()
-        if sys.stderr.isatty() and now - self._shown > 0.1:
-            self._shown = now
-            rate = self.count / (now - self._started)
-            print(
-                f"\r{self._verb} {self.count:,} ({rate:,.0f}/s)",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def finish(self, where: str) -> None:
-        start = "\r\033[K" if sys.stderr.isatty() else ""
-        plural = "" if self.count == 1 else "s"
-        print(f"{start}{self._verb} {self.count:,} message{plural} {where}", file=sys.stderr)
-
-
-def _replace_closed_streams() -> None:
-    """Who starts a service may close its streams: then Python has None there, and a file or connection
-    that is opened next gets the number, and what is written to it."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
-
-
-def _flush_output() -> None:
-    """Flush, so that the interpreter's own flush at exit cannot fail on a closed pipe and change the code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

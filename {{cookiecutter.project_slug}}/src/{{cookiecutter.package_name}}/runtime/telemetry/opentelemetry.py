@@ -2,11 +2,11 @@
 """Traces and metrics for OpenTelemetry, sent by OTLP over HTTP.
 
 The standard ``OTEL_...`` variables configure it. Without ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for
-traces or metrics) nothing is recorded: the SDK would knock at a port of this machine all the time.
+traces or metrics) nothing is recorded: the SDK would try a port of this machine again and again.
 
 Names are those of the semantic conventions for messaging. A span of processing is a trace of its own, *linked*
 to the span that published the message, as the conventions say: so one message and a batch of many look
-the same, and a message that is tried again tomorrow, or replayed next month, does not prolong today's trace.
+the same, and a message that is retried tomorrow, or replayed next month, does not prolong today's trace.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import structlog
@@ -36,16 +36,13 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from ..brokers import MODULE_OF_SCHEME
 from ..message import Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from . import CLOSE_SECONDS, Telemetry
-
-if TYPE_CHECKING:
-    from ..consumer import Consumer
+from . import CLOSE_SECONDS, ConsumerView, State, Telemetry
 
 log = structlog.get_logger()
 
 SCOPE = "cookiecutter-consumer"
 REGISTERED_SYSTEMS = {"sqs": "aws_sqs", "postgres": "postgresql"}
-"""What the conventions call brokers that have another name here."""
+"""Names of the conventions that differ from this package's."""
 SYSTEMS_WITH_GROUPS = {"kafka", "nats", "redis", "mqtt"}
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """Those of the conventions."""
@@ -91,11 +88,11 @@ class OpenTelemetry(Telemetry):
             "Number of messages producer attempted to send to the broker.",
         )
         self._shutdown = self._meter.create_gauge(
-            "consumer.shutdown.duration", "s", "How long the stop took."
+            "consumer.shutdown.duration", "s", "Duration of the graceful shutdown."
         )
 
-    def watch(self, consumer: "Consumer") -> None:
-        """What is counted anyway is read for an export: to tell the SDK costs twenty times the counting."""
+    def watch(self, consumer: ConsumerView) -> None:
+        """Counts are read at each export: a call of the SDK for each message costs twenty times as much."""
         super().watch(consumer)
 
         def consumed(_: CallbackOptions) -> Iterable[Observation]:
@@ -109,10 +106,10 @@ class OpenTelemetry(Telemetry):
             yield Observation(len(consumer.in_flight))
 
         def reconnects(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(consumer.source.outage_count)
+            yield Observation(consumer.outage_count)
 
         def state(_: CallbackOptions) -> Iterable[Observation]:
-            for name in consumer.states:
+            for name in get_args(State):
                 yield Observation(int(name == consumer.state), {"consumer.state": name})
 
         self._meter.create_observable_counter(
@@ -123,16 +120,19 @@ class OpenTelemetry(Telemetry):
         )
         # The conventions have no names for these.
         self._meter.create_observable_counter(
-            "consumer.messages", [outcomes], "{message}", "Deliveries by what became of them."
+            "consumer.messages", [outcomes], "{message}", "Deliveries by handler and outcome."
         )
         self._meter.create_observable_up_down_counter(
-            "consumer.messages.in_flight", [in_flight], "{message}", "Messages in hand."
+            "consumer.messages.in_flight", [in_flight], "{message}", "In-flight messages."
         )
         self._meter.create_observable_counter(
-            "consumer.reconnects", [reconnects], "{reconnect}", "How often the broker was lost."
+            "consumer.reconnects",
+            [reconnects],
+            "{reconnect}",
+            "How many times the broker was lost.",
         )
         self._meter.create_observable_up_down_counter(
-            "consumer.state", [state], "1", "1 for the state it is in, 0 for the others."
+            "consumer.state", [state], "1", "1 for the current state, 0 for the others."
         )
 
     def handling(self, handler: str, messages: Sequence[Message]) -> Handling:
@@ -223,7 +223,7 @@ class OpenTelemetry(Telemetry):
             for provider in self._providers:
                 with suppress(Exception):  # a reader that had no time left
                     provider.shutdown()
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(flushed.set)
 
         threading.Thread(target=flush, name="telemetry", daemon=True).start()
