@@ -1,7 +1,7 @@
-"""Loses an item, and does not: ``python3 docs/lost_item.py``. Needs only Python.
+"""Shows how one form of the loop loses an item and another does not: ``python3 docs/lost_item.py``. Needs only Python.
 
-An item comes some iterations of the event loop after the event that ends the loop. Where is it afterwards? It may have
-been handled, and it may still be in the source; else nobody has it any more.
+The item arrives a few iterations of the event loop after the event. Afterwards it was handled, or the source still has
+it, or it is lost.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from runtime.cancellation import cancellable_aiter  # noqa: E402  # the path com
 
 
 class Source:
-    """Hands an item to whoever waits for one; else keeps it."""
+    """Gives an item to the waiting task, else keeps it."""
 
     def __init__(self) -> None:
         self.kept: list[str] = []
@@ -24,7 +24,7 @@ class Source:
 
     def put(self, item: str) -> None:
         if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(item)  # from here on the source has it no longer
+            self.waiter.set_result(item)  # from here on, the source does not have the item
         else:
             self.kept.append(item)
 
@@ -39,7 +39,7 @@ class Source:
 
 
 async def naive(source: Source, event: asyncio.Event) -> AsyncIterator[str]:
-    """Wait for an item or the event; when the event wins, cancel the other."""
+    """Wait for an item or the event; if the event comes first, cancel the task that waits for the item."""
     stop = asyncio.create_task(event.wait())
     while not event.is_set():
         item = asyncio.ensure_future(anext(source))
