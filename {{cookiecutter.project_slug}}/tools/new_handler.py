@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
             f" and have at most {LONGEST_NAME} characters."
         )
     if keyword.iskeyword(name) or keyword.iskeyword(class_name):
-        return refuse(f"{name!r} is a Python keyword, as a module or as the class {class_name}.")
+        return refuse(f"{name!r} is reserved: {name} or {class_name} is a Python keyword.")
     if f" {name} " in f" {TAKEN} ":
         return refuse(f"{name!r} is reserved: the generated handler files use that name.")
     files = {
@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
         block = re.search(pattern, entered, re.M)
         if block is None:
             where = registry.relative_to(PROJECT).as_posix()
-            return refuse(f"{where} contains no block that begins with {beginning!r}; add the handler by hand.")
+            return refuse(
+                f"{where} contains no block that begins with {beginning!r}; add the handler by hand."
+            )
         inside = sorted([*block[1].splitlines(keepends=True), line], key=natural_order)
         entered = entered[: block.start(1)] + "".join(inside) + entered[block.end(1) :]
     words = {"order_events": PACKAGE, "order_created": name, "OrderCreated": class_name}

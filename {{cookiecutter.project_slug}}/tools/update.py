@@ -1,10 +1,10 @@
 # cookiecutter-consumer {{ cookiecutter._template_version }} | the template's file: updated by the template, so do not edit it here.
-"""Merges the template's changes into this project: ``python3 tools/update.py [question=answer ...]``.
+"""Merges the template's changes into this project.
 
-Needs git and cookiecutter (or uv). The branch `template` holds the unmodified render. Each update commits a new
-render to that branch and merges the branch, so your changes are kept and the history shows both. An answer on the
-command line replaces the recorded one, for example ``broker=nats``. ``package_name=NEW`` renames the package first,
-in your files too.
+``python3 tools/update.py [question=answer ...]`` needs git and cookiecutter (or uv). The branch `template` holds the
+unmodified render. Each update commits a new render to that branch and merges the branch, so your changes are kept and
+the history shows both. An answer on the command line replaces the recorded one, for example ``broker=nats``.
+``package_name=NEW`` renames the package first, in your files too.
 
 Exit codes: 0 updated, or already up to date; 1 failed, or the merge has conflicts; 2 usage.
 """
@@ -35,7 +35,9 @@ def main() -> int:
         template = arguments.template or recorded["template"]
         came_from = arguments.came_from or recorded.get("commit") or f"v{recorded['version']}"
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return refuse(f".template-answers.json does not record the template and the answers: {error!r}.")
+        return refuse(
+            f".template-answers.json does not record the template and the answers: {error!r}."
+        )
     changes = dict(answer.split("=", 1) for answer in arguments.answers)
     if unknown := sorted(changes.keys() - answers.keys()):
         return refuse(f"unknown question {unknown[0]!r}; choose from {', '.join(answers)}.", 2)
