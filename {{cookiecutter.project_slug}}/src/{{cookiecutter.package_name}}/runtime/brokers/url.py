@@ -34,13 +34,13 @@ class BrokerUrl:
         self.like = like
         try:
             parts = urlsplit(text, allow_fragments=False)
-            credentials, at, hosts = parts.netloc.rpartition("@")
+            credentials, _, hosts = parts.netloc.rpartition("@")
             self.hosts = [_host(host, default_port) for host in hosts.split(",") if host]
             self.options = dict(parse_qsl(parts.query, keep_blank_values=True))
         except ValueError:
             raise self.unreadable() from None
-        # A password with an unescaped character ends up behind the host.
-        if not at and "@" in parts.path + parts.query:
+        # A part of a password with an unescaped character is a host or an option here, and would be shown.
+        if "@" in parts.path + parts.query:
             raise self.unreadable()
         self.scheme = parts.scheme.lower()
         user, colon, password = credentials.partition(":")
