@@ -24,16 +24,11 @@ from harness.contract import (
     publish,
     take,
 )
-from harness.servers import Counts, ServerMissing, skip_without_server
+from harness.servers import Counts, ServerMissing, skip_without_server, with_options
 from harness.servers.proxy import Proxy
-from harness.servers.sqs import KEY, SECRET, SqsServer, moto, with_options
-from runtime.brokers import (
-    sqs,
-)
-from runtime.brokers.sqs import (
-    SqsBroker,
-    parse_url,
-)
+from harness.servers.sqs import KEY, SECRET, SqsServer, moto
+from runtime.brokers import sqs
+from runtime.brokers.sqs import SqsBroker, parse_url
 from runtime.errors import BrokerRefused, SourceFailed
 from runtime.message import OutgoingMessage
 
