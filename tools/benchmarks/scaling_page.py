@@ -155,9 +155,7 @@ def measured_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
         "",
         "The same with trivial handlers and a concurrency of 100: the maximum of broker and cores.",
         "",
-        table_head(
-            ["", *(f"{number}" for number in processes), "CPU per message"]
-        ),
+        table_head(["", *(f"{number}" for number in processes), "CPU per message"]),
     ]
     for broker, measured in found.items():
         of = measured[TRIVIAL]
