@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """What is the embedded broker's alone: leases, processes that are killed, and files that refuse."""
 
 import asyncio
@@ -20,18 +19,12 @@ from typing import Any
 
 import pytest
 
+from harness.contract import last
 from runtime.brokers import sqlite
-from runtime.brokers.source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
 from runtime.brokers.sqlite import SqliteSource
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
-
-from .test_contract import last
 
 WAIT_SECONDS = 20
 SHORT_LEASE_SECONDS = 0.4
@@ -444,7 +437,9 @@ async def test_no_more_is_taken_than_there_is_room_for(file: Path) -> None:
         query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
         async with consuming(file, prefetch=3) as other:
             await become_true(lambda: len(other.buffer) >= 3)
-            in_flight = query(file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1")
+            in_flight = query(
+                file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1"
+            )
     assert in_flight == [(1,), (5,), (6,)]
 
 
@@ -483,27 +478,6 @@ def test_an_error_without_a_code_of_sqlite_is_passed_on(file: Path) -> None:
 
 
 # -- leases
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stopping", [False, True], ids=["consuming", "draining"])
-async def test_a_lease_is_renewed_while_a_handler_runs_longer(
-    file: Path, events: list[dict[str, Any]], stopping: bool
-) -> None:
-    async with (
-        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as one,
-        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as other,
-    ):
-        await publish(one, 2)
-        (in_flight,), (others,) = await take(one), await take(other)
-        await other.ack(others)
-        if stopping:
-            await one.stop()
-        await asyncio.sleep(3 * SHORT_LEASE_SECONDS)  # the handler
-        assert not other.buffer
-        await one.ack(in_flight)
-    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
-    assert "settlement_lost" not in names(events)
 
 
 async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(

@@ -264,7 +264,8 @@ class Source(Connected):
             if message in self.unacked:
                 await self.requeue(message)
         else:
-            if message in self.unacked:  # else it was requeued meanwhile, at the deadline
+            # Else it was requeued meanwhile, at the deadline.
+            if message in self.unacked and self._holds(message, settlement):
                 self.unacked.discard(message)
                 await self._ack(message)
 
