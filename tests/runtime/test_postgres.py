@@ -3,16 +3,12 @@
 import asyncio
 import json
 import math
-import os
-import random
-import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
@@ -35,7 +31,7 @@ from harness.servers import Counts, ServerMissing, server_module, skip_without_s
 from harness.servers.postgres import PostgresServer, PrivatePostgres
 from harness.servers.proxy import Proxy
 from runtime.brokers import make_source, postgres, source
-from runtime.brokers.postgres import PostgresSource
+from runtime.brokers.postgres import PostgresBroker
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
@@ -45,7 +41,7 @@ pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scop
 SHORT_LEASE_SECONDS = 0.4
 ODD_PASSWORD = "p@ss:w/o?r#d %2F+é"
 
-Connect = Callable[..., AbstractAsyncContextManager[PostgresSource]]
+Connect = Callable[..., AbstractAsyncContextManager[PostgresBroker]]
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +56,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
 
 @pytest.fixture
 def user(node: PrivatePostgres) -> str:
-    """The URL of a user who has a password, owns nothing, and may make nothing."""
+    """The URL of a user who has a password, owns no schema, and may create none."""
     if node.query("SELECT FROM pg_roles WHERE rolname = 'me'"):
         node.query("DROP OWNED BY me")
         node.query("DROP USER me")
@@ -71,12 +67,12 @@ def user(node: PrivatePostgres) -> str:
 @pytest.fixture
 def source_for(
     settings_for: Callable[..., ConsumerSettings], broker: PostgresServer
-) -> Callable[..., PostgresSource]:
+) -> Callable[..., PostgresBroker]:
     """Makes a source that is not connected yet; ``options`` are appended to the URL."""
 
-    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresSource:
+    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresBroker:
         settings = settings_for(broker_url=(url or broker.url) + options)
-        return cast(PostgresSource, make_source(settings, prefetch))
+        return cast(PostgresBroker, make_source(settings, prefetch))
 
     return make
 
@@ -92,7 +88,7 @@ async def query(server: PostgresServer, statement: str, *arguments: object) -> l
     return await asyncio.to_thread(server.query, statement, *arguments)
 
 
-async def in_use(source: PostgresSource) -> None:
+async def in_use(source: PostgresBroker) -> None:
     """Wait until the source has its row in the table of consumers."""
 
     async def registered() -> bool:
@@ -102,7 +98,7 @@ async def in_use(source: PostgresSource) -> None:
 
 
 class TestOutages:
-    async def test_what_is_in_hand_during_an_outage_stays_ours_and_comes_once(
+    async def test_in_flight_messages_are_settled_once_after_an_outage(
         self,
         connect: Connect,
         proxy: Proxy,
@@ -127,22 +123,7 @@ class TestOutages:
         said = [event["event"] for event in events if event["level"] != "debug"]
         assert said == ["connected", "reconnecting", "connected"]
 
-    async def test_an_outage_of_several_attempts_is_logged_once(
-        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)
-        async with connect(url=proxy.url) as consumer:
-            proxy.refuse()
-            await eventually_logged(events, "reconnect_failed", count=3)
-            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-                await publish(consumer, 1)
-            proxy.resume()
-            await eventually_logged(events, "connected", count=2)
-            published = await publish(consumer, 20)
-            assert await ack_all(consumer, 20) == published
-        assert len(find(events, "reconnecting")) == 1
-
-    async def test_what_was_taken_by_a_statement_without_an_answer_is_delivered_after_all(
+    async def test_a_message_taken_by_a_statement_whose_answer_was_lost_is_delivered(
         self, connect: Connect, proxy: Proxy, broker: PostgresServer, queue: str
     ) -> None:
         async with connect(prefetch=10, url=proxy.url) as source, connect(prefetch=0) as publisher:
@@ -163,23 +144,23 @@ class TestOutages:
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     @pytest.mark.parametrize("what", ["settlement", "exchange"])
-    async def test_what_was_written_and_not_confirmed_is_not_called_lost(
+    async def test_a_settlement_written_without_an_answer_is_not_logged_as_lost(
         self, connect: Connect, events: list[Event], broker: PostgresServer, queue: str, what: str
     ) -> None:
         async with connect(prefetch=10) as source:
             published = await publish(source, 3)
             done, later, last = await take(source, 3)
-            fetch = source._fetch
+            fetch = source._rows
 
             async def break_after(connection: Any, statement: str, *arguments: object) -> Any:
                 rows = await fetch(connection, statement, *arguments)
                 if statement is (postgres.RETRY if what == "settlement" else postgres.EXCHANGE):
-                    source._fetch = fetch  # type: ignore[method-assign]
+                    source._rows = fetch  # type: ignore[method-assign]
                     connection.terminate()
                     raise ConnectionResetError
                 return rows
 
-            source._fetch = break_after  # type: ignore[method-assign]
+            source._rows = break_after  # type: ignore[method-assign]
             await source.ack(done)
             await source.retry(later, 0, "again")
             (again,) = await take(source, 1)
@@ -189,7 +170,7 @@ class TestOutages:
         assert not find(events, "settlement_lost")
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_a_session_that_an_administrator_ends_is_begun_anew(
+    async def test_a_session_that_an_administrator_ends_is_opened_again(
         self, connect: Connect, broker: PostgresServer, events: list[Event]
     ) -> None:
         async with connect() as source:
@@ -199,7 +180,7 @@ class TestOutages:
             published = await publish(source, 5)
             assert await ack_all(source, 5) == published
 
-    async def test_a_server_that_became_read_only_is_an_outage_until_it_is_not(
+    async def test_a_read_only_server_is_an_outage(
         self, connect: Connect, node: PrivatePostgres, events: list[Event]
     ) -> None:
         async def set_read_only(value: str) -> None:
@@ -222,55 +203,13 @@ class TestOutages:
             assert await ack_all(source, 1) == published
 
     async def test_too_many_connections_are_an_outage(
-        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres, user: str
+        self, source_for: Callable[..., PostgresBroker], node: PrivatePostgres, user: str
     ) -> None:
         await query(node, "ALTER USER me CONNECTION LIMIT 0")
         with pytest.raises(BrokerUnavailable, match="too many connections"):
             await source_for(url=user).__aenter__()
 
-    async def test_without_a_server_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., PostgresSource], proxy: Proxy
-    ) -> None:
-        source = source_for(url=proxy.url)
-        proxy.refuse()
-        for _ in range(2):
-            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-                await source.__aenter__()
-            assert not source.connected
-        proxy.resume()
-        async with source:
-            assert source.connected
-
-    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
-        self,
-        source_for: Callable[..., PostgresSource],
-        proxy: Proxy,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(postgres, "CONNECT_SECONDS", 0.3)
-        proxy.black_hole()
-        began_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
-            await source_for(url=proxy.url).__aenter__()
-        assert time.monotonic() - began_at < 2
-
-    async def test_a_server_that_says_nothing_any_more_is_cut_off(
-        self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1)
-        async with connect(url=proxy.url) as source:
-            published = await publish(source, 1)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            await source.ack(message)
-            await eventually_logged(events, "reconnecting")
-            proxy.resume()
-            await eventually_logged(events, "connected", count=2)
-            published += await publish(source, 1)
-            assert await ack_all(source, 1) == published[1:]
-        assert not find(events, "settlement_lost")
-
-    async def test_of_several_hosts_one_that_refuses_and_one_that_is_silent_are_passed_over(
+    async def test_refusing_and_unresponsive_hosts_are_passed_over(
         self, connect: Connect, broker: PostgresServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(postgres, "CONNECT_SECONDS", 1.5)
@@ -282,7 +221,7 @@ class TestOutages:
                 published = await publish(source, 1)
                 assert await ack_all(source, 1) == published
 
-    async def test_tables_that_are_dropped_end_the_consumption_with_a_sentence(
+    async def test_dropped_tables_fail_the_source_with_one_sentence(
         self, connect: Connect, broker: PostgresServer
     ) -> None:
         async with connect(options="?schema=dropped&poll_seconds=0.05") as source:
@@ -294,43 +233,7 @@ class TestOutages:
 
 
 class TestStopping:
-    async def test_a_black_hole_cannot_hold_the_stop(
-        self, connect: Connect, proxy: Proxy, events: list[Event]
-    ) -> None:
-        async with connect(url=proxy.url) as source:
-            await publish(source, 10)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            began_at = time.monotonic()
-            await source.stop()
-            await source.ack(message)
-        assert time.monotonic() - began_at < 4.5
-        assert [e["id"] for e in find(events, "settlement_lost")].count(message.id) == 1
-
-    async def test_a_stop_during_an_outage_is_immediate(
-        self, connect: Connect, proxy: Proxy, events: list[Event]
-    ) -> None:
-        async with connect(url=proxy.url) as source:
-            await publish(source, 10)
-            (message,) = await take(source, 1)
-            proxy.refuse()
-            await eventually_logged(events, "reconnecting")
-            began_at = time.monotonic()
-            await source.stop()
-            await source.ack(message)
-        assert time.monotonic() - began_at < 1
-
-    async def test_every_settlement_is_written_when_the_source_is_left(
-        self, connect: Connect, broker: PostgresServer, queue: str
-    ) -> None:
-        async with connect(prefetch=300) as source:
-            await publish(source, 300)
-            for message in await take(source, 300):
-                await source.ack(message)
-        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
-        assert broker.query("SELECT FROM consumer.consumers WHERE source = $1", queue) == []
-
-    async def test_a_message_given_back_goes_to_the_front_again(self, connect: Connect) -> None:
+    async def test_a_requeued_message_keeps_its_place(self, connect: Connect) -> None:
         async with connect(prefetch=0) as publisher:
             published = await publish(publisher, 5)
         async with connect(prefetch=3) as source:
@@ -344,24 +247,7 @@ class TestStopping:
 
 
 class TestLeases:
-    async def test_a_lease_is_renewed_while_a_handler_runs_longer_also_after_the_stop(
-        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
-    ) -> None:
-        lease = f"?lease_seconds={SHORT_LEASE_SECONDS}"
-        async with connect(1, options=lease) as source:
-            await publish(source, 1)
-            (message,) = await take(source, 1)
-            looks_often = "?lease_seconds=0.1"
-            async with connect(1, options=looks_often) as other:
-                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)  # the handler
-                await source.stop()
-                await asyncio.sleep(2 * SHORT_LEASE_SECONDS)
-                assert len(other.buffer) == 0
-                await source.ack(message)
-        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert not find(events, "settlement_lost")
-
-    async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
+    async def test_a_consumer_whose_lease_expired_loses_its_messages_and_goes_on(
         self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=2, options="?poll_seconds=0.1") as one:
@@ -385,10 +271,10 @@ class TestLeases:
             assert await ack_all(one, 1) == published
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
-    async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
+    async def test_a_late_settlement_is_logged_and_changes_nothing(
         self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
     ) -> None:
-        settle: list[Callable[[PostgresSource, Any], Any]] = [
+        settle: list[Callable[[PostgresBroker, Any], Any]] = [
             lambda source, message: source.ack(message),
             lambda source, message: source.retry(message, 0, "again"),
             lambda source, message: source.reject(message, "bad"),
@@ -412,7 +298,7 @@ class TestLeases:
         assert sorted(map(tuple, rows)) == sorted((id, 0, 0) for id in published)
         assert Counter(e["id"] for e in find(events, "settlement_lost")) == Counter(published)
 
-    async def test_nobody_takes_messages_without_a_row_that_says_it_lives(
+    async def test_a_consumer_without_its_row_registers_before_it_takes_messages(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         async with connect(prefetch=1, options="?poll_seconds=3600") as source:
@@ -426,7 +312,7 @@ class TestLeases:
             assert source._consumer > first
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_a_consumer_in_the_middle_of_an_exchange_is_not_taken_for_dead(
+    async def test_a_consumer_in_the_middle_of_an_exchange_does_not_count_as_dead(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         register = """INSERT INTO consumer.consumers (source, expires_at) VALUES ($1, '-infinity')
@@ -435,7 +321,7 @@ class TestLeases:
             await publish(publisher, 1)
             async with busy._request() as connection, connection.transaction():
                 [(id,)] = await query(broker, register, queue)
-                rows = await busy._fetch(connection, postgres.EXCHANGE, queue, id, [], 1)
+                rows = await busy._rows(connection, postgres.EXCHANGE, queue, id, [], 1)
                 assert rows[0]["alive"]
                 async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
                     await in_use(other)
@@ -446,9 +332,7 @@ class TestLeases:
         async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
             await ack_all(other, 1)
 
-    async def test_a_message_that_somebody_looks_at_holds_up_nothing(
-        self, connect: Connect, queue: str
-    ) -> None:
+    async def test_a_locked_row_holds_up_no_other(self, connect: Connect, queue: str) -> None:
         lock = "SELECT FROM consumer.messages WHERE source = $1 AND id = $2 FOR UPDATE"
         async with connect(prefetch=0) as busy:
             published = await publish(busy, 2)
@@ -457,7 +341,7 @@ class TestLeases:
                 async with connect(prefetch=1, options="?poll_seconds=0.1") as other:
                     assert await ack_all(other, 1) == published[1:]
 
-    async def test_an_outage_longer_than_the_lease_repeats_nothing_of_those_who_come_back(
+    async def test_consumers_that_reconnect_keep_their_messages_after_an_outage_longer_than_the_lease(
         self,
         connect: Connect,
         proxy: Proxy,
@@ -511,7 +395,7 @@ class TestLeases:
                 await source.ack(message)
             [letter] = [letter async for letter in publisher.dead_letters(10)]
         assert (letter.id, letter.attempts) == (published[0], 0)
-        assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in hand"
+        assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in flight"
 
 
 SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
@@ -542,7 +426,7 @@ class TestWaking:
                 assert message.attempt == 2
                 await other.ack(message)
 
-    async def test_who_leaves_wakes_those_who_wait(self, connect: Connect) -> None:
+    async def test_a_consumer_that_leaves_wakes_waiting_ones(self, connect: Connect) -> None:
         async with connect(prefetch=0) as publisher:
             published = await publish(publisher, 1)
         async with AsyncExitStack() as stack, connect(prefetch=1, options=SELDOM) as one:
@@ -552,7 +436,7 @@ class TestWaking:
             await one.__aexit__()
             assert await ack_all(waiting, 1) == published
 
-    async def test_a_row_that_anybody_inserts_is_a_message(
+    async def test_a_row_that_another_program_inserts_is_a_message(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         insert = "INSERT INTO consumer.messages (source, type, body) VALUES ($1, 'kind', '{}')"
@@ -579,7 +463,7 @@ class TestWaking:
             published = await publish(publisher, 1)
             assert await ack_all(source, 1) == published
 
-    async def test_an_idle_consumer_asks_for_nothing(self, connect: Connect, proxy: Proxy) -> None:
+    async def test_an_idle_consumer_sends_no_request(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(url=proxy.url) as source, connect(prefetch=0) as elsewhere:
             await publish(source, 1)
             await ack_all(source, 1)
@@ -610,7 +494,7 @@ class TestWaking:
 
 
 class TestSettlements:
-    async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+    async def test_consecutive_acks_share_a_statement(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=0) as publisher:
             await publish(publisher, 1000)
         async with connect(prefetch=100, url=proxy.url) as source:
@@ -618,48 +502,6 @@ class TestSettlements:
             await ack_all(source, 1000)
             await source.stop()
             assert proxy.bytes_to_broker - sent_before < 1000 * 40  # alone, each would be 200 bytes
-
-    async def test_an_ack_does_not_wait_for_the_server(
-        self, connect: Connect, proxy: Proxy
-    ) -> None:
-        async with connect(prefetch=1, url=proxy.url) as source:
-            await publish(source, 1)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            async with asyncio.timeout(0.5):
-                await source.ack(message)
-            proxy.resume()
-
-    @pytest.mark.parametrize("seed", [0, 1])
-    async def test_settlements_in_any_order_settle_exactly_what_they_name(
-        self, connect: Connect, broker: PostgresServer, queue: str, seed: int
-    ) -> None:
-        chance = random.Random(seed)
-        done, dead, later = 0, 0, 0
-        async with connect(prefetch=150) as source:
-            await publish(source, 150)
-            messages = await take(source, 150)
-            chance.shuffle(messages)
-            await source.stop()
-            for message in messages:
-                match chance.randrange(8):
-                    case 0:
-                        await source.requeue(message)
-                    case 1:
-                        await source.reject(message, "bad")
-                        dead += 1
-                    case 2:
-                        await source.retry(message, 3600, "later")
-                        later += 1
-                    case 3:
-                        pass
-                    case _:
-                        await source.ack(message)
-                        done += 1
-                if chance.random() < 0.3:
-                    await asyncio.sleep(0.001)
-        ready = 150 - done - dead - later
-        assert broker.counts(queue) == Counts(ready=ready, delayed=later, dead=dead)
 
     @pytest.mark.parametrize("seconds", [1e300, math.inf])
     async def test_a_delay_beyond_all_bounds_is_a_century(
@@ -690,7 +532,9 @@ class TestSettlements:
 
 
 class TestText:
-    async def test_headers_may_hold_what_text_in_postgresql_may_not(self, connect: Connect) -> None:
+    async def test_headers_may_contain_characters_that_postgresql_text_cannot(
+        self, connect: Connect
+    ) -> None:
         headers = {"nul \0": ["\0", "\ud800"], "huge": 10**400, "float": 1e-300}
         async with connect(prefetch=1) as source:
             await source.publish([OutgoingMessage(b"", headers=headers)])
@@ -714,7 +558,7 @@ class TestText:
         ],
         ids=["NUL in the id", "NUL in the type", "half a character", "NaN", "bytes"],
     )
-    async def test_what_cannot_be_kept_is_refused_with_a_sentence(
+    async def test_a_message_that_cannot_be_stored_is_refused_with_one_sentence(
         self, connect: Connect, broker: PostgresServer, queue: str, fields: dict[str, Any]
     ) -> None:
         async with connect(prefetch=0) as source:
@@ -723,7 +567,7 @@ class TestText:
             await publish(source, 1)
         assert broker.counts(queue).ready == 1
 
-    async def test_a_reason_is_kept_as_far_as_it_can_be(self, connect: Connect) -> None:
+    async def test_unstorable_characters_of_a_reason_are_replaced(self, connect: Connect) -> None:
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
@@ -732,7 +576,7 @@ class TestText:
             [letter] = [letter async for letter in source.dead_letters(1)]
             assert letter.reason == "nul \ufffd, half ?, größe"
 
-    async def test_headers_are_an_object_whoever_writes_them(
+    async def test_headers_of_another_program_must_be_an_object(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         insert = "INSERT INTO consumer.messages (source, headers, body) VALUES ($1, '[]', '')"
@@ -741,9 +585,58 @@ class TestText:
                 await query(broker, insert, queue)
 
 
+class TestRows:
+    """Any program with the right to insert may write a number that this one never would."""
+
+    @pytest.mark.parametrize("failures", [2**31 - 1, -5])
+    async def test_impossible_failures_count_as_none_and_end_no_consumer(
+        self, connect: Connect, broker: PostgresServer, queue: str, failures: int
+    ) -> None:
+        insert = "INSERT INTO consumer.messages (source, failures, body) VALUES ($1, $2, '')"
+        async with connect(prefetch=1) as source:
+            await query(broker, insert, queue, failures)
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert message.attempt == attempt
+                await source.retry(message, 0, "again")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert letter.attempts == 3
+
+    @pytest.mark.parametrize("crashes", [2**31 - 1, -(2**31)])
+    async def test_impossible_crashes_end_no_consumer(
+        self, connect: Connect, broker: PostgresServer, queue: str, crashes: int
+    ) -> None:
+        insert = """WITH dead AS (INSERT INTO consumer.consumers (source, expires_at)
+                VALUES ($1, '-infinity') RETURNING id)
+            INSERT INTO consumer.messages (source, consumer, crashes, body)
+            SELECT $1, id, $2, '' FROM dead"""
+        async with connect(prefetch=0) as publisher:
+            await query(broker, insert, queue, crashes)
+            async with connect(prefetch=1) as source:
+                published = await publish(publisher, 1)
+                taken = await ack_all(source, 1 if crashes > 0 else 2)
+                assert taken[-1:] == published
+            assert await publisher.count_dead_letters() == (crashes > 0)
+
+    async def test_impossible_times_and_counts_of_a_dead_letter_are_listed_as_absent(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        insert = """INSERT INTO consumer.dead_letters
+            (source, reason, attempts, dead_lettered_at, id, type, headers, body)
+            VALUES ($1, '', -1, $2::text::timestamptz, '', '', '[]', '')"""
+        async with connect(prefetch=0) as source:
+            for time in ("infinity", "-infinity", "4713-01-01 BC"):
+                await query(broker, insert, queue, time)
+            letters = [letter async for letter in source.dead_letters(10)]
+        assert [(one.attempts, one.dead_lettered_at) for one in letters] == [(0, 0.0)] * 3
+
+
 class TestTables:
-    async def test_many_may_make_the_tables_at_once(
-        self, source_for: Callable[..., PostgresSource], broker: PostgresServer, queue: str
+    async def test_many_processes_may_create_the_tables_at_once(
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer, queue: str
     ) -> None:
         schema = f'Odd "{queue}'
         sources = [source_for(options=f"?schema={quote(schema)}") for _ in range(8)]
@@ -753,7 +646,7 @@ class TestTables:
             assert (await sources[0].describe())[queue] == 8
         finally:
             await asyncio.gather(*(source.__aexit__() for source in sources))
-            await query(broker, f"DROP SCHEMA {postgres._quote(schema)} CASCADE")
+            await query(broker, f"DROP SCHEMA {postgres._identifier(schema)} CASCADE")
 
     @pytest.mark.parametrize(
         ("statements", "sentence"),
@@ -762,14 +655,17 @@ class TestTables:
                 ["COMMENT ON TABLE {}.messages IS 'cookiecutter-consumer queue, schema 2'"],
                 "have version 2; this version of the service knows 1",
             ),
-            (["COMMENT ON TABLE {}.messages IS NULL"], "another program's: choose a place"),
-            (["DROP TABLE {}.messages"], "another program's: choose a place"),
+            (
+                ["COMMENT ON TABLE {}.messages IS NULL"],
+                "belongs to another program: choose another",
+            ),
+            (["DROP TABLE {}.messages"], "belongs to another program: choose another"),
         ],
         ids=["a newer version", "messages of others", "other tables of others"],
     )
-    async def test_tables_that_are_not_ours_stay_as_they_are(
+    async def test_tables_of_another_program_stay_unmodified(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         broker: PostgresServer,
         statements: list[str],
         sentence: str,
@@ -787,11 +683,11 @@ class TestTables:
         assert await query(broker, columns) == before
         await query(broker, "DROP SCHEMA theirs CASCADE")
 
-    async def test_who_may_not_make_tables_uses_those_that_are_there(
+    async def test_a_user_without_the_right_to_create_tables_uses_existing_ones(
         self, connect: Connect, node: PrivatePostgres, user: str
     ) -> None:
         await query(node, "DROP SCHEMA IF EXISTS consumer CASCADE")
-        with pytest.raises(BrokerRefused, match="this user may not make them") as refused:
+        with pytest.raises(BrokerRefused, match="and cannot be created") as refused:
             async with connect(url=user):
                 pass
         assert "\n" not in str(refused.value)
@@ -814,7 +710,7 @@ class TestTables:
             await source.describe()
 
     async def test_a_database_in_another_encoding_is_refused(
-        self, source_for: Callable[..., PostgresSource], node: PrivatePostgres
+        self, source_for: Callable[..., PostgresBroker], node: PrivatePostgres
     ) -> None:
         await query(node, "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
         url = urlsplit(node.url)._replace(path="/latin").geturl()
@@ -822,7 +718,7 @@ class TestTables:
             await source_for(url=url).__aenter__()
         await query(node, "DROP DATABASE latin")
 
-    async def test_what_is_confirmed_is_on_the_disk(self, connect: Connect) -> None:
+    async def test_confirmed_messages_are_on_the_disk(self, connect: Connect) -> None:
         async with connect(prefetch=0) as source, source._request() as connection:
             for setting in ("fsync", "synchronous_commit"):
                 assert await connection.fetchval(f"SHOW {setting}") == "on"
@@ -830,7 +726,7 @@ class TestTables:
                 WHERE relnamespace = 'consumer'::regnamespace AND relpersistence <> 'p'"""
             assert await connection.fetchval(unlogged) == 0
 
-    async def test_taking_costs_the_same_whatever_else_is_there(
+    async def test_taking_costs_the_same_however_many_others_wait(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         add = """INSERT INTO consumer.messages (source, due_at, consumer, body)
@@ -841,7 +737,7 @@ class TestTables:
                 """By the exchange, in all steps of its plan together."""
                 async with source._request() as connection, connection.transaction():
                     register, exchange = (
-                        postgres._sql(statement, '"consumer"')
+                        postgres._sql(statement, "consumer")
                         for statement in (postgres.REGISTER, postgres.EXCHANGE)
                     )
                     me = await connection.fetchval(register, queue, 60.0)
@@ -884,37 +780,16 @@ def _rows_read(plan: dict[str, Any]) -> Iterator[int]:
 
 
 class TestCredentials:
-    async def test_a_password_may_hold_any_character_and_is_in_no_log_and_no_error(
-        self, connect: Connect, node: PrivatePostgres, user: str, events: list[Event]
-    ) -> None:
-        await query(node, "GRANT CREATE ON DATABASE postgres TO me")
-        said = []
-        with Proxy(user) as proxy:
-            async with connect(prefetch=1, url=proxy.url, options="?schema=mine") as source:
-                published = await publish(source, 1)
-                assert await ack_all(source, 1) == published
-                proxy.refuse()
-                await eventually_logged(events, "reconnecting")
-                with pytest.raises(BrokerUnavailable) as unavailable:
-                    await publish(source, 1)
-                said.append(str(unavailable.value))
-                proxy.resume()
-                await eventually_logged(events, "connected", count=2)
-        said += [str(event) for event in events]
-        for secret in (ODD_PASSWORD, quote(ODD_PASSWORD, safe=""), "p@ss", "p%40ss"):
-            assert not [text for text in said if secret in text]
-
     @pytest.mark.parametrize(
         ("name", "database", "sentence"),
         [
-            ("me", "/postgres", "refused the user name or the password"),
             ("nobody-of-that-name", "/postgres", "refused the user name or the password"),
             ("", "/nowhere", 'database "nowhere" does not exist'),
         ],
     )
     async def test_a_wrong_password_user_or_database_is_one_sentence_without_them(
         self,
-        source_for: Callable[..., PostgresSource],
+        source_for: Callable[..., PostgresBroker],
         node: PrivatePostgres,
         user: str,
         name: str,
@@ -928,48 +803,39 @@ class TestCredentials:
         assert "s3cret" not in str(refused.value)
         assert "\n" not in str(refused.value)
 
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "postgres://user:s3cret#s3cret@localhost/",
-            "postgres://user:1/s3cret@localhost/",
-            "postgres://user:s3cret?s3cret@localhost/",
-            "postgres://user:s3cret@s3cret@localhost/",
-            "postgres://user@localhost:s3cret/",
-        ],
-    )
-    def test_a_password_that_is_not_encoded_is_refused_and_not_repeated(
-        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], url: str
+    def test_no_part_of_a_password_counts_as_a_host(
+        self, broker: PostgresServer, source_for: Callable[..., PostgresBroker]
     ) -> None:
-        with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
-            source_for(url=url)
-        assert "s3cret" not in str(refused.value)
-        assert refused.value.__cause__ is None
+        with pytest.raises(BrokerRefused, match="percent-encoded"):
+            source_for(url="postgres://me:s3@cret/s3cret@host/database")
 
     @pytest.mark.parametrize(
-        "options",
+        ("options", "sentence"),
         [
-            "lease_seconds=0",
-            "lease_seconds=x",
-            "poll_seconds=inf",
-            "pgbouncer=maybe",
-            "schema=",
-            "x",
+            ("lease_seconds=0", "lease_seconds must be a number of at least 0.01"),
+            ("lease_seconds=x", "lease_seconds must be a number"),
+            ("poll_seconds=inf", "poll_seconds must be a number"),
+            ("pgbouncer=maybe", "pgbouncer must be true or false"),
+            ("sslrootcert=/missing.pem", "sslrootcert: the file /missing.pem does not exist"),
         ],
     )
-    def test_an_option_that_makes_no_sense_is_one_sentence(
-        self, broker: PostgresServer, source_for: Callable[..., PostgresSource], options: str
+    def test_an_option_that_cannot_be_used_is_one_sentence(
+        self,
+        broker: PostgresServer,
+        source_for: Callable[..., PostgresBroker],
+        options: str,
+        sentence: str,
     ) -> None:
-        with pytest.raises(BrokerRefused, match="CONSUMER_BROKER_URL: the options are"):
+        with pytest.raises(BrokerRefused, match=f"^CONSUMER_BROKER_URL: {sentence}"):
             source_for(options=f"?{options}")
 
     async def test_an_option_that_the_server_does_not_know_is_one_sentence(
-        self, source_for: Callable[..., PostgresSource]
+        self, source_for: Callable[..., PostgresBroker]
     ) -> None:
         with pytest.raises(BrokerRefused, match='unrecognized configuration parameter "lease"'):
             await source_for(options="?lease=3").__aenter__()
 
-    async def test_the_session_bears_the_name_of_the_queue(
+    async def test_the_session_has_the_name_of_the_queue(
         self, connect: Connect, queue: str
     ) -> None:
         shown = "SHOW application_name"
@@ -980,111 +846,16 @@ class TestCredentials:
             assert await connection.fetchval(shown) == "shop"
 
 
-def give(certificate: Path, data: Path) -> None:
-    """Copy it to the server, which insists that its key is its own."""
-    copy = shutil.copy(certificate, data)
-    os.chmod(copy, 0o600)  # noqa: PTH101
-    if os.geteuid() == 0:
-        shutil.chown(copy, data.stat().st_uid, data.stat().st_gid)
-
-
-@pytest.fixture
-async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[str]:
-    """The private server speaks TLS, and knows a user by a certificate only."""
-    if node.data is None:
-        pytest.skip("the directory of a server in docker cannot be reached")
-    for name in ("server.pem", "server.key", "ca.pem"):
-        give(certificates / name, node.data)
-    if not await query(node, "SELECT FROM pg_roles WHERE rolname = 'client'"):
-        await query(node, "CREATE USER client")
-        await query(node, "GRANT CREATE ON DATABASE postgres TO client")
-    settings = {
-        "ssl_cert_file": "server.pem",
-        "ssl_key_file": "server.key",
-        "ssl_ca_file": "ca.pem",
-        "ssl": "on",
-    }
-    access = node.data / "pg_hba.conf"
-    by_certificate = "hostssl all client all cert\n"
-    try:
-        for name, value in settings.items():
-            await query(node, f"ALTER SYSTEM SET {name} = '{value}'")
-    except asyncpg.PostgresError as error:
-        pytest.skip(f"this server was built without TLS: {error}")
-    if not access.read_text().startswith(by_certificate):
-        access.write_text(by_certificate + access.read_text())
-    await query(node, "SELECT pg_reload_conf()")
-
-    async def speaks_tls() -> bool:
-        return bool((await query(node, "SHOW ssl"))[0][0] == "on")
-
-    await eventually(True, speaks_tls)
-    port = urlsplit(node.url).port
-    yield f"postgres://client@localhost:{port}/postgres?schema=client"
-    await query(node, "ALTER SYSTEM SET ssl = off")
-    await query(node, "SELECT pg_reload_conf()")
-
-
 class TestTls:
-    async def test_a_ca_and_a_clients_certificate_also_after_an_outage_and_in_a_black_hole(
-        self,
-        connect: Connect,
-        tls_url: str,
-        certificates: Path,
-        events: list[Event],
-        monkeypatch: pytest.MonkeyPatch,
+    async def test_an_sslmode_that_does_not_exist_is_one_sentence(
+        self, source_for: Callable[..., PostgresBroker]
     ) -> None:
-        monkeypatch.setattr(postgres, "STOP_SECONDS", 0.2)
-        monkeypatch.setattr(postgres, "CLOSE_SECONDS", 0.3)
-        options = (
-            f"&sslmode=verify-full&sslrootcert={certificates / 'ca.pem'}"
-            f"&sslcert={certificates / 'client.pem'}&sslkey={certificates / 'client.key'}"
-        )
-        with Proxy(tls_url) as proxy:
-            async with connect(url=proxy.url + options) as source:
-                published = await publish(source, 10)
-                assert await ack_all(source, 10) == published
-                async with source._request() as connection:
-                    in_use = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-                    assert await connection.fetchval(in_use)
-                proxy.cut()
-                await eventually_logged(events, "connected", count=2)
-                published = await publish(source, 1)
-                assert await ack_all(source, 1) == published
-                proxy.black_hole()
-                began_at = time.monotonic()
-                await source.stop()
-        assert time.monotonic() - began_at < 2
-
-    @pytest.mark.parametrize(
-        ("options", "sentence"),
-        [
-            ("&sslmode=verify-full&sslrootcert={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
-            ("&sslmode=verify-ca&sslrootcert={}/missing.pem", "no file for sslrootcert"),
-            ("&sslmode=sometimes", "sslmode"),
-            (
-                "&sslmode=require&sslcert={}/client.pem&sslkey={}/server.key",
-                "KEY_VALUES_MISMATCH",
-            ),
-            ("&sslmode=require", "certificate"),
-        ],
-        ids=["other CA", "no such file", "no such mode", "other key", "no certificate"],
-    )
-    async def test_tls_that_cannot_be_is_one_sentence(
-        self,
-        source_for: Callable[..., PostgresSource],
-        tls_url: str,
-        certificates: Path,
-        options: str,
-        sentence: str,
-    ) -> None:
-        url = tls_url + options.replace("{}", str(certificates))
-        with pytest.raises(BrokerRefused, match=sentence) as refused:
-            await source_for(url=url).__aenter__()
+        with pytest.raises(BrokerRefused, match="sslmode") as refused:
+            await source_for(options="?sslmode=sometimes").__aenter__()
         assert "\n" not in str(refused.value)
 
-    async def test_a_server_without_tls_is_refused_by_who_asks_for_it(
-        self, source_for: Callable[..., PostgresSource], broker: PostgresServer
+    async def test_a_server_without_tls_is_refused_if_the_url_asks_for_tls(
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer
     ) -> None:
         with pytest.raises(BrokerRefused, match="no TLS connection"):
             await source_for(options="?sslmode=require").__aenter__()

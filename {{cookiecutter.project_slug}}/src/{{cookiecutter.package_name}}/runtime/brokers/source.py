@@ -239,7 +239,7 @@ class Source(Connected):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
-        reason = "it was settled before"
+        reason = "it was settled before, or the broker has taken it back"
         if message in self.unacked:
             if not (reason := self._lost_because(message)):
                 return True
