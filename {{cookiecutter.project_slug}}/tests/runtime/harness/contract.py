@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.brokers import make_source
-from runtime.brokers.source import Source
+from runtime.brokers.source import Publisher, Source
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
@@ -47,7 +47,7 @@ def need(source: Source, capability: str) -> None:
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
 
 
-async def publish(source: Source, count: int, **fields: Any) -> list[str]:
+async def publish(source: Publisher, count: int, **fields: Any) -> list[str]:
     """Publish this many messages; returns their ids."""
     messages = [OutgoingMessage(b"%d" % number, **fields) for number in range(count)]
     await source.publish(messages)

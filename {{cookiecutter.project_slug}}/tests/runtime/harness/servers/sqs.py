@@ -83,6 +83,11 @@ class SqsServer(Server):
     def consumers(self, queue: str) -> int:
         return -1
 
+    def delete(self, queue: str) -> None:
+        for name in (queue, f"{queue}-dead"):
+            if url := self.queue_url(name):
+                self.client.delete_queue(QueueUrl=url)
+
     def queue_url(self, name: str) -> str:
         """Empty if there is no such queue."""
         try:
