@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The strictest source for the cancellation tests: an item given to a waiter that is then cancelled is gone.
 
 Queues and brokers keep an item until it is taken. This one does not, so it shows every loss.

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Whatever a producer sends is a dead letter with a reason, or handled; it ends nothing and is in no log."""
 
 import asyncio
@@ -15,7 +14,8 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from runtime import cli
+from harness.contract import start_once
+from harness.servers.sqlite import SqliteFile
 from runtime.brokers import make_source
 from runtime.brokers.source import Source, headers_from
 from runtime.cancellation import CancellationEvent
@@ -31,10 +31,8 @@ from runtime.message import (
     OutgoingMessage,
     Reject,
 )
+from runtime.operate import cli
 from runtime.settings import ConsumerSettings
-
-from .servers.sqlite import SqliteFile
-from .test_contract import start_once
 
 
 class Order(BaseModel):

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The rules of cancellation.py, one test for each; every interleaving is in test_cancellation_properties.py."""
 
 import asyncio
@@ -13,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
+from handoff import SOURCES, Handoff, PlainIterator, anyio_scope, generator, within
 from runtime.cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -20,8 +20,6 @@ from runtime.cancellation import (
     cancellable_sleep,
     cancellable_wait,
 )
-
-from .handoff import SOURCES, Handoff, PlainIterator, anyio_scope, generator, within
 
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
 

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """cancellation.py at every interleaving: the event loop is turned by hand, one iteration at a time.
 
 The sweeps try every offset between two things that happen; the state machine tries what hypothesis thinks
@@ -25,11 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from handoff import SOURCES, Handoff
 from runtime.cancellation import (
     cancellable_aiter,
 )
-
-from .handoff import SOURCES, Handoff
 
 Scope = Callable[["Scene"], AbstractAsyncContextManager[None]]
 Action = Callable[["Scene"], None]

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The command line: what each command does on a real broker, what it says, and its exit code."""
 
 import asyncio
@@ -22,18 +21,18 @@ import structlog
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime import cli
+from harness.contract import need, start_once
+from harness.process import Ledger, service_command, service_environment
+from harness.servers import SERVED_BROKERS, Server
 from runtime.brokers import make_source
-from runtime.brokers.source import BrokerRefused, Source
-from runtime.cli import Service, main
+from runtime.brokers.source import Source
+from runtime.errors import BrokerRefused
 from runtime.handlers import HandlerFunction
 from runtime.message import Message
+from runtime.operate import cli
+from runtime.operate.cli import Service, main
+from runtime.operate.vendored import find_drift
 from runtime.settings import ConsumerSettings
-from runtime.vendored import find_drift
-
-from .process import Ledger, service_command, service_environment
-from .servers import SERVED_BROKERS, Server
-from .test_contract import need, start_once
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The consumer in this process, on the embedded broker: what becomes of a message, whatever its handler does."""
 
 import asyncio
@@ -18,15 +17,16 @@ import structlog
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
+from harness.servers import Server
 from runtime import consumer as consumer_module
 from runtime import systemd, telemetry
 from runtime.brokers import make_source
-from runtime.brokers.source import BrokerUnavailable
 from runtime.cancellation import (
     CancellationEvent,
     CancellationRequested,
 )
 from runtime.consumer import Consumer, Lifespan, forces
+from runtime.errors import BrokerUnavailable
 from runtime.handlers import HandlerFunction, Router
 from runtime.message import (
     Message,
@@ -40,8 +40,6 @@ from runtime.telemetry import (
     Outcome,
     Telemetry,
 )
-
-from .servers import Server
 
 pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -763,7 +761,9 @@ async def test_a_retry_that_says_when_counts_as_an_attempt_in_a_stop_too(bench: 
         await message.stopping.wait()
         raise Retry(delay_seconds=None if event.number else 3600)
 
-    _, consumer = await bench.run(numbers(2), lambda c: len(c.in_flight) == 2, handlers={"n": handle})
+    _, consumer = await bench.run(
+        numbers(2), lambda c: len(c.in_flight) == 2, handlers={"n": handle}
+    )
     assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
     assert (consumer.source.requeued_count, consumer.abandoned_count) == (1, 0)
     assert (consumer.telemetry.outcomes["n", "retried"], consumer.errors) == (2, [])

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Handlers: which signatures are understood, how payloads are decoded, and which handler gets a message."""
 
 import asyncio
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
-from runtime.handlers import Handler, HandlerError, Router
+from runtime.errors import HandlerError
+from runtime.handlers import Handler, Router
 from runtime.message import Message, Reject, Retry
 
 

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -33,6 +32,20 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from harness.contract import (
+    Event,
+    ack_all,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    length_of,
+    publish,
+    take,
+)
+from harness.servers import Counts, Server, need_of_server
+from harness.servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
 from runtime.brokers import (
     kafka,
     make_source,
@@ -43,22 +56,14 @@ from runtime.brokers.kafka import (
     delays_seconds,
     parse_url,
 )
-from runtime.brokers.source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import (
     Message,
     OutgoingMessage,
 )
 from runtime.settings import ConsumerSettings
 
-from .helpers import Event, come, drain, find
-from .servers import Counts, Server, need_of_server
-from .servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
-from .test_contract import AT_ONCE_SECONDS, become, ids, length_of, publish, settle_as, take
+AT_ONCE_SECONDS = 1.0
 
 pytestmark = pytest.mark.parametrize("broker", ["kafka"], indirect=True, scope="session")
 
@@ -163,7 +168,7 @@ class TestOffsets:
                 await source.ack(message)
             await source.stop()
             await source.requeue(second)
-        await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
         async with connect() as source:
             again = await take(source, 4)
             assert ids(again) == ids([second, *others])
@@ -230,7 +235,7 @@ class TestOffsets:
             (message,) = await take(source, 1)
             await asyncio.sleep(2 * SESSION_SECONDS)
             await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert len(find(events, "partitions_assigned")) == 1
 
 
@@ -262,9 +267,9 @@ class TestGroups:
             await others.enter_async_context(member())
             await first.aclose()
             await others.enter_async_context(member())
-            await become(len(published), length_of(handled))
+            await eventually(len(published), length_of(handled))
         assert Counter(handled) == Counter(published)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_message_that_outlasts_a_rebalance_comes_again_and_its_ack_is_in_vain(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
@@ -284,7 +289,7 @@ class TestGroups:
                         await source.ack(message)
 
                 workers = [asyncio.create_task(work(source)) for source in (one, other)]
-                await become(20, length_of(handled))
+                await eventually(20, length_of(handled))
                 await asyncio.gather(one.stop(), other.stop())
                 await asyncio.gather(*workers)
         assert held[0].id in handled
@@ -310,9 +315,9 @@ class TestGroups:
         async with connect() as source:
             stuck: Any = source._consumer
             stuck._fetcher._fetch_task.cancel()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert Counter(await drain(source, 5)) == Counter(published)
+            assert Counter(await ack_all(source, 5)) == Counter(published)
             assert source._consumer is not stuck
         lost, *_ = find(events, "reconnecting")
         assert "no answer to a fetch" in lost["reason"]
@@ -333,9 +338,9 @@ class TestOutages:
             proxy.cut()
             for message in in_flight:
                 await source.ack(message)
-            handled = ids(in_flight) + await drain(source, 37)
+            handled = ids(in_flight) + await ack_all(source, 37)
         assert Counter(handled) == Counter(published)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert caplog.records == []  # not a word of the library, which logs every attempt
 
     async def test_an_outage_of_several_attempts_is_logged_once(
@@ -343,13 +348,13 @@ class TestOutages:
     ) -> None:
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=2)
+            await eventually_logged(events, "reconnect_failed", count=2)
             assert not source.connected
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             assert source.connected
             published = await publish(source, 20)
-            assert Counter(await drain(source, 20)) == Counter(published)
+            assert Counter(await ack_all(source, 20)) == Counter(published)
         assert len(find(events, "reconnecting")) == 1
 
     async def test_a_retry_that_cannot_be_stored_is_handled_again(
@@ -441,7 +446,7 @@ class TestOutages:
             await source.ack(message)
             assert not await source._commit(seconds=0.2)
             proxy.cut()
-            await become(False, commits)
+            await eventually(False, commits)
             gc.collect()
             proxy.resume()
         assert never_retrieved == []
@@ -601,9 +606,9 @@ class TestTopics:
     ) -> None:
         async with connect() as source:
             (id,) = await publish(source, 1)
-            await drain(source, 1)
+            await ack_all(source, 1)
             async with connect(group="another") as other:
-                assert await drain(other, 1) == [id]
+                assert await ack_all(other, 1) == [id]
 
     async def test_a_broker_that_knows_no_default_is_asked_for_as_many_copies_as_it_has_brokers(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
@@ -615,7 +620,7 @@ class TestTopics:
         )
         async with connect() as source:
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
         assert [[topic.replication_factor for topic in topics] for topics in asked] == [
             [-1, -1, -1],
             [1, 1, 1],
@@ -704,7 +709,7 @@ class TestUrl:
         try:
             async with connect(broker_url=f"{url}&sasl_mechanism={mechanism}") as source:
                 proxy.refuse()
-                await come(events, "reconnecting")
+                await eventually_logged(events, "reconnecting")
                 proxy.resume()
                 said = f"{await source.describe()}"
         except BrokerError as refusal:  # this server knows no passwords, or not this one
@@ -729,7 +734,7 @@ class TestTls:
             broker_url=f"{tls_proxy.url}&cafile={certificates / 'ca.pem'}"
         ) as source:
             published = await publish(source, 10)
-            assert Counter(await drain(source, 10)) == Counter(published)
+            assert Counter(await ack_all(source, 10)) == Counter(published)
 
     async def test_a_certificate_of_an_unknown_ca_is_one_sentence(
         self, source_for: Callable[..., KafkaSource], tls_proxy: KafkaProxy

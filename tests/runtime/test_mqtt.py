@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """MQTT alone: sessions, what it does not promise, outages. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -20,22 +19,28 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from harness.contract import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    last,
+    length_of,
+    publish,
+    take,
+)
+from harness.servers import Counts
+from harness.servers.mqtt import ODD_USER, READER, PrivateMosquitto
+from harness.servers.proxy import Proxy
 from runtime.brokers import mqtt
 from runtime.brokers import source as source_module
 from runtime.brokers.mqtt import MqttSource
-from runtime.brokers.source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
-
-from .helpers import Event, come, drain, filled, find
-from .servers import Counts
-from .servers.mqtt import ODD_USER, READER, PrivateMosquitto
-from .servers.proxy import Proxy
-from .test_contract import become, ids, last, length_of, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="session")
 
@@ -130,7 +135,7 @@ class TestSessions:
         async with connect(prefetch=0) as publisher:
             published = await publish(publisher, 20)
         async with connect(prefetch=1) as source:
-            assert await drain(source, 20) == published
+            assert await ack_all(source, 20) == published
 
     async def test_consumers_of_one_machine_have_sessions_of_their_own_and_inherit_them(
         self, connect: Connect
@@ -142,7 +147,7 @@ class TestSessions:
             async with connect() as successor:
                 assert successor._client_id == other._client_id
                 published = await publish(one, 10)
-                handled = await drain(one, 5) + await drain(successor, 5)
+                handled = await ack_all(one, 5) + await ack_all(successor, 5)
                 assert Counter(handled) == Counter(published)
 
     async def test_without_a_directory_for_temporary_files_there_is_a_client_id_all_the_same(
@@ -160,16 +165,16 @@ class TestSessions:
     ) -> None:
         url = with_options(broker.url, client_id="same")
         async with connect(broker_url=url) as first, connect(broker_url=url) as second:
-            await come(events, "source_failed")
+            await eventually_logged(events, "source_failed")
             [failed] = find(events, "source_failed")
             assert "client id" in failed["reason"]
             loser, winner = (second, first) if first.buffer.failure is None else (first, second)
             with pytest.raises(SourceFailed, match="client id"):
                 await anext(loser)
             assert not loser.connected
-            await become(True, lambda: is_connected(winner))
+            await eventually(True, lambda: is_connected(winner))
             published = await publish(winner, 3)
-            assert await drain(winner, 3) == published
+            assert await ack_all(winner, 3) == published
             assert len(find(events, "source_failed")) == 1
 
     async def test_a_broker_that_says_that_the_session_was_taken_over_is_not_asked_again(
@@ -188,9 +193,9 @@ class TestSessions:
         async with connect(broker_url=proxy.url) as source:
             for number in range(mqtt.MOST_SHORT_CONNECTIONS + 1):
                 proxy.cut()
-                await come(events, "connected", count=number + 2)
+                await eventually_logged(events, "connected", count=number + 2)
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
     async def test_what_was_not_started_at_a_stop_waits_for_the_client_id_and_is_counted(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
@@ -199,7 +204,7 @@ class TestSessions:
         async with connect(prefetch=5, broker_url=url) as source:
             published = await publish(source, 10)
             in_flight = await take(source, 2)
-            await filled(source, 3)
+            await buffer_holds(source, 3)
             await source.stop()
             published += await publish(source, 1)  # and nothing that comes now is started
             for message in in_flight:
@@ -210,14 +215,14 @@ class TestSessions:
         [left] = find(events, "session_left")
         assert (left["client_id"], left["unstarted"]) == (f"{queue}-a", 3)
         assert source.requeued_count == 3
-        await settle_as(broker, queue, Counts(ready=9, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=9, delayed=0, dead=0))
         async with connect(prefetch=1) as other:
             publish_foreign(broker, queue)  # one of these two is dealt to each of the sessions
             publish_foreign(broker, queue)
-            await drain(other, 1)
-            await settle_as(broker, queue, Counts(ready=10, delayed=0, dead=0))
+            await ack_all(other, 1)
+            await eventually_counts(broker, queue, Counts(ready=10, delayed=0, dead=0))
         async with connect(prefetch=5, broker_url=url) as source:
-            assert (await drain(source, 10))[:9] == published[2:]
+            assert (await ack_all(source, 10))[:9] == published[2:]
 
     async def test_a_client_id_that_leaves_for_good_takes_nothing_new_and_finishes_the_rest(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
@@ -231,9 +236,9 @@ class TestSessions:
             connect(broker_url=f"{url}&leaving=true") as leaving,
             connect(broker_url=with_options(broker.url, client_id=f"{queue}-b")) as other,
         ):
-            assert await drain(leaving, 4) == published
+            assert await ack_all(leaving, 4) == published
             published = await publish(other, 10)
-            assert await drain(other, 10) == published
+            assert await ack_all(other, 10) == published
             assert len(leaving.buffer) == 0
 
     async def test_the_broker_sends_no_more_than_the_prefetch_before_it_has_an_answer(
@@ -242,13 +247,13 @@ class TestSessions:
         async with connect(prefetch=3) as source:
             await publish(source, 30)
             held = await take(source, 2)
-            await filled(source, 1)
-            await settle_as(broker, queue, Counts(ready=27, delayed=0, dead=0))
+            await buffer_holds(source, 1)
+            await eventually_counts(broker, queue, Counts(ready=27, delayed=0, dead=0))
             # Mosquitto before 2.0.13 forgets the limit with the first acknowledgement: nothing to see then.
             for message in reversed(held):  # in any order
                 await source.ack(message)
-            assert len(await drain(source, 28)) == 28
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            assert len(await ack_all(source, 28)) == 28
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_session_that_expires_takes_its_messages_with_it(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
@@ -256,8 +261,8 @@ class TestSessions:
         url = with_options(broker.url, session_expiry_seconds=1)
         async with connect(broker_url=url) as source:
             await publish(source, 3)
-            await filled(source, 3)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            await buffer_holds(source, 3)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         async with connect(broker_url=url):
             assert [e["resumed"] for e in find(events, "session_opened")] == [False, False]
 
@@ -271,12 +276,12 @@ class TestSessions:
     ) -> None:
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             await asyncio.to_thread(broker.delete, queue)
             proxy.resume()
-            await come(events, "session_lost")
+            await eventually_logged(events, "session_lost")
             published = await publish(source, 3)  # and there is a new one
-            assert await drain(source, 3) == published
+            assert await ack_all(source, 3) == published
 
 
 class TestRetries:
@@ -300,7 +305,7 @@ class TestRetries:
                 assert dict(message.headers) == {"trace": "t"}
                 assert message.receipt.incoming.properties.ContentType == "text/plain"
             await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_retry_that_waits_takes_a_place_of_the_prefetch(self, connect: Connect) -> None:
         async with connect(prefetch=2) as source:
@@ -308,8 +313,8 @@ class TestRetries:
             first, second = await take(source, 2)
             await source.retry(first, 0.4, "not now")
             await source.ack(second)
-            await become(1, length_of(source._held))
-            order = await drain(source, 2)
+            await eventually(1, length_of(source._held))
+            order = await ack_all(source, 2)
             assert order == [published[2], published[0]]
 
     async def test_a_retry_is_put_off_for_the_longest_of_the_back_off_at_most(
@@ -319,7 +324,7 @@ class TestRetries:
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, 3600, "not now")
-            assert len(await drain(source, 1)) == 1
+            assert len(await ack_all(source, 1)) == 1
 
     async def test_attempts_are_kept_when_the_process_changes(
         self, connect: Connect, events: list[Event]
@@ -328,7 +333,7 @@ class TestRetries:
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, 0.4, "not now")
-            await become(1, length_of(source._held))
+            await eventually(1, length_of(source._held))
             await source.stop()
         assert [e["unstarted"] for e in find(events, "session_left")] == [1]
         async with connect() as source:
@@ -340,9 +345,9 @@ class TestRetries:
         async with connect(group="one") as one, connect(group="other") as other:
             await publish(one, 1)
             (message,) = await take(one, 1)
-            await drain(other, 1)
+            await ack_all(other, 1)
             await one.retry(message, 0.01, "not now")
-            await drain(one, 1)
+            await ack_all(one, 1)
             assert len(other.buffer) == 0
 
     async def test_a_retry_that_nobody_confirms_is_delivered_again(
@@ -356,7 +361,7 @@ class TestRetries:
             await source.retry(message, 0.01, "not now")
             assert [e["id"] for e in find(events, "settlement_lost")] == published
             proxy.resume()
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
     async def test_a_subscription_to_retries_that_the_broker_lost_is_made_again_and_no_retry_is_lost(
         self, connect: Connect, events: list[Event]
@@ -396,8 +401,8 @@ class TestDeadLetters:
                 await source.publish([OutgoingMessage(b"bad", "kind", "id-1", headers)])
                 (message,) = await take(source, 1)
                 await source.reject(message, "cannot be read: größe\n")
-                await become(1, length_of(dead))
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+                await eventually(1, length_of(dead))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
         assert dead[0].payload == b"bad"
         ours, its_headers = mqtt._read(dead[0].properties)
         assert abs(float(ours.pop(mqtt.DEAD_LETTERED_AT)) - time.time()) < 30
@@ -447,7 +452,7 @@ class TestForeignMessages:
             assert (message.body, message.type, message.attempt) == (b"body", "", 1)
             assert len(message.id) == 32
             await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_message_of_qos_0_is_handled_and_not_acknowledged(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
@@ -461,7 +466,7 @@ class TestForeignMessages:
             await source.ack(confirmed)
             assert [confirmed.id] == published
             assert source.connected
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_of_messages_with_qos_0_no_more_wait_than_there_is_room_for(
         self,
@@ -477,7 +482,7 @@ class TestForeignMessages:
             published = await publish(source, 1)
             await answered(source)
             assert len(source.buffer) == 3
-            assert (await drain(source, 3))[2] == published[0]
+            assert (await ack_all(source, 3))[2] == published[0]
 
     async def test_nonsense_in_our_properties_does_no_harm(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
@@ -551,14 +556,14 @@ class TestOutages:
         async with connect(prefetch=10, broker_url=proxy.url) as source:
             published = await publish(source, 40)
             in_flight = await take(source, 3)
-            await filled(source, 7)  # these become stale: nobody may see them
+            await buffer_holds(source, 7)  # these become stale: nobody may see them
             proxy.cut()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             for message in in_flight:  # their handlers finished: logged, not raised
                 await source.ack(message)
-            handled = ids(in_flight) + await drain(source, 40)
+            handled = ids(in_flight) + await ack_all(source, 40)
             assert Counter(handled) == Counter(published + ids(in_flight))
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert [event["id"] for event in find(events, "settlement_lost")] == ids(in_flight)
         assert [e["resumed"] for e in find(events, "session_opened")] == [False, True]
         assert len(find(events, "connected")) == 2
@@ -569,14 +574,14 @@ class TestOutages:
         monkeypatch.setattr(source_module, "LONGEST_PAUSE_SECONDS", 0.3)
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=3)
+            await eventually_logged(events, "reconnect_failed", count=3)
             assert not source.connected
             with pytest.raises(BrokerUnavailable, match="connection was lost"):
                 await publish(source, 1)
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 20)
-            assert await drain(source, 20) == published
+            assert await ack_all(source, 20) == published
         assert len(find(events, "reconnecting")) == 1
 
     async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_keepalive(
@@ -587,11 +592,11 @@ class TestOutages:
             published = await publish(source, 2)
             await take(source, 2)
             proxy.black_hole()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             [lost] = find(events, "reconnecting")
             assert "Keep alive timeout" in lost["reason"]
             proxy.resume()
-            assert Counter(await drain(source, 2)) == Counter(published)
+            assert Counter(await ack_all(source, 2)) == Counter(published)
 
     async def test_a_silent_broker_can_hold_neither_the_stop_nor_the_end(
         self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
@@ -651,14 +656,14 @@ class TestOutages:
     ) -> None:
         async with source_for(broker_url=proxy.url) as source:
             proxy.refuse()
-            await become(False, partial(is_connected, source))
+            await eventually(False, partial(is_connected, source))
             starting = asyncio.create_task(source.start())
             await asyncio.sleep(0)
             assert not starting.done()
             proxy.resume()
             await starting
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
 
 class TestOtherBrokers:
@@ -707,7 +712,7 @@ class TestOtherBrokers:
             broker_that_says(suback=SUBACK + b"\xe0\x01\x8b") as scripted,
             connect(broker_url=scripted.url, source="s", group="g"),
         ):
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             reason = find(events, "reconnecting")[0]["reason"]
             assert reason.endswith("closed the connection: Server shutting down")
 
@@ -760,7 +765,7 @@ class TestAddresses:
     ) -> None:
         async with connect(broker_url=url_for(broker, ODD_USER)) as source:
             published = await publish(source, 3)
-            assert await drain(source, 3) == published
+            assert await ack_all(source, 3) == published
 
     async def test_a_wrong_password_is_one_sentence_without_it(
         self, source_for: Callable[..., MqttSource], broker: PrivateMosquitto
@@ -791,14 +796,14 @@ class TestTls:
         )
         async with connect(broker_url=url) as source:
             published = await publish(source, 10)
-            assert await drain(source, 10) == published
+            assert await ack_all(source, 10) == published
             large = OutgoingMessage(b"x" * 5_000_000)  # more than paho reads in one go
             await source.publish([large])
-            assert await drain(source, 1) == [large.id]
+            assert await ack_all(source, 1) == [large.id]
             tls_proxy.cut()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             (last,) = await publish(source, 1)
-            while (await drain(source, 1)) != [last]:
+            while (await ack_all(source, 1)) != [last]:
                 pass  # an ack may have been under way when the connection broke
 
     @pytest.mark.parametrize("ca", ["", "other"])

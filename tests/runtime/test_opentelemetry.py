@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Traces and metrics: what a collector receives, by the messaging conventions; and no collector holds a stop."""
 
 import asyncio
@@ -30,6 +29,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from harness.process import Ledger, service_command, service_environment
+from harness.scene import AT_ONCE_SECONDS, Scene, assert_quiet, wait_until
+from harness.servers.local import free_port
 from runtime import watchdog
 from runtime.brokers import make_source
 from runtime.cancellation import CancellationEvent
@@ -43,9 +45,6 @@ from runtime.telemetry.opentelemetry import (
     attributes_of_broker,
     span_limits,
 )
-
-from .process import Ledger, service_command, service_environment
-from .test_shutdown import AT_ONCE_SECONDS, Scene, assert_quiet, free_port, wait_until
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 

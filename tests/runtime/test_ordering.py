@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """CONSUMER_ORDER_BY: messages with equal keys one after the other, in the order of delivery, others meanwhile."""
 
 import asyncio
@@ -11,16 +10,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from harness.contract import start_once
+from harness.servers import Server
 from runtime.brokers import make_source
 from runtime.brokers.source import Buffer, OrderedBuffer
 from runtime.consumer import Consumer
 from runtime.message import Message
 from runtime.ordering import key_reader
 from runtime.settings import ConsumerSettings
-
-from .servers import Server
-from .test_consumer import Bench
-from .test_contract import start_once
+from test_consumer import Bench
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -143,7 +141,7 @@ async def test_one_message_of_a_key_is_out_at_a_time_and_others_pass() -> None:
     assert [m.id for m in taken] == ["a0", "-3", "b4", "-5"]
     assert (len(buffer), buffer.takeable) == (2, 0)
     for each in taken:
-        buffer.done(each)
+        buffer.settled(each)
     assert (await buffer.get()).id == "a1"
 
 
@@ -155,7 +153,7 @@ async def test_the_end_of_one_wakes_a_worker_for_the_next() -> None:
     buffer.put(message("a", 1))
     await asyncio.sleep(0)
     assert not waiting.done()
-    buffer.done(first)
+    buffer.settled(first)
     assert (await waiting).id == "a1"
 
 
@@ -167,7 +165,7 @@ async def test_keys_take_turns() -> None:
     for _ in range(6):
         taken = await buffer.get()
         order.append(taken.id)
-        buffer.done(taken)
+        buffer.settled(taken)
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
@@ -182,7 +180,7 @@ async def test_what_is_taken_out_is_in_the_order_of_delivery_and_keys_in_hand_st
         buffer.put(again)
     assert (await buffer.get()).id == "b0"
     assert buffer.takeable == 0
-    buffer.done(in_flight)
+    buffer.settled(in_flight)
     assert (await buffer.get()).id == "a1"
 
 
@@ -192,8 +190,8 @@ async def test_nothing_is_kept_of_keys_that_are_done() -> None:
         buffer.put(message(f"key-{number % 10}", number))
     while len(buffer):
         taken = await buffer.get()
-        buffer.done(taken)
-        buffer.done(taken)
+        buffer.settled(taken)
+        buffer.settled(taken)
     assert [*buffer._queues, *buffer._keys, *buffer._keys_out] == []
 
 
@@ -216,7 +214,7 @@ async def test_at_random_the_order_of_each_key_is_kept() -> None:
                 keys = [m.id[0] for m in out if m.id[0] != "-"]
                 assert len(keys) == len(set(keys))
             elif action == "done" and out:
-                buffer.done(out.pop(chance.randrange(len(out))))
+                buffer.settled(out.pop(chance.randrange(len(out))))
             elif action == "take all" and chance.random() < 0.1:
                 for back in buffer.take_all():
                     buffer.put(back)

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """PostgreSQL alone: leases, outages, its tables, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -20,21 +19,26 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 import pytest
 
+from harness.contract import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    last,
+    publish,
+    take,
+)
+from harness.servers import Counts, ServerMissing, server_module, skip_without_server
+from harness.servers.postgres import PostgresServer, PrivatePostgres
+from harness.servers.proxy import Proxy
 from runtime.brokers import make_source, postgres, source
 from runtime.brokers.postgres import PostgresSource
-from runtime.brokers.source import (
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
+from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
-
-from .helpers import Event, come, drain, filled, find
-from .servers import Counts, ServerMissing, server_module, skip_without_server
-from .servers.postgres import PostgresServer, PrivatePostgres
-from .servers.proxy import Proxy
-from .test_contract import become, last, publish, settle_as, take
 
 pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scope="session")
 
@@ -94,7 +98,7 @@ async def in_use(source: PostgresSource) -> None:
     async def registered() -> bool:
         return source._consumer > 0
 
-    await become(True, registered)
+    await eventually(True, registered)
 
 
 class TestOutages:
@@ -110,16 +114,16 @@ class TestOutages:
             published = await publish(source, 40)
             in_flight = await take(source, 3)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             assert not source.connected
             await source.ack(in_flight[0])
             await source.retry(in_flight[1], 0, "again")
             await source.reject(in_flight[2], "bad")
             proxy.resume()
-            handled = [in_flight[0].id, in_flight[2].id, *await drain(source, 38)]
+            handled = [in_flight[0].id, in_flight[2].id, *await ack_all(source, 38)]
             assert Counter(handled) == Counter(published)
             assert source.connected
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
         said = [event["event"] for event in events if event["level"] != "debug"]
         assert said == ["connected", "reconnecting", "connected"]
 
@@ -129,13 +133,13 @@ class TestOutages:
         monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)
         async with connect(url=proxy.url) as consumer:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=3)
+            await eventually_logged(events, "reconnect_failed", count=3)
             with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
                 await publish(consumer, 1)
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(consumer, 20)
-            assert await drain(consumer, 20) == published
+            assert await ack_all(consumer, 20) == published
         assert len(find(events, "reconnecting")) == 1
 
     async def test_what_was_taken_by_a_statement_without_an_answer_is_delivered_after_all(
@@ -153,10 +157,10 @@ class TestOutages:
                 await connection.execute(insert, queue)
                 await connection.execute(taken, source._consumer, queue)
             proxy.cut()
-            assert await drain(source, 1) == ["lost"]
+            assert await ack_all(source, 1) == ["lost"]
             await source.ack(message)
             assert in_flight == [message.id]
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     @pytest.mark.parametrize("what", ["settlement", "exchange"])
     async def test_what_was_written_and_not_confirmed_is_not_called_lost(
@@ -183,7 +187,7 @@ class TestOutages:
             await source.ack(again)
             await source.ack(last)
         assert not find(events, "settlement_lost")
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_session_that_an_administrator_ends_is_begun_anew(
         self, connect: Connect, broker: PostgresServer, events: list[Event]
@@ -191,9 +195,9 @@ class TestOutages:
         async with connect() as source:
             pid = source._connection.get_server_pid()
             await query(broker, "SELECT pg_terminate_backend($1)", pid)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert await drain(source, 5) == published
+            assert await ack_all(source, 5) == published
 
     async def test_a_server_that_became_read_only_is_an_outage_until_it_is_not(
         self, connect: Connect, node: PrivatePostgres, events: list[Event]
@@ -207,15 +211,15 @@ class TestOutages:
             (message,) = await take(source, 1)
             try:
                 await set_read_only("on")
-                await come(events, "reconnecting")
+                await eventually_logged(events, "reconnecting")
                 await source.ack(message)
-                await come(events, "reconnect_failed", count=2)
+                await eventually_logged(events, "reconnect_failed", count=2)
             finally:
                 # The session that turns it off is itself read-only; ALTER SYSTEM writes no row.
                 await set_read_only("off")
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
     async def test_too_many_connections_are_an_outage(
         self, source_for: Callable[..., PostgresSource], node: PrivatePostgres, user: str
@@ -259,11 +263,11 @@ class TestOutages:
             (message,) = await take(source, 1)
             proxy.black_hole()
             await source.ack(message)
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published += await publish(source, 1)
-            assert await drain(source, 1) == published[1:]
+            assert await ack_all(source, 1) == published[1:]
         assert not find(events, "settlement_lost")
 
     async def test_of_several_hosts_one_that_refuses_and_one_that_is_silent_are_passed_over(
@@ -276,7 +280,7 @@ class TestOutages:
             url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{hosts}").geturl()
             async with connect(url=url) as source:
                 published = await publish(source, 1)
-                assert await drain(source, 1) == published
+                assert await ack_all(source, 1) == published
 
     async def test_tables_that_are_dropped_end_the_consumption_with_a_sentence(
         self, connect: Connect, broker: PostgresServer
@@ -310,7 +314,7 @@ class TestStopping:
             await publish(source, 10)
             (message,) = await take(source, 1)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             began_at = time.monotonic()
             await source.stop()
             await source.ack(message)
@@ -336,7 +340,7 @@ class TestStopping:
             await source.requeue(third)
             await source.requeue(first)
         async with connect(prefetch=4) as source:
-            assert await drain(source, 4) == [published[0], *published[2:]]
+            assert await ack_all(source, 4) == [published[0], *published[2:]]
 
 
 class TestLeases:
@@ -354,7 +358,7 @@ class TestLeases:
                 await asyncio.sleep(2 * SHORT_LEASE_SECONDS)
                 assert len(other.buffer) == 0
                 await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert not find(events, "settlement_lost")
 
     async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
@@ -363,7 +367,7 @@ class TestLeases:
         async with connect(prefetch=2, options="?poll_seconds=0.1") as one:
             published = await publish(one, 2)
             (in_flight,) = await take(one, 1)
-            await filled(one, 1)
+            await buffer_holds(one, 1)
             # As after a long suspension.
             await query(
                 broker,
@@ -373,12 +377,12 @@ class TestLeases:
             async with connect(prefetch=2) as other:
                 again = await take(other, 2)
                 assert [(m.id, m.attempt) for m in again] == [(id, 1) for id in published]
-                await filled(one, 0)  # dropped unseen
+                await buffer_holds(one, 0)  # dropped unseen
                 await one.ack(in_flight)
                 for message in again:
                     await other.ack(message)
             published = await publish(one, 1)
-            assert await drain(one, 1) == published
+            assert await ack_all(one, 1) == published
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
     async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
@@ -399,7 +403,7 @@ class TestLeases:
             )
             for message, late in zip(in_flight, settle, strict=True):
                 await late(source, message)
-            await come(events, "settlement_lost", 4)
+            await eventually_logged(events, "settlement_lost", 4)
             rows = await query(
                 broker,
                 "SELECT id, consumer, failures FROM consumer.messages WHERE source = $1",
@@ -418,9 +422,9 @@ class TestLeases:
             insert = "INSERT INTO consumer.messages (source, id, due_at, body) VALUES ($1, 'due', $2, '')"
             await query(broker, insert, queue, datetime(2000, 1, 1, tzinfo=UTC))
             published = await publish(source, 1)
-            assert await drain(source, 2) == ["due", *published]
+            assert await ack_all(source, 2) == ["due", *published]
             assert source._consumer > first
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_consumer_in_the_middle_of_an_exchange_is_not_taken_for_dead(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -440,7 +444,7 @@ class TestLeases:
                     assert (await query(broker, still, id))[0][0] == 1
                     assert len(other.buffer) == 0
         async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
-            await drain(other, 1)
+            await ack_all(other, 1)
 
     async def test_a_message_that_somebody_looks_at_holds_up_nothing(
         self, connect: Connect, queue: str
@@ -451,7 +455,7 @@ class TestLeases:
             async with busy._request() as connection, connection.transaction():
                 await connection.execute(lock, queue, published[0])
                 async with connect(prefetch=1, options="?poll_seconds=0.1") as other:
-                    assert await drain(other, 1) == published[1:]
+                    assert await ack_all(other, 1) == published[1:]
 
     async def test_an_outage_longer_than_the_lease_repeats_nothing_of_those_who_come_back(
         self,
@@ -471,7 +475,7 @@ class TestLeases:
             await publish(one, 2)
             (held_by_one,), (held_by_other,) = await take(one, 1), await take(other, 1)
             proxy.refuse()
-            await come(events, "reconnecting", 2)
+            await eventually_logged(events, "reconnecting", 2)
             expired = (
                 "SELECT bool_and(expires_at < now()) FROM consumer.consumers WHERE source = $1"
             )
@@ -479,12 +483,12 @@ class TestLeases:
             async def all_expired() -> bool:
                 return bool((await query(broker, expired, queue))[0][0])
 
-            await become(True, all_expired)
+            await eventually(True, all_expired)
             proxy.resume()
-            await come(events, "connected", 4)
+            await eventually_logged(events, "connected", 4)
             await one.ack(held_by_one)
             await other.ack(held_by_other)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert not find(events, "settlement_lost")
 
     async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(
@@ -519,7 +523,7 @@ class TestWaking:
             await in_use(source)
             for _ in range(3):
                 published = await publish(publisher, 1)
-                assert await drain(source, 1) == published
+                assert await ack_all(source, 1) == published
 
     async def test_a_retry_is_taken_when_it_is_due_also_by_another_consumer(
         self, connect: Connect
@@ -546,7 +550,7 @@ class TestWaking:
             waiting = await stack.enter_async_context(connect(prefetch=1, options=SELDOM))
             await in_use(waiting)
             await one.__aexit__()
-            assert await drain(waiting, 1) == published
+            assert await ack_all(waiting, 1) == published
 
     async def test_a_row_that_anybody_inserts_is_a_message(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -573,12 +577,12 @@ class TestWaking:
             connection.terminate()
             source._on_notification(connection, 1, "consumer", queue)
             published = await publish(publisher, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
     async def test_an_idle_consumer_asks_for_nothing(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(url=proxy.url) as source, connect(prefetch=0) as elsewhere:
             await publish(source, 1)
-            await drain(source, 1)
+            await ack_all(source, 1)
             await asyncio.sleep(0.3)
             sent_before = proxy.bytes_to_broker
             async with elsewhere._request() as connection:
@@ -593,16 +597,16 @@ class TestWaking:
         async with connect(prefetch=2, options=options) as source, connect(prefetch=0) as publisher:
             for _ in range(3):
                 published = await publish(publisher, 5)
-                assert await drain(source, 5) == published
+                assert await ack_all(source, 5) == published
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, 0.1, "not now")
-            await drain(source, 1)
+            await ack_all(source, 1)
             left = """SELECT (SELECT count(*) FROM pg_listening_channels()),
                 (SELECT count(*) FROM pg_prepared_statements), current_setting('enable_seqscan')"""
             async with source._request() as connection:
                 assert tuple(await connection.fetchrow(left)) in {(0, 0, "on"), (0, 1, "on")}
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
 
 class TestSettlements:
@@ -611,7 +615,7 @@ class TestSettlements:
             await publish(publisher, 1000)
         async with connect(prefetch=100, url=proxy.url) as source:
             sent_before = proxy.bytes_to_broker
-            await drain(source, 1000)
+            await ack_all(source, 1000)
             await source.stop()
             assert proxy.bytes_to_broker - sent_before < 1000 * 40  # alone, each would be 200 bytes
 
@@ -665,7 +669,7 @@ class TestSettlements:
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, seconds, "much later")
-            await settle_as(broker, queue, Counts(ready=0, delayed=1, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=1, dead=0))
 
     async def test_many_dead_letters_are_moved_in_steps_and_in_their_order(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -682,7 +686,7 @@ class TestSettlements:
             assert progress == [postgres.STEP, 2 * postgres.STEP, count]
             assert await last(source.purge_dead_letters()) == len(progress)
         async with connect(prefetch=count) as consumer:
-            assert await drain(consumer, count) == [str(n) for n in range(1, count + 1)]
+            assert await ack_all(consumer, count) == [str(n) for n in range(1, count + 1)]
 
 
 class TestText:
@@ -693,7 +697,7 @@ class TestText:
             (message,) = await take(source, 1)
             assert message.headers == headers
             await source.reject(message, "bad")
-            await become(1, source.count_dead_letters)
+            await eventually(1, source.count_dead_letters)
             assert [moved async for moved in source.replay_dead_letters()] == [1]
             (message,) = await take(source, 1)
             assert message.headers == headers
@@ -806,7 +810,7 @@ class TestTables:
             await source.ack(done)
             await source.retry(later, 0, "again")
             await source.reject(bad, "bad")
-            await drain(source, 1)
+            await ack_all(source, 1)
             await source.describe()
 
     async def test_a_database_in_another_encoding_is_refused(
@@ -888,14 +892,14 @@ class TestCredentials:
         with Proxy(user) as proxy:
             async with connect(prefetch=1, url=proxy.url, options="?schema=mine") as source:
                 published = await publish(source, 1)
-                assert await drain(source, 1) == published
+                assert await ack_all(source, 1) == published
                 proxy.refuse()
-                await come(events, "reconnecting")
+                await eventually_logged(events, "reconnecting")
                 with pytest.raises(BrokerUnavailable) as unavailable:
                     await publish(source, 1)
                 said.append(str(unavailable.value))
                 proxy.resume()
-                await come(events, "connected", count=2)
+                await eventually_logged(events, "connected", count=2)
         said += [str(event) for event in events]
         for secret in (ODD_PASSWORD, quote(ODD_PASSWORD, safe=""), "p@ss", "p%40ss"):
             assert not [text for text in said if secret in text]
@@ -1014,7 +1018,7 @@ async def tls_url(node: PrivatePostgres, certificates: Path) -> AsyncIterator[st
     async def speaks_tls() -> bool:
         return bool((await query(node, "SHOW ssl"))[0][0] == "on")
 
-    await become(True, speaks_tls)
+    await eventually(True, speaks_tls)
     port = urlsplit(node.url).port
     yield f"postgres://client@localhost:{port}/postgres?schema=client"
     await query(node, "ALTER SYSTEM SET ssl = off")
@@ -1039,14 +1043,14 @@ class TestTls:
         with Proxy(tls_url) as proxy:
             async with connect(url=proxy.url + options) as source:
                 published = await publish(source, 10)
-                assert await drain(source, 10) == published
+                assert await ack_all(source, 10) == published
                 async with source._request() as connection:
                     in_use = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
                     assert await connection.fetchval(in_use)
                 proxy.cut()
-                await come(events, "connected", count=2)
+                await eventually_logged(events, "connected", count=2)
                 published = await publish(source, 1)
-                assert await drain(source, 1) == published
+                assert await ack_all(source, 1) == published
                 proxy.black_hole()
                 began_at = time.monotonic()
                 await source.stop()

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The probes: live while the loop turns and the fetcher lives; ready while messages are being taken."""
 
 import asyncio
@@ -16,10 +15,15 @@ from typing import Any
 
 import pytest
 
+from harness.process import ask
+from harness.scene import Scene, assert_quiet, wait_until
+from harness.servers.local import free_port
+from harness.servers.sqlite import SqliteFile
 from runtime import probes as probes_module
 from runtime.brokers import make_source
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
+from runtime.errors import SettingsError
 from runtime.handlers import Router
 from runtime.probes import (
     Heart,
@@ -27,15 +31,8 @@ from runtime.probes import (
     why_not_live,
     why_not_ready,
 )
-from runtime.settings import (
-    ConsumerSettings,
-    SettingsError,
-)
+from runtime.settings import ConsumerSettings
 from runtime.telemetry import Telemetry
-
-from .process import ask
-from .servers.sqlite import SqliteFile
-from .test_shutdown import Scene, assert_quiet, free_port, wait_until
 
 # -- the answers
 
@@ -144,7 +141,7 @@ async def test_a_client_that_holds_on_does_not_hold_the_server(consumer: Consume
     async with probes(port, consumer, Telemetry()):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /livez HTTP/1.1\r\n")
-        await writer.drain()
+        await writer.ack_all()
         left_at = time.monotonic()
     assert time.monotonic() - left_at < probes_module.CLOSE_SECONDS + 1
     writer.close()
@@ -160,7 +157,7 @@ async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: C
 
 @pytest.mark.slow
 def test_without_a_port_the_server_is_not_even_imported() -> None:
-    program = "import runtime.cli, sys; print('aiohttp' in sys.modules)"
+    program = "import runtime.operate.cli, sys; print('aiohttp' in sys.modules)"
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout == "False\n"
 

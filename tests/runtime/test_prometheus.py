@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The metrics: what a scrape says equals what was done, under the names that dashboards rely on."""
 
 import asyncio
@@ -15,6 +14,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from harness.process import ask
+from harness.scene import Scene, wait_until
+from harness.servers import Server
+from harness.servers.local import free_port
 from runtime.brokers import make_source
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
@@ -25,10 +28,6 @@ from runtime.telemetry import Telemetry, make_telemetry
 from runtime.telemetry.prometheus import (
     PrometheusTelemetry,
 )
-
-from .process import ask
-from .servers import Server
-from .test_shutdown import Scene, free_port, wait_until
 
 pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 

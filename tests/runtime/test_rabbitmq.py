@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """RabbitMQ alone: outages, its topology, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -25,6 +24,26 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from harness.contract import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    publish,
+    take,
+)
+from harness.scene import Scene, assert_clean_shutdown, is_empty, wait_until
+from harness.servers import (
+    Counts,
+    PrivateServer,
+    Server,
+)
+from harness.servers.proxy import Proxy
+from harness.servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
 from runtime.brokers import (
     make_source,
     rabbitmq,
@@ -34,12 +53,7 @@ from runtime.brokers.rabbitmq import (
     RabbitSource,
     delays_ms,
 )
-from runtime.brokers.source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import (
     Message,
     OutgoingMessage,
@@ -47,18 +61,7 @@ from runtime.message import (
 )
 from runtime.settings import ConsumerSettings
 from runtime.watchdog import CLOSE_SECONDS
-
-from .helpers import Event, come, drain, filled, find
-from .servers import (
-    Counts,
-    PrivateServer,
-    Server,
-)
-from .servers.proxy import Proxy
-from .servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
-from .test_bad_input import consume
-from .test_contract import become, ids, publish, settle_as, take
-from .test_shutdown import Scene, assert_clean_stop, is_empty, wait_until
+from test_bad_input import consume
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
@@ -160,9 +163,9 @@ class TestOutages:
                     return True
                 return False
 
-            await become(True, starts)
+            await eventually(True, starts)
             await publish(source, 5)
-            assert len(await drain(source, 5)) == 5
+            assert len(await ack_all(source, 5)) == 5
             assert broker.consumers(queue) == 1
 
     async def test_after_an_outage_only_what_was_in_hand_comes_again(
@@ -177,15 +180,15 @@ class TestOutages:
         async with connect(prefetch=10, broker_url=proxy.url) as source:
             published = await publish(source, 40)
             in_flight = await take(source, 3)
-            await filled(source, 7)  # these become stale: nobody may see them
+            await buffer_holds(source, 7)  # these become stale: nobody may see them
             proxy.cut()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             for message in in_flight:  # their handlers finished: logged, not raised
                 await source.ack(message)
-            handled = ids(in_flight) + await drain(source, 40)
+            handled = ids(in_flight) + await ack_all(source, 40)
             assert Counter(handled) == Counter(published + ids(in_flight))
-            await come(events, "connected", count=2)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            await eventually_logged(events, "connected", count=2)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         lost = find(events, "settlement_lost")
         assert [event["id"] for event in lost] == ids(in_flight)
         assert [e["event"] for e in events if e not in lost] == [
@@ -205,12 +208,12 @@ class TestOutages:
         monkeypatch.setattr(rabbitmq, "LONGEST_PAUSE_SECONDS", 0.3)
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=3)
+            await eventually_logged(events, "reconnect_failed", count=3)
             assert not source.connected
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 20)
-            assert await drain(source, 20) == published
+            assert await ack_all(source, 20) == published
         assert len(find(events, "reconnecting")) == 1
         assert {event["level"] for event in find(events, "reconnect_failed")} == {"debug"}
 
@@ -225,11 +228,11 @@ class TestOutages:
             await asyncio.sleep(121)
             assert not waiting.done()
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 20)
             message = await waiting
             await source.ack(message)
-            assert [message.id, *await drain(source, 19)] == published
+            assert [message.id, *await ack_all(source, 19)] == published
 
     @pytest.mark.very_slow
     async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
@@ -240,13 +243,13 @@ class TestOutages:
             first, second = await take(source, 2)
             proxy.black_hole()
             await source.retry(first, 0.1, "waits for the broker's word, and is not cancelled")
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             await source.ack(second)
             proxy.resume()
             # The retry may have arrived before the connection broke, or not; the rest is certain.
-            handled = await drain(source, 2)
+            handled = await ack_all(source, 2)
             assert set(handled) <= set(published)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
         assert {event["id"] for event in find(events, "settlement_lost")} == set(published)
 
     @pytest.mark.very_slow
@@ -266,9 +269,9 @@ class TestOutages:
                 retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
                 for message in others:
                     await source.ack(message)
-                handled = [*ids(others), *await drain(source, 26)]
+                handled = [*ids(others), *await ack_all(source, 26)]
                 assert handled == [id for id in published if id != failed.id]
-                await come(events, "reconnecting")
+                await eventually_logged(events, "reconnecting")
                 await asyncio.sleep(8)  # longer than a connection without heartbeats is kept
                 assert not source.connected
                 assert not retrying.done()
@@ -276,10 +279,10 @@ class TestOutages:
             (again,) = await take(source, 1)
             assert (again.id, again.attempt) == (failed.id, 2)
             await source.ack(again)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
         (outage,) = find(events, "reconnecting")
         assert outage["reason"] == "it confirms no message; it may be short of memory or disk"
-        await settle_as(node, source.settings.source, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(node, source.settings.source, Counts(ready=0, delayed=0, dead=0))
         assert find(events, "settlement_lost") == []
 
     @pytest.mark.very_slow
@@ -297,13 +300,13 @@ class TestOutages:
                 async def sent() -> bool:
                     return bool(source._publisher._unconfirmed)
 
-                await become(True, sent)
+                await eventually(True, sent)
                 retrying.cancel()
                 await source.requeue(message)
                 left_at = time.monotonic()
             assert time.monotonic() - left_at < 1.5
             async with connect(prefetch=1, broker_url=node.url) as source:
-                assert await drain(source, 1) == published
+                assert await ack_all(source, 1) == published
 
     def test_a_connection_cut_while_a_handler_runs_does_not_interrupt_it(
         self, scene: Scene, proxy: Proxy
@@ -314,7 +317,7 @@ class TestOutages:
         proxy.cut()
         process.wait_for("connected", count=2)
         wait_until(lambda: is_empty(scene))
-        assert_clean_stop(process)
+        assert_clean_shutdown(process)
         assert scene.ledger.ended == scene.ledger.started
         assert len(scene.ledger.started) <= 2
 
@@ -335,8 +338,8 @@ class TestOutages:
                 Basic.Cancel(tag, True),
             ):
                 channel.frames.put_nowait((0, frame))
-            await come(events, "reconnecting")
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "reconnecting")
+            await eventually_logged(events, "connected", count=2)
             assert broker.consumers(queue) == 1
 
     async def test_without_a_broker_entering_says_so_and_can_be_repeated(
@@ -370,10 +373,10 @@ class TestOutages:
     ) -> None:
         async with connect() as source, open_channel(broker.url) as channel:
             await channel.queue_delete(queue)
-            await come(events, "reconnecting")
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "reconnecting")
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert await drain(source, 5) == published
+            assert await ack_all(source, 5) == published
 
     async def test_a_queue_that_others_made_again_with_other_arguments_ends_the_consumption(
         self,
@@ -402,10 +405,10 @@ class TestOutages:
             async def gone() -> bool:
                 return bool(receipt.settled)
 
-            await become(True, gone)
+            await eventually(True, gone)
             await source.ack(in_flight)
-            assert Counter(await drain(source, 20)) == Counter(published)
-            await come(events, "connected", count=2)
+            assert Counter(await ack_all(source, 20)) == Counter(published)
+            await eventually_logged(events, "connected", count=2)
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
         (lost,) = find(events, "reconnecting")
         assert "unknown delivery tag 4711" in lost["reason"]
@@ -419,9 +422,9 @@ class TestStopping:
             await publish(source, 1)
         for _ in range(25):  # RabbitMQ 4 lets 20 pass
             async with connect(prefetch=1, retry_max_seconds=0.1) as source:
-                await filled(source, 1)
+                await buffer_holds(source, 1)
                 await source.stop()
-        await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
         async with connect(prefetch=1) as source:
             (message,) = await take(source, 1)
             assert message.attempt == 1
@@ -442,8 +445,8 @@ class TestStopping:
             for _ in range(4):
                 await take(source, 1)
                 source._socket.cut()
-            await come(events, "connected", count=2)
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_logged(events, "connected", count=2)
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
             assert letter.reason == "given up by the broker: delivery_limit"
             assert letter.attempts == 0  # no handler failed on it
@@ -466,7 +469,7 @@ class TestStopping:
             await publish(publisher, 3)
             await source.stop()
             proxy.resume()  # and here they are, before the broker has heard of the stop
-            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
             assert source.requeued_count == 3
 
     async def test_every_ack_has_arrived_when_the_source_is_left(
@@ -481,7 +484,7 @@ class TestStopping:
             await publish(source, 300)
             for message in await take(source, 300):
                 await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_black_hole_cannot_hold_the_stop(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=10, broker_url=proxy.url) as source:
@@ -519,7 +522,7 @@ class TestStopping:
         scene.publish(1, seconds=4)
         process = scene.start(url=f"{scene.broker.url}?heartbeat=1")
         process.wait_for("handling")
-        assert assert_clean_stop(process) > 3
+        assert assert_clean_shutdown(process) > 3
         assert not process.find("reconnecting")
         assert not process.find("settlement_lost")
         assert scene.ledger.ended == ["task-0"]
@@ -532,7 +535,7 @@ class TestStopping:
             await publish(source, 10)
             (message,) = await take(source, 1)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             began_at = time.monotonic()
             await source.stop()
             await source.ack(message)
@@ -544,11 +547,11 @@ class TestStopping:
         async with connect(prefetch=10, broker_url=proxy.url) as source:
             await publish(source, 3)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             await source.stop()
             proxy.resume()
-            await come(events, "connected", count=2)
-            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+            await eventually_logged(events, "connected", count=2)
+            await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
             assert await asyncio.to_thread(broker.consumers, queue) == 0
 
 
@@ -557,7 +560,7 @@ class TestSettlements:
         async with connect(prefetch=0) as source:
             published = await publish(source, 200)
         async with connect(prefetch=40) as source:
-            assert await drain(source, 200) == published
+            assert await ack_all(source, 200) == published
 
     async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=100, broker_url=proxy.url) as source:
@@ -574,7 +577,7 @@ class TestSettlements:
                 described = await source.describe()
                 return int(described[source.settings.source]) + len(source.buffer)
 
-            await become(0, acked)
+            await eventually(0, acked)
             await source.stop()
             await asyncio.gather(*workers)
         ack_bytes = 21
@@ -618,7 +621,9 @@ class TestSettlements:
                 if chance.random() < 0.3:
                     await asyncio.sleep(0)
         # An ack of one too many, or of one twice, would have closed the channel and returned others.
-        await settle_as(broker, queue, Counts(ready=150 - done - dead, delayed=0, dead=dead))
+        await eventually_counts(
+            broker, queue, Counts(ready=150 - done - dead, delayed=0, dead=dead)
+        )
 
     @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
     async def test_no_ack_is_forgotten_because_the_queue_is_slower_than_the_close(
@@ -634,7 +639,9 @@ class TestSettlements:
                 for message in messages[1::2]:
                     await source.ack(message)
                     await asyncio.sleep(0)
-        await settle_as(broker, queue, Counts(ready=400 - 6 * (prefetch // 2), delayed=0, dead=0))
+        await eventually_counts(
+            broker, queue, Counts(ready=400 - 6 * (prefetch // 2), delayed=0, dead=0)
+        )
 
     async def test_no_ack_covers_a_delivery_that_was_never_seen(
         self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
@@ -652,7 +659,7 @@ class TestSettlements:
             await publish(source, 8)
             for message in await take(source, 7):
                 await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
 
 
 FULL: dict[str, Any] = {
@@ -680,7 +687,7 @@ class TestMoving:
             (message,) = await take(source, 1)
             assert message.headers.items() >= headers.items()
             await source.reject(message, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             assert [moved async for moved in source.replay_dead_letters()] == [1]
             (message,) = await take(source, 1)
             assert message.headers == headers
@@ -709,7 +716,7 @@ class TestMoving:
             await publish_raw(channel, queue, headers={"CC": [copies.name]})
             (message,) = await take(source, 1)
             await source.retry(message, 0.1, "not now")
-            await drain(source, 1)
+            await ack_all(source, 1)
             assert (await copies.declare()).message_count == 1
 
     async def test_headers_that_are_not_text_survive_a_retry(
@@ -764,7 +771,7 @@ class TestMoving:
         }
         assert find(events, "reconnecting") == []
         counts = Counts(ready=0, delayed=0, dead=0 if outcome == "handled" else 1)
-        await settle_as(broker, queue, counts)
+        await eventually_counts(broker, queue, counts)
         async with make_source(settings) as source:
             assert [n async for n in source.replay_dead_letters()] == [1] * counts.dead
 
@@ -789,7 +796,7 @@ class TestMoving:
             (message,) = await take(source, 1)
             retried_at = time.monotonic()
             await source.retry(message, 3600, "in an hour")
-            await drain(source, 1)
+            await ack_all(source, 1)
             assert time.monotonic() - retried_at >= 0.39
 
     async def test_a_missing_retry_queue_is_declared_by_the_retry_that_needs_it(
@@ -817,7 +824,7 @@ class TestMoving:
             counts = await asyncio.to_thread(broker.counts, queue)
             return counts.dead + counts.ready  # given back, where the new queue was not ready
 
-        await become(3, kept)
+        await eventually(3, kept)
 
     async def test_a_short_delay_behind_a_long_one_waits_no_longer_than_its_own_back_off(
         self, connect: Connect
@@ -917,7 +924,7 @@ class TestCredentials:
         url = url_for(node, ODD_USER, ODD_VHOST)
         async with connect(prefetch=1, broker_url=url) as source:
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
         async with open_channel(url) as channel:
             for name in source._queues:
                 await channel.queue_delete(name)
@@ -979,14 +986,14 @@ class TestCredentials:
                 await publish(source, 1)
                 (message,) = await take(source, 1)
                 proxy.refuse()
-                await come(events, "reconnecting")
+                await eventually_logged(events, "reconnecting")
                 await source.ack(message)
                 with pytest.raises(BrokerUnavailable, match="Connect call failed") as unavailable:
                     await publish(source, 1)
                 said.append(str(unavailable.value))
                 proxy.resume()
-                await come(events, "connected", count=2)
-                await drain(source, 1)
+                await eventually_logged(events, "connected", count=2)
+                await ack_all(source, 1)
         async with open_channel(url_for(node, ODD_USER, ODD_VHOST)) as channel:
             for name in source._queues:
                 await channel.queue_delete(name)
@@ -1012,11 +1019,11 @@ class TestTls:
         )
         async with connect(broker_url=url) as source:
             published = await publish(source, 10)
-            assert await drain(source, 10) == published
+            assert await ack_all(source, 10) == published
             tls_proxy.cut()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             (last,) = await publish(source, 1)
-            while (await drain(source, 1)) != [last]:
+            while (await ack_all(source, 1)) != [last]:
                 pass  # an ack may have been under way when the connection broke
 
     @pytest.mark.parametrize(

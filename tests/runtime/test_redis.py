@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -16,24 +15,30 @@ from urllib.parse import quote, urlsplit
 import pytest
 import redis.exceptions
 
+from harness.contract import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    last,
+    publish,
+    take,
+)
+from harness.servers import Counts, PrivateServer, Server, ServerMissing, skip_without_server
+from harness.servers.local import ServerProcess, free_ports
+from harness.servers.proxy import Proxy
+from harness.servers.redis import private
 from runtime.brokers import redis as module
 from runtime.brokers import source as source_module
 from runtime.brokers.redis import (
     ONE_CRASH,
     RedisSource,
 )
-from runtime.brokers.source import (
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
-
-from .helpers import Event, come, drain, filled, find
-from .servers import Counts, PrivateServer, Server, ServerMissing, skip_without_server
-from .servers.local import ServerProcess, free_ports
-from .servers.proxy import Proxy
-from .servers.redis import private
-from .test_contract import become, ids, last, publish, settle_as, take
+from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -78,15 +83,15 @@ class TestOutages:
         async with connect(prefetch=10, broker_url=proxy.url) as source:
             published = await publish(source, 40)
             in_flight = await take(source, 3)
-            await filled(source, 7)
+            await buffer_holds(source, 7)
             proxy.cut()
             cut_at = time.monotonic()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             assert time.monotonic() - cut_at < 5  # although there was no room, and nothing to read
             for message in in_flight:
                 await source.ack(message)
-            assert Counter(ids(in_flight) + await drain(source, 37)) == Counter(published)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            assert Counter(ids(in_flight) + await ack_all(source, 37)) == Counter(published)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert [event["event"] for event in events if event["level"] != "debug"] == [
             "connected",
             "reconnecting",
@@ -100,7 +105,7 @@ class TestOutages:
             await publish(source, 4)
             done, later, bad, back = await take(source, 4)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             await source.ack(done)
             await source.retry(later, 300, "not now")
             await source.reject(bad, "bad")
@@ -109,7 +114,7 @@ class TestOutages:
             (again,) = await take(source, 1)
             assert (again.id, again.attempt) == (back.id, 1)
             await source.ack(again)
-            await settle_as(broker, queue, Counts(ready=0, delayed=1, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=1, dead=1))
         assert not find(events, "settlement_lost")
 
     async def test_an_outage_of_several_attempts_is_logged_once(
@@ -122,12 +127,12 @@ class TestOutages:
         monkeypatch.setattr(source_module, "LONGEST_PAUSE_SECONDS", 0.3)
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=3)
+            await eventually_logged(events, "reconnect_failed", count=3)
             assert not source.connected
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 20)
-            assert await drain(source, 20) == published
+            assert await ack_all(source, 20) == published
         assert len(find(events, "reconnecting")) == 1
 
     async def test_a_server_that_says_nothing_any_more_is_noticed(
@@ -142,13 +147,13 @@ class TestOutages:
             published = await publish(source, 2)
             first, second = await take(source, 2)
             proxy.black_hole()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             await source.ack(first)
             proxy.resume()
             await source.ack(second)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 2)
-            assert await drain(source, 2) == published
+            assert await ack_all(source, 2) == published
         assert not find(events, "settlement_lost")
 
     async def test_without_a_broker_entering_says_so_and_can_be_repeated(
@@ -183,16 +188,16 @@ class TestOutages:
     ) -> None:
         async with connect(prefetch=1) as source:
             published = await publish(source, 2)
-            assert await drain(source, 1) == published[:1]
+            assert await ack_all(source, 1) == published[:1]
             in_flight = await take(source, 1)
             if not busy:
                 await source.ack(in_flight.pop())
             client.delete(queue)
             for message in in_flight:
                 await source.ack(message)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert await drain(source, 5) == published
+            assert await ack_all(source, 5) == published
         assert "was deleted" in find(events, "reconnecting")[0]["reason"]
 
     async def test_after_its_group_was_deleted_what_is_in_hand_does_not_come_again(
@@ -202,11 +207,11 @@ class TestOutages:
             published = await publish(source, 5)
             in_flight = await take(source, 2)
             client.xgroup_destroy(queue, queue)
-            await come(events, "connected", count=2)
-            assert Counter(await drain(source, 3)) == Counter(published[2:])
+            await eventually_logged(events, "connected", count=2)
+            assert Counter(await ack_all(source, 3)) == Counter(published[2:])
             for message in in_flight:
                 await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_an_error_that_does_not_pass_ends_the_consumption(
         self, connect: Connect, client: Any, queue: str
@@ -250,7 +255,7 @@ class TestLeases:
                     assert len(other.buffer) == 0
                     await one.ack(step)
                     await one.stop()  # the second one is kept during the drain
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert not find(events, "settlement_lost")
 
     async def test_who_was_taken_for_dead_starts_nothing_that_others_have(
@@ -259,13 +264,13 @@ class TestLeases:
         async with connect(prefetch=3, broker_url=with_lease(broker.url, 0.6)) as one:
             published = await publish(one, 3)
             (in_flight,) = await take(one, 1)
-            await filled(one, 2)
+            await buffer_holds(one, 2)
             pending = client.xpending_range(queue, queue, "-", "+", 3)
             client.xclaim(queue, queue, "another", 0, [row["message_id"] for row in pending])
             client.zadd(f"{queue}.consumers", {"another": 1e15})
-            await filled(one, 0)
+            await buffer_holds(one, 0)
             await one.retry(in_flight, 0.1, "not mine any more")
-            await come(events, "settlement_lost")
+            await eventually_logged(events, "settlement_lost")
             assert len(client.xpending_range(queue, queue, "-", "+", 9, "another")) == 3
         assert published[0] == find(events, "settlement_lost")[0]["id"]
 
@@ -277,7 +282,7 @@ class TestLeases:
             (first,) = await take(source, 1)
             client.xreadgroup(queue, source._consumer, {queue: ">"})  # nobody hears of the second
             await source.ack(first)
-            assert await drain(source, 1) == published[1:]
+            assert await ack_all(source, 1) == published[1:]
 
     async def test_a_message_that_kills_its_consumer_each_time_ends_as_a_dead_letter(
         self, connect: Connect, broker: Server, client: Any, queue: str
@@ -288,7 +293,7 @@ class TestLeases:
         [[_, [(entry, _)]]] = client.xreadgroup(queue, "dead", {queue: ">"})
         client.xclaim(queue, queue, "dead", 0, [entry], retrycount=1 + 99 * ONE_CRASH)
         async with connect(broker_url=with_lease(broker.url, 0.3)) as source:
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
             assert letter.reason == "100 consumers died with it in hand"
             assert letter.attempts == 0  # no handler failed on it
@@ -305,7 +310,7 @@ class TestLeases:
         client.zadd(f"{queue}.consumers", {"away": client.time()[0] * 1000 - 2000})
         connected_at = time.monotonic()
         async with connect(prefetch=1, broker_url=with_lease(broker.url, 1)) as source:
-            await drain(source, 1)
+            await ack_all(source, 1)
             assert time.monotonic() - connected_at >= 1
 
 
@@ -338,8 +343,8 @@ class TestStopping:
         monkeypatch.setattr(module, "POLL_SECONDS", 4)
         for _ in range(5):
             async with connect(prefetch=100) as source:
-                await become(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
-                await become(True, lambda: asyncio.sleep(0, source._reader_id != 0))
+                await eventually(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
+                await eventually(True, lambda: asyncio.sleep(0, source._reader_id != 0))
                 publishing = asyncio.create_task(publish(source, published))
                 began_at = time.monotonic()
                 await source.stop()
@@ -362,12 +367,12 @@ class TestStopping:
             connect(prefetch=0) as publisher,
             connect(prefetch=10, broker_url=proxy.url) as source,
         ):
-            await become(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
+            await eventually(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
             proxy.black_hole()
             await publish(publisher, 3)
             await source.stop()
             proxy.resume()  # and here they are, before the server has heard of the stop
-            await settle_as(broker, queue, Counts(ready=3, delayed=0, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
 
     async def test_every_ack_has_arrived_when_the_source_is_left(
         self,
@@ -403,7 +408,7 @@ class TestStopping:
             await publish(source, 10)
             (message,) = await take(source, 1)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             began_at = time.monotonic()
             await source.stop()
             await source.ack(message)
@@ -427,7 +432,7 @@ class TestSettlements:
                 described = await source.describe()
                 return int(described[source.settings.source]) + len(source._unacked)
 
-            await become(0, left)
+            await eventually(0, left)
             await source.stop()
             await asyncio.gather(*workers)
         single_ack_bytes = 150
@@ -518,12 +523,12 @@ class TestSettlements:
                 await source.reject(message, "bad")
         async with connect(prefetch=1) as source:
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
             async def pending_or_delayed() -> object:
                 return client.xpending(queue, queue)["pending"] + client.zcard(f"{queue}.delayed")
 
-            await become(0, pending_or_delayed)
+            await eventually(0, pending_or_delayed)
         assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
 
 
@@ -540,7 +545,7 @@ class TestEntries:
             await source.retry(message, 0, "now")
             (message,) = await take(source, 1)
             await source.reject(message, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
             assert (letter.id, letter.attempts) == (entry.decode(), 2)
             assert [moved async for moved in source.replay_dead_letters()] == [1]
@@ -602,7 +607,7 @@ class TestTopology:
             with pytest.raises(BrokerRefused, match="has another group"):
                 await source.describe()
         async with connect(prefetch=1, group="others") as source:
-            await drain(source, 1)
+            await ack_all(source, 1)
 
     async def test_a_server_without_a_durable_log_is_described_as_such(
         self, connect: Connect, node: PrivateServer, queue: str
@@ -636,9 +641,9 @@ class TestTopology:
                     await publish(source, 1)
                 await source.reject(first, "waits for memory")
                 await asyncio.sleep(0.4)  # several beats
-                assert len(await drain(source, 19)) == 19
+                assert len(await ack_all(source, 19)) == 19
                 client.config_set("maxmemory", "0")
-                await become(1, source.count_dead_letters)
+                await eventually(1, source.count_dead_letters)
             assert client.xlen(queue) == 0
         assert not find(events, "settlement_lost") + find(events, "reconnecting")
         node.delete(queue)
@@ -655,8 +660,8 @@ class TestTopology:
                 bad, good = await take(source, 2)
                 await source.reject(bad, "bad")
                 await source.retry(good, 0, "now")
-                await drain(source, 1)
-                await become(1, source.count_dead_letters)
+                await ack_all(source, 1)
+                await eventually(1, source.count_dead_letters)
 
     def test_a_node_of_a_cluster_that_has_not_the_stream_names_the_one_that_has(
         self, broker: Server
@@ -734,10 +739,10 @@ class TestCredentials:
             await source.ack(done)
             await source.retry(later, 0, "now")
             await source.reject(bad, "bad")
-            await drain(source, 1)
-            await become(1, source.count_dead_letters)
+            await ack_all(source, 1)
+            await eventually(1, source.count_dead_letters)
             assert [moved async for moved in source.replay_dead_letters()] == [1]
-            await drain(source, 1)
+            await ack_all(source, 1)
             await asyncio.sleep(0.5)  # a look for dead consumers
             await source.describe()
             await last(source.purge_dead_letters())
@@ -805,7 +810,7 @@ class TestCredentials:
             pytest.skip("the server is in a container")
         async with connect(prefetch=1, broker_url=f"unix://{path}?db=3") as source:
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
         assert node.counts(queue) == Counts(0, 0, 0)
         with closing(cast(Any, redis.Redis)(unix_socket_path=str(path), db=3)) as client:
             assert client.exists(queue)
@@ -825,11 +830,11 @@ class TestTls:
     ) -> None:
         async with connect(broker_url=tls_url) as source:
             published = await publish(source, 10)
-            assert await drain(source, 10) == published
+            assert await ack_all(source, 10) == published
             tls_proxy.cut()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 1)
-            assert await drain(source, 1) == published
+            assert await ack_all(source, 1) == published
 
     @pytest.mark.parametrize(
         ("options", "sentence"),

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """Settings and logs: a bad value is one line that names the variable, and no password is ever shown."""
 
 import io
@@ -11,16 +10,13 @@ import structlog
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runtime.errors import SettingsError
 from runtime.logs import (
     configure_logs,
     secrets_of,
     without_credentials,
 )
-from runtime.settings import (
-    ConsumerSettings,
-    SettingsError,
-    load_settings,
-)
+from runtime.settings import ConsumerSettings, load_settings
 
 URL = "amqp://user:p%40ss-word@localhost/"
 

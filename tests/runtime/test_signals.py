@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The event that a signal sets: in this process with `raise_signal`, and in child processes with real ones."""
 
 import asyncio
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 import pytest
 
+from handoff import Handoff, PlainIterator
 from runtime import (
     cancellation,
 )
@@ -24,8 +24,6 @@ from runtime.cancellation import (
     cancellable_aiter,
     make_cancellation_event,
 )
-
-from .handoff import Handoff, PlainIterator
 
 WAIT_SECONDS = 30
 """How long anything may take before a test fails; far more than on an idle machine."""

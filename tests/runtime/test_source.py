@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The buffer between the fetcher and the workers: each message reaches exactly one of them. And the link."""
 
 import asyncio
@@ -11,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.brokers import source
-from runtime.brokers.source import (
-    BrokerUnavailable,
-    Buffer,
-    Connectivity,
-    SourceFailed,
-    backoff_seconds,
-)
+from runtime.brokers.source import Buffer, Connectivity, backoff_seconds
+from runtime.errors import BrokerUnavailable, SourceFailed
 from runtime.message import Message
 
 
@@ -241,7 +235,11 @@ async def test_an_outage_of_several_attempts_is_said_once(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 0.001)
-    link, until, outcomes = Connectivity("here"), asyncio.Event(), iter([True, False, False, False, True])
+    link, until, outcomes = (
+        Connectivity("here"),
+        asyncio.Event(),
+        iter([True, False, False, False, True]),
+    )
 
     async def work() -> None:
         if (outcome := next(outcomes, None)) is None:

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """What is the embedded broker's alone: leases, processes that are killed, and files that refuse."""
 
 import asyncio
@@ -20,18 +19,12 @@ from typing import Any
 
 import pytest
 
+from harness.contract import last
 from runtime.brokers import sqlite
-from runtime.brokers.source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
-)
 from runtime.brokers.sqlite import SqliteSource
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
-
-from .test_contract import last
 
 WAIT_SECONDS = 20
 SHORT_LEASE_SECONDS = 0.4
@@ -444,7 +437,9 @@ async def test_no_more_is_taken_than_there_is_room_for(file: Path) -> None:
         query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
         async with consuming(file, prefetch=3) as other:
             await become_true(lambda: len(other.buffer) >= 3)
-            in_flight = query(file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1")
+            in_flight = query(
+                file, "SELECT seq FROM messages WHERE consumer IS NOT NULL ORDER BY 1"
+            )
     assert in_flight == [(1,), (5,), (6,)]
 
 

@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_contract.py."""
 
 import asyncio
@@ -15,25 +14,32 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from harness.contract import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    publish,
+    take,
+)
+from harness.servers import Counts, ServerMissing, skip_without_server
+from harness.servers.proxy import Proxy
+from harness.servers.sqs import KEY, SECRET, SqsServer, moto, with_options
 from runtime.brokers import (
     sqs,
-)
-from runtime.brokers.source import (
-    BrokerRefused,
-    BrokerUnavailable,
-    SourceFailed,
 )
 from runtime.brokers.sqs import (
     SqsSource,
     parse_url,
 )
+from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
-from .helpers import Event, come, drain, filled, find
-from .servers import Counts, ServerMissing, skip_without_server
-from .servers.proxy import Proxy
-from .servers.sqs import KEY, SECRET, SqsServer, moto, with_options
-from .test_contract import AT_ONCE_SECONDS, become, ids, publish, settle_as, take
+AT_ONCE_SECONDS = 1.0
 
 pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
@@ -58,17 +64,17 @@ class TestOutages:
         async with connect(broker_url=proxy.url) as source:
             published = await publish(source, 10)
             in_flight = await take(source, 3)
-            await filled(source, 7)
+            await buffer_holds(source, 7)
             proxy.refuse()
             for message in in_flight:
                 await source.ack(message)
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             assert not source.connected
             proxy.resume()
-            handled = Counter(ids(in_flight)) + Counter(await drain(source, 7))
+            handled = Counter(ids(in_flight)) + Counter(await ack_all(source, 7))
             assert handled == Counter(published)
-            await come(events, "connected", count=2)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            await eventually_logged(events, "connected", count=2)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert broker.counts(queue).held == 0
         assert [e["event"] for e in events if e["level"] != "debug"] == [
             "connected",
@@ -84,15 +90,15 @@ class TestOutages:
             await other.stop()
             published = await publish(other, 4)
             (in_flight,) = await take(source, 1)
-            await filled(source, 3)
+            await buffer_holds(source, 3)
             proxy.refuse()
-            await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
             async with connect() as third:
                 messages = await take(third, 4)
                 assert Counter(ids(messages)) == Counter(published)
                 await third.stop()
                 proxy.resume()
-                await come(events, "connected", count=4)
+                await eventually_logged(events, "connected", count=4)
                 (new,) = await publish(other, 1)
                 (message,) = await take(source, 1)
                 assert message.id == new
@@ -100,7 +106,7 @@ class TestOutages:
                 await source.ack(message)
                 for message in messages:
                     await third.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
     async def test_no_request_keeps_a_message_that_others_may_have(
@@ -117,7 +123,7 @@ class TestOutages:
                 lambda **_: sent_at.append(time.monotonic()),
             )
             proxy.refuse()
-            await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
             await asyncio.sleep(1.1)  # a repetition comes within a second
             assert sent_at
             assert max(sent_at) < message.receipt.hidden_until
@@ -128,11 +134,11 @@ class TestOutages:
     ) -> None:
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed", count=2)
+            await eventually_logged(events, "reconnect_failed", count=2)
             proxy.resume()
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert Counter(await drain(source, 5)) == Counter(published)
+            assert Counter(await ack_all(source, 5)) == Counter(published)
         assert len(find(events, "reconnecting")) == 1
         assert caplog.records == []  # not a word of the libraries
 
@@ -167,9 +173,9 @@ class TestOutages:
     ) -> None:
         async with connect() as source:
             await asyncio.to_thread(broker.delete, queue)
-            await come(events, "connected", count=2)
+            await eventually_logged(events, "connected", count=2)
             published = await publish(source, 5)
-            assert Counter(await drain(source, 5)) == Counter(published)
+            assert Counter(await ack_all(source, 5)) == Counter(published)
 
     async def test_a_refusal_while_consuming_ends_the_source(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +186,7 @@ class TestOutages:
             await publish(source, 1)
             async with asyncio.timeout(20):
                 with pytest.raises(SourceFailed, match="MaxNumberOfMessages"):
-                    await drain(source, 2)
+                    await ack_all(source, 2)
             assert not source.connected
 
 
@@ -191,7 +197,7 @@ class TestLeases:
         url = with_options(broker.url, visibility_seconds=1)
         async with connect(prefetch=20, broker_url=url) as source:
             await publish(source, 20)
-            await filled(source, 20)
+            await buffer_holds(source, 20)
             (message,) = await take(source, 1)
             requests = requests_of(source)
             held_until = time.monotonic() + 2.5
@@ -203,8 +209,8 @@ class TestLeases:
                 4 <= extensions <= 2 * (2.5 / (1 / 3) + 1)
             )  # 20 messages, in tens, every third of it
             await source.ack(message)
-            await drain(source, 19)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+            await ack_all(source, 19)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_the_messages_of_a_dead_consumer_come_when_their_visibility_ends(
         self, connect: Connect, proxy: Proxy, broker: SqsServer
@@ -237,7 +243,7 @@ class TestLeases:
                 assert received["Messages"]
                 await asyncio.sleep(0.01)
             await source.start()
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
         assert (letter.id, letter.attempts) == (published, 0)  # no handler failed on it
         assert letter.reason == "given up by SQS: delivered too often"
@@ -250,7 +256,7 @@ class TestLeases:
             await publish(source, 1)
         for _ in range(5):
             async with connect(prefetch=1) as source:
-                await filled(source, 1)
+                await buffer_holds(source, 1)
                 await source.stop()
                 assert source.requeued_count == 1
         async with connect(prefetch=1) as source:
@@ -267,7 +273,7 @@ class TestBatches:
     ) -> None:
         async with connect(prefetch=4) as source:
             await publish(source, 1)
-            await filled(source, 1)  # and three more are not worth a poll now
+            await buffer_holds(source, 1)  # and three more are not worth a poll now
             (first,) = await take(source, 1)
             await publish(source, 1)
             async with asyncio.timeout(5):
@@ -301,7 +307,7 @@ class TestBatches:
             "SendMessageBatch": 2,
             "ChangeMessageVisibilityBatch": 4,
         }
-        await settle_as(broker, queue, Counts(ready=60, delayed=0, dead=0))
+        await eventually_counts(broker, queue, Counts(ready=60, delayed=0, dead=0))
         assert broker.counts(queue).held == 0
 
     async def test_settlements_of_the_same_moment_share_a_request(self, connect: Connect) -> None:
@@ -321,29 +327,29 @@ class TestBatches:
     ) -> None:
         async with connect(prefetch=20) as source:
             await publish(source, 30)
-            await filled(source, 20)
+            await buffer_holds(source, 20)
             requests = requests_of(source)
-            await drain(source, 9)
+            await ack_all(source, 9)
             await asyncio.sleep(0.1)
             assert "ReceiveMessage" not in requests
-            await drain(source, 1)
-            await filled(source, 20)
+            await ack_all(source, 1)
+            await buffer_holds(source, 20)
             assert requests["ReceiveMessage"] == 1
-            await drain(source, 20)
+            await ack_all(source, 20)
 
     async def test_an_idle_queue_is_asked_by_one_poll_at_a_time(
         self, connect: Connect, broker: SqsServer
     ) -> None:
         async with connect(prefetch=100) as source:
             await publish(source, 60)
-            await drain(source, 60)
+            await ack_all(source, 60)
             assert source._most_polls > 1
             await source._written.wait()
 
             async def polls() -> tuple[int, int]:
                 return len(source._polls), source._most_polls
 
-            await become((1, 1), polls)
+            await eventually((1, 1), polls)
             requests = requests_of(source)
             await asyncio.sleep(1.5)
             assert requests in ({"ReceiveMessage": 1}, {"ReceiveMessage": 2})
@@ -361,7 +367,7 @@ class TestBatches:
                 await source.ack(message)
             for message in messages[5:]:
                 await source.requeue(message)
-            await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+            await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
         lost = {event["id"] for event in find(events, "settlement_lost")}
         assert lost == {messages[3].id, messages[7].id}
 
@@ -444,7 +450,7 @@ class TestStopping:
             await publish(source, 10)
             (message,) = await take(source, 1)
             proxy.refuse()
-            await come(events, "reconnecting")
+            await eventually_logged(events, "reconnecting")
             began_at = time.monotonic()
             await source.stop()
             await source.ack(message)
@@ -502,7 +508,7 @@ class TestMessages:
             assert (second.id, second.attempt) == (id, 2)
             assert second.headers == first.headers
             await source.reject(second, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [dead] = broker.client.receive_message(
                 QueueUrl=broker.queue_url(f"{queue}-dead"),
                 MessageAttributeNames=["All"],
@@ -615,7 +621,7 @@ class TestMessages:
             published = await publish(source, 25)
             for message in await take(source, 25):
                 await source.reject(message, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=25))
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=25))
             letters = source.dead_letters(100)
             assert (await anext(letters)).id in published
             await letters.aclose()  # type: ignore[attr-defined]
@@ -624,7 +630,7 @@ class TestMessages:
             )
             assert broker.counts(queue).dead == 25
             assert [moved async for moved in source.replay_dead_letters()] == [10, 20, 25]
-            assert Counter(await drain(source, 25)) == Counter(published)
+            assert Counter(await ack_all(source, 25)) == Counter(published)
 
 
 class TestTopology:
@@ -655,7 +661,7 @@ class TestTopology:
                 await publish(source, 1)
                 (message,) = await take(source, 1)
                 await source.reject(message, "bad")
-                await become(1, source.count_dead_letters)
+                await eventually(1, source.count_dead_letters)
                 described = await source.describe()
             assert (described[queue], described[graveyard]) == (0, 1)
             assert described[f"{queue} deliveries at most"] == 7
@@ -786,7 +792,7 @@ class TestCredentials:
         said = []
         async with connect(broker_url=proxy.url) as source:
             proxy.refuse()
-            await come(events, "reconnect_failed")
+            await eventually_logged(events, "reconnect_failed")
             with pytest.raises(BrokerUnavailable) as caught:
                 await source.publish([OutgoingMessage(b"x")])
             said.append(repr(caught.value))
@@ -816,7 +822,7 @@ class TestTls:
             broker_url=with_options(tls_url, cafile=certificates / "ca.pem")
         ) as source:
             published = await publish(source, 3)
-            assert Counter(await drain(source, 3)) == Counter(published)
+            assert Counter(await ack_all(source, 3)) == Counter(published)
 
     async def test_any_other_is_one_sentence(
         self, source_for: Callable[..., SqsSource], tls_url: str

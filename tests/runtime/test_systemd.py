@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """What systemd is told, proved: the real program, real signals, and a socket in systemd's place."""
 
 import os
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.process import WAIT_SECONDS
+from harness.scene import Scene, assert_clean_shutdown, wait_until
+from harness.servers.sqlite import SqliteFile
 from runtime import systemd
-
-from .process import WAIT_SECONDS
-from .servers.sqlite import SqliteFile
-from .test_shutdown import Scene, assert_clean_stop, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,7 +100,7 @@ def test_stopping_is_told_at_the_signal_while_the_handler_still_works(
     process = scene.start(NOTIFY_SOCKET=manager.path)
     process.wait_for("handling")
     wait_until(lambda: manager.told() == ["READY=1"])
-    assert_clean_stop(process)
+    assert_clean_shutdown(process)
     wait_until(told("STOPPING=1"))
     assert manager.messages[-1][1] == ["STOPPING=1", "STATUS=draining, 1 in hand"]
     assert scene.ledger.ended == scene.published
@@ -131,7 +129,7 @@ def test_the_watchdog_is_pinged_while_the_event_loop_turns_and_not_while_it_is_b
     while_blocked = manager.ping_times(since=blocked_at + WATCHDOG_SECONDS)
     assert [at for at in while_blocked if at < blocked_at + 8 * WATCHDOG_SECONDS] == []
     wait_until(lambda: bool(manager.ping_times(since=blocked_at + 8 * WATCHDOG_SECONDS)))
-    assert_clean_stop(process)
+    assert_clean_shutdown(process)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_without_a_watchdog_of_its_own_nobody_is_pinged(
     scene: Scene, manager: Manager, microseconds: str, pid: str
 ) -> None:
     process = scene.start(NOTIFY_SOCKET=manager.path, WATCHDOG_USEC=microseconds, WATCHDOG_PID=pid)
-    assert_clean_stop(process)
+    assert_clean_shutdown(process)
     wait_until(lambda: manager.told() == ["READY=1", "STOPPING=1"])
     assert manager.told(pings=True) == []
 
@@ -151,13 +149,13 @@ def test_without_a_watchdog_of_its_own_nobody_is_pinged(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sockets in no file system")
 def test_a_socket_in_no_file_system_is_told_too(scene: Scene) -> None:
     with closing(Manager(f"@{uuid.uuid4()}")) as manager:
-        assert_clean_stop(scene.start(NOTIFY_SOCKET=manager.path))
+        assert_clean_shutdown(scene.start(NOTIFY_SOCKET=manager.path))
         wait_until(lambda: manager.told() == ["READY=1", "STOPPING=1"])
 
 
 def test_a_manager_that_is_not_there_is_logged_and_harms_nothing(scene: Scene) -> None:
     process = scene.start(NOTIFY_SOCKET=str(scene.ledger.path.parent / "nobody"))
-    assert_clean_stop(process)
+    assert_clean_shutdown(process)
     assert process.find("notify_failed")
 
 

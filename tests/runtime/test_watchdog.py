@@ -1,4 +1,3 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """How the watchdog learns of signals. What it does then is in test_shutdown.py, with real blocked services."""
 
 import sys
@@ -6,8 +5,7 @@ import sys
 import pytest
 
 from runtime import watchdog
-
-from .test_signals import Child
+from test_signals import Child
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,41 +1,21 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """The broker goes away: the real program, and a real server that is killed and started again.
 
-The invariant is that of test_shutdown.py: published = done + still in the broker + dead letters. What may
-be done twice is what the broker's own nature says (``most_repeated`` in servers/).
+The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. What may be
+handled twice is what the broker's own nature says (``most_repeated`` in harness/servers).
 """
 
-import asyncio
-import gc
-import os
-import socket
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from runtime.brokers import make_source
-
-from .process import ask
-from .servers import SERVED_BROKERS, PrivateServer, let_store, local, server_module
-from .servers.proxy import Proxy
-from .test_contract import become
-from .test_shutdown import (
-    AT_ONCE_SECONDS,
-    Scene,
-    assert_quiet,
-    free_port,
-    has_ended,
-    is_empty,
-    wait_until,
-)
+from harness.process import ask
+from harness.scene import AT_ONCE_SECONDS, Scene, assert_quiet, has_ended, is_empty, wait_until
+from harness.servers import SERVED_BROKERS, PrivateServer, server_module
+from harness.servers.local import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +44,7 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
     scene: Scene, server: PrivateServer, broker_name: str
 ) -> None:
     tasks = scene.publish(150, seconds=0.02)
-    let_store(server)
+    server.let_store()
     port = free_port()
     process = scene.start(concurrency=CONCURRENCY, probe_port=port)
     wait_until(lambda: has_ended(scene, 30))
@@ -91,34 +71,11 @@ def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
 
 
 @pytest.mark.very_slow
-async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
-    scene: Scene, server: PrivateServer
-) -> None:
-    source = make_source(scene.settings)
-
-    async def connected() -> bool:
-        return source.connected
-
-    async with source:
-        await source.start()
-        assert source.outage_count == 0
-        await asyncio.to_thread(server.kill)
-        await become(False, connected)
-        await asyncio.sleep(1)  # for some attempts that fail
-        assert source.outage_count == 1
-        await asyncio.to_thread(server.restart)
-        await become(True, connected)
-        assert source.outage_count == 1
-        assert source.buffer.failure is None
-        await source.stop()
-
-
-@pytest.mark.very_slow
 def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
     scene: Scene, server: PrivateServer
 ) -> None:
     tasks = scene.publish(3, seconds=1)
-    let_store(server)
+    server.let_store()
     old = scene.start(concurrency=1)
     old.wait_for("handling")
     server.kill()
@@ -127,7 +84,7 @@ def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
     assert exit_code == 0
     assert seconds < 1 + AT_ONCE_SECONDS
     assert_quiet(old)
-    assert len(scene.ledger.ended) >= 1, "what is in hand is finished"
+    assert len(scene.ledger.ended) >= 1, "the in-flight message is finished"
     new = scene.start(consuming=False)
     new.wait_for("reconnecting")  # and it goes on waiting
     server.restart()
@@ -139,69 +96,3 @@ def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
     assert_quiet(new)
     new_ones = [id for id in scene.ledger.ended if id in published_since]
     assert Counter(new_ones) == Counter(published_since)
-
-
-def test_a_proxy_closes_the_connections_that_come_while_it_ends() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as target, ExitStack() as clients:
-        for _ in range(100):
-            with Proxy(f"any://127.0.0.1:{target.getsockname()[1]}") as proxy:
-                for _ in range(5):
-                    client = clients.enter_context(socket.socket())
-                    client.setblocking(False)
-                    client.connect_ex(("127.0.0.1", proxy.port))
-    gc.collect()  # what was left open says so, and that is an error here
-
-
-def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pytest.importorskip("fcntl", reason="Windows has no flock")
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
-    up: list[str] = []
-    numbers = count()
-
-    @contextmanager
-    def start(_: Path) -> Iterator[Any]:
-        up.append(f"server {next(numbers)}")
-        yield SimpleNamespace(url=up[-1])
-        up.pop()
-
-    def worker(number: int) -> AbstractContextManager[str]:
-        return local.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
-
-    with ExitStack() as others:
-        first = ExitStack()
-        assert first.enter_context(worker(0)) == "server 0"
-        assert others.enter_context(worker(1)) == "server 0"
-        leaving = threading.Thread(target=first.close)
-        leaving.start()
-        leaving.join(0.2)
-        assert leaving.is_alive()  # it waits for the other one
-        joining = threading.Thread(target=lambda: others.enter_context(worker(2)))
-        joining.start()
-        joining.join(10)
-        assert not joining.is_alive(), "who comes meanwhile need not wait"
-        assert up == ["server 0"]
-    leaving.join(10)
-    assert up == []
-    with worker(3) as url:
-        assert (url, up) == ("server 1", ["server 1"])
-
-
-@pytest.mark.parametrize(
-    ("client", "found"),
-    [("exit 0", True), ("exit 1", False), ("exec sleep 600", False), (None, False)],
-    ids=["answered", "no daemon", "silent daemon", "no client"],
-)
-def test_docker_counts_only_with_a_daemon_that_answers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str | None, found: bool
-) -> None:
-    if client is not None:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\n{client}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    else:
-        monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
-    assert local.has_docker.__wrapped__() is found

@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
 """A service on the real runtime whose messages say how its handlers are to behave.
 
-The shutdown suite runs it as a child process: ``python -m tests.runtime.service run``. What handlers did is
-appended to the file that LEDGER names, one line for each start and each end, and survives SIGKILL.
+The tests run it as a child process: ``python harness/service.py run``. What handlers did is appended to the file
+that LEDGER names, one line for each start and each end, and survives SIGKILL.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from pydantic import BaseModel, model_validator
 
 from runtime import watchdog
 from runtime.brokers import sqlite
-from runtime.cli import main
 from runtime.handlers import HandlerFunction
 from runtime.message import Message, Reject, Retry
+from runtime.operate.cli import main
 
 log = structlog.get_logger()
 

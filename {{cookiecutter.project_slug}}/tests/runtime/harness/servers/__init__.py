@@ -1,21 +1,29 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Real brokers for the tests: one module for each, with the same functions.
+"""Real brokers for the tests: one module for each. The tests run on every broker whose module lies here.
 
-``shared(directory)`` gives a server that all tests may use at once, each with a queue of its own.
-``private(directory)`` gives one that a test may kill and start again; a broker that has no server, as the
-embedded one, has no such function. Both are context managers, and both raise `ServerMissing`, with the reason,
-where no server is to be had.
+Each module has ``shared(directory)``, a context manager that gives a `Server` which all tests may use at once, each
+with a queue of its own. A broker that is a program on the network also has ``private(directory)``, which gives a
+`PrivateServer` that a test may kill and start again. Both raise `ServerMissing` where no server is to be had.
 """
 
 import os
-from contextlib import AbstractContextManager
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Protocol
+from urllib.parse import quote, urlsplit
 
 import pytest
+
+from .proxy import Proxy
+
+ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
+"""A name and a password with all that a URL must encode."""
 
 
 class ServerMissing(Exception):
@@ -27,34 +35,69 @@ class Counts:
     """What the broker itself says of one queue, read without the runtime."""
 
     ready: int
-    """Waiting to be delivered now, or in hand of nobody."""
+    """Ready to be delivered, or in flight at no live consumer."""
     delayed: int
     """Waiting for a retry delay to pass."""
     dead: int
     held: int = field(default=0, compare=False)
-    """Leased by a consumer, which may be dead; 0 where the end of its connection gives them back at once."""
+    """Leased by a consumer, which may be dead; 0 where the end of its connection requeues them at once."""
 
 
-class Server(Protocol):
+class Server(ABC):
+    """One server, and what tests must know of its broker: the names of options in the URL, and what it lacks."""
+
     url: str
     """For CONSUMER_BROKER_URL."""
     impatient_url: str
-    """The same, with the shortest time after which the messages of a dead consumer go to others."""
+    """The same, with the shortest time after which the messages of a dead consumer are redelivered."""
+    proxy_type: Callable[..., Proxy] = Proxy
+    lacks: Collection[str] = ()
+    """What the tests must do without, in words for the reason of a skipped test."""
+    silence_options: Mapping[str, object] = {}
+    """Options of the URL with which an unresponsive broker is noticed within a second."""
+    tls_files: Mapping[str, str] = {"ca": "cafile", "certificate": "certfile", "key": "keyfile"}
+    """The options of the URL that name files for TLS."""
 
+    @abstractmethod
     def counts(self, queue: str) -> Counts:
-        """Counts of messages; a message in hand of a live consumer may be missing from all of them."""
+        """Counts of messages; one that is in flight at a live consumer may be missing from all of them."""
 
+    @abstractmethod
     def consumers(self, queue: str) -> int:
         """How many consumers the broker sees on the queue; -1 where a broker cannot tell."""
 
+    @abstractmethod
     def delete(self, queue: str) -> None:
-        """Remove the queue and all that belongs to it; no error if it is not there."""
+        """Remove the queue and all that belongs to it; no error if it does not exist."""
+
+    def let_store(self) -> None:  # noqa: B027
+        """Wait until what the server has confirmed survives a kill: a broker promises that at once."""
+
+    @contextmanager
+    def login(self) -> Iterator[str]:
+        """The URL of `ODD_USER` on a server that knows this user. Skips the test where that cannot be."""
+        pytest.skip("the server of these tests knows no users")
+        yield ""
+
+    @contextmanager
+    def tls(self, certificates: Path) -> Iterator[Proxy]:
+        """A proxy to the server behind TLS, which asks for a client's certificate if the broker's URL can name one."""
+        context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem"
+        )
+        context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+        if "certificate" in self.tls_files:
+            context.verify_mode = ssl.CERT_REQUIRED
+        with self.proxy_type(self.url, tls=context) as proxy:
+            yield proxy
 
 
-class PrivateServer(Server, Protocol):
+class PrivateServer(Server):
+    @abstractmethod
     def kill(self) -> None:
         """SIGKILL: the broker is gone from one moment to the next."""
 
+    @abstractmethod
     def restart(self) -> None:
         """Start it again on the same address with what it had stored; returns when it answers."""
 
@@ -65,7 +108,7 @@ class ServerModule(Protocol):
     def private(self, directory: Path) -> AbstractContextManager[PrivateServer]: ...
 
     def most_repeated(self, prefetch: int) -> float:
-        """How many messages that were handled may come again after the server was killed and restarted."""
+        """How many messages that were handled may be redelivered after the server was killed and restarted."""
 
 
 def server_module(broker: str) -> ServerModule:
@@ -74,14 +117,9 @@ def server_module(broker: str) -> ServerModule:
 
 
 def need_of_server(server: Server, ability: str) -> None:
-    """Skip the test where the server at hand, which may be a stand-in, lacks what its broker can do."""
-    if ability in getattr(server, "lacks", ()):
+    """Skip the test where the server at hand, which may be a stand-in, lacks this."""
+    if ability in server.lacks:
         pytest.skip(f"the server of these tests lacks: {ability}")
-
-
-def let_store(server: Server) -> None:
-    """Wait until what the server has confirmed survives a kill: its broker promises that at once, a stand-in may not."""
-    getattr(server, "let_store", lambda: None)()
 
 
 def skip_without_server(missing: ServerMissing) -> None:
@@ -91,15 +129,24 @@ def skip_without_server(missing: ServerMissing) -> None:
     pytest.skip(str(missing))
 
 
-EMBEDDED = "sqlite"
-BROKERS = [
-    EMBEDDED,
-    *(name for _, name, _ in iter_modules(__path__) if name not in (EMBEDDED, "local", "proxy")),
-]
-"""The embedded broker and the one this service was scaffolded with."""
+def with_options(url: str, **options: object) -> str:
+    query = "&".join(f"{name}={value}" for name, value in options.items())
+    return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
+
+
+def with_user(url: str, name: str, password: str) -> str:
+    """The URL with these credentials instead of its own."""
+    parts = urlsplit(url)
+    credentials = f"{quote(name, safe='')}:{quote(password, safe='')}"
+    netloc = f"{credentials}@{parts.netloc.rpartition('@')[2]}"
+    return parts._replace(netloc=netloc).geturl()
+
+
+BROKERS = [name for _, name, _ in iter_modules(__path__) if name not in ("local", "proxy")]
+"""In a service its own broker; in the template all of them."""
 SERVED_BROKERS = [
     name  # read, not imported: what a broker needs is missed where it is needed
     for name in BROKERS
     if "\ndef private(" in Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
 ]
-"""Those that are a program on the network, which can be killed and be silent."""
+"""Those that are a program on the network, which can be killed, and be unresponsive."""

@@ -51,7 +51,7 @@ OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-class KafkaServer:
+class KafkaServer(Server):
     """Reads the broker's own counts by its protocol."""
 
     def __init__(self, url: str) -> None:
@@ -130,7 +130,7 @@ def _due_at(record: Any) -> float:
     return float(dict(record.headers)["x-consumer-due-at"])
 
 
-class PrivateKafka(KafkaServer):
+class PrivateKafka(KafkaServer, PrivateServer):
     """A server of one's own, on this port."""
 
     def __init__(self, port: int, instance: Instance, directory: Path) -> None:

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
 from . import Server, ServerMissing
 
 START_SECONDS = 90
@@ -171,6 +173,11 @@ def has_docker() -> bool:
     return False
 
 
+def free_port() -> int:
+    (port,) = free_ports(1)
+    return port
+
+
 def free_ports(count: int) -> list[int]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
@@ -184,6 +191,25 @@ def accepts(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
         return True
     return False
+
+
+def once_for_all_workers(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A directory that the first process of a test run makes for the rest."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        directory = factory.mktemp(name)
+        make(directory)
+        return directory
+    from fcntl import LOCK_EX, flock  # not on Windows
+
+    directory = factory.getbasetemp().parent / name
+    with directory.with_suffix(".lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        if not directory.exists():
+            directory.mkdir()
+            make(directory)
+    return directory
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class _Waiting(NamedTuple):
     """Not sent to the client yet."""
 
 
-class PrivateMosquitto:
+class PrivateMosquitto(PrivateServer):
     """``directory`` has its configuration and its database."""
 
     def __init__(self, directory: Path, port: int, login_port: int, instance: Instance) -> None:

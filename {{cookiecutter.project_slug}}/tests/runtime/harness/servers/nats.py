@@ -38,7 +38,7 @@ T = TypeVar("T")
 IMAGE = "nats:2"
 
 
-class NatsServer:
+class NatsServer(Server):
     """Asks the broker by its protocol."""
 
     def __init__(self, url: str) -> None:
@@ -123,7 +123,7 @@ async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) 
     return sum(message.metadata.num_delivered > 1 for message in messages)
 
 
-class PrivateNats(NatsServer):
+class PrivateNats(NatsServer, PrivateServer):
     """A NATS of one's own, on this port."""
 
     def __init__(self, url: str, instance: Instance) -> None:

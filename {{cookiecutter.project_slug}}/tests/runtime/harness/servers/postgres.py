@@ -60,7 +60,7 @@ FROM consumer.messages WHERE source = $1
 LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at > now()"
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """Reads what any other client sees in the tables."""
 
     def __init__(self, url: str) -> None:
@@ -101,7 +101,7 @@ class PostgresServer:
             return thread.submit(asyncio.run, ask()).result()
 
 
-class PrivatePostgres(PostgresServer):
+class PrivatePostgres(PostgresServer, PrivateServer):
     """A PostgreSQL of one's own, on this port; ``data`` is its directory where that can be reached."""
 
     def __init__(self, port: int, instance: Instance, data: Path | None = None) -> None:

@@ -57,7 +57,7 @@ SCRIPTS = (
 )
 
 
-class RabbitServer:
+class RabbitServer(Server):
     """Reads the broker's own counts by its protocol."""
 
     def __init__(self, url: str) -> None:
@@ -123,7 +123,7 @@ async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int
     return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
 
 
-class PrivateRabbit(RabbitServer):
+class PrivateRabbit(RabbitServer, PrivateServer):
     """A RabbitMQ of one's own, on this port."""
 
     def __init__(

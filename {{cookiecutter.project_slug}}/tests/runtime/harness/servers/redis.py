@@ -26,7 +26,7 @@ DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
 """Nothing that was confirmed is lost when the server is killed."""
 
 
-class RedisServer:
+class RedisServer(Server):
     """Reads the broker's own counts with redis-py's blocking client."""
 
     def __init__(self, url: str) -> None:
@@ -65,7 +65,7 @@ class RedisServer:
             client.delete(queue, f"{queue}.dead", f"{queue}.delayed", f"{queue}.consumers")
 
 
-class PrivateRedis(RedisServer):
+class PrivateRedis(RedisServer, PrivateServer):
     """A Redis of one's own, on this port."""
 
     def __init__(self, port: int, instance: Instance) -> None:

@@ -21,7 +21,7 @@ FROM messages WHERE source = :queue
 """
 
 
-class SqliteFile:
+class SqliteFile(Server):
     """A file has no server process: nothing to kill, nothing to start."""
 
     def __init__(self, file: Path) -> None:

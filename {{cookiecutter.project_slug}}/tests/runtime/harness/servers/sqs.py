@@ -56,7 +56,7 @@ def with_options(url: str, **options: object) -> str:
     return f"{url}{'&' if '?' in url else '?'}{query}"
 
 
-class SqsServer:
+class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
     def __init__(self, url: str) -> None:
@@ -115,7 +115,7 @@ class SqsServer:
             self._client.close()
 
 
-class PrivateSqs(SqsServer):
+class PrivateSqs(SqsServer, PrivateServer):
     """A moto of one's own, behind a proxy. What is hidden when a connection ends is back after five seconds."""
 
     def __init__(self, proxy: Proxy) -> None:

@@ -1,0 +1,7 @@
+"""Where pytest finds the fixtures."""
+
+import pytest
+
+pytest.register_assert_rewrite("harness")
+
+from harness.fixtures import *  # noqa: E402, F403

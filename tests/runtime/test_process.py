@@ -1,0 +1,171 @@
+"""The process of a service: signals, its exit codes, and what a handler or a lifespan can do to it.
+
+No broker takes part in this, so the embedded one does; test_shutdown.py of every service is about its broker.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from harness.process import service_command, service_environment
+from harness.scene import (
+    AT_ONCE_SECONDS,
+    Scene,
+    assert_clean_shutdown,
+    wait_until,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("broker", ["sqlite"], indirect=True, scope="session"),
+]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_each_signal_that_shuts_down_is_named(scene: Scene, signum: signal.Signals) -> None:
+    process = scene.start()
+    assert_clean_shutdown(process, signum)
+    assert process.find("stop_requested", reason=signum.name)
+
+
+def test_a_sighup_that_nohup_has_ignored_shuts_nothing_down(scene: Scene) -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = scene.start()
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    process.send(signal.SIGHUP)
+    assert_clean_shutdown(process)
+    [requested] = process.find("stop_requested")
+    assert requested["reason"] == "SIGTERM"
+
+
+def test_five_sigterms_in_a_row_are_still_a_graceful_shutdown(scene: Scene) -> None:
+    scene.publish(1, seconds=0.5)
+    process = scene.start()
+    process.wait_for("handling")
+    for _ in range(4):
+        process.send(signal.SIGTERM)
+    assert_clean_shutdown(process)
+    assert scene.ledger.ended == ["task-0"]
+
+
+def test_a_supervisors_pair_of_sigint_and_sigterm_does_not_force(scene: Scene) -> None:
+    scene.publish(1, seconds=0.5)
+    process = scene.start()
+    process.wait_for("handling")
+    process.send(signal.SIGTERM)
+    assert_clean_shutdown(process, signal.SIGINT)
+    assert scene.ledger.ended == ["task-0"]
+    assert not process.find("forced")
+
+
+@pytest.mark.parametrize("kind", ["work", "thread"])
+def test_a_handler_learns_of_the_shutdown_and_of_the_time_left(scene: Scene, kind: str) -> None:
+    scene.publish(1, kind=kind, end="checkpoint")
+    process = scene.start(HANDLERS=kind, drain_seconds=20)
+    process.wait_for("handling")
+    assert_clean_shutdown(process)
+    [checkpoint] = process.find("checkpoint")
+    assert 15 < checkpoint["seconds_left"] <= 20
+
+
+def test_a_lifespan_that_cannot_close_is_exit_code_1_and_logged_once(scene: Scene) -> None:
+    process = scene.start(LIFESPAN_FAILS="exit")
+    exit_code, _ = process.stop()
+    assert exit_code == 1
+    assert [e["step"] for e in process.find("close_failed")] == ["lifespan"]
+    assert scene.broker.consumers(scene.queue) in (0, -1)
+
+
+def test_a_lifespan_that_cannot_open_is_exit_code_1(scene: Scene) -> None:
+    process = scene.start(consuming=False, LIFESPAN_FAILS="enter")
+    assert process.wait() == 1
+    assert process.find("crashed", error="the database is down")
+
+
+def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> None:
+    process = scene.start(drain_seconds=0)
+    assert_clean_shutdown(process)
+    assert not process.find("handlers_abandoned")
+
+
+@pytest.mark.parametrize("kind", ["work", "thread"])
+def test_a_handler_that_cannot_be_cancelled_is_named_and_left(scene: Scene, kind: str) -> None:
+    scene.publish(1, kind=kind, seconds=3600, end="swallow")
+    process = scene.start(HANDLERS=kind, drain_seconds=0.5)
+    process.wait_for("handling")
+    exit_code, seconds = process.stop()
+    assert exit_code == 75
+    assert seconds < 0.5 + 2 + AT_ONCE_SECONDS
+    assert process.find("message_abandoned")
+    [stacks] = process.find("handlers_abandoned")
+    assert "service.py" in json.dumps(stacks)
+    scene.assert_left(ready=1)
+
+
+blocked = pytest.mark.parametrize(
+    ("end", "call"), [("block", "time.sleep"), ("block in C", "pbkdf2_hmac")], ids=["Python", "C"]
+)
+
+
+@blocked
+def test_a_blocked_event_loop_can_be_forced(scene: Scene, end: str, call: str) -> None:
+    scene.publish(1, seconds=3600, end=end)
+    process = scene.start(FORCED_SECONDS=0.5)
+    process.wait_for("handling")
+    sent_at = process.send(signal.SIGTERM)
+    wait_until(lambda: time.monotonic() > sent_at + 0.4)
+    exit_code, seconds = process.stop(signal.SIGINT)
+    assert exit_code == 128 + signal.SIGINT
+    assert seconds < 0.5 + AT_ONCE_SECONDS
+    assert call in process.find("event_loop_blocked")[0]["stack"]
+
+
+@blocked
+def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(
+    scene: Scene, end: str, call: str
+) -> None:
+    scene.publish(1, seconds=3600, end=end)
+    url = scene.broker.impatient_url
+    process = scene.start(url=url, drain_seconds=0.5, CLOSE_SECONDS=0.5)
+    process.wait_for("handling")
+    exit_code, seconds = process.stop()
+    assert exit_code == 75
+    assert seconds < 1 + AT_ONCE_SECONDS
+    assert process.find("message_abandoned")
+    assert call in process.find("event_loop_blocked")[0]["stack"]
+    again = scene.start(url=url, drain_seconds=0, CLOSE_SECONDS=0)
+    assert again.wait_for("handling")["attempt"] == 1
+    again.stop()
+
+
+def test_a_block_that_ends_in_time_is_a_message_handled(scene: Scene) -> None:
+    scene.publish(1, seconds=1, end="block")
+    process = scene.start()
+    process.wait_for("handling")
+    assert_clean_shutdown(process)
+    assert scene.ledger.ended == ["task-0"]
+    scene.assert_left()
+
+
+def test_a_closed_standard_output_does_not_disturb_the_shutdown(scene: Scene) -> None:
+    scene.publish(1, seconds=0.5)
+    environment = service_environment(scene.broker.url, scene.queue, scene.ledger)
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        service_command("run"), env=environment, stdout=writer, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writer)
+        wait_until(lambda: scene.ledger.started == ["task-0"])
+        os.close(reader)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        stderr = process.stderr.read()
+        assert process.wait(30) == 0
+    assert stderr == b""
+    assert scene.ledger.ended == ["task-0"]

@@ -1,0 +1,250 @@
+# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+"""The fixtures of the runtime's tests: a real broker, a queue of its own, a proxy before it; and a clean end."""
+
+import asyncio
+import inspect
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import structlog
+
+from runtime import brokers
+from runtime.brokers import make_source
+from runtime.brokers.source import Source
+from runtime.settings import ConsumerSettings
+
+from .contract import Connect, Event, start_once
+from .scene import Scene
+from .servers import (
+    BROKERS,
+    SERVED_BROKERS,
+    PrivateServer,
+    Server,
+    ServerMissing,
+    server_module,
+    skip_without_server,
+)
+from .servers.local import once_for_all_workers
+from .servers.proxy import Proxy
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background so, and every process of these tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
+"""For what a broker that is a file does not have: a server, a connection, a subscription."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What needs a server is slow, so that ``-m "not slow"`` is quick and needs none."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
+        item.add_marker(pytest.mark.slow)
+
+
+@contextmanager
+def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+    """Gives the server of a broker, the same one at each call."""
+    with ExitStack() as running:
+
+        @cache
+        def start(broker: str) -> Any:
+            directory = tmp_path_factory.mktemp(f"{kind}-{broker}")
+            try:
+                return running.enter_context(getattr(server_module(broker), kind)(directory))
+            except ServerMissing as missing:
+                skip_without_server(missing)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Server]]:
+    """Not part of `broker`, which pytest ends and makes again as often as its parameter changes."""
+    with servers("shared", tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def private_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], PrivateServer]]:
+    """Gives the broker's server that tests may kill and start again; its queues are not cleaned up."""
+    with servers("private", tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session", params=BROKERS)
+def broker(request: pytest.FixtureRequest, shared_server: Callable[[str], Server]) -> Server:
+    """A server of each broker whose module is in harness/servers."""
+    return shared_server(request.param)
+
+
+@pytest.fixture
+def queue(broker: Server) -> Iterator[str]:
+    """The name of a queue of this test's own; it is gone after the test."""
+    name = f"ccc-test-{uuid.uuid4().hex[:12]}"
+    yield name
+    broker.delete(name)
+
+
+@pytest.fixture
+def settings_for(
+    broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., ConsumerSettings]:
+    """Makes settings for this queue; what the shell and ``.env`` say of the service does not count."""
+    monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("CONSUMER_")]:
+        monkeypatch.delenv(variable)
+
+    def make(**overrides: Any) -> ConsumerSettings:
+        return ConsumerSettings.model_validate(
+            {"broker_url": broker.url, "source": queue, **overrides}
+        )
+
+    return make
+
+
+@pytest.fixture
+def source_for(
+    settings_for: Callable[..., ConsumerSettings], request: pytest.FixtureRequest
+) -> Callable[..., Any]:
+    """Makes a source that is not connected yet, with the SETTINGS of the test's module if it has some."""
+    defaults = getattr(request.module, "SETTINGS", {})
+
+    def make(prefetch: int = 10, **overrides: Any) -> Source:
+        return make_source(settings_for(**{**defaults, **overrides}), prefetch)
+
+    return make
+
+
+@pytest.fixture
+def connect(source_for: Callable[..., Source]) -> Connect:
+    """Connects a source that consumes; ``prefetch=0`` for one that only publishes."""
+
+    @asynccontextmanager
+    async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
+        source = source_for(prefetch or 1, **overrides)
+        await start_once(source.settings)
+        async with source:
+            if prefetch:
+                await source.start()
+            yield source
+
+    return connect
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """What the runtime's modules for brokers log."""
+    events: list[Event] = []
+
+    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
+        events.append({"level": level, **event})
+        raise structlog.DropEvent
+
+    for module in broker_modules("log"):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
+    return events
+
+
+@pytest.fixture
+def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets constants of the runtime's modules for brokers, in each that has one of the name."""
+
+    def shorten(seconds: float, *names: str) -> None:
+        for name in names:
+            for module in broker_modules(name):
+                monkeypatch.setattr(module, name, seconds)
+
+    return shorten
+
+
+def broker_modules(name: str) -> list[Any]:
+    """The modules of runtime.brokers that have something of this name."""
+    imported = list(sys.modules.items())
+    prefix = f"{brokers.__name__}."
+    return [
+        module for path, module in imported if path.startswith(prefix) and hasattr(module, name)
+    ]
+
+
+@pytest.fixture
+def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
+    """The real program on a queue of its own."""
+    scene = Scene(broker, queue, tmp_path)
+    yield scene
+    scene.close()
+
+
+@pytest.fixture
+def proxy(broker: Server) -> Iterator[Proxy]:
+    with broker.proxy_type(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def tls_proxy(broker: Server, certificates: Path) -> Iterator[Proxy]:
+    """The broker behind TLS that asks for a client's certificate."""
+    with broker.tls(certificates) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl command to make certificates with")
+    return once_for_all_workers(tmp_path_factory, "certificates", make_certificates)
+
+
+def make_certificates(directory: Path) -> None:
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    for ca in ("ca", "other"):
+        openssl(
+            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
+            *("-addext", "keyUsage=critical,keyCertSign"),
+            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
+        )
+    (directory / "extensions").write_text(
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
+    )
+    for name in ("server", "client"):
+        openssl(
+            *("req", *new_key, "-subj", f"/CN={name}"),
+            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
+        )
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
+            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
+        )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> None:
+    """Fail a test that leaves an asyncio task behind."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("no_task_is_left_behind")
+
+
+@pytest.fixture
+async def no_task_is_left_behind() -> AsyncIterator[None]:
+    yield
+    left_behind = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left_behind
