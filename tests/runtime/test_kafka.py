@@ -33,6 +33,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.record.util import calc_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +145,21 @@ async def produce(
         await producer.send_and_wait(queue, **record)
     finally:
         await producer.stop()
+
+
+async def produce_names(broker: Server, queue: str, names: list[bytes]) -> None:
+    """One batch of records to partition 0, each with a header of such a name; aiokafka itself would encode a text."""
+    async with AIOKafkaProducer(bootstrap_servers=urlsplit(broker.url).netloc) as producer:
+        batch = producer.create_batch()
+        for name in names:
+            placeholder = [("-" * len(name), b"value")]
+            batch.append(key=None, value=b"body", timestamp=None, headers=placeholder)
+        batch.close()
+        data = batch._build()
+        for name in names:
+            data[:] = data.replace(b"-" * len(name), name, 1)
+        data[17:21] = calc_crc32c(data[21:]).to_bytes(4, "big")
+        await (await producer.send_batch(batch, queue, partition=0))
 
 
 ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
@@ -619,6 +635,25 @@ class TestOtherProducers:
             assert letter.reason.startswith(("failed 2 times", "unknown type"))
             assert letter.id.encode().decode() == letter.id != ""
             assert [moved async for moved in source.replay_dead_letters()] == [1]
+
+    async def test_a_header_name_that_is_not_utf_8_is_read_with_replacements_and_ends_no_consumer(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            names = [b"plain", b"gr\xf6\xdfe", b"plain"]
+            await produce_names(broker, queue, names)
+            await produce_names(broker, queue, names)
+            messages = await take(source, 6)
+            assert [message.receipt[1].offset for message in messages] == list(range(6))
+            assert [list(message.headers) for message in messages[:3]] == [
+                ["plain"],
+                ["gr\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}e"],
+                ["plain"],
+            ]
+            assert {message.body for message in messages} == {b"body"}
+            await source.reject(messages[1], "bad")
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert letter.id == messages[1].id
 
     async def test_a_retry_that_is_due_in_a_hundred_years_waits_for_the_longest_delay(
         self, connect: Connect, broker: Server, queue: str

@@ -28,6 +28,7 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -42,7 +43,15 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
+from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.errors import KafkaError
+from aiokafka.record.default_records import (
+    DefaultRecordBatch,
+    _DefaultRecordBatchPy,
+    _DefaultRecordPy,
+)
+from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+from aiokafka.record.util import decode_varint
 
 from ..cancellation import cancellable_sleep
 from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
@@ -56,6 +65,7 @@ from .delivery import (
     make_dead_letter,
     make_message,
     seconds_of,
+    text_of,
 )
 from .requests import Requests, Rule
 from .source import Broker, Capabilities, Connectivity
@@ -250,6 +260,61 @@ def _dead_letter(record: Any) -> DeadLetter:
         attempts=headers.get(ATTEMPTS),
         dead_lettered_at=headers.get(DEAD_LETTERED_AT),
     )
+
+
+# -- records with a header name that is not UTF-8: the broker stores them, and aiokafka's reader raises
+
+
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
+    """Reads such names with U+FFFD; in Python, so it is slow."""
+
+    def _read_msg(self) -> _DefaultRecordPy:
+        position = self._pos
+
+        def number() -> int:
+            nonlocal position
+            value, position = decode_varint(self._buffer, position)
+            return int(value)
+
+        def field() -> bytes | None:
+            nonlocal position
+            length = number()
+            start, position = position, position + max(0, length)
+            return bytes(self._buffer[start:position]) if length >= 0 else None
+
+        number(), number()  # the record's length and attributes
+        timestamp, offset = self.first_timestamp + number(), self.base_offset + number()
+        key, value = field(), field()
+        headers = [(text_of(field()), field()) for _ in range(number())]
+        self._pos = position
+        return _DefaultRecordPy(offset, timestamp, self.timestamp_type, key, value, headers)
+
+
+class _LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]
+    def next_batch(self) -> Any:
+        data = self._next_slice
+        batch = super().next_batch()
+        return _LenientBatch(data) if isinstance(batch, DefaultRecordBatch) else batch
+
+
+class _Records(MemoryRecords):  # type: ignore[misc]
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.data = data
+
+
+class _PartitionRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]
+    def _unpack_records(self) -> Iterator[Any]:
+        try:
+            yield from super()._unpack_records()
+        except UnicodeDecodeError:
+            unread_from = self.next_fetch_offset
+            self._records = _LenientRecords(self._records.data)
+            yield from (r for r in super()._unpack_records() if r.offset >= unread_from)
+
+
+aiokafka_fetcher.MemoryRecords = _Records
+aiokafka_fetcher.PartitionRecords = _PartitionRecords
 
 
 # -- aiokafka's clients
