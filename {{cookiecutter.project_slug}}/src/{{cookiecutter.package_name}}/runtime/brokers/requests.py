@@ -76,8 +76,13 @@ class Requests:
 
     def translated(self, error: BaseException) -> BrokerError:
         """The BrokerError of the first rule for this exception, or for its cause."""
-        rule = next(rule for rule in self._rules if isinstance(error, rule.exceptions))
-        text = str(error).strip() or type(error).__name__
+        rule, match = next(
+            (rule, candidate)
+            for rule in self._rules
+            for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
+            if isinstance(candidate, rule.exceptions)
+        )
+        text = str(match).strip() or type(match).__name__
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
