@@ -259,11 +259,12 @@ class Source(Connected):
         except BrokerError as error:
             log_settlement_lost(message, settlement, error)
             await asyncio.sleep(FAILED_MOVE_SECONDS)
-            if message in self.unacked:
+            if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
         else:
-            # Else it was requeued meanwhile, at the deadline.
-            if message in self.unacked and self._holds(message, settlement):
+            requeued = message not in self.unacked and not self._lost_because(message)
+            # If so, that was meanwhile, at the deadline.
+            if not requeued and self._holds(message, settlement):
                 self.unacked.discard(message)
                 await self._ack(message)
 
