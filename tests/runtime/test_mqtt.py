@@ -38,7 +38,7 @@ from harness.servers.mqtt import ODD_USER, READER, PrivateMosquitto
 from harness.servers.proxy import Proxy
 from runtime.brokers import mqtt
 from runtime.brokers import source as source_module
-from runtime.brokers.mqtt import MqttSource
+from runtime.brokers.mqtt import MqttBroker
 from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="s
 
 SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
 
-Connect = Callable[..., AbstractAsyncContextManager[MqttSource]]
+Connect = Callable[..., AbstractAsyncContextManager[MqttBroker]]
 
 
 @contextmanager
@@ -313,7 +313,7 @@ class TestRetries:
             first, second = await take(source, 2)
             await source.retry(first, 0.4, "not now")
             await source.ack(second)
-            await eventually(1, length_of(source._held))
+            await eventually(1, length_of(source._delayed))
             order = await ack_all(source, 2)
             assert order == [published[2], published[0]]
 
@@ -333,7 +333,7 @@ class TestRetries:
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, 0.4, "not now")
-            await eventually(1, length_of(source._held))
+            await eventually(1, length_of(source._delayed))
             await source.stop()
         assert [e["unstarted"] for e in find(events, "session_left")] == [1]
         async with connect() as source:
@@ -612,7 +612,7 @@ class TestOutages:
         assert time.monotonic() - began_at < 2
 
     async def test_without_a_broker_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., MqttSource], proxy: Proxy
+        self, source_for: Callable[..., MqttBroker], proxy: Proxy
     ) -> None:
         source = source_for(broker_url=proxy.url)
         proxy.refuse()
@@ -627,7 +627,7 @@ class TestOutages:
     @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
     async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
         self,
-        source_for: Callable[..., MqttSource],
+        source_for: Callable[..., MqttBroker],
         proxy: Proxy,
         scheme: str,
         monkeypatch: pytest.MonkeyPatch,
@@ -652,7 +652,7 @@ class TestOutages:
                     await take(source, 1)
 
     async def test_a_start_in_an_outage_is_done_when_that_is_over(
-        self, source_for: Callable[..., MqttSource], proxy: Proxy
+        self, source_for: Callable[..., MqttBroker], proxy: Proxy
     ) -> None:
         async with source_for(broker_url=proxy.url) as source:
             proxy.refuse()
@@ -677,7 +677,7 @@ class TestOtherBrokers:
         ids=["QoS 0", "no shared subscriptions", "the client id"],
     )
     async def test_a_broker_that_offers_too_little_is_refused_with_a_sentence(
-        self, source_for: Callable[..., MqttSource], connack: bytes, sentence: str
+        self, source_for: Callable[..., MqttBroker], connack: bytes, sentence: str
     ) -> None:
         async with broker_that_says(connack) as scripted:
             source = source_for(broker_url=scripted.url, source="s", group="g")
@@ -685,7 +685,7 @@ class TestOtherBrokers:
                 await source.__aenter__()
 
     async def test_a_broker_that_is_full_for_now_is_unavailable(
-        self, source_for: Callable[..., MqttSource]
+        self, source_for: Callable[..., MqttBroker]
     ) -> None:
         async with broker_that_says(b"\x20\x03\0\x97\0") as scripted:
             source = source_for(broker_url=scripted.url, source="s", group="g")
@@ -696,7 +696,7 @@ class TestOtherBrokers:
         ("granted", "reason"), [(b"\0", "only QoS 0"), (b"\x87", "Not authorized")]
     )
     async def test_a_subscription_that_is_not_granted_as_asked_for_is_a_sentence(
-        self, source_for: Callable[..., MqttSource], granted: bytes, reason: str
+        self, source_for: Callable[..., MqttBroker], granted: bytes, reason: str
     ) -> None:
         async with (
             broker_that_says(suback=b"\x90\x05%b\0\1" + granted) as scripted,
@@ -737,7 +737,7 @@ class TestAddresses:
         ],
     )
     def test_a_wrong_url_is_one_sentence_without_the_password(
-        self, source_for: Callable[..., MqttSource], url: str, sentence: str
+        self, source_for: Callable[..., MqttBroker], url: str, sentence: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=sentence) as refused:
             source_for(broker_url=url)
@@ -755,7 +755,7 @@ class TestAddresses:
         ],
     )
     def test_a_topic_or_a_group_that_mqtt_does_not_allow_is_one_sentence(
-        self, source_for: Callable[..., MqttSource], names: dict[str, str], sentence: str
+        self, source_for: Callable[..., MqttBroker], names: dict[str, str], sentence: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=sentence):
             source_for(**names)
@@ -768,7 +768,7 @@ class TestAddresses:
             assert await ack_all(source, 3) == published
 
     async def test_a_wrong_password_is_one_sentence_without_it(
-        self, source_for: Callable[..., MqttSource], broker: PrivateMosquitto
+        self, source_for: Callable[..., MqttBroker], broker: PrivateMosquitto
     ) -> None:
         url = url_for(broker, (ODD_USER[0], "s3cret-s3cret"))
         with pytest.raises(BrokerRefused, match="refused the connection") as refused:
@@ -809,7 +809,7 @@ class TestTls:
     @pytest.mark.parametrize("ca", ["", "other"])
     async def test_a_certificate_of_an_unknown_ca_is_one_sentence(
         self,
-        source_for: Callable[..., MqttSource],
+        source_for: Callable[..., MqttBroker],
         tls_proxy: Proxy,
         certificates: Path,
         ca: str,
@@ -823,20 +823,20 @@ class TestTls:
         gc.collect()  # a socket that was left open is a warning, and so an error
 
     async def test_without_the_certificate_that_the_broker_asks_for_there_is_no_connection(
-        self, source_for: Callable[..., MqttSource], tls_proxy: Proxy, certificates: Path
+        self, source_for: Callable[..., MqttBroker], tls_proxy: Proxy, certificates: Path
     ) -> None:
         url = with_options(tls_proxy.url, cafile=certificates / "ca.pem")
         with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
             await source_for(broker_url=url).__aenter__()
 
 
-async def answered(source: MqttSource) -> None:
+async def answered(source: MqttBroker) -> None:
     """Returns when the broker has answered to all that was sent before; so what it delivered then is here."""
     assert source._connection is not None
     await source._connection.unsubscribe(["nothing"])
 
 
-async def is_connected(source: MqttSource) -> bool:
+async def is_connected(source: MqttBroker) -> bool:
     return source.connected
 
 
