@@ -68,7 +68,7 @@ from .delivery import (
     text_of,
 )
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity
+from .source import Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
 
 CONNECT_SECONDS = 10.0
@@ -442,6 +442,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._to_commit: set[_Partition] = set()
+        self._acked: list[Message] = []
+        """Since the last commit."""
         self._commit_wanted = asyncio.Event()
         self._settled = asyncio.Event()
         """Set when a message was settled or dropped, so there may be room for another."""
@@ -789,6 +791,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     def _drop_partitions(self) -> None:
         """They are no longer assigned to this consumer: settling their messages has no effect from now on."""
+        for message in self._acked:
+            log_settlement_lost(message, "ack", "its offset could not be committed")
+        self._acked.clear()
         for partition in self._partitions.values():
             partition.revoked = True
         self._partitions.clear()
@@ -807,6 +812,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         partition, record = message.receipt
         del partition.unacked[record.offset]
         self._to_commit.add(partition)
+        self._acked.append(message)
         self._settled.set()
         self._commit_wanted.set()
 
@@ -843,27 +849,30 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _commit(self, seconds: float = ANSWER_SECONDS) -> bool:
         """Commit, for each partition, what is settled without a gap; False if that failed, and must be repeated."""
-        offsets = {partition: partition.settled_below() for partition in self._to_commit}
+        partitions, self._to_commit = self._to_commit, set()
+        acked, self._acked = self._acked, []
+        offsets = {partition: partition.settled_below() for partition in partitions}
         offsets = {partition: n for partition, n in offsets.items() if n > partition.committed}
-        self._to_commit.clear()
         if not offsets or self._consumer is None:
             return True
+        committed = False
         try:
             async with self._requests.bounded(seconds):
                 await self._consumer.commit(
                     {partition.topic_partition: n for partition, n in offsets.items()}
                 )
-        except asyncio.CancelledError:  # while closing
-            _retrieve_commit_errors()
-            raise
+            committed = True
         except BrokerError as error:
-            _retrieve_commit_errors()
             log.debug("commit_failed", broker=self._url.redacted, reason=str(error))
-            self._to_commit.update(partition for partition in offsets if not partition.revoked)
-            return False
-        for partition, offset in offsets.items():
-            partition.committed = offset
-        return True
+        finally:  # also when it is cancelled, while closing
+            if not committed:
+                _retrieve_commit_errors()
+                self._to_commit.update(p for p in partitions if not p.revoked)
+                self._acked = acked + self._acked
+        if committed:
+            for partition, offset in offsets.items():
+                partition.committed = offset
+        return committed
 
     # -- publishing
 
