@@ -34,6 +34,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import structlog
@@ -88,7 +89,7 @@ STUCK_SECONDS = 30.0
 """Without an answer to any fetch for this long, or with a rebalance that is this late, a consumer is replaced:
 aiokafka may not recover by itself (aiokafka#847, #1037)."""
 STOP_SECONDS = 1.0
-CLOSE_SECONDS = 1.5
+CLOSE_SECONDS = 1.25
 RECORDS_AT_ONCE = 500
 """To publish, or to read dead letters."""
 
@@ -354,7 +355,7 @@ async def _close(
     stop: Callable[[], Awaitable[None]],
     client: AIOKafkaClient,
     seconds: float,
-    *tasks: asyncio.Task[Any] | None,
+    tasks: Callable[[], list[asyncio.Task[Any] | None]] = list,
 ) -> None:
     """Stop one of aiokafka's clients; abort it if the broker is unresponsive or the stop fails in an outage."""
     closing = asyncio.ensure_future(stop())
@@ -366,20 +367,23 @@ async def _close(
                 if connection._writer is not None:
                     connection._writer.transport.abort()
                 connection.close()
-            await _end([closing, client._sync_task, *tasks])
+            await _end([closing, client._sync_task, *tasks()])
+            await _end(tasks(), 0)  # aiokafka's fetcher starts others until it is cancelled
 
 
-async def _end(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+async def _end(tasks: Iterable[asyncio.Task[Any] | None], grace_seconds: float = 0.2) -> None:
     """Wait for tasks that end when those they wait for do, then cancel the rest."""
-    left = {task for task in tasks if task is not None and not task.done()}
-    if left:
-        await asyncio.wait(left, timeout=0.2)
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=0.3)
-        for task in left:
-            if task.done() and not task.cancelled():
-                task.exception()  # retrieved: it is the outage's, which was logged
+    ended = {task for task in tasks if task is not None and not task.done()}
+    if ended:
+        await asyncio.wait(ended, timeout=grace_seconds)
+    for _ in range(3):  # aiokafka's fetcher swallows a cancellation while it cancels its own tasks
+        if left := {task for task in ended if not task.done()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=0.1)
+    for task in ended:
+        if task.done() and not task.cancelled():
+            task.exception()  # retrieved: it is the outage's, which was logged
 
 
 def _tasks_of(consumer: AIOKafkaConsumer) -> list[asyncio.Task[Any] | None]:
@@ -623,7 +627,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 reader.assign(partitions)
             yield reader
         finally:
-            await _close(reader.stop, reader._client, CLOSE_SECONDS, *_tasks_of(reader))
+            await _close(reader.stop, reader._client, CLOSE_SECONDS, partial(_tasks_of, reader))
 
     async def _ends(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, int]:
         """The offset after the last message: by the answer to a fetch, as not every server's list of offsets is right."""
@@ -680,7 +684,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         await self._commit(STOP_SECONDS)
         self._drop_partitions()
         self._consumer = None
-        await _close(consumer.stop, consumer._client, seconds, *_tasks_of(consumer))
+        await _close(consumer.stop, consumer._client, seconds, partial(_tasks_of, consumer))
 
     async def _fetch(self) -> None:
         try:
@@ -900,7 +904,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         producer = self._producer
         # Unconfirmed records have been reported as not sent: do not wait for them.
         producer._message_accumulator.fail_all(kafka_errors.KafkaConnectionError())
-        await _close(producer.stop, producer.client, seconds, producer._sender.sender_task)
+        sender = producer._sender
+        await _close(producer.stop, producer.client, seconds, lambda: [sender.sender_task])
 
     # -- dead letters
 
