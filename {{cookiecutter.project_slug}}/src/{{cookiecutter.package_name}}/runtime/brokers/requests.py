@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     exceptions: type[BaseException] | tuple[type[BaseException], ...]
     error: type[BrokerError]
     sentence: str
-    """``{error}`` stands for the text of the exception."""
+    """``{error}`` stands for the first line of the exception's text."""
 
 
 COMMON_RULES = (
@@ -82,7 +82,7 @@ class Requests:
             for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
             if isinstance(candidate, rule.exceptions)
         )
-        text = str(match).strip() or type(match).__name__
+        text = str(match).strip().partition("\n")[0] or type(match).__name__
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:

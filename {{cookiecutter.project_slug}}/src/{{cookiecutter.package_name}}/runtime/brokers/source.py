@@ -242,7 +242,8 @@ class Source(Connected):
         if not (reason := self._lost_because(message)) and message in self.unacked:
             return True
         self.unacked.discard(message)
-        log_settlement_lost(message, settlement, reason or "it was settled before")
+        reason = reason or "it was settled before, or the broker has taken it back"
+        log_settlement_lost(message, settlement, reason)
         return False
 
     def _lost_because(self, message: Message) -> str:
