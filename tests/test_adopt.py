@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from documents import SOMEWHERE, steps
-from rendered import BIN, CACHES, TEMPLATE, run
-from repositories import IDENTITY, PRESENT_LINE, commit_all, git, without_git
+from support.documents import SOMEWHERE, steps
+from support.rendered import BIN, CACHES, TEMPLATE, run
+from support.repositories import IDENTITY, PRESENT_LINE, commit_all, git, without_git
 
 pytestmark = without_git
 

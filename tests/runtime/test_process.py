@@ -104,7 +104,7 @@ def test_a_handler_that_cannot_be_cancelled_is_named_and_left(scene: Scene, kind
     assert seconds < 0.5 + 2 + AT_ONCE_SECONDS
     assert process.find("message_abandoned")
     [stacks] = process.find("handlers_abandoned")
-    assert "service.py" in json.dumps(stacks)
+    assert "misbehaving.py" in json.dumps(stacks)
     scene.assert_left(ready=1)
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -173,8 +173,10 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def broker_modules(name: str) -> list[Any]:
     """The modules of runtime.brokers that have something of this name."""
-    found = iter_modules(brokers.__path__, f"{brokers.__name__}.")
-    modules = [import_module(module.name) for module in found]
+    modules = []
+    for found in iter_modules(brokers.__path__, f"{brokers.__name__}."):
+        with suppress(ImportError):  # of a client library
+            modules.append(import_module(found.name))
     return [module for module in modules if hasattr(module, name)]
 
 

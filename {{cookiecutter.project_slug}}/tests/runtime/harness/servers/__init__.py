@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Protocol
+from typing import NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -128,7 +128,7 @@ def server_module(broker: str) -> ServerModule:
     return module
 
 
-def skip_without_server(missing: ServerMissing) -> None:
+def skip_without_server(missing: ServerMissing) -> NoReturn:
     """Skip the test with the reason; with REQUIRE_BROKERS=1 (CI) fail instead."""
     if os.environ.get("REQUIRE_BROKERS") == "1":
         pytest.fail(f"REQUIRE_BROKERS=1, but {missing}")
