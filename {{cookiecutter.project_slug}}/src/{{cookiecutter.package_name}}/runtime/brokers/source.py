@@ -239,16 +239,15 @@ class Source(Connected):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
-        reason = "it was settled before, or the broker has taken it back"
-        if message in self.unacked:
-            if not (reason := self._lost_because(message)):
-                return True
-            self.unacked.discard(message)
+        if not (reason := self._lost_because(message)) and message in self.unacked:
+            return True
+        self.unacked.discard(message)
+        reason = reason or "it was settled before, or the broker has taken it back"
         log_settlement_lost(message, settlement, reason)
         return False
 
     def _lost_because(self, message: Message) -> str:
-        """Why the broker has taken this unacked delivery back, as a connection or a lease ends; else empty."""
+        """Why the broker has taken this delivery back, as a connection or a lease ends; else empty."""
         return ""
 
     async def _move(self, message: Message, settlement: str, publishing: Awaitable[object]) -> None:
@@ -261,11 +260,12 @@ class Source(Connected):
         except BrokerError as error:
             log_settlement_lost(message, settlement, error)
             await asyncio.sleep(FAILED_MOVE_SECONDS)
-            if message in self.unacked:
+            if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
         else:
-            # Else it was requeued meanwhile, at the deadline.
-            if message in self.unacked and self._holds(message, settlement):
+            requeued = message not in self.unacked and not self._lost_because(message)
+            # If so, that was meanwhile, at the deadline.
+            if not requeued and self._holds(message, settlement):
                 self.unacked.discard(message)
                 await self._ack(message)
 
