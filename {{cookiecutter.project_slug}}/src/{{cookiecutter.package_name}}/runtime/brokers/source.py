@@ -237,16 +237,14 @@ class Source(Connected):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
-        reason = "it was settled before"
-        if message in self.unacked:
-            if not (reason := self._lost_because(message)):
-                return True
-            self.unacked.discard(message)
-        log_settlement_lost(message, settlement, reason)
+        if not (reason := self._lost_because(message)) and message in self.unacked:
+            return True
+        self.unacked.discard(message)
+        log_settlement_lost(message, settlement, reason or "it was settled before")
         return False
 
     def _lost_because(self, message: Message) -> str:
-        """Why the broker has taken this unacked delivery back, as a connection or a lease ends; else empty."""
+        """Why the broker has taken this delivery back, as a connection or a lease ends; else empty."""
         return ""
 
     async def _move(self, message: Message, settlement: str, publishing: Awaitable[object]) -> None:
