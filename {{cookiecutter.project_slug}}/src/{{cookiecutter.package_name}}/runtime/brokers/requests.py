@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +19,14 @@ class Rule(NamedTuple):
     error: type[BrokerError]
     sentence: str
     """``{error}`` stands for the text of the exception."""
+    pattern: str = ""
+    """A regular expression that the text must contain, for clients with one exception for many errors."""
 
 
 COMMON_RULES = (
+    Rule(  # the peer went away in a handshake, as when it restarts
+        (ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "no TLS connection: {error}"
+    ),
     Rule(ssl.SSLError, BrokerRefused, "no TLS connection: {error}"),
     Rule(
         (FileNotFoundError, PermissionError), BrokerRefused, "a file of the URL's options: {error}"
@@ -75,9 +81,13 @@ class Requests:
             raise self.translated(error) from error
 
     def translated(self, error: BaseException) -> BrokerError:
-        """The BrokerError of the first rule for this exception, or for its cause."""
-        rule = next(rule for rule in self._rules if isinstance(error, rule.exceptions))
+        """The BrokerError of the first rule for this exception."""
         text = str(error).strip() or type(error).__name__
+        rule = next(
+            rule
+            for rule in self._rules
+            if isinstance(error, rule.exceptions) and re.search(rule.pattern, text)
+        )
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
