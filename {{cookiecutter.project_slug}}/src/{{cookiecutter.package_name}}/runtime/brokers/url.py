@@ -32,15 +32,15 @@ class BrokerUrl:
         default_port: int | None = None,
     ) -> None:
         self.like = like
-        try:
+        readable = False
+        with suppress(ValueError):
             parts = urlsplit(text, allow_fragments=False)
             credentials, at, hosts = parts.netloc.rpartition("@")
             self.hosts = [_host(host, default_port) for host in hosts.split(",") if host]
             self.options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        except ValueError:
-            raise self.unreadable() from None
-        # A password with an unescaped character ends up behind the host.
-        if not at and "@" in parts.path + parts.query:
+            # A password with an unescaped character ends up behind the host.
+            readable = bool(at) or "@" not in parts.path + parts.query
+        if not readable:  # raised here, so that the parser's error is not its context
             raise self.unreadable()
         self.scheme = parts.scheme.lower()
         user, colon, password = credentials.partition(":")
