@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 import re
-import ssl
 import sys
 import time
 from collections import Counter
@@ -44,7 +43,7 @@ from harness.contract import (
     publish,
     take,
 )
-from harness.servers import Counts, Server, need_of_server
+from harness.servers import Counts, Server
 from harness.servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
 from runtime.brokers import (
     kafka,
@@ -56,7 +55,7 @@ from runtime.brokers.kafka import (
     delays_seconds,
     parse_url,
 )
-from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.errors import BrokerError, BrokerRefused, SourceFailed
 from runtime.message import (
     Message,
     OutgoingMessage,
@@ -72,12 +71,6 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.8}
 WAIT_SECONDS = 30
 
 Connect = Callable[..., AbstractAsyncContextManager[KafkaSource]]
-
-
-@pytest.fixture
-def proxy(broker: Server) -> Iterator[KafkaProxy]:
-    with KafkaProxy(broker.url) as proxy:
-        yield proxy
 
 
 class ForbiddingProxy(KafkaProxy):
@@ -243,7 +236,6 @@ class TestGroups:
     async def test_members_that_join_and_leave_in_mid_work_lose_nothing_and_repeat_nothing(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        need_of_server(broker, "rebalance")
         handled: list[str] = []
 
         async def work(source: KafkaSource) -> None:
@@ -274,7 +266,6 @@ class TestGroups:
     async def test_a_message_that_outlasts_a_rebalance_comes_again_and_its_ack_is_in_vain(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
-        need_of_server(broker, "rebalance")
         async with connect() as one:
             await publish(one, 20)
             held = await take(one, 1)
@@ -298,7 +289,6 @@ class TestGroups:
     async def test_the_partitions_of_a_dead_consumer_go_to_others(
         self, connect: Connect, proxy: KafkaProxy, broker: Server
     ) -> None:
-        need_of_server(broker, "rebalance")
         async with connect(prefetch=0) as publisher, connect(broker_url=proxy.url) as dead:
             published = await publish(publisher, 12)
             await take(dead, 2)
@@ -324,39 +314,6 @@ class TestGroups:
 
 
 class TestOutages:
-    async def test_after_a_short_outage_what_is_in_hand_can_still_be_settled(
-        self,
-        connect: Connect,
-        proxy: KafkaProxy,
-        caplog: pytest.LogCaptureFixture,
-        broker: Server,
-        queue: str,
-    ) -> None:
-        async with connect(broker_url=proxy.url) as source:
-            published = await publish(source, 40)
-            in_flight = await take(source, 3)
-            proxy.cut()
-            for message in in_flight:
-                await source.ack(message)
-            handled = ids(in_flight) + await ack_all(source, 37)
-        assert Counter(handled) == Counter(published)
-        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert caplog.records == []  # not a word of the library, which logs every attempt
-
-    async def test_an_outage_of_several_attempts_is_logged_once(
-        self, connect: Connect, proxy: KafkaProxy, events: list[Event]
-    ) -> None:
-        async with connect(broker_url=proxy.url) as source:
-            proxy.refuse()
-            await eventually_logged(events, "reconnect_failed", count=2)
-            assert not source.connected
-            proxy.resume()
-            await eventually_logged(events, "connected", count=2)
-            assert source.connected
-            published = await publish(source, 20)
-            assert Counter(await ack_all(source, 20)) == Counter(published)
-        assert len(find(events, "reconnecting")) == 1
-
     async def test_a_retry_that_cannot_be_stored_is_handled_again(
         self,
         connect: Connect,
@@ -377,32 +334,6 @@ class TestOutages:
             proxy.resume()
             await source.ack(again)
 
-    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., KafkaSource], proxy: KafkaProxy
-    ) -> None:
-        source = source_for(broker_url=proxy.url)
-        proxy.refuse()
-        for _ in range(2):
-            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-                await source.__aenter__()
-            assert not source.connected
-        proxy.resume()
-        async with source:
-            assert source.connected
-
-    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
-        self,
-        source_for: Callable[..., KafkaSource],
-        proxy: KafkaProxy,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(kafka, "CONNECT_SECONDS", 0.3)
-        proxy.black_hole()
-        began_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=r"gave no answer within 0\.3 seconds"):
-            await source_for(broker_url=proxy.url).__aenter__()
-        assert time.monotonic() - began_at < 2
-
     async def test_a_topic_that_may_not_be_read_any_more_ends_the_consumption(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
@@ -415,22 +346,6 @@ class TestOutages:
                         with pytest.raises(SourceFailed, match=r"refused: .*TopicAuthorization"):
                             await worker
                 assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
-
-    async def test_a_black_hole_cannot_hold_the_stop(
-        self, connect: Connect, proxy: KafkaProxy
-    ) -> None:
-        async with connect(broker_url=proxy.url) as source:
-            await publish(source, 10)
-            (message,) = await take(source, 1)
-            await source.ack(message)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            began_at = time.monotonic()
-            await source.stop()
-            assert time.monotonic() - began_at < 3
-            await source.ack(message)
-            left_at = time.monotonic()
-        assert time.monotonic() - left_at < 4
 
     async def test_the_error_of_a_commit_that_was_given_up_is_retrieved(
         self, connect: Connect, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
@@ -716,34 +631,3 @@ class TestUrl:
             said = str(refusal)
         assert said
         assert "hush" not in f"{said} {events} {caplog.text}"
-
-
-@pytest.fixture
-def tls_proxy(broker: Server, certificates: Path) -> Iterator[KafkaProxy]:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    with KafkaProxy(broker.url, tls=context) as proxy:
-        yield proxy
-
-
-class TestTls:
-    async def test_kafkas_with_a_ca(
-        self, connect: Connect, tls_proxy: KafkaProxy, certificates: Path
-    ) -> None:
-        async with connect(
-            broker_url=f"{tls_proxy.url}&cafile={certificates / 'ca.pem'}"
-        ) as source:
-            published = await publish(source, 10)
-            assert Counter(await ack_all(source, 10)) == Counter(published)
-
-    async def test_a_certificate_of_an_unknown_ca_is_one_sentence(
-        self, source_for: Callable[..., KafkaSource], tls_proxy: KafkaProxy
-    ) -> None:
-        with pytest.raises(BrokerRefused, match=r"no TLS connection: .*certificate"):
-            await source_for(broker_url=tls_proxy.url).__aenter__()
-
-    async def test_a_cafile_that_is_not_there_is_one_sentence(
-        self, source_for: Callable[..., KafkaSource], tls_proxy: KafkaProxy
-    ) -> None:
-        with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: cafile"):
-            await source_for(broker_url=f"{tls_proxy.url}&cafile=missing.pem").__aenter__()

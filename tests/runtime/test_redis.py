@@ -1,7 +1,6 @@
 """Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
-import random
 import shlex
 import shutil
 import time
@@ -33,7 +32,6 @@ from harness.servers.local import ServerProcess, free_ports
 from harness.servers.proxy import Proxy
 from harness.servers.redis import private
 from runtime.brokers import redis as module
-from runtime.brokers import source as source_module
 from runtime.brokers.redis import (
     ONE_CRASH,
     RedisSource,
@@ -77,27 +75,6 @@ def with_lease(url: str, seconds: float) -> str:
 
 
 class TestOutages:
-    async def test_what_is_in_hand_stays_there_and_nothing_comes_again(
-        self, connect: Connect, proxy: Proxy, events: list[Event], broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=10, broker_url=proxy.url) as source:
-            published = await publish(source, 40)
-            in_flight = await take(source, 3)
-            await buffer_holds(source, 7)
-            proxy.cut()
-            cut_at = time.monotonic()
-            await eventually_logged(events, "reconnecting")
-            assert time.monotonic() - cut_at < 5  # although there was no room, and nothing to read
-            for message in in_flight:
-                await source.ack(message)
-            assert Counter(ids(in_flight) + await ack_all(source, 37)) == Counter(published)
-        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert [event["event"] for event in events if event["level"] != "debug"] == [
-            "connected",
-            "reconnecting",
-            "connected",
-        ]
-
     async def test_what_is_settled_during_an_outage_is_written_after_it(
         self, connect: Connect, proxy: Proxy, events: list[Event], broker: Server, queue: str
     ) -> None:
@@ -116,71 +93,6 @@ class TestOutages:
             await source.ack(again)
             await eventually_counts(broker, queue, Counts(ready=0, delayed=1, dead=1))
         assert not find(events, "settlement_lost")
-
-    async def test_an_outage_of_several_attempts_is_logged_once(
-        self,
-        connect: Connect,
-        proxy: Proxy,
-        events: list[Event],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(source_module, "LONGEST_PAUSE_SECONDS", 0.3)
-        async with connect(broker_url=proxy.url) as source:
-            proxy.refuse()
-            await eventually_logged(events, "reconnect_failed", count=3)
-            assert not source.connected
-            proxy.resume()
-            await eventually_logged(events, "connected", count=2)
-            published = await publish(source, 20)
-            assert await ack_all(source, 20) == published
-        assert len(find(events, "reconnecting")) == 1
-
-    async def test_a_server_that_says_nothing_any_more_is_noticed(
-        self,
-        connect: Connect,
-        proxy: Proxy,
-        events: list[Event],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.5)
-        async with connect(prefetch=2, broker_url=proxy.url) as source:
-            published = await publish(source, 2)
-            first, second = await take(source, 2)
-            proxy.black_hole()
-            await eventually_logged(events, "reconnecting")
-            await source.ack(first)
-            proxy.resume()
-            await source.ack(second)
-            await eventually_logged(events, "connected", count=2)
-            published = await publish(source, 2)
-            assert await ack_all(source, 2) == published
-        assert not find(events, "settlement_lost")
-
-    async def test_without_a_broker_entering_says_so_and_can_be_repeated(
-        self, source_for: Callable[..., RedisSource], proxy: Proxy
-    ) -> None:
-        source = source_for(broker_url=proxy.url)
-        proxy.refuse()
-        for _ in range(2):
-            with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-                await source.__aenter__()
-            assert not source.connected
-        proxy.resume()
-        async with source:
-            assert source.connected
-
-    async def test_a_listener_that_says_nothing_is_unavailable_when_the_time_is_up(
-        self,
-        source_for: Callable[..., RedisSource],
-        proxy: Proxy,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
-        proxy.black_hole()
-        began_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match="Timeout"):
-            await source_for(broker_url=proxy.url).__aenter__()
-        assert time.monotonic() - began_at < 2
 
     @pytest.mark.parametrize("busy", [False, True])
     async def test_a_deleted_stream_is_made_again_and_consumed(
@@ -241,22 +153,6 @@ class TestLeases:
                 await source.ack(message)
         names = [info["name"] for info in client.xinfo_consumers(queue, queue)]
         assert names == [b"returned"]
-
-    async def test_a_handler_that_takes_longer_than_the_lease_keeps_its_message(
-        self, connect: Connect, broker: Server, queue: str, events: list[Event]
-    ) -> None:
-        url = with_lease(broker.url, 0.6)
-        async with connect(prefetch=2, broker_url=url) as one:
-            await publish(one, 2)
-            first, second = await take(one, 2)
-            async with connect(broker_url=url) as other:
-                for step in (first, second):
-                    await asyncio.sleep(1)
-                    assert len(other.buffer) == 0
-                    await one.ack(step)
-                    await one.stop()  # the second one is kept during the drain
-        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert not find(events, "settlement_lost")
 
     async def test_who_was_taken_for_dead_starts_nothing_that_others_have(
         self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
@@ -354,67 +250,6 @@ class TestStopping:
         names = [info["name"] for info in client.xinfo_consumers(queue, queue)]
         assert names in ([], [b"returned"])
 
-    async def test_what_arrives_after_the_stop_goes_back_at_once(
-        self,
-        connect: Connect,
-        proxy: Proxy,
-        broker: Server,
-        queue: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
-        async with (
-            connect(prefetch=0) as publisher,
-            connect(prefetch=10, broker_url=proxy.url) as source,
-        ):
-            await eventually(True, lambda: asyncio.sleep(0, not source._resting.is_set()))
-            proxy.black_hole()
-            await publish(publisher, 3)
-            await source.stop()
-            proxy.resume()  # and here they are, before the server has heard of the stop
-            await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
-
-    async def test_every_ack_has_arrived_when_the_source_is_left(
-        self,
-        connect: Connect,
-        broker: Server,
-        client: Any,
-        queue: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(module, "QUIET_TURNS", 50)  # they travel together, so they wait
-        async with connect(prefetch=1000) as source:
-            await publish(source, 700)
-            for message in await take(source, 700):
-                await source.ack(message)
-        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
-        assert client.xinfo_consumers(queue, queue) == []
-        assert client.zcard(f"{queue}.consumers") == 0
-
-    async def test_a_black_hole_cannot_hold_the_stop(self, connect: Connect, proxy: Proxy) -> None:
-        async with connect(prefetch=10, broker_url=proxy.url) as source:
-            await publish(source, 10)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            began_at = time.monotonic()
-            await source.stop()
-            await source.ack(message)
-        assert time.monotonic() - began_at < 4.5
-
-    async def test_a_stop_during_an_outage_is_immediate(
-        self, connect: Connect, proxy: Proxy, events: list[Event]
-    ) -> None:
-        async with connect(prefetch=10, broker_url=proxy.url) as source:
-            await publish(source, 10)
-            (message,) = await take(source, 1)
-            proxy.refuse()
-            await eventually_logged(events, "reconnecting")
-            began_at = time.monotonic()
-            await source.stop()
-            await source.ack(message)
-        assert time.monotonic() - began_at < 1
-        assert len(find(events, "settlement_lost")) == 10
-
 
 class TestSettlements:
     async def test_acks_travel_together(self, connect: Connect, proxy: Proxy) -> None:
@@ -437,49 +272,6 @@ class TestSettlements:
             await asyncio.gather(*workers)
         single_ack_bytes = 150
         assert proxy.bytes_to_broker - sent_before < 1000 * single_ack_bytes / 2
-
-    async def test_an_ack_does_not_wait_for_the_broker(
-        self, connect: Connect, proxy: Proxy
-    ) -> None:
-        async with connect(prefetch=1, broker_url=proxy.url) as source:
-            await publish(source, 1)
-            (message,) = await take(source, 1)
-            proxy.black_hole()
-            async with asyncio.timeout(0.5):
-                await source.ack(message)
-            proxy.resume()
-
-    @pytest.mark.parametrize("seed", [0, 1])
-    async def test_settlements_in_any_order_settle_exactly_what_they_name(
-        self, connect: Connect, broker: Server, queue: str, seed: int
-    ) -> None:
-        chance = random.Random(seed)
-        async with connect(prefetch=0) as source:
-            await publish(source, 150)
-        done, dead, delayed = 0, 0, 0
-        async with connect(prefetch=150) as source:
-            messages = await take(source, 150)
-            await source.stop()
-            chance.shuffle(messages)
-            for message in messages:
-                match chance.randrange(10):
-                    case 0:
-                        await source.requeue(message)
-                    case 1:
-                        await source.reject(message, "bad")
-                        dead += 1
-                    case 2:
-                        await source.retry(message, 300, "not now")
-                        delayed += 1
-                    case 3 if seed % 2:
-                        pass
-                    case _:
-                        await source.ack(message)
-                        done += 1
-                if chance.random() < 0.3:
-                    await asyncio.sleep(0)
-        ready = 150 - done - dead - delayed
-        assert broker.counts(queue) == Counts(ready=ready, delayed=delayed, dead=dead)
 
     async def test_a_retry_that_is_due_does_not_wait_behind_a_backlog(
         self, connect: Connect
@@ -756,23 +548,11 @@ class TestCredentials:
             async with connect(broker_url=user("~others", *RIGHTS)):
                 pass
 
-    async def test_a_wrong_password_is_one_sentence_without_it(
-        self, source_for: Callable[..., RedisSource], user: Callable[..., str], node: PrivateServer
-    ) -> None:
-        user(*RIGHTS)
-        wrong = url_for(node, (ODD_USER[0], "s3cret-s3cret"))
-        with pytest.raises(BrokerRefused, match="refused the user name or the password") as refused:
-            await source_for(broker_url=wrong).__aenter__()
-        assert "s3cret" not in str(refused.value)
-        assert ODD_USER[0] not in str(refused.value)
-
     @pytest.mark.parametrize(
         "url",
         [
-            "redis://user:s3cret#s3cret@localhost/",
             "redis://user:s3cret/s3cret@localhost/",
             "redis://user:12/s3cret@localhost/",
-            "redis://user:s3cret?s3cret@localhost/",
             "redis://user:s3cret[@localhost/",
             "redis://localhost/s3cret",
             "redis://localhost:s3cret/0",
@@ -814,61 +594,3 @@ class TestCredentials:
         assert node.counts(queue) == Counts(0, 0, 0)
         with closing(cast(Any, redis.Redis)(unix_socket_path=str(path), db=3)) as client:
             assert client.exists(queue)
-
-
-@pytest.fixture
-def tls_url(tls_proxy: Proxy, certificates: Path) -> str:
-    return (
-        f"rediss://localhost:{tls_proxy.port}/0?ssl_ca_certs={certificates / 'ca.pem'}"
-        f"&ssl_certfile={certificates / 'client.pem'}&ssl_keyfile={certificates / 'client.key'}"
-    )
-
-
-class TestTls:
-    async def test_rediss_with_a_ca_and_a_client_certificate(
-        self, connect: Connect, tls_proxy: Proxy, tls_url: str, events: list[Event]
-    ) -> None:
-        async with connect(broker_url=tls_url) as source:
-            published = await publish(source, 10)
-            assert await ack_all(source, 10) == published
-            tls_proxy.cut()
-            await eventually_logged(events, "connected", count=2)
-            published = await publish(source, 1)
-            assert await ack_all(source, 1) == published
-
-    @pytest.mark.parametrize(
-        ("options", "sentence"),
-        [
-            ("", "CERTIFICATE_VERIFY_FAILED"),
-            ("?ssl_ca_certs={}/other.pem", "CERTIFICATE_VERIFY_FAILED"),
-            ("?ssl_ca_certs={}/missing.pem", "No such file"),
-            (
-                "?ssl_ca_certs={}/ca.pem&ssl_certfile={}/client.pem&ssl_keyfile={}/server.key",
-                "KEY_VALUES_MISMATCH",
-            ),
-        ],
-        ids=["no CA", "other CA", "no such file", "other key"],
-    )
-    async def test_tls_that_cannot_be_is_one_sentence(
-        self,
-        source_for: Callable[..., RedisSource],
-        tls_proxy: Proxy,
-        certificates: Path,
-        options: str,
-        sentence: str,
-    ) -> None:
-        url = f"rediss://localhost:{tls_proxy.port}" + options.replace("{}", str(certificates))
-        with pytest.raises(BrokerRefused, match=sentence) as refused:
-            await source_for(broker_url=url).__aenter__()
-        assert "\n" not in str(refused.value)
-
-    async def test_a_black_hole_behind_tls_cannot_hold_the_stop(
-        self, connect: Connect, tls_proxy: Proxy, tls_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(module, "STOP_SECONDS", 0.2)
-        monkeypatch.setattr(module, "CLOSE_SECONDS", 0.3)
-        async with connect(broker_url=tls_url) as source:
-            tls_proxy.black_hole()
-            began_at = time.monotonic()
-            await source.stop()
-        assert time.monotonic() - began_at < 2

@@ -480,27 +480,6 @@ def test_an_error_without_a_code_of_sqlite_is_passed_on(file: Path) -> None:
 # -- leases
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stopping", [False, True], ids=["consuming", "draining"])
-async def test_a_lease_is_renewed_while_a_handler_runs_longer(
-    file: Path, events: list[dict[str, Any]], stopping: bool
-) -> None:
-    async with (
-        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as one,
-        consuming(file, lease_seconds=SHORT_LEASE_SECONDS) as other,
-    ):
-        await publish(one, 2)
-        (in_flight,), (others,) = await take(one), await take(other)
-        await other.ack(others)
-        if stopping:
-            await one.stop()
-        await asyncio.sleep(3 * SHORT_LEASE_SECONDS)  # the handler
-        assert not other.buffer
-        await one.ack(in_flight)
-    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
-    assert "settlement_lost" not in names(events)
-
-
 async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
     file: Path, events: list[dict[str, Any]]
 ) -> None:

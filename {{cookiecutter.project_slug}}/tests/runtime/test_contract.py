@@ -5,21 +5,31 @@ A broker that declares that it lacks a capability skips the sentences about it, 
 """
 
 import asyncio
+import logging
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
 from harness.contract import (
     WAIT_SECONDS,
     Connect,
+    Event,
+    ack_all,
     as_promised,
+    buffer_holds,
     consume,
     eventually,
     eventually_counts,
+    eventually_logged,
+    eventually_reconnected,
+    find,
     ids,
     last,
     length_of,
@@ -28,9 +38,11 @@ from harness.contract import (
     start_once,
     take,
 )
-from harness.servers import Counts, Server
+from harness.fixtures import over_the_network
+from harness.servers import Counts, Server, with_options, with_user
+from harness.servers.proxy import Proxy
 from runtime.brokers.source import Source
-from runtime.errors import SourceFailed
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
 AT_ONCE_SECONDS = 1.0
@@ -380,6 +392,205 @@ async def test_a_source_is_connected_from_entering_to_leaving(connect: Connect) 
         await source.stop()
         assert source.connected  # what is in flight can still be settled
     assert not source.connected
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_settlements_in_any_order_settle_exactly_what_they_name(
+    connect: Connect, broker: Server, queue: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    done, dead, delayed = 0, 0, 0
+    async with connect(prefetch=150, retry_seconds=1, retry_max_seconds=300) as source:
+        need(source, "requeue")
+        await publish(source, 150)
+        messages = await take(source, 150)
+        await source.stop()
+        chance.shuffle(messages)
+        for message in messages:
+            match chance.randrange(10):
+                case 0:
+                    await source.requeue(message)
+                case 1:
+                    await source.reject(message, "bad")
+                    dead += 1
+                case 2:
+                    await source.retry(message, 300, "not now")
+                    delayed += 1
+                case 3 if seed % 2:
+                    pass  # requeued on leaving
+                case _:
+                    await source.ack(message)
+                    done += 1
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+    ready = 150 - done - dead - delayed
+    await eventually_counts(broker, queue, Counts(ready=ready, delayed=delayed, dead=dead))
+
+
+async def test_every_ack_has_arrived_when_the_source_is_left(
+    connect: Connect, broker: Server, queue: str, shorten: Callable[..., None]
+) -> None:
+    shorten(50, "QUIET_TURNS")  # acks that travel together wait for each other
+    async with connect(prefetch=1000) as source:
+        await publish(source, 300)
+        for message in await take(source, 300):
+            await source.ack(message)
+    await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+
+@pytest.mark.slow
+async def test_rolling_restarts_count_no_attempts(connect: Connect) -> None:
+    async with connect(prefetch=0) as source:
+        need(source, "requeue")
+        await publish(source, 1)
+    for _ in range(25):  # RabbitMQ 4 by itself would make it a dead letter after 20
+        async with connect(prefetch=1) as source:
+            await buffer_holds(source, 1)
+            await source.stop()
+            assert source.requeued_count == 1
+    async with connect(prefetch=1) as source:
+        (message,) = await take(source, 1)
+        assert message.attempt == 1
+        await source.ack(message)
+
+
+@pytest.mark.slow
+async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_lease(
+    connect: Connect, broker: Server, queue: str, events: list[Event]
+) -> None:
+    if not broker.lease_seconds:
+        pytest.skip("the broker has no leases")
+    async with connect(prefetch=3, broker_url=broker.impatient_url) as source:
+        await publish(source, 3)
+        messages = await take(source, 2)
+        await buffer_holds(source, 1)
+        async with connect(prefetch=3, broker_url=broker.impatient_url) as other:
+            await asyncio.sleep(1.5 * broker.lease_seconds)
+            assert len(other.buffer) == 0
+            await source.ack(messages[0])
+            await other.stop()
+            await source.stop()
+            await asyncio.sleep(1.5 * broker.lease_seconds)  # it is kept during the drain
+            await source.ack(messages[1])
+    await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
+    assert not find(events, "settlement_lost")
+
+
+# -- connecting
+
+
+@over_the_network
+async def test_a_user_and_a_password_may_have_any_character_and_are_in_no_log_and_no_error(
+    connect: Connect, broker: Server, events: list[Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with broker.login() as url, broker.proxy_type(url) as proxy:
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await eventually_logged(events, "reconnecting")
+            await source.ack(message)
+            with pytest.raises(BrokerUnavailable) as unavailable:
+                await publish(source, 1)
+            proxy.resume()
+            await eventually_reconnected(source, events)
+            await publish(source, 1)
+            await ack_all(source, 1 + broker.requeues_on_disconnect)
+    said = f"{unavailable.value!r} {events} {caplog.text}"
+    password = urlsplit(url).password or ""
+    for secret in (password, unquote(password), quote(unquote(password))):
+        assert secret not in said
+
+
+@over_the_network
+async def test_a_wrong_password_is_one_sentence_without_it(
+    source_for: Callable[..., Source], broker: Server
+) -> None:
+    broker.need("wrong passwords")
+    with broker.login() as url:
+        user = unquote(urlsplit(url).username or "")
+        with pytest.raises(BrokerRefused) as refused:
+            await source_for(broker_url=with_user(url, user, "s3cret-s3cret")).__aenter__()
+    assert "\n" not in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@over_the_network
+@pytest.mark.parametrize(
+    "rest",
+    ["me:s3cret#s3cret@host", "me:1/s3cret@host", "me:s3cret?s3cret@host", "me@host:s3cret"],
+)
+def test_a_url_that_makes_no_sense_is_one_sentence_that_does_not_repeat_it(
+    source_for: Callable[..., Source], broker: Server, rest: str
+) -> None:
+    with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: .*$") as refused:
+        source_for(broker_url=f"{urlsplit(broker.url).scheme}://{rest}")
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+def with_files(broker: Server, url: str, *files: Path) -> str:
+    """The URL with TLS, and the files of the CA, of the client's certificate, and of its key."""
+    return with_options(url, broker.tls_option, **dict(zip(broker.tls_files, files, strict=False)))
+
+
+@over_the_network
+async def test_tls_with_a_ca_and_a_client_certificate(
+    connect: Connect,
+    broker: Server,
+    tls_proxy: Proxy,
+    certificates: Path,
+    events: list[Event],
+    shorten: Callable[..., None],
+) -> None:
+    files = [certificates / name for name in ("ca.pem", "client.pem", "client.key")]
+    async with connect(broker_url=with_files(broker, tls_proxy.url, *files)) as source:
+        published = await publish(source, 10)
+        assert as_promised(source, await ack_all(source, 10)) == as_promised(source, published)
+        tls_proxy.refuse()
+        await eventually_logged(events, "reconnecting")
+        tls_proxy.resume()
+        await eventually_reconnected(source, events)
+        (last_id,) = await publish(source, 1)
+        while last_id not in await ack_all(source, 1):
+            assert broker.requeues_on_disconnect  # an ack may have been on its way
+        shorten(0.3, "STOP_SECONDS", "CANCEL_SECONDS", "FLUSH_SECONDS", "CLOSE_SECONDS")
+        tls_proxy.black_hole()
+        began_at = time.monotonic()
+        await source.stop()
+    assert time.monotonic() - began_at < 2.5
+
+
+@over_the_network
+@pytest.mark.parametrize(
+    "files",
+    [(), ("other.pem",), ("missing.pem",), ("ca.pem", "client.pem", "server.key")],
+    ids=["no CA", "another CA", "no such file", "the key of another certificate"],
+)
+async def test_tls_that_cannot_be_is_one_sentence(
+    source_for: Callable[..., Source],
+    broker: Server,
+    tls_proxy: Proxy,
+    certificates: Path,
+    files: tuple[str, ...],
+) -> None:
+    if len(files) > len(broker.tls_files):
+        pytest.skip("the broker takes no client certificate")
+    paths = [certificates / file for file in files]
+    with pytest.raises(BrokerRefused, match=r"(?i)certificate|file|key") as refused:
+        await source_for(broker_url=with_files(broker, tls_proxy.url, *paths)).__aenter__()
+    assert "\n" not in str(refused.value)
+
+
+@over_the_network
+async def test_without_the_client_certificate_that_is_asked_for_there_is_no_connection(
+    source_for: Callable[..., Source], broker: Server, tls_proxy: Proxy, certificates: Path
+) -> None:
+    if len(broker.tls_files) == 1:
+        pytest.skip("the broker takes no client certificate")
+    url = with_files(broker, tls_proxy.url, certificates / "ca.pem")
+    with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
+        await source_for(broker_url=url).__aenter__()
 
 
 # -- operating

@@ -26,7 +26,6 @@ from harness.scene import (
     is_empty,
     wait_until,
 )
-from harness.servers import need_of_server
 from harness.servers.local import free_port
 
 pytestmark = pytest.mark.slow
@@ -232,7 +231,6 @@ def test_a_signal_at_any_moment_of_the_start_leaves_no_message_unacked(scene: Sc
 
 
 def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scene) -> None:
-    need_of_server(scene.broker, "rebalance")
     restarts, tasks = int(os.environ.get("ROLLING_RESTARTS", "2")), []
     running = [scene.start(concurrency=4), scene.start(concurrency=4)]
     stopping = threading.Event()
@@ -258,7 +256,6 @@ def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scen
 
 
 def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
-    need_of_server(scene.broker, "rebalance")
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)

@@ -97,6 +97,16 @@ async def eventually_logged(events: list[Event], event: str, count: int = 1) -> 
     await eventually(True, logged)
 
 
+async def eventually_reconnected(source: Source, events: list[Event]) -> None:
+    """Wait until the source has been connected for the second time."""
+
+    async def connected() -> bool:
+        return source.connected
+
+    await eventually_logged(events, "connected", count=2)
+    await eventually(True, connected)
+
+
 async def buffer_holds(source: Source, count: int) -> None:
     """Wait until the source's buffer holds this many."""
     await eventually(count, length_of(source.buffer))

@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NoReturn
 
 import pytest
@@ -23,7 +24,7 @@ from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.settings import ConsumerSettings
 
-from .contract import Connect, Event, start_once
+from .contract import Connect, Event
 from .scene import Scene
 from .servers import (
     BROKERS,
@@ -136,9 +137,7 @@ def connect(source_for: Callable[..., Source]) -> Connect:
 
     @asynccontextmanager
     async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
-        source = source_for(prefetch or 1, **overrides)
-        await start_once(source.settings)
-        async with source:
+        async with source_for(prefetch or 1, **overrides) as source:
             if prefetch:
                 await source.start()
             yield source
@@ -174,19 +173,16 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def broker_modules(name: str) -> list[Any]:
     """The modules of runtime.brokers that have something of this name."""
-    imported = list(sys.modules.items())
-    prefix = f"{brokers.__name__}."
-    return [
-        module for path, module in imported if path.startswith(prefix) and hasattr(module, name)
-    ]
+    found = iter_modules(brokers.__path__, f"{brokers.__name__}.")
+    modules = [import_module(module.name) for module in found]
+    return [module for module in modules if hasattr(module, name)]
 
 
 @pytest.fixture
 def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
     """The real program on a queue of its own."""
-    scene = Scene(broker, queue, tmp_path)
-    yield scene
-    scene.close()
+    with Scene(broker, queue, tmp_path) as scene:
+        yield scene
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from runtime.brokers import make_source
 from runtime.message import OutgoingMessage
@@ -85,7 +85,10 @@ class Scene:
             assert time.monotonic() < give_up_at, f"{counts} did not become {expected}"
             time.sleep(0.05)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in self.processes:
             process.close()
 

@@ -81,12 +81,13 @@ class Requests:
             raise self.translated(error) from error
 
     def translated(self, error: BaseException) -> BrokerError:
-        """The BrokerError of the first rule for this exception."""
-        text = str(error).strip() or type(error).__name__
-        rule = next(
-            rule
+        """The BrokerError of the first rule for this exception, or for its cause."""
+        rule, text = next(
+            (rule, text)
             for rule in self._rules
-            if isinstance(error, rule.exceptions) and re.search(rule.pattern, text)
+            for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
+            if isinstance(candidate, rule.exceptions)
+            and re.search(rule.pattern, text := str(candidate).strip() or type(candidate).__name__)
         )
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 

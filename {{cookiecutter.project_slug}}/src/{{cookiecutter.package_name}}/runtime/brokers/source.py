@@ -9,7 +9,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -198,12 +198,14 @@ class Source(Connected):
 
     # -- settling
 
-    async def ack(self, message: Message) -> None:
+    def ack(self, message: Message) -> Coroutine[Any, Any, None]:
         """The message is done. May be sent later, together with others."""
-        if self._holds(message, "ack"):
-            self._release(message)
-            await self._ack(message)
+        # No coroutine of its own: this is done for each message.
         self.buffer.settled(message)
+        if not self._holds(message, "ack"):
+            return _nothing()
+        self._release(message)
+        return self._ack(message)
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
@@ -271,7 +273,8 @@ class Source(Connected):
             if message in self.unacked:
                 await self.requeue(message)
         else:
-            if message in self.unacked:  # else it was requeued meanwhile, at the deadline
+            # Else it was requeued meanwhile, at the deadline.
+            if message in self.unacked and self._holds(message, settlement):
                 self._release(message)
                 await (settle or self._ack)(message)
 
@@ -319,6 +322,10 @@ class Connectivity:
                     self._failed_attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
                 )
                 await cancellable_sleep(pause, until)
+
+
+async def _nothing() -> None:
+    """A settlement that the log says is lost."""
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:

@@ -9,7 +9,7 @@ with a queue of its own. A broker that is a program on the network also has ``pr
 import os
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,7 +23,7 @@ import pytest
 from .proxy import Proxy
 
 ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
-"""A name and a password with all that a URL must encode."""
+"""A user's name and password with the characters that a URL must encode."""
 
 
 class ServerMissing(Exception):
@@ -48,15 +48,25 @@ class Server(ABC):
 
     url: str
     """For CONSUMER_BROKER_URL."""
-    impatient_url: str
-    """The same, with the shortest time after which the messages of a dead consumer are redelivered."""
+    lease_option = ""
+    """The option of the URL with the shortest time after which the messages of a dead consumer are redelivered."""
+    lease_seconds: float = 0
+    """That time. 0: the end of a connection requeues its messages at once."""
     proxy_type: Callable[..., Proxy] = Proxy
     lacks: Collection[str] = ()
-    """What the tests must do without, in words for the reason of a skipped test."""
-    silence_options: Mapping[str, object] = {}
-    """Options of the URL with which an unresponsive broker is noticed within a second."""
-    tls_files: Mapping[str, str] = {"ca": "cafile", "certificate": "certfile", "key": "keyfile"}
-    """The options of the URL that name files for TLS."""
+    """What the broker, or the server at hand, cannot do: words for the reason of a skipped test."""
+    requeues_on_disconnect = False
+    """Whether messages that are in flight on a connection are redelivered when it ends."""
+    silence_option = ""
+    """The option of the URL with which an unresponsive broker is noticed within a second, if there is one."""
+    tls_files: Sequence[str] = ("cafile", "certfile", "keyfile")
+    """The options of the URL that name the CA, and the client's certificate and key if it can have one."""
+    tls_option = ""
+    """The option of the URL that turns TLS on, where its scheme does not."""
+
+    @property
+    def impatient_url(self) -> str:
+        return with_options(self.url, self.lease_option)
 
     @abstractmethod
     def counts(self, queue: str) -> Counts:
@@ -70,23 +80,25 @@ class Server(ABC):
     def delete(self, queue: str) -> None:
         """Remove the queue and all that belongs to it; no error if it does not exist."""
 
-    def let_store(self) -> None:  # noqa: B027
-        """Wait until what the server has confirmed survives a kill: a broker promises that at once."""
+    def need(self, ability: str) -> None:
+        """Skip the test if it is one of those that are lacking."""
+        if ability in self.lacks:
+            pytest.skip(f"the server of these tests lacks: {ability}")
 
     @contextmanager
     def login(self) -> Iterator[str]:
-        """The URL of `ODD_USER` on a server that knows this user. Skips the test where that cannot be."""
+        """The URL of a user whose name and password hold what a URL must encode. Skips the test without one."""
         pytest.skip("the server of these tests knows no users")
         yield ""
 
     @contextmanager
     def tls(self, certificates: Path) -> Iterator[Proxy]:
-        """A proxy to the server behind TLS, which asks for a client's certificate if the broker's URL can name one."""
+        """A proxy to the server behind TLS, which asks for a client's certificate if the URL can name one."""
         context = ssl.create_default_context(
             ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem"
         )
         context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-        if "certificate" in self.tls_files:
+        if len(self.tls_files) > 1:
             context.verify_mode = ssl.CERT_REQUIRED
         with self.proxy_type(self.url, tls=context) as proxy:
             yield proxy
@@ -116,12 +128,6 @@ def server_module(broker: str) -> ServerModule:
     return module
 
 
-def need_of_server(server: Server, ability: str) -> None:
-    """Skip the test where the server at hand, which may be a stand-in, lacks this."""
-    if ability in server.lacks:
-        pytest.skip(f"the server of these tests lacks: {ability}")
-
-
 def skip_without_server(missing: ServerMissing) -> None:
     """Skip the test with the reason; with REQUIRE_BROKERS=1 (CI) fail instead."""
     if os.environ.get("REQUIRE_BROKERS") == "1":
@@ -129,8 +135,11 @@ def skip_without_server(missing: ServerMissing) -> None:
     pytest.skip(str(missing))
 
 
-def with_options(url: str, **options: object) -> str:
-    query = "&".join(f"{name}={value}" for name, value in options.items())
+def with_options(url: str, *given: str, **options: object) -> str:
+    """The URL with these options; ``given`` are like ``name=value``, or empty."""
+    query = "&".join(
+        [*filter(None, given), *(f"{name}={value}" for name, value in options.items())]
+    )
     return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
 
 

@@ -1,14 +1,9 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""A real Kafka, or a server that speaks its protocol: one that is running, one that is installed, or Docker's.
+"""A real Kafka: one that is running, one that is installed, or Docker's.
 
 CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
 installed, with ``{port}`` where the port goes, on which it listens and which it advertises, and ``{directory}``
 for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
-
-Servers that only speak Kafka's protocol lack some of what Kafka can do. CONSUMER_TEST_BROKER_LACKS names it, with
-commas between, and the tests that need it are skipped: ``rebalance`` (a commit while the group is rebalanced),
-``restart`` (what it had stored is there after it was killed), ``members`` (who is in a group). Or they wait for
-it: ``durability`` (what it has confirmed is on the disk at once, not only once a second).
 """
 
 import asyncio
@@ -51,13 +46,22 @@ OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
+class KafkaProxy(Proxy):
+    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
+
+    def translate(self, data: bytes) -> bytes:
+        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
+        return data.replace(theirs, ours)
+
+
 class KafkaServer(Server):
     """Reads the broker's own counts by its protocol."""
 
+    lacks = ("recreated queues",)
+    proxy_type = KafkaProxy
+
     def __init__(self, url: str) -> None:
-        self.lacks = _lacks()
         self.url = url
-        self.impatient_url = url
         self._address = urlsplit(url).netloc.rpartition("@")[2]
 
     def counts(self, queue: str) -> Counts:
@@ -101,7 +105,7 @@ class KafkaServer(Server):
             [response] = await admin.describe_consumer_groups([queue])
             return len(response.groups[0][5])
 
-        return -1 if "members" in self.lacks else self._ask(count)
+        return self._ask(count)
 
     def delete(self, queue: str) -> None:
         async def delete(admin: AIOKafkaAdminClient) -> None:
@@ -133,20 +137,9 @@ def _due_at(record: Any) -> float:
 class PrivateKafka(KafkaServer, PrivateServer):
     """A server of one's own, on this port."""
 
-    def __init__(self, port: int, instance: Instance, directory: Path) -> None:
+    def __init__(self, port: int, instance: Instance) -> None:
         super().__init__(f"kafka://127.0.0.1:{port}{OPTIONS}")
         self._instance = instance
-        self._directory = directory
-
-    def let_store(self) -> None:
-        if "durability" not in self.lacks:
-            return
-        # It writes all it has once a second if there is something new: after two seconds without, there was nothing.
-        now = time.time()
-        while time.time() < now + 2.5:
-            if any(file.stat().st_mtime > now + 0.1 for file in self._directory.glob("*.json")):
-                return
-            time.sleep(0.05)
 
     def kill(self) -> None:
         self._instance.kill()
@@ -155,34 +148,13 @@ class PrivateKafka(KafkaServer, PrivateServer):
         self._instance.restart()
 
 
-class KafkaProxy(Proxy):
-    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
-
-    def translate(self, data: bytes) -> bytes:
-        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
-        return data.replace(theirs, ours)
-
-
 def most_repeated(prefetch: int) -> float:
     """What was in hand, and what was done since the last commit."""
     return prefetch + 50
 
 
-def _lacks() -> set[str]:
-    return set(os.environ.get("CONSUMER_TEST_BROKER_LACKS", "").split(","))
-
-
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
-    if "restart" in _lacks():
-        msg = "the server of these tests lacks: restart"
-        raise ServerMissing(msg)
-    with _started(directory) as server:
-        yield server
-
-
-@contextmanager
-def _started(directory: Path) -> Iterator[PrivateServer]:
     command = os.environ.get("CONSUMER_TEST_BROKER_COMMAND")
     (port,) = free_ports(1)
     if command is not None:
@@ -199,7 +171,7 @@ def _started(directory: Path) -> Iterator[PrivateServer]:
         )
         raise ServerMissing(msg)
     try:
-        yield PrivateKafka(port, instance, directory)
+        yield PrivateKafka(port, instance)
     finally:
         instance.close()
 
@@ -210,7 +182,7 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.startswith("kafka"):
         yield KafkaServer(f"{url}{OPTIONS}")
     else:
-        with one_for_all_workers("kafka", directory, _started) as url:
+        with one_for_all_workers("kafka", directory, private) as url:
             yield KafkaServer(url)
 
 

@@ -23,7 +23,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from . import Counts, PrivateServer, Server, ServerMissing
+from . import ODD_USER as ODD_LOGIN
+from . import Counts, PrivateServer, Server, ServerMissing, with_user
 from .local import (
     Instance,
     ServerContainer,
@@ -37,7 +38,7 @@ DATABASE_VERSION = 6
 PORT_IN_CONTAINER = 1883
 LOGIN_PORT_IN_CONTAINER = 1884
 
-ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")
+ODD_USER = ("order events", ODD_LOGIN[1])  # Mosquitto allows no colon in a name
 READER = ("reader", "may-not-publish")
 KEEPER = "keeper-of-dead-letters"
 """The client id of a session that gets every dead letter, as nobody else keeps them."""
@@ -79,11 +80,14 @@ class _Waiting(NamedTuple):
 class PrivateMosquitto(PrivateServer):
     """``directory`` has its configuration and its database."""
 
+    lacks = ("recreated queues",)
+    requeues_on_disconnect = True
+    silence_option = "keepalive_seconds=1"
+
     def __init__(self, directory: Path, port: int, login_port: int, instance: Instance) -> None:
         self.url = f"mqtt://127.0.0.1:{port}"
         self.login_url = f"mqtt://127.0.0.1:{login_port}"
         """The same server, where one needs a user and a password."""
-        self.impatient_url = self.url  # a connection that ends is noticed at once
         self._port = port
         self._database = directory / "mosquitto.db"
         self._instance = instance
@@ -107,6 +111,10 @@ class PrivateMosquitto(PrivateServer):
         for client_id in online:
             if queue in client_id:
                 self._command(client_id, clean=True)
+
+    @contextmanager
+    def login(self) -> Iterator[str]:
+        yield with_user(self.login_url, *ODD_USER)
 
     def kill(self) -> None:
         self._instance.kill()

@@ -12,7 +12,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 BROKEN = (OSError, asyncio.IncompleteReadError)
-SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts"}
+SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts", "redis": "rediss"}
 """Where the URL tells it by its scheme."""
 SLOW_BYTES = 64
 """So many at a time where they are slow."""

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aio_pika
+import pytest
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, ProbableAuthenticationError
 
 from runtime.brokers.rabbitmq import delays_ms
 
-from . import Counts, PrivateServer, Server, ServerMissing
+from . import ODD_USER, Counts, PrivateServer, Server, ServerMissing, with_user
 from .local import (
     Instance,
     ServerContainer,
@@ -43,7 +44,6 @@ DISK_FREE_BYTES = 10**7
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
 """What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
 
-ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
 ODD_VHOST = "eu/order events"
 READER = ("reader", "reads-and-writes")
 """May not declare queues."""
@@ -60,9 +60,11 @@ SCRIPTS = (
 class RabbitServer(Server):
     """Reads the broker's own counts by its protocol."""
 
+    requeues_on_disconnect = True
+    silence_option = "heartbeat=1"
+
     def __init__(self, url: str) -> None:
         self.url = url
-        self.impatient_url = url  # a connection that ends is noticed at once
 
     def counts(self, queue: str) -> Counts:
         async def count(connection: AbstractConnection) -> Counts:
@@ -85,6 +87,17 @@ class RabbitServer(Server):
                 await channel.queue_delete(name)
 
         self._ask(delete)
+
+    @contextmanager
+    def login(self) -> Iterator[str]:
+        async def connect(connection: AbstractConnection) -> None: ...
+
+        url = with_user(self.url, *ODD_USER)
+        try:
+            RabbitServer(url)._ask(connect)
+        except ProbableAuthenticationError:
+            pytest.skip("the RabbitMQ at hand does not know the users of these tests")
+        yield url
 
     def _ask(self, question: Callable[[AbstractConnection], Coroutine[Any, Any, T]]) -> T:
         async def ask() -> T:
@@ -257,7 +270,10 @@ def _answers(port: int) -> bool:
 
 def _definitions() -> dict[str, Any]:
     users = [("guest", "guest"), ODD_USER, READER]
-    rights = [("guest", "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*"), (READER[0], "/", "^$")]
+    rights = [
+        *(("guest", "/", ".*"), (ODD_USER[0], "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*")),
+        (READER[0], "/", "^$"),
+    ]
     return {
         "vhosts": [{"name": "/"}, {"name": ODD_VHOST}],
         "users": [

@@ -24,10 +24,12 @@ FROM messages WHERE source = :queue
 class SqliteFile(Server):
     """A file has no server process: nothing to kill, nothing to start."""
 
+    lease_option = "lease_seconds=1"
+    lease_seconds = 1
+
     def __init__(self, file: Path) -> None:
         self.file = file
         self.url = f"sqlite:///{file.as_posix()}"
-        self.impatient_url = f"{self.url}?lease_seconds=1"
 
     def counts(self, queue: str) -> Counts:
         if not self.file.exists():

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -20,7 +20,7 @@ from botocore.session import get_session
 
 from runtime.brokers.sqs import parse_url
 
-from . import Counts, PrivateServer, Server, ServerMissing
+from . import Counts, PrivateServer, Server, ServerMissing, with_options
 from .local import ServerProcess, accepts, free_ports, one_for_all_workers
 from .proxy import Proxy
 
@@ -51,18 +51,17 @@ main(["--port", sys.argv[1]])
 """
 
 
-def with_options(url: str, **options: object) -> str:
-    query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"{url}{'&' if '?' in url else '?'}{query}"
-
-
 class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
+    lacks = ("wrong passwords",)  # moto takes every one
+    tls_files = ("cafile",)
+    tls_option = "tls=true"
+    lease_option = "visibility_seconds=3"
+    lease_seconds = 3
+
     def __init__(self, url: str) -> None:
         self.url = url
-        has_its_own = "visibility_seconds" in urlsplit(url).query
-        self.impatient_url = url if has_its_own else with_options(url, visibility_seconds=2)
         config = Config(connect_timeout=10, read_timeout=10, max_pool_connections=1)
         self._arguments = parse_url(url).client_arguments | {"config": config}
         self._client: Any = None
@@ -86,6 +85,10 @@ class SqsServer(Server):
 
     def consumers(self, queue: str) -> int:
         return -1
+
+    @contextmanager
+    def login(self) -> Iterator[str]:
+        yield self.url
 
     def delete(self, queue: str) -> None:
         for name in (queue, f"{queue}-dead"):
@@ -117,6 +120,8 @@ class SqsServer(Server):
 
 class PrivateSqs(SqsServer, PrivateServer):
     """A moto of one's own, behind a proxy. What is hidden when a connection ends is back after five seconds."""
+
+    lease_option = ""
 
     def __init__(self, proxy: Proxy) -> None:
         super().__init__(with_options(proxy.url, visibility_seconds=5))
