@@ -1,23 +1,24 @@
 """python3 tasks.py demo | test | bench | chaos | mutate | coverage | lint | docs | example | fleet | pictures | release
 
-demo      a service from this template: scaffolded, run, stopped and started again, with nothing lost
-test      the template's own tests; arguments go to pytest
+demo      a service from this template: rendered, run, shut down and started again, with no message lost
+test      the tests that take a few minutes; --all for every test; other arguments go to pytest
 bench     the benchmarks, printed as a table
 chaos     a service, its processes, its broker and the network are killed, stopped and cut: is anything lost?
-mutate    the runtime is broken in one small way after the other: do its tests notice?
-coverage  of the runtime by its own tests, branch by branch
+mutate    one small fault after the other is put into the runtime: do its tests notice?
+coverage  of the runtime by its tests, branch by branch
 lint      ruff and mypy
-docs      the documentation site, into .cache/site; a broken link is an error
-example   examples/order-events, rendered anew
+docs      docs/reference.md, then the documentation site in .cache/site; a broken link is an error
+example   examples/order-events, rendered again
 fleet     a table of services: version, drift, broker, drain seconds
-pictures  the drawings in docs/pictures, from the log of a service that is stopped
+pictures  the drawings in docs/pictures, from the log of a graceful shutdown
 release   X.Y.Z: the version in all its places, if CHANGELOG.md has upgrade notes for it
 
-Needs Python 3.11 and pip, or uv; makes .venv here by itself. Standard library only, on any system.
+Each name is a module of tools/, or two: see COMMANDS. Needs Python 3.11 and pip, or uv; installs the rest into .venv.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -31,46 +32,38 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 TREE = "{{cookiecutter.project_slug}}"
-PYTHON_FILES = [
-    *(
-        "demo.py",
-        "fleet.py",
-        "local_extensions.py",
-        "release.py",
-        "scaffold.py",
-        "tasks.py",
-        "hooks",
-        "tests",
-        "benchmarks",
-        "chaos",
-        "proof",
-        "docs",
-        *("examples/before", "examples/render.py"),  # the service beside them has rules of its own
-    ),
+PYTHON_PATH = [
+    ROOT,  # the package tools
+    ROOT / TREE / "src/{{cookiecutter.package_name}}",  # the package runtime, where it lies
+    ROOT / TREE / "tests/runtime",  # the package harness
+]
+"""Where every command finds its modules."""
+LINTED = [
+    *("local_extensions.py", "tasks.py", "hooks", "tools", "tests"),
+    *("examples/before", "examples/lost_item.py"),  # the service beside them has rules of its own
     # The rest of the tree is Python only once it is rendered; the tests check it then.
-    *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tools"),
+    *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tests/runtime", f"{TREE}/tools"),
 ]
 
 COMMANDS = {
-    "demo": [["demo.py"]],
-    "test": [["-m", "pytest"]],
-    "bench": [["benchmarks/run.py"]],
-    "docs": [["docs/write_reference.py"], ["docs/build.py"]],
-    "example": [["-m", "examples.render"]],
-    "chaos": [["chaos/run.py"]],
-    "mutate": [["proof/mutate.py"]],
-    "coverage": [["proof/cover.py"]],
-    "fleet": [["fleet.py"]],
-    "pictures": [["docs/pictures/draw.py"]],
-    "release": [["release.py"]],
+    "demo": [["-m", "tools.demo"]],
+    "test": [["-m", "tools.test"]],
+    "bench": [["-m", "tools.benchmarks"]],
+    "chaos": [["-m", "tools.chaos"]],
+    "mutate": [["-m", "tools.mutation.mutate"]],
+    "coverage": [["-m", "tools.mutation.coverage"]],
     "lint": [
-        ["-m", "ruff", "check", *PYTHON_FILES],
-        ["-m", "ruff", "format", "--check", *PYTHON_FILES],
+        ["-m", "ruff", "check", *LINTED],
+        ["-m", "ruff", "format", "--check", *LINTED],
         ["-m", "mypy"],
-        ["-m", "mypy", "chaos"],  # programs of their own, some with modules of one name
-        ["-m", "mypy", "benchmarks"],
     ],
+    "docs": [["-m", "tools.reference"], ["-m", "tools.site"]],
+    "example": [["-m", "tools.example"]],
+    "fleet": [["-m", "tools.fleet"]],
+    "pictures": [["-m", "tools.pictures"]],
+    "release": [["-m", "tools.release"]],
 }
+"""The arguments of Python for each command; what it needs installed is its group in pyproject.toml."""
 
 
 def requirements(group: str) -> list[str]:
@@ -85,7 +78,7 @@ def requirements(group: str) -> list[str]:
 
 
 def bootstrap(group: str) -> None:
-    """Make .venv, and install what the group needs unless just that is installed already."""
+    """Make .venv, and install the group's requirements unless exactly these are installed already."""
     wanted = "\n".join(requirements(group))
     stamp = ENVIRONMENT / f".installed-{group}"
     if PYTHON.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -105,9 +98,18 @@ def bootstrap(group: str) -> None:
     stamp.write_text(wanted, encoding="utf-8")
 
 
-def run(command: list[str], environment: dict[str, str]) -> int:
+def environment() -> dict[str, str]:
+    """The environment variables of a command: the programs of .venv first, and the module paths."""
+    variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, PYTHON_PATH))
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # these commands start Python hundreds of times
+    return variables
+
+
+def run(command: list[str]) -> int:
     """Run the command here; returns its exit code, 128 + n if signal n ended it."""
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment()) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         while process.poll() is None:
             with suppress(KeyboardInterrupt):  # the command got it too, and ends in its own way
                 process.wait()
@@ -128,10 +130,9 @@ def main(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         print(f"tasks.py could not install what {task!r} needs; see above.", file=sys.stderr)
         return error.returncode
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
-    environment["PYTHONPATH"] = str(ROOT)  # for scaffold.py
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # these tasks start Python hundreds of times
-    exit_codes = (run([str(PYTHON), *command, *rest], environment) for command in COMMANDS[task])
+    except KeyboardInterrupt:
+        return 130
+    exit_codes = (run([str(PYTHON), *command, *rest]) for command in COMMANDS[task])
     return next(filter(None, exit_codes), 0)
 
 

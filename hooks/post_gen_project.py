@@ -1,6 +1,6 @@
-"""Makes one service of the rendered tree: of what was answered, and the list of the template's files.
+"""Turns the rendered tree into one service: writes handlers, deletes files of other answers, writes the manifest.
 
-Standard library only, offline. A second run changes nothing, and what exists already is never overwritten.
+Standard library only, offline. A second run changes nothing, and existing files are never overwritten.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MANIFEST = RUNTIME / "MANIFEST.sha256"
 
 
 def main() -> None:
-    Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
+    Path(__file__).unlink()  # the rendered copy; cookiecutter does not delete it
     if STUBS.exists():
         write_handlers(sorted(HANDLERS, key=natural_order))
         for file in ("handler", "test_handler"):  # for tools/new_handler.py
@@ -35,7 +35,7 @@ def main() -> None:
         shutil.rmtree(STUBS)
         unwanted = [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]
         for path in [*unwanted, *other_deploys(), *other_ci()]:
-            path.unlink()  # an error if it is not there: a table in cookiecutter.json is wrong
+            path.unlink()  # fails if it does not exist: a table in cookiecutter.json is wrong
             remove_empty_folders(path.parent)
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def write_handlers(names: list[str]) -> None:
-    """One handler file and one test file for each name, and the registry of them all, from the stubs."""
+    """Write, from the stubs, one handler file and one test file per name, and the registry of handlers."""
     stub = STUBS / ANSWERS["handler_stub"]
     for name in names:
         write(PACKAGE / f"handlers/{name}.py", named(read(stub / "handler.py"), name))
@@ -58,7 +58,7 @@ def write_handlers(names: list[str]) -> None:
 
 
 def named(stub: str, name: str) -> str:
-    """The stub, which is written for a service order_events, for this service and this handler."""
+    """The stub with the names of this service and this handler in place of order_events and order_created."""
     words = {
         "order_events": ANSWERS["package_name"],
         "order_created": name,
@@ -68,12 +68,12 @@ def named(stub: str, name: str) -> str:
 
 
 def natural_order(name: str) -> list[str | int]:
-    """Handlers sort as ruff sorts imports: order_2 is before order_10."""
+    """Sort key: the order in which ruff sorts imports, order_2 before order_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Path]:
-    """The files of the choices that were not made."""
+    """The files of the choices that were not selected."""
     for name, choice in table.items():
         if name != ANSWERS[question]:
             yield from (RUNTIME / file for file in choice["runtime"])
@@ -81,13 +81,13 @@ def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Pa
 
 
 def other_deploys() -> set[Path]:
-    """The files for deploying that belong to other answers, and not to these as well."""
+    """The deployment files that belong only to other answers."""
     every = {file for deploy in DEPLOYS for broker in BROKERS for file in files_of(deploy, broker)}
     return every - files_of(ANSWERS["deploy"], ANSWERS["broker"])
 
 
 def files_of(deploy: str, broker: str) -> set[Path]:
-    """What there is to deploy this broker's service in this way."""
+    """The deployment files for this deployment target and this broker."""
     files = {Path(file.format(slug=ANSWERS["project_slug"])) for file in DEPLOYS[deploy]}
     if deploy == "kubernetes":
         files |= {KUBERNETES / file for file in BROKERS[broker]["kubernetes"]}
@@ -95,28 +95,28 @@ def files_of(deploy: str, broker: str) -> set[Path]:
 
 
 def other_ci() -> Iterator[Path]:
-    """The files of the CI systems that were not chosen."""
+    """The files of the CI providers that were not selected."""
     for name, files in CIS.items():
         if name != ANSWERS["ci"]:
             yield from map(Path, files)
 
 
 def remove_empty_folders(folder: Path) -> None:
-    """This folder and those above it, as far as nothing is in them."""
+    """Remove this folder and its parents, as long as they are empty."""
     while folder != Path() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
 
 
 def caches() -> list[Path]:
-    """What tools leave in the template's tree when they run there."""
+    """The cache folders that tools create when they run inside the template."""
     names = ("__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
     folders = [Path(), *Path("src").rglob("*/"), *Path("tests").rglob("*/")]
     return [cache for folder in folders for name in names if (cache := folder / name).is_dir()]
 
 
 def write_manifest() -> None:
-    """The template's files with their hashes, as sha256sum writes them; tests/runtime/test_drift.py reads it."""
+    """Write the hash of each vendored file in the format of sha256sum; tests/runtime/test_drift.py reads it."""
     files = [*RUNTIME.rglob("*"), *RUNTIME_TESTS.rglob("*")]
     paths = sorted(file.as_posix() for file in files if file.is_file() and file != MANIFEST)
     hashes = (hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths)
@@ -133,20 +133,27 @@ def read(path: Path) -> str:
 
 def write(path: Path, text: str) -> None:
     if path.exists():
-        print(f"kept as it is: {path.as_posix()}")
+        print(f"already exists, kept: {path.as_posix()}")
     else:
-        path.parent.mkdir(exist_ok=True)  # git keeps no empty folder in the template's tree
+        path.parent.mkdir(exist_ok=True)  # git stores no empty folders
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def print_next_steps() -> None:
     slug = ANSWERS["project_slug"]
+    first = min(HANDLERS, key=natural_order)
+    handler = (PACKAGE / f"handlers/{first}.py").as_posix()
+    steps = {
+        f"uv run {slug} demo": "handles sample messages on the embedded broker; Ctrl-C shuts it down",
+        "uv run pytest": "runs this service's tests, with real signals",
+    }
+    width = max(map(len, steps))
+    lines = [f"    {command:{width}}    {effect}" for command, effect in steps.items()]
     print(
-        f"\n{slug} is ready. Next:\n\n"
-        f"    cd {slug}\n"
-        f"    uv run {slug} demo     sample messages on the embedded broker; Ctrl-C stops it\n"
-        f"    uv run pytest{' ' * len(slug)}    its own tests, with real signals\n\n"
-        "README.md says how to do the same with a plain venv and pip."
+        f"\n{slug} is ready. Next steps:\n\n    cd {slug}\n"
+        + "\n".join(lines)
+        + f"\n\nThen edit {handler}: it is the one file to open first.\n"
+        "README.md has the same commands for a plain venv with pip."
     )
 
 

@@ -1,7 +1,7 @@
-"""Refuses answers that break the rules of local_extensions.py, with one sentence for each rule.
+"""Validates the answers once more: one sentence for the first answer that local_extensions.py refuses.
 
-Answers that were asked or given have passed those rules already, before the project's folder was made;
-this sees the ones that cookiecutter replayed from a file.
+Answers from prompts or the command line were validated before cookiecutter created the project's directory.
+This hook catches the answers of `--replay`, which skips that step.
 """
 
 import json
@@ -10,6 +10,6 @@ from pathlib import Path
 
 [refusal] = json.loads(r"""{{ [cookiecutter | refusal] | jsonify }}""")
 
-Path(__file__).unlink()  # this rendered copy: cookiecutter would leave it where it is
+Path(__file__).unlink()  # the rendered copy; cookiecutter does not delete it
 if refusal:
     sys.exit(refusal)

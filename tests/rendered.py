@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from tasks import COMMANDS, requirements
+from tasks import COMMANDS, PYTHON_PATH, requirements
 
 TEMPLATE = Path(__file__).resolve().parents[1]
 TREE = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -203,6 +203,8 @@ class Service:
         return run(*command, cwd=self.path, check=False, env=env)
 
 
+MODULES = {"PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH))}
+"""Where the commands of tasks.py find tools, runtime and harness."""
 BIN = "Scripts" if os.name == "nt" else "bin"
 Result = subprocess.CompletedProcess[str]
 INHERITED = ("CONSUMER_TEST_BROKER_URL", "HOME", "LANG", "PATH", "REQUIRE_BROKERS", "TMPDIR")
@@ -244,8 +246,14 @@ def run_task(task: str, *arguments: str, caches: Path, check: bool = True) -> Re
         *("python", *command, *arguments),
         cwd=TEMPLATE,
         check=check,
-        env={"PYTHONPATH": str(TEMPLATE), "PYTHONPYCACHEPREFIX": str(caches)},
+        env={**MODULES, "PYTHONPYCACHEPREFIX": str(caches)},
     )
+
+
+def run_tool(name: str, *arguments: object, check: bool = True, cwd: Path = TEMPLATE) -> Result:
+    """Run ``python -m tools.NAME`` of the template in this folder, on the interpreter of the tests."""
+    command = [sys.executable, "-m", f"tools.{name}", *map(str, arguments)]
+    return run(*command, cwd=cwd, check=check, env=MODULES if cwd == TEMPLATE else {})
 
 
 def cookiecutter(

@@ -31,7 +31,7 @@ async def main():
             except aio_pika.exceptions.DeliveryError:
                 await asyncio.sleep(0.05)
         while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count:
-            await asyncio.sleep(0.05)  # until the worker has it in hand
+            await asyncio.sleep(0.05)  # until it is in flight in the worker
         worker.send_signal(signal.SIGTERM)
         print(await asyncio.to_thread(worker.wait))
         await channel.queue_delete(queue)
@@ -86,7 +86,7 @@ def test_a_consumer_comes_under_the_template_with_its_tests_green(
     passed = re.search(r"(\d+) passed", said['uv run pytest -q -m "not slow"'])
     assert passed
     assert int(passed[1]) > 200, "its own and the template's"
-    assert "files are as they came" in said["uv run invoices check --vendored"]
+    assert "files are unmodified" in said["uv run invoices check --vendored"]
     assert {path: path.read_bytes() for path in its_tests} == its_tests
     its_own = run("uv", "run", "pytest", "-q", *map(str, its_tests), cwd=project, env=env).stdout
     assert re.search(r"^5 passed", its_own, re.M)

@@ -1,7 +1,7 @@
 """Every form of the 2019 article "A Python asyncio cancellation pattern", on today's Python.
 
 Three things are shown: that the article's own listings no longer run, that each of its forms lives on in
-runtime/cancellation.py, and what was lost by the old form (benchmarks/article_2019.py) and is not by ours.
+runtime/cancellation.py, and what was lost by the old form (tools/benchmarks/article_2019.py) and is not by ours.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+
+from rendered import TREE
 from runtime import cancellation
 from runtime.cancellation import (
     CancellationEvent,
@@ -26,9 +28,7 @@ from runtime.cancellation import (
     cancellable_wait,
     make_cancellation_event,
 )
-
-from benchmarks import article_2019
-from rendered import TREE
+from tools.benchmarks import article_2019
 
 
 async def async_time(delay: float) -> datetime:

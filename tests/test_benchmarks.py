@@ -2,13 +2,11 @@
 
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 
-import pytest
-
 from conftest import Prove
-from rendered import QUESTIONS, TEMPLATE, run_task
+from rendered import QUESTIONS, run_task
+from tools.benchmarks import report
 
 ALWAYS = {
     "ready source, added",
@@ -42,11 +40,7 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
         prove("benchmarks that run", f"broker={broker}")
 
 
-def test_the_page_and_the_charts_are_what_the_last_published_run_measured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(TEMPLATE / "benchmarks")
-    report = import_module("report")
+def test_the_page_and_the_charts_are_what_the_last_published_run_measured() -> None:
     about, figures = report.read()
     assert report.PAGE.read_text("utf-8") == report.page(about, figures)
     readme = report.README.read_text("utf-8")

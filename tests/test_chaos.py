@@ -1,4 +1,4 @@
-"""Chaos in short, and that its account goes red: a loss, a repetition or a traceback must not pass.
+"""Short chaos experiments; and a loss, a repetition or a traceback makes their reconciliation red.
 
 The long form is ``python3 tasks.py chaos``; docs/chaos.md says what it does.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from chaos.account import Account, Ending
-from chaos.plan import draw
-from chaos.running import Running
 from conftest import Prove
 from rendered import Result, run_task
+from tools.chaos.plan import draw
+from tools.chaos.reconciliation import Ending, Reconciliation
+from tools.chaos.running import Running
 
 FINE = Ending(
     process="process 0",
@@ -36,9 +36,9 @@ FINE = Ending(
 )
 
 
-def balanced() -> Account:
+def balanced() -> Reconciliation:
     """Three published: one done while all went on, one afterwards, one that no handler can do."""
-    return Account(
+    return Reconciliation(
         published={"a": True, "b": True, "c": False},
         ended=["a", "b"],
         dead=["c"],
@@ -49,17 +49,17 @@ def balanced() -> Account:
     )
 
 
-def test_an_account_that_balances_is_green() -> None:
+def test_counts_that_agree_are_green() -> None:
     assert balanced().violations() == []
     assert (balanced().twice, balanced().lost) == (0, set())
 
 
-def set_to(**fields: Any) -> Callable[[Account], None]:
-    return lambda account: account.__dict__.update(fields)
+def set_to(**fields: Any) -> Callable[[Reconciliation], None]:
+    return lambda found: found.__dict__.update(fields)
 
 
-def ending(**fields: Any) -> Callable[[Account], None]:
-    return lambda account: account.endings.append(replace(FINE, **fields))
+def ending(**fields: Any) -> Callable[[Reconciliation], None]:
+    return lambda found: found.endings.append(replace(FINE, **fields))
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def ending(**fields: Any) -> Callable[[Account], None]:
     [
         (set_to(ended=["a"]), "lost: 1 (b)"),
         (set_to(dead=[]), "lost: 1 (c)"),
-        (set_to(dead=None, dead_count=0), "0 dead letters, where 1 must be"),
+        (set_to(dead=None, dead_count=0), "0 dead letters, expected at least 1"),
         (set_to(dead=None, ended=["a"]), "lost: 1 (b)"),
-        (set_to(ended=["a", "b", "b"]), "done twice: 1 (b), where 0 may be"),
+        (set_to(ended=["a", "b", "b"]), "done twice: 1 (b); allowed: 0"),
         (
-            set_to(ended=["a", "b", "b", "b"], graceful=False, most_twice=1),
-            "done twice: 1 (b), where 1 may be",
+            set_to(ended=["a", "b", "b", "b"], graceful=False, most_repeated=1),
+            "done twice: 1 (b); allowed: 1",
         ),
-        (set_to(dead=["b", "c"]), "dead letters, though the handler would have done them: 1 (b)"),
-        (set_to(dead=["c", "c"]), "dead letters twice: 1 (c)"),
+        (set_to(dead=["b", "c"]), "dead letters whose handler would have succeeded: 1 (b)"),
+        (set_to(dead=["c", "c"]), "dead-lettered twice: 1 (c)"),
         (set_to(ended=["a", "b", "x"]), "done, and never published: 1 (x)"),
-        (set_to(left=2), "the broker still has 2 messages that nobody gets"),
-        (set_to(at_rest=1), "1 done and 1 there are not 3 published"),
-        (set_to(at_rest=3), "1 done and 3 there are not 3 published"),
+        (set_to(left=2), "the broker still has 2 messages that it delivers to no consumer"),
+        (set_to(at_rest=1), "1 done and 1 in the broker are not 3 published"),
+        (set_to(at_rest=3), "1 done and 3 in the broker are not 3 published"),
         (ending(exit_code=1), "process 0 ended with 1, not 0"),
         (ending(seconds=21.5), "process 0 took 21.5 s to end, not 20.0"),
         (
@@ -98,10 +98,12 @@ def ending(**fields: Any) -> Callable[[Account], None]:
         (ending(events=({"event": "not_json", "line": "?"},)), "process 0 logged no JSON"),
     ],
 )
-def test_the_account_goes_red(change: Callable[[Account], None], sentence: str) -> None:
-    account = balanced()
-    change(account)
-    [violation] = account.violations()
+def test_counts_that_disagree_are_red(
+    change: Callable[[Reconciliation], None], sentence: str
+) -> None:
+    found = balanced()
+    change(found)
+    [violation] = found.violations()
     assert violation.startswith(sentence)
 
 
@@ -123,16 +125,16 @@ def test_a_second_sigint_leaves_little_time() -> None:
 
 
 def test_what_a_kill_explains_is_allowed() -> None:
-    account = balanced()
-    set_to(ended=["a", "b", "b"], at_rest=3, graceful=False, most_twice=1)(account)
-    assert account.violations() == []
+    found = balanced()
+    set_to(ended=["a", "b", "b"], at_rest=3, graceful=False, most_repeated=1)(found)
+    assert found.violations() == []
 
 
 def test_what_the_broker_never_confirmed_may_be_there_or_not() -> None:
-    account = balanced()
-    account.unconfirmed = {"d", "e"}
-    account.ended.append("d")
-    assert account.violations() == []
+    found = balanced()
+    found.unconfirmed = {"d", "e"}
+    found.ended.append("d")
+    assert found.violations() == []
 
 
 def test_a_seed_gives_the_same_plan_again() -> None:

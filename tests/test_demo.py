@@ -1,22 +1,18 @@
 """What a newcomer sees first: ``python3 tasks.py demo``, and then the demo of a service."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
 from conftest import Prove, Render
-from rendered import QUESTIONS, run
-
-ROOT = Path(__file__).resolve().parent.parent
+from rendered import QUESTIONS, run_tool
 
 
-def test_the_demo_stops_a_service_in_mid_work_and_loses_nothing() -> None:
-    output = run(sys.executable, "demo.py", cwd=ROOT).stdout
+def test_the_demo_stops_a_service_with_handlers_at_work_and_loses_nothing() -> None:
+    output = run_tool("demo").stdout
     counted = dict(re.findall(r"^ +(published|handled|lost|handled twice) +(\d+)", output, re.M))
     assert counted == {"published": "60", "handled": "60", "lost": "0", "handled twice": "0"}
-    assert re.search("SIGTERM with [12] messages in hand: it finished them", output)
+    assert re.search("SIGTERM with [12] messages in flight: it finished them", output)
 
 
 @pytest.mark.parametrize("handler_stub", QUESTIONS["handler_stub"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Render
-from rendered import CHOICES, QUESTIONS, TEMPLATE, Result, run
+from rendered import CHOICES, QUESTIONS, TEMPLATE, Result, run, run_tool
 
 REPOSITORY = "https://github.com/OWNER/cookiecutter-consumer"
 AT_THE_TOP = sorted(TEMPLATE.glob("*.md"))
@@ -79,14 +79,16 @@ def test_the_check_of_links_sees(link: str, works: bool) -> None:
 
 
 def build(folder: Path) -> Result:
-    command = [sys.executable, "docs/build.py"]
-    return run(*command, cwd=folder, check=False, env={"NO_COLOR": "1"})
+    return run_tool("site", cwd=folder, check=False)
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """The pages, to build them."""
+    """The pages, and the program that builds them."""
     shutil.copytree(TEMPLATE / "docs", tmp_path / "docs")
+    (tmp_path / "tools").mkdir()
+    for name in ("__init__.py", "site.py"):
+        shutil.copy(TEMPLATE / "tools" / name, tmp_path / "tools")
     shutil.copy(TEMPLATE / "zensical.toml", tmp_path)
     return tmp_path
 
@@ -118,8 +120,8 @@ def test_a_broken_link_or_anchor_fails_the_build(site: Path, link: str) -> None:
     assert "does not exist" in result.stdout
 
 
-def test_the_reference_is_of_the_present_code() -> None:
-    result = run(sys.executable, "docs/write_reference.py", "--check", cwd=TEMPLATE, check=False)
+def test_the_reference_is_up_to_date() -> None:
+    result = run_tool("reference", "--check", check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -148,8 +150,9 @@ def test_the_example_of_a_lost_item_does_what_the_page_shows() -> None:
     page = (TEMPLATE / "docs/lost-items.md").read_text(encoding="utf-8")
     shown = re.search(r"^```text\n(.*?)^```", page, re.M | re.S)
     assert shown
-    command = [sys.executable, "-X", "dev", "-W", "error", "docs/lost_item.py"]
-    printed = run(*command, cwd=TEMPLATE).stdout
+    [command] = re.findall(r"`(PYTHONPATH=\S+ python3 \S+\.py)`", page)
+    strict = command.replace("python3", f"{sys.executable} -X dev -W error")
+    printed = run("sh", "-c", strict, cwd=TEMPLATE).stdout
     assert printed == shown[1]
     naive, ours = zip(*(line.split()[1:] for line in printed.splitlines()[1:]), strict=True)
     assert "LOST" in naive

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-import fleet as fleet_module
 from conftest import Render
-from rendered import QUESTIONS, TEMPLATE, Result, Service, run
+from rendered import QUESTIONS, Result, Service, run, run_tool
+from tools import fleet as fleet_module
 
 
 def fleet(*arguments: object) -> Result:
-    return run(sys.executable, "fleet.py", *map(str, arguments), cwd=TEMPLATE, check=False)
+    return run_tool("fleet", *arguments, check=False)
 
 
 def only_row(service: Service) -> dict[str, str]:
@@ -29,7 +28,7 @@ def service(render_own: Render) -> Service:
     return render_own(broker="redis")
 
 
-def test_a_service_as_it_came_has_no_drift(service: Service) -> None:
+def test_an_unmodified_service_has_no_drift(service: Service) -> None:
     row = only_row(service)
     assert row["service"] == "order-events"
     assert row["version"] == QUESTIONS["_template_version"]
@@ -41,13 +40,13 @@ def test_a_service_as_it_came_has_no_drift(service: Service) -> None:
 def test_an_edit_a_deletion_and_an_addition_are_counted(service: Service) -> None:
     runtime = service.path / "src/order_events/runtime"
     (runtime / "logs.py").write_text("")
-    (runtime / "demo.py").unlink()
+    (runtime / "operate/demo.py").unlink()
     (runtime / "ours.py").write_text("")
     assert only_row(service)["drift"] == "1 edited, 1 deleted, 1 added"
 
 
 def test_what_a_service_says_of_its_own_drift_is_not_asked(service: Service) -> None:
-    service.write("src/order_events/runtime/vendored.py", "raise SystemExit('no drift')\n")
+    service.write("src/order_events/runtime/operate/vendored.py", "raise SystemExit('no drift')\n")
     assert only_row(service)["drift"] == "1 edited"
 
 

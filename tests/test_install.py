@@ -26,8 +26,8 @@ BY_PIP = ("rabbitmq", "kafka", "sqs")
 """pip has more to do than uv; these three have the most dependencies, and its commands are the same for all."""
 
 
-FEW_TESTS = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_cli or test_contract'"}
-"""Of the program and its handlers; test_suites.py runs the others of every broker."""
+FEW_TESTS = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_contract'"}
+"""Those of the handlers and the contract; test_suites.py runs the others of every broker."""
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_registry_that_was_rewritten_is_left_alone(render_own: Render) -> None
     before = service.files
     result = add(service, "refund_issued")
     assert result.returncode == 2
-    assert "src/order_events/handlers/__init__.py has no lines" in result.stdout
+    assert "src/order_events/handlers/__init__.py contains no block" in result.stdout
     assert service.files == before
 
 

@@ -37,6 +37,7 @@ def template(tmp_path: Path) -> Path:
     questions["__prompts__"]["broker"]["spool"] = "Spool       files in folders"
     questions["_brokers"]["spool"] = {
         "title": "a spool",
+        "type_property": "the field `type` of the file",
         "dependencies": [],
         "test_dependencies": [],
         "untyped": [],

@@ -1,13 +1,12 @@
 """The pictures in the documents are drawn from a real stop, and tell it as it was."""
 
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from rendered import TEMPLATE, run
+from rendered import TEMPLATE, run_tool
 
 NAMES = ("graceful", "deadline", "forced")
 
@@ -15,11 +14,7 @@ NAMES = ("graceful", "deadline", "forced")
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    run(
-        *(sys.executable, "docs/pictures/draw.py", str(folder)),
-        cwd=TEMPLATE,
-        env={"PYTHONPATH": str(TEMPLATE)},
-    )
+    run_tool("pictures", folder)
     return folder
 
 
@@ -34,12 +29,12 @@ def texts(picture: Path) -> list[str]:
         ("graceful", ["acknowledged"] * 4, "exit code 0; 4 left in the queue"),
         (
             "deadline",
-            ["acknowledged"] * 2 + ["returned to the broker"] * 2,
+            ["acknowledged"] * 2 + ["requeued"] * 2,
             "exit code 75; 6 left in the queue",
         ),
         (
             "forced",
-            ["acknowledged"] + ["returned to the broker"] * 3,
+            ["acknowledged"] + ["requeued"] * 3,
             "exit code 130; 7 left in the queue",
         ),
     ],
@@ -49,7 +44,7 @@ def test_a_stop_is_drawn_as_it_was(drawn: Path, name: str, outcomes: list[str], 
     assert sorted(line for line in told if not line[0].isdigit())[1:] == sorted(outcomes)
     moments = [line for line in told if re.match(r"-?\d+\.\d\d s  ", line)]
     assert moments[0].startswith("0.00 s  SIG")
-    assert any("broker delivers no more; 3 not begun given back" in line for line in moments)
+    assert any("broker delivers no more; 3 not started are requeued" in line for line in moments)
     assert moments[-1].endswith(last)
 
 

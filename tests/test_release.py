@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from rendered import TEMPLATE, Result, Service, cookiecutter, parse_yaml, run
+from rendered import TEMPLATE, Result, Service, cookiecutter, parse_yaml, run, run_tool
 from repositories import IDENTITY, commit_all, git, scaffold, without_git
 
 NOTES = "## 9.9.0 (not released)\n\n- A change.\n\n### Upgrade notes\n\nTurn it off and on.\n\n"
@@ -22,6 +21,7 @@ def template(tmp_path: Path) -> Path:
     parts = (
         ".gitignore",
         "*.py",
+        "tools",
         "*.json",
         "pyproject.toml",
         "CHANGELOG.md",
@@ -50,7 +50,7 @@ def write_section(template: Path, section: str) -> None:
 
 
 def release(template: Path, *arguments: str) -> Result:
-    return run(sys.executable, "release.py", *arguments, cwd=template, check=False)
+    return run_tool("release", *arguments, cwd=template, check=False)
 
 
 def test_a_release_is_the_version_in_all_its_places(template: Path, tmp_path: Path) -> None:

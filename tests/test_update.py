@@ -243,7 +243,7 @@ def test_without_its_answers_it_is_one_sentence(old_service: Service) -> None:
     old_service.write(ANSWERS, "{}")
     result = update(old_service)
     assert result.returncode == 1
-    assert result.stdout.startswith("update.py: .template-answers.json does not tell")
+    assert result.stdout.startswith("update.py: .template-answers.json does not record")
     assert result.stdout.count("\n") == 1
 
 

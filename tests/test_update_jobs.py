@@ -149,7 +149,7 @@ def test_what_changed_is_proposed_each_week_until_it_is_merged(forge: Forge) -> 
     (forge.folder / "requests/last").unlink()
     result = forge.run_job()
     assert result.returncode == 0, result.stdout
-    assert "Nothing has changed in the template." in result.stdout
+    assert "The template has not changed." in result.stdout
     assert forge.request == ""
 
 
@@ -161,7 +161,7 @@ def test_what_was_squashed_is_not_proposed_again(forge: Forge) -> None:
     git(forge.origin, "update-ref", "refs/heads/main", squashed.strip())
     result = forge.run_job()
     assert result.returncode == 0, result.stdout
-    assert "Nothing has changed in the template." in result.stdout
+    assert "The template has not changed." in result.stdout
 
 
 def test_conflicts_are_proposed_as_a_draft_that_names_them_and_the_job_fails(forge: Forge) -> None:

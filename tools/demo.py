@@ -1,7 +1,7 @@
-"""The demo behind ``python3 tasks.py demo``: scaffold a service, run it, stop it in mid-work, count.
+"""Renders a service, runs it, stops it with handlers at work, and counts: ``python3 tasks.py demo``.
 
-Runs in the environment that tasks.py made, where cookiecutter is. Everything it writes is in ``.demo``,
-next to this file. The account at the end is counted in the two databases, not taken from log lines.
+Everything it writes is in ``.demo`` of the repository. The figures at the end are counted in the two databases, and
+not taken from log lines.
 """
 
 import json
@@ -19,9 +19,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from scaffold import install, scaffold
+from tools import ROOT
+from tools.scaffold import install, scaffold, user_environment
 
-ROOT = Path(__file__).resolve().parent
 SCRATCH = ROOT / ".demo"
 MESSAGES = 60
 PUBLISH_EVERY_SECONDS = 0.08
@@ -70,7 +70,7 @@ def main() -> int:
     with closing(sqlite3.connect(effects)) as database, database:
         database.execute("CREATE TABLE effects (number INTEGER, process INTEGER)")
     environment = {
-        **os.environ,
+        **user_environment(),
         "CONSUMER_BROKER_URL": f"sqlite:///{queue.as_posix()}",
         "CONSUMER_CONCURRENCY": "2",
         "CONSUMER_PREFETCH": "6",
@@ -83,15 +83,16 @@ def main() -> int:
     first.wait_until(lambda: count(effects, "SELECT count(*) FROM effects") >= 6)
     in_flight, seconds = first.stop()
     done = count(effects, "SELECT count(*) FROM effects")
-    say("stopped", f"{STOP.name} with {in_flight} messages in hand: it finished them, took no other,")
-    say("", f"and was gone after {seconds:.2f} s with exit code {first.exit_code}")
     say(
-        "",
-        f"{done} done so far; {first.event('drained')['returned']} taken but not started went back",
+        "stopped",
+        f"{STOP.name} with {in_flight} messages in flight: it finished them, took no other,",
     )
+    say("", f"and exited after {seconds:.2f} s with exit code {first.exit_code}")
+    requeued = first.event("drained")["requeued"]
+    say("", f"{done} handled so far; {requeued} prefetched and not started were requeued")
 
     second = Run(program, environment)
-    say("started", "again: it goes on where the first one left")
+    say("started", "again: it continues where the first one stopped")
     publisher.finish()
     second.wait_until(lambda: count(queue, "SELECT count(*) FROM messages") == 0)
     _, seconds = second.stop()
@@ -114,7 +115,7 @@ def report(queue: Path, effects: Path, runs: list["Run"]) -> int:
     print("\nCounted in the two databases:\n")
     print(f"    published       {published:4}")
     print(
-        f"    handled         {len(handled):4}   {by_run[0]} before the stop, {by_run[1]} after it"
+        f"    handled         {len(handled):4}   {by_run[0]} before the shutdown, {by_run[1]} after it"
     )
     print(f"    left, dead      {left + dead:4}")
     print(f"    lost            {lost:4}")
@@ -187,11 +188,11 @@ class Run:
         while not condition():
             if time.monotonic() > give_up_at or self.process.poll() is not None:
                 self.process.kill()
-                sys.exit("the service did not get on with its work")
+                sys.exit("the service made no progress")
             time.sleep(0.01)
 
     def stop(self) -> tuple[int, float]:
-        """Send the signal; returns the messages in hand at that time, and the seconds to the exit."""
+        """Send the signal; returns the in-flight messages at that time, and the seconds to the exit."""
         sent_at = time.monotonic()
         self.process.send_signal(STOP)
         seconds = self.wait() - sent_at
@@ -216,4 +217,7 @@ def say(what: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

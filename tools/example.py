@@ -1,7 +1,6 @@
-"""Renders examples/order-events anew, with the default answers: ``python3 tasks.py example``.
+"""Renders examples/order-events again, with the default answers: ``python3 tasks.py example``.
 
-So that people can look before they run. What differs from place to place, where the template lay and its commit, is
-written as it is for somebody who takes the newest from GitHub.
+The template's path and commit, which differ from machine to machine, are replaced by its address on GitHub.
 """
 
 import json
@@ -9,9 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from scaffold import scaffold
+from tools import ROOT
+from tools.scaffold import scaffold
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = ROOT / "examples"
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def normalised(answers: str) -> str:
-    """The text of .template-answers.json, without what depends on where it was rendered."""
+    """The text of .template-answers.json, without what differs from machine to machine."""
     recorded = json.loads(answers)
     recorded |= {"template": "gh:OWNER/cookiecutter-consumer", "commit": ""}
     return json.dumps(recorded, indent=2) + "\n"

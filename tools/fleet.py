@@ -1,6 +1,6 @@
-"""The services that came from this template, in one table: ``python3 tasks.py fleet [--json] SERVICE...``.
+"""The services that were rendered from this template, in one table: ``python3 tasks.py fleet [--json] SERVICE...``.
 
-A SERVICE is a folder, or the URL of a git repository. Exit codes: 0; 1 if one of them could not be read.
+A SERVICE is a folder, or the URL of a git repository; no code of it runs. Exit codes: 0; 1 if one could not be read.
 """
 
 import argparse
@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}"))
-
-# The template's own copy: nothing of a service is run.
-from runtime.vendored import NotComparable, find_drift  # noqa: E402  # the path comes first
+from runtime.errors import UsageError
+from runtime.operate.vendored import find_drift
+from tools import ROOT
 
 OUTCOMES = ("failed", "passed", "skipped")
 DEPLOYED_FROM = ("deploy/**/*.yaml", "compose.yaml", "deploy/**/*.service", ".env.example")
@@ -36,11 +34,11 @@ class Row:
     behind: str
     """Releases of the template that are newer than the service's version; commits, where both are in this clone."""
     drift: str
-    """Of the template's files in it: edited, deleted or added ones."""
+    """How many vendored files were edited, deleted or added."""
     broker: str
     drain_seconds: str
     shutdown_suite: str
-    """missing; there; or what became of its tests, where they ran in this folder: the last time that some did."""
+    """missing; there; or the outcomes of its tests when they last ran in this folder."""
 
 
 def main() -> int:
@@ -100,39 +98,39 @@ def how_far_behind(version: str, commit: str) -> str:
     sections = re.findall(r"^## (\S+)( \(not released\))?", changes, re.M)
     releases = [one for one, not_released in sections if not not_released] or [sections[-1][0]]
     newer = releases.index(version) if version in releases else len(releases)
-    told = f"{newer} release{'s' if newer != 1 else ''}" if newer else "-"
+    behind = f"{newer} release{'s' if newer != 1 else ''}" if newer else "-"
     if re.fullmatch("[0-9a-f]{40}", commit):
         count = ["git", "-C", str(ROOT), "rev-list", "--count", f"{commit}..HEAD"]
         try:
             result = subprocess.run(count, capture_output=True, text=True, check=False)
         except OSError:
-            return told
+            return behind
         if result.returncode == 0 and result.stdout.strip() != "0":
-            told = f"{told}, {result.stdout.strip()} commits".removeprefix("-, ")
-    return told
+            behind = f"{behind}, {result.stdout.strip()} commits".removeprefix("-, ")
+    return behind
 
 
 def drift(service: Path, package: str) -> str:
     try:
         found = find_drift(service, package)
-    except (NotComparable, OSError, ValueError):
+    except (UsageError, OSError, ValueError):
         return "not comparable"
     kinds = {kind: len(getattr(found, kind)) for kind in ("edited", "deleted", "added")}
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
 
 
 def drain_seconds(service: Path, package: str) -> str:
-    """As the files for the deployment say it, or else its settings' default; nobody sees from here what is set elsewhere."""
-    said: set[str] = set()
+    """From the files for deployment, else the default of its settings; a value that is set elsewhere is not seen."""
+    found: set[str] = set()
     for pattern in DEPLOYED_FROM:
         for file in service.glob(pattern):
             text = file.read_text(encoding="utf-8", errors="replace")
-            said |= set(re.findall(r"^(?!\s*#).*\bCONSUMER_DRAIN_SECONDS\W+([\d.]+)", text, re.M))
-    if not said:
+            found |= set(re.findall(r"^(?!\s*#).*\bCONSUMER_DRAIN_SECONDS\W+([\d.]+)", text, re.M))
+    if not found:
         settings = service / "src" / package / "runtime/settings.py"
         text = settings.read_text(encoding="utf-8") if settings.exists() else ""
-        said = set(re.findall(r"drain_seconds: float = Field\(default=([\d.]+)", text))
-    return ", ".join(sorted(said)) or "?"
+        found = set(re.findall(r"drain_seconds: float = Field\(default=([\d.]+)", text))
+    return ", ".join(sorted(found)) or "?"
 
 
 def suite(service: Path) -> str:
@@ -159,7 +157,7 @@ def table(rows: list[Row]) -> str:
 
 
 def printable(line: str) -> str:
-    """What a foreign repository says must not steer a terminal."""
+    """The text of another repository must not control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 VERSION = "4.4.0"
 HOME = ROOT / ".cache" / f"kafka-{VERSION}"
 CLUSTER = "Y29va2llY3V0dGVyLWNvbg"  # a base64 UUID
@@ -65,12 +66,25 @@ class KafkaMissing(Exception):
 def variables() -> dict[str, str]:
     """The environment variable by which a service's tests start a broker. Raises KafkaMissing."""
     install()
-    program = [sys.executable, str(Path(__file__).resolve())]
+    # With the path of this repository, as a service's tests may run it.
+    program = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tools.kafka"]
     return {
         "CONSUMER_TEST_BROKER_COMMAND": shlex.join(
             [*program, "--port", "{port}", "--directory", "{directory}"]
         )
     }
+
+
+def variables_for(broker: str) -> dict[str, str]:
+    """What the tests of this broker need in their environment: nothing, unless Kafka must be found for them."""
+    given = {"CONSUMER_TEST_BROKER_URL", "CONSUMER_TEST_BROKER_COMMAND"} & os.environ.keys()
+    if broker != "kafka" or given:
+        return {}
+    try:
+        return variables()
+    except KafkaMissing as reason:  # the tests look for Docker next
+        print(reason, file=sys.stderr)
+        return {}
 
 
 def install() -> Path:

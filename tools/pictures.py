@@ -1,10 +1,9 @@
-"""Draws a stop as it was: ``python3 tasks.py pictures [FOLDER]``.
+"""Draws graceful shutdowns from their logs: ``python3 tasks.py pictures [FOLDER]``.
 
-A service is scaffolded with a handler that logs when it begins and ends, gets real signals in mid-work, and its
-log events become one SVG for each way of stopping. Nothing is drawn that no event told.
+A service is rendered with a handler that logs when it begins and ends, and gets real signals while handlers work. Its
+log events become one SVG for each kind of shutdown; only logged events are drawn.
 """
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -18,10 +17,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from demo import Run
-from scaffold import install, scaffold
+from tools import ROOT
+from tools.demo import Run
+from tools.scaffold import install, scaffold, user_environment
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "docs/pictures"
 
 HANDLER = '''"""The pictures' handler: works as many seconds as its message says, and logs both ends of it."""
 
@@ -45,34 +45,34 @@ PREFETCH = 7
 
 @dataclass(frozen=True)
 class Story:
-    """One way of stopping: what lies in the queue (seconds of work of each message), and what is sent when."""
+    """One kind of shutdown: the seconds of work of each message in the queue, and which signals are sent when."""
 
     name: str
     title: str
     work_seconds: tuple[float, ...]
     drain_seconds: float
     signals: tuple[tuple[float, signal.Signals], ...]
-    """Each with the seconds after the first message began."""
+    """Each with its time in seconds after the first handler began."""
 
 
 STORIES = (
     Story(
         "graceful",
-        "Graceful: what is in hand is finished, the rest goes back",
+        "Graceful: in-flight messages are finished, the rest is requeued",
         (0.6, 1.0, 1.6, 2.2, 1, 1, 1, 1),
         25,
         ((0.5, signal.SIGTERM),),
     ),
     Story(
         "deadline",
-        "The deadline: what is not finished in time goes back",
+        "Deadline: messages that are not finished in time are requeued",
         (0.8, 1.2, 60, 60, 1, 1, 1, 1),
         1.5,
         ((0.5, signal.SIGTERM),),
     ),
     Story(
         "forced",
-        "Forced: a second SIGINT ends the waiting",
+        "Forced: a second SIGINT ends the drain",
         (0.8, 60, 60, 60, 1, 1, 1, 1),
         25,
         ((0.5, signal.SIGINT), (1.7, signal.SIGINT)),
@@ -90,7 +90,7 @@ class Work:
 
 
 @dataclass
-class Stop:
+class Shutdown:
     """What happened, in seconds after the first signal."""
 
     story: Story
@@ -107,16 +107,16 @@ def main(arguments: list[str]) -> int:
             scaffold(Path(scratch), "broker=sqlite", "handler_stub=raw", handler=HANDLER)
         )
         for story in STORIES:
-            stop = play(story, program, Path(scratch) / f"{story.name}.db")
+            shutdown = play(story, program, Path(scratch) / f"{story.name}.db")
             picture = folder / f"stop-{story.name}.svg"
-            picture.write_text(drawn(stop), encoding="utf-8", newline="\n")
-            print(f"{picture.name}: exit code {stop.exit_code}")
+            picture.write_text(drawn(shutdown), encoding="utf-8", newline="\n")
+            print(f"{picture.name}: exit code {shutdown.exit_code}")
     return 0
 
 
-def play(story: Story, program: Path, queue: Path) -> Stop:
+def play(story: Story, program: Path, queue: Path) -> Shutdown:
     environment = {
-        **os.environ,
+        **user_environment(),
         "CONSUMER_BROKER_URL": f"sqlite:///{queue.as_posix()}",
         "CONSUMER_CONCURRENCY": str(CONCURRENCY),
         "CONSUMER_PREFETCH": str(PREFETCH),
@@ -144,39 +144,39 @@ def play(story: Story, program: Path, queue: Path) -> Stop:
     ended = time.time()
     with closing(sqlite3.connect(queue)) as database:
         [[left]] = database.execute("SELECT count(*) FROM messages")
-    return told(story, run, sent, ended, left)
+    return shutdown_of(story, run, sent, ended, left)
 
 
-def told(
+def shutdown_of(
     story: Story, run: Run, sent: list[tuple[float, signal.Signals]], ended: float, left: int
-) -> Stop:
-    """The stop as the log tells it; the signals and the exit are this process's own observation."""
+) -> Shutdown:
+    """The shutdown as it was logged; the signals and the exit are what this process saw."""
     zero = sent[0][0]
-    stop = Stop(story, exit_code=run.exit_code or 0)
+    shutdown = Shutdown(story, exit_code=run.exit_code or 0)
     finished = {event["message_id"]: at(event) - zero for event in run.events("finished")}
     abandoned = {event["id"]: at(event) - zero for event in run.events("message_abandoned")}
     for event in run.events("begun"):
         number = event["message_id"]
-        outcome = "acknowledged" if number in finished else "returned to the broker"
+        outcome = "acknowledged" if number in finished else "requeued"
         until = finished.get(number, abandoned.get(number, ended - zero))
-        stop.work.append(Work(at(event) - zero, until, outcome))
-    stop.marks += [(moment - zero, signum.name) for moment, signum in sent]
+        shutdown.work.append(Work(at(event) - zero, until, outcome))
+    shutdown.marks += [(moment - zero, signum.name) for moment, signum in sent]
     [draining], [drained] = run.events("draining"), run.events("drained")
-    stop.marks.append((at(draining) - zero, "not ready any more"))
+    shutdown.marks.append((at(draining) - zero, "no longer ready"))
     unstarted = drained["requeued"] - len(abandoned)
     for event in run.events("step_done"):
         labels = {
-            "deliveries": f"broker delivers no more; {unstarted} not begun given back",
+            "deliveries": f"broker delivers no more; {unstarted} not started are requeued",
             "source": "connection closed",
-            "return": "what was in hand given back",
-            "lifespan": "what the handlers shared is closed",
+            "requeue": "in-flight messages requeued",
+            "lifespan": "lifespan closed",
         }
-        stop.marks.append((at(event) - zero, labels[event["step"]]))
+        shutdown.marks.append((at(event) - zero, labels[event["step"]]))
     if abandoned and not run.events("forced"):
-        stop.marks.append((min(abandoned.values()), f"deadline: {story.drain_seconds} s"))
-    stop.marks.append((ended - zero, f"exit code {run.exit_code}; {left} left in the queue"))
-    stop.marks.sort()
-    return stop
+        shutdown.marks.append((min(abandoned.values()), f"deadline: {story.drain_seconds} s"))
+    shutdown.marks.append((ended - zero, f"exit code {run.exit_code}; {left} left in the queue"))
+    shutdown.marks.sort()
+    return shutdown
 
 
 def at(event: dict[str, Any]) -> float:
@@ -189,35 +189,35 @@ LABEL_ROW = 17
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600; font-size: 15px }
 .small { font-size: 12px } .axis, .mark { stroke: #8c959f } .mark { stroke-dasharray: 3 3 }
-.acknowledged { fill: #1a7f37 } .returned { fill: #bf8700 } .on-bar { fill: #ffffff }
+.acknowledged { fill: #1a7f37 } .requeued { fill: #bf8700 } .on-bar { fill: #ffffff }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .acknowledged { fill: #2ea043 } .returned { fill: #9e6a03 } .on-bar { fill: #ffffff } }
+text { fill: #e6edf3 } .acknowledged { fill: #2ea043 } .requeued { fill: #9e6a03 } .on-bar { fill: #ffffff } }
 """
 
 
-def drawn(stop: Stop) -> str:
+def drawn(shutdown: Shutdown) -> str:
     """The SVG: a bar for each message in a handler, a line for each mark, time from left to right."""
-    first = min(work.began for work in stop.work)
-    last = stop.marks[-1][0]
+    first = min(work.began for work in shutdown.work)
+    last = shutdown.marks[-1][0]
 
     def x(seconds: float) -> float:
         return LEFT + (seconds - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    bars_end = TOP + ROW * len(stop.work)
-    height = bars_end + 14 + LABEL_ROW * len(stop.marks) + 12
+    bars_end = TOP + ROW * len(shutdown.work)
+    height = bars_end + 14 + LABEL_ROW * len(shutdown.marks) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
-        f' aria-label="{escape(stop.story.title)}">',
+        f' aria-label="{escape(shutdown.story.title)}">',
         f"<style>{STYLE}</style>",
-        text(LEFT, 24, stop.story.title, "title"),
+        text(LEFT, 24, shutdown.story.title, "title"),
         text(
             LEFT,
             44,
-            f"{CONCURRENCY} handlers at work when the signal comes; seconds after it",
+            f"{CONCURRENCY} handlers are working when the signal arrives; seconds after it",
             "small",
         ),
     ]
-    for row, (moment, label) in enumerate(stop.marks):
+    for row, (moment, label) in enumerate(shutdown.marks):
         label_y = bars_end + 14 + LABEL_ROW * (row + 1)
         parts.append(
             f'<line class="mark" x1="{x(moment):.1f}" x2="{x(moment):.1f}"'
@@ -227,7 +227,7 @@ def drawn(stop: Stop) -> str:
         offset, anchor = (-5, "end") if on_the_left else (5, "start")
         described = f"{moment:.2f} s  {label}"
         parts.append(text(x(moment) + offset, label_y, described, "small", anchor))
-    for row, work in enumerate(stop.work):
+    for row, work in enumerate(shutdown.work):
         y = TOP + ROW * row
         width = max(x(work.ended) - x(work.began), 1)
         parts.append(

@@ -1,59 +1,61 @@
 """Writes docs/reference.md from the code: ``python3 tasks.py docs`` runs it before it builds the site.
 
 Settings come from the runtime's pydantic model; commands, exit codes, log events and metrics from its syntax trees,
-so that no broker's client need be installed. Only what each log event means is said here.
+so that no broker's client need be installed. Only the meaning of each log event is written here.
 """
 
 import ast
-import re
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}"
-RUNTIME = PACKAGE / "runtime"
-REFERENCE = ROOT / "docs/reference.md"
-sys.path.insert(0, str(PACKAGE))
+from runtime.errors import ExitCode
+from runtime.settings import ConsumerSettings
+from tools import PACKAGE, ROOT
 
-from runtime.settings import ConsumerSettings  # noqa: E402  # the path comes first
+RUNTIME = PACKAGE / "runtime"
+BROKERS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["broker"]
+BROKER_FILES = {f"brokers/{broker}.py" for broker in BROKERS}
+REFERENCE = ROOT / "docs/reference.md"
 
 MEANINGS = {
-    "starting": "the settings are valid; next the broker",
-    "connected": "the broker is there, also after an outage",
-    "consuming": "messages are taken: ready",
-    "message_retried": "a handler failed; the message comes back in so many seconds",
-    "message_rejected": "the message is a dead letter, for this reason",
-    "reconnecting": "the broker is away; once for each outage, and for each attempt at start",
+    "starting": "the settings are valid; the service connects to the broker next",
+    "connected": "connected to the broker, also after an outage",
+    "consuming": "the broker delivers messages: ready",
+    "message_retried": "a handler failed; the message is redelivered after this delay",
+    "message_rejected": "the message became a dead letter, for this reason",
+    "reconnecting": "the broker cannot be reached; once for each outage, and for each attempt at start",
     "reconnect_failed": "another attempt in an outage failed",
-    "stop_requested": "a signal asked for the stop",
-    "draining": "so many messages are in hand, and have so many seconds",
+    "stop_requested": "a signal requested the graceful shutdown",
+    "draining": "the number of in-flight messages, and the seconds that they have",
     "signal_ignored": "a further signal, which changes nothing",
-    "forced": "a second SIGINT: what is in hand is cancelled and given back",
-    "message_abandoned": "the drain time passed and this message was still in hand; it goes back",
-    "handlers_abandoned": "where the handlers were that did not end: their stacks",
-    "event_loop_late": "a handler keeps the event loop: it turned so much too late",
-    "event_loop_blocked": "the event loop did not turn until the last moment; the process is ended",
-    "drained": "the stop is over: what was done since the start",
+    "forced": "a second SIGINT: in-flight messages are cancelled and requeued",
+    "message_abandoned": "the drain time passed and this message was still in flight; it is requeued",
+    "handlers_abandoned": "the stacks of the handlers that did not end",
+    "event_loop_late": "a handler blocks the event loop, for this long",
+    "event_loop_blocked": "the event loop was blocked until the limit; the process is ended",
+    "drained": "the graceful shutdown is complete; the counts are since the start",
     "stopped": "the last line, with the exit code",
-    "crashed": "an error that is nobody's answer to a message",
-    "close_failed": "a step of closing failed or took too long; the next was done all the same",
+    "crashed": "an error that ends the service",
+    "close_failed": "a step of closing failed or took too long; the next steps were done",
     "step_done": "a step of closing is done",
-    "settlement_lost": "the broker was not told what became of this message: it comes again",
-    "lease_lost": "the broker has taken this message for another process",
-    "telemetry_lost": "the collector did not take the last export",
-    "notify_failed": "systemd could not be told",
-    "commit_failed": "offsets were not committed; they are, with the next ones",
+    "settlement_lost": "the broker did not get this settlement: it delivers the message again",
+    "lease_lost": "the lease expired, and the broker redelivered this message to another process",
+    "telemetry_lost": "the collector did not accept the last export",
+    "notify_failed": "the notification to systemd failed",
+    "commit_failed": "offsets were not committed; the next commit includes them",
     "write_failed": "settlements were not written; they are tried again",
-    "partitions_assigned": "the group gave these partitions to this process",
-    "partitions_revoked": "the group took partitions away; what was not begun is dropped here",
-    "pull_refused": "the server refused a pull, for a limit; the next one comes with the next tick",
+    "partitions_assigned": "the group assigned these partitions to this process",
+    "partitions_revoked": "the group revoked partitions; their messages that no handler has started are dropped here",
+    "pull_refused": "the server refused a pull because of a limit; the next one follows",
     "session_opened": "connected; whether the broker had kept the session",
-    "session_lost": "the broker had not kept it: what waited there is gone",
+    "session_lost": "the broker had not kept the session: the messages in it are lost",
     "session_left": "how the session was left, and how long the broker keeps it",
-    "source_failed": "no messages can come any more; the service ends with an error",
-    "dead_letter_dropped": "the broker keeps no dead letters, and nobody was subscribed to them",
+    "source_failed": "no more messages can be delivered; the service ends with an error",
+    "dead_letter_dropped": "the broker stores no dead letters, and there was no subscriber to them",
 }
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -63,7 +65,9 @@ def main() -> int:
     if "--check" not in sys.argv:
         REFERENCE.write_text(text, encoding="utf-8", newline="\n")
     elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text:
-        print("docs/reference.md is stale: `python3 tasks.py docs` writes it.", file=sys.stderr)
+        print(
+            "docs/reference.md is out of date: `python3 tasks.py docs` writes it.", file=sys.stderr
+        )
         return 1
     return 0
 
@@ -77,39 +81,40 @@ contract: they change only with a major version.
 
 ## Settings
 
-Environment variables; in development also the file `.env`. A wrong value is one line that names the variable, and exit code 2.
+Environment variables; in development also the file `.env`. An invalid value is reported in one line that names the variable,
+with exit code 2.
 
-{table(["variable", "default", "may be", "says"], settings())}
+{table(["variable", "default", "allowed", "meaning"], settings())}
 
 ## Commands
 
-`order-events` stands for the service.
+`order-events` stands for the name of the service.
 
 {table(["command", "does"], commands())}
 
 ## Exit codes
 
-{table(["code", "means"], exit_codes())}
+{table(["code", "meaning"], exit_codes())}
 
 ## Log events
 
-One line each: JSON with the field `event`, or text with `CONSUMER_LOG_FORMAT=console`. Of any broker:
+One line each: JSON with the field `event`, or text with `CONSUMER_LOG_FORMAT=console`. With every broker:
 
-{table(["event", "level", "fields", "says"], events(of_brokers=False))}
+{table(["event", "level", "fields", "meaning"], events(of_brokers=False))}
 
-Of some brokers only:
+With some brokers only:
 
-{table(["event", "level", "fields", "says", "broker"], events(of_brokers=True))}
+{table(["event", "level", "fields", "meaning", "broker"], events(of_brokers=True))}
 
 ## Metrics
 
 With `telemetry=prometheus`, on `/metrics` of `CONSUMER_PROBE_PORT`:
 
-{table(["metric", "says"], prometheus())}
+{table(["metric", "meaning"], prometheus())}
 
 With `telemetry=opentelemetry`, sent to `OTEL_EXPORTER_OTLP_ENDPOINT`:
 
-{table(["metric", "unit", "says"], opentelemetry())}
+{table(["metric", "unit", "meaning"], opentelemetry())}
 """
 
 
@@ -141,17 +146,23 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
-def settings() -> Iterator[tuple[str, ...]]:
-    [model] = (
-        node
-        for node in tree("settings.py").body
-        if isinstance(node, ast.ClassDef) and node.name == ConsumerSettings.__name__
+def field_docstrings(file: str, class_name: str) -> dict[str, str]:
+    """The text below each field of a class; a field may have none."""
+    [body] = (
+        node.body
+        for node in tree(file).body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
     )
-    sayings = {
-        ast.unparse(field.target): text_of(saying.value).replace("``", "`")
-        for field, saying in zip(model.body, model.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(saying, ast.Expr)
-    }
+    found = {}
+    for field, docstring in pairwise(body):
+        if isinstance(field, ast.AnnAssign | ast.Assign) and isinstance(docstring, ast.Expr):
+            name = field.target if isinstance(field, ast.AnnAssign) else field.targets[0]
+            found[ast.unparse(name)] = text_of(docstring.value).replace("``", "`")
+    return found
+
+
+def settings() -> Iterator[tuple[str, ...]]:
+    docstrings = field_docstrings("settings.py", ConsumerSettings.__name__)
     for name, field in ConsumerSettings.model_fields.items():
         default = "none: must be set" if field.is_required() else code(str(field.default))
         if not field.is_required() and field.default in ("", None):
@@ -160,7 +171,7 @@ def settings() -> Iterator[tuple[str, ...]]:
             code(f"CONSUMER_{name}".upper()),
             default,
             allowed(name),
-            sayings.get(name, name.replace("_", " ")),
+            docstrings.get(name, name.replace("_", " ")),
         )
 
 
@@ -183,32 +194,17 @@ def allowed(name: str) -> str:
 
 def commands() -> Iterator[tuple[str, ...]]:
     parents = {"commands": "order-events", "actions": "order-events dead-letters"}
-    for call, on, method in calls(tree("cli.py")):
+    for call, on, method in calls(tree("operate/cli.py")):
         if method == "add_parser":
             [sentence] = (text_of(word.value) for word in call.keywords if word.arg == "help")
             yield code(f"{parents[on]} {text_of(call.args[0])}"), sentence
 
 
 def exit_codes() -> Iterator[tuple[str, ...]]:
-    """From the docstring of cli.py, which must speak of every constant."""
-    told = re.search(r"Exit codes: (.+?)\.\s*$", ast.get_docstring(tree("cli.py")) or "", re.S)
-    assert told
-    meanings = dict(
-        re.findall(r"(\d+(?: \+ n)?) (.+)", part)[0]
-        for part in re.split(r";\s+", " ".join(told[1].split()))
-    )
-    constants = {
-        str(ast.literal_eval(node.value))
-        for name in ("consumer.py", "cli.py")
-        for node in tree(name).body
-        if isinstance(node, ast.Assign)
-        and ast.unparse(node.targets[0]).startswith("EXIT_")
-        and isinstance(node.value, ast.Constant)
-    }
-    assert constants == {number for number in meanings if "n" not in number}, (
-        "cli.py's docstring is stale"
-    )
-    yield from ((code(number), meaning) for number, meaning in meanings.items())
+    meanings = field_docstrings("errors.py", ExitCode.__name__)
+    for exit_code in ExitCode:
+        yield code(str(int(exit_code))), meanings[exit_code.name].rstrip(".")
+    yield code("128 + n"), "Ended by signal n, or forced by it during the drain"
 
 
 def events(of_brokers: bool) -> Iterator[tuple[str, ...]]:
@@ -225,9 +221,7 @@ def events(of_brokers: bool) -> Iterator[tuple[str, ...]]:
                 files[event].add(name)
     assert MEANINGS.keys() == levels.keys(), MEANINGS.keys() ^ levels.keys()
     for event, meaning in MEANINGS.items():
-        special = all(
-            name.startswith("brokers/") and name != "brokers/source.py" for name in files[event]
-        )
+        special = files[event] <= BROKER_FILES
         row = (
             code(event),
             ", ".join(sorted(levels[event], key=LEVELS.index)),

@@ -14,7 +14,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+from tools import ROOT
+
 CHANGES = ROOT / "CHANGELOG.md"
 QUESTIONS = ROOT / "cookiecutter.json"
 PROJECT = ROOT / "pyproject.toml"
@@ -29,7 +30,9 @@ UNRELEASED = " (not released)"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="release.py", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="tasks.py release", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("version", metavar="X.Y.Z")
     parser.add_argument("--notes", action="store_true", help="print the section, and do nothing")
     arguments = parser.parse_args()
@@ -59,7 +62,7 @@ def main() -> int:
     for pattern in VENDORED:
         for path in ROOT.glob(pattern):
             replace(path, FIRST_LINE.pattern, f"# cookiecutter-consumer {version} |")
-    subprocess.run([sys.executable, "-m", "examples.render"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "tools.example"], cwd=ROOT, check=True)
     print(
         f"Next: git commit --all --message {version}"
         f" && git tag --annotate v{version} --message {version}"
@@ -80,7 +83,7 @@ def replace(path: Path, pattern: str, text: str) -> None:
 
 
 def refuse(sentence: str) -> int:
-    print(f"release.py: {sentence}", file=sys.stderr)
+    print(f"release: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -10,15 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT
+
 SITE = ROOT / ".cache/site"
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:
-        shutil.copytree(
-            ROOT / "docs", Path(scratch, "docs"), ignore=shutil.ignore_patterns("*.py*")
-        )
+        shutil.copytree(ROOT / "docs", Path(scratch, "docs"))
         shutil.copy(ROOT / "zensical.toml", scratch)
         build = [sys.executable, "-m", "zensical", "build", "--strict"]
         result = subprocess.run(build, cwd=scratch, check=False)

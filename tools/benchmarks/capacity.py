@@ -1,7 +1,7 @@
-"""How many replicas a rate needs, and what an autoscaler makes of it: the model of docs/scaling.md.
+"""How many replicas a rate needs, and what an autoscaler does with it: the model of docs/scaling.md.
 
-Seconds everywhere, rates in messages per second. Standard library only. ``throughput`` is held against what
-scaling.py has measured, by tests/test_scaling.py; ``simulate`` is where the advice on KEDA's settings comes from.
+Seconds everywhere, rates in messages per second. Standard library only. tests/test_scaling.py compares ``throughput`` with
+the measurements of scaling.py; ``simulate`` is where the advice on KEDA's settings comes from.
 """
 
 import math
@@ -16,7 +16,7 @@ SYNC_SECONDS = 15.0
 TOLERANCE = 0.1
 """A lag that is off its target by less than this part changes nothing."""
 NEXT_TO_NOTHING = 0.01
-"""A replica that adds less than this part of what one does adds nothing: what all share is used up."""
+"""A replica that adds less than this part of one replica's rate adds nothing: the shared resource is used up."""
 FASTEST_PODS = 4
 """In one period of 15 seconds it adds four pods or doubles them, whichever is more: its default."""
 
@@ -42,7 +42,7 @@ class Service:
 
     @lru_cache(maxsize=1000)  # noqa: B019  # of values, and few: a simulation asks every second
     def throughput(self, replicas: int) -> float:
-        """Of so many replicas that always have work: the slots of all of them go round between their handlers,
+        """Of this many replicas that always have work: the slots of all of them go round between their handlers,
         the event loop of each replica, and the one thing that all share; where some are already, others wait.
         (Mean value analysis of a closed network of queues.)
         """
@@ -75,7 +75,7 @@ class Service:
         catch_up_seconds: float = 300.0,
     ) -> int | None:
         """The fewest that handle the rate and ``headroom`` more, and that make up within ``catch_up_seconds``
-        for one of them that is away: killed and taken over, or drained, and then started again. None if no number does.
+        for one of them that is away: killed and its messages redelivered, or drained, and then started again. None if no number does.
         """
         # So many times one is more than they do, so fewer are not enough.
         fewest = max(1, math.ceil(rate * (1 + headroom) / self.pod_rate))
@@ -120,7 +120,7 @@ class Moment:
     replicas: int
     """Those that are asked for; some may not have started yet."""
     lag: float
-    """What the broker has, also what is in hand."""
+    """What the broker has, in-flight messages included."""
     arrived: float
     """Messages so far."""
     begun: float

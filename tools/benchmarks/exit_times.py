@@ -1,4 +1,4 @@
-"""How long the service takes from SIGTERM to its exit, idle and with handlers in hand; on RabbitMQ beside others."""
+"""How long the service takes from SIGTERM to its exit, idle and with in-flight messages; on RabbitMQ beside others."""
 
 import json
 import random
@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from figures import Figure
-from service import Queue, Service
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.service import Queue, Service
 
-IN_HAND = 10
+IN_FLIGHT = 10
 HANDLER_SECONDS = 0.2
 
-FRAMEWORKS = str(Path(__file__).resolve().parent / "frameworks.py")
+FRAMEWORKS = "tools.benchmarks.frameworks"
 OURS = "the generated service"
 CONTENDERS = {
     OURS: None,
@@ -31,7 +30,7 @@ CONTENDERS = {
 class Stop:
     seconds: float
     finished: int
-    """How many of the handlers that had begun came to their end."""
+    """How many of the handlers that had begun finished."""
 
 
 def measure(service: Service, stops: int) -> Iterator[Figure]:
@@ -45,24 +44,26 @@ def measure(service: Service, stops: int) -> Iterator[Figure]:
             for name in random.sample(list(contenders), len(contenders)):
                 with _consumed_queue(queue, contenders[name]):
                     idle[name].append(_stop(queue, contenders[name], in_flight=0))
-                with _consumed_queue(queue, contenders[name], messages=4 * IN_HAND):
-                    busy[name].append(_stop(queue, contenders[name], in_flight=IN_HAND))
+                with _consumed_queue(queue, contenders[name], messages=4 * IN_FLIGHT):
+                    busy[name].append(_stop(queue, contenders[name], in_flight=IN_FLIGHT))
     for name in contenders:
         subject = f"{name}: "
         yield Figure(part, f"{subject}idle", [stop.seconds for stop in idle[name]], "s")
-        handlers = f"{subject}{IN_HAND} handlers of {HANDLER_SECONDS} s just begun"
+        handlers = f"{subject}{IN_FLIGHT} handlers of {HANDLER_SECONDS} s just begun"
         yield Figure(part, handlers, [stop.seconds for stop in busy[name]], "s")
         finished = [float(stop.finished) for stop in busy[name]]
-        at_least = IN_HAND if name == OURS else None
+        at_least = IN_FLIGHT if name == OURS else None
         yield Figure(part, f"{subject}handlers finished", finished, at_least=at_least)
 
 
 @contextmanager
 def _consumed_queue(queue: Queue, contender: str | None, messages: int = 0) -> Iterator[None]:
-    """The queue with so many messages in the contender's form, and without them afterwards."""
+    """The queue with this many messages in the contender's form; it is cleared afterwards."""
     queue.begin()
     if contender == "taskiq":
-        queue.run([sys.executable, "-P", FRAMEWORKS, contender, str(messages)], concurrency=IN_HAND)
+        queue.run(
+            [sys.executable, "-m", FRAMEWORKS, contender, str(messages)], concurrency=IN_FLIGHT
+        )
     else:
         with queue.publishing(messages):  # of none, which makes the queue
             pass
@@ -73,10 +74,10 @@ def _consumed_queue(queue: Queue, contender: str | None, messages: int = 0) -> I
 
 
 def _stop(queue: Queue, contender: str | None, in_flight: int) -> Stop:
-    """Start a consumer, stop it when it has so many in hand."""
-    command = None if contender is None else [sys.executable, "-P", FRAMEWORKS, contender]
+    """Start a consumer, and stop it when it has this many in-flight messages."""
+    command = None if contender is None else [sys.executable, "-m", FRAMEWORKS, contender]
     with queue.start(
-        command, concurrency=IN_HAND, BENCH_HANDLER_SECONDS=HANDLER_SECONDS
+        command, concurrency=IN_FLIGHT, BENCH_HANDLER_SECONDS=HANDLER_SECONDS
     ) as program:
         assert program.stdout is not None
         events = (json.loads(line)["event"] for line in program.stdout)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from figures import Figure
-from scaffold import ROOT, install, scaffold
+from tools import ROOT
+from tools.benchmarks.figures import Figure
+from tools.scaffold import install, scaffold
 
 HANDLER = "async def handle(body: bytes) -> None: ...\n"
 STEPS = (

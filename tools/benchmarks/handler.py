@@ -5,7 +5,7 @@ import os
 
 import structlog
 
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 

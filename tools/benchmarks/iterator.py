@@ -6,21 +6,11 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import article_2019
-from figures import Figure
-
-TREE = Path(__file__).resolve().parents[1] / "{{cookiecutter.project_slug}}"
-sys.path.append(str(TREE / "src/{{cookiecutter.package_name}}"))  # the runtime, where it lies
-
-
-def runtime(module: str) -> Any:
-    """A module of the runtime."""
-    return import_module(f"runtime.{module}")
-
+from runtime.cancellation import cancellable_aiter
+from tools.benchmarks import article_2019
+from tools.benchmarks.figures import Figure
 
 LEAST_RATIO = 25
 MOST_ADDED_SECONDS = 1e-6
@@ -63,7 +53,7 @@ def bare(source: AsyncIterator[int], _: asyncio.Event) -> AsyncIterator[int]:
 SOURCES: dict[str, Source] = {"ready": ready, "suspending": suspending}
 FORMS: dict[str, Wrap] = {
     "bare": bare,
-    "cancellable_aiter": runtime("cancellation").cancellable_aiter,
+    "cancellable_aiter": cancellable_aiter,
     "2019": article_2019.cancellable_aiter,
 }
 LOOP_2019 = "2019, by hand"

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Iterator
 
-from figures import Figure
-from service import Service, Unavailable
-from stopwatch import STATM
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.service import Service, Unavailable
+from tools.benchmarks.stopwatch import STATM
 
 MIB = 2**20
 FLAT_MIB = 5

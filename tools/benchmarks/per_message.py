@@ -8,17 +8,15 @@ on the same queue: the service's own, filled before the consumer starts.
 import random
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from figures import Figure
-from service import Service
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.service import Service
 
 SLOW_SERVERS = {"sqs": 10}
 """The stand-in for SQS takes so many times as long that it gets as many times fewer messages."""
 PREFETCH = 100
 """Also the service's concurrency: with callbacks, that many handlers may run at a time too."""
 
-HERE = Path(__file__).resolve().parent
 OURS = "the generated service"
 TITLES = {
     "bare": "the bare client, fetching and acknowledging in batches",
@@ -53,8 +51,7 @@ def measure(service: Service, messages: int, rounds: int) -> Iterator[Figure]:
                 queue.begin()
                 with queue.publishing(messages):
                     pass
-                # -P: a client named as its library must not be taken for it.
-                client = [sys.executable, "-P", str(HERE / f"clients/{service.broker}.py"), name]
+                client = [sys.executable, "-m", f"tools.benchmarks.clients.{broker}", name]
                 report = queue.consume(
                     messages,
                     None if name == OURS else client,

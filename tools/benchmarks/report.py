@@ -10,14 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from figures import Figure, rows
+from tools import ROOT
+from tools.benchmarks.figures import Figure, rows
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results.jsonl"
-DOCS = HERE.parent / "docs"
+RESULTS = Path(__file__).with_name("results.jsonl")
+DOCS = ROOT / "docs"
 PAGE = DOCS / "benchmarks.md"
 CHARTS = DOCS / "pictures"
-README = HERE.parent / "README.md"
+README = ROOT / "README.md"
 
 ABOUT = {
     "cpu": "CPU time per message: the generated service, as a part of each other consumer's",
@@ -79,7 +79,7 @@ Written by `python3 tasks.py bench --publish` from one run. All that is compared
 the median of the rounds is held against the target. **Quote the ratios**: microseconds are those of one machine at one hour.
 A target that was missed says NO, and stays.
 
-What is measured, and how, is said in the files of `benchmarks/`: each consumer is written as its library's own documentation
+What is measured, and how, is said in the files of `tools/benchmarks/`: each consumer is written as its library's own documentation
 writes it, and calls the same stopwatch from its handler. CPU time is that of the consumer's process alone, from the first message
 until the last acknowledgement is written.
 """
@@ -101,7 +101,7 @@ def write() -> None:
 
 
 def with_section(text: str, name: str, lines: list[str]) -> str:
-    """The text of a page with one of its sections written anew."""
+    """The text of a page with one of its sections replaced."""
     begin, end = f"<!-- {name}: written by tasks.py bench -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     assert found, name

@@ -1,4 +1,4 @@
-"""1, 2, 4 and 8 processes on one queue: throughput, fairness, what was handled twice or lost, and a take-over.
+"""1, 2, 4 and 8 processes on one queue: throughput, fairness, what was handled twice or lost, and a redelivery.
 
 The handlers begin nothing while a run's messages are published, so that all begin at one moment with all there is to
 do, and no publisher is measured (ledger_handler.py). One kind of handler waits, as most do: so two cores can run many
@@ -15,25 +15,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
-from per_message import PREFETCH, SLOW_SERVERS
-from service import Queue, Service
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.per_message import PREFETCH, SLOW_SERVERS
+from tools.benchmarks.service import Queue, Service
 
 PROCESSES = (1, 2, 4, 8)
 CONCURRENCY = 10
 HANDLER_SECONDS = 0.1
-IN_HAND = CONCURRENCY
-"""So many messages has a process in hand when it is killed."""
+IN_FLIGHT = CONCURRENCY
+"""In-flight messages of a process when it is killed."""
 NEVER_SECONDS = 3600
 WAIT_SECONDS = 60
-"""For messages to be handled; a take-over with the shortest lease is much shorter."""
+"""For messages to be handled; a redelivery after the shortest lease is much shorter."""
 
 BEGIN, BEGIN_NOTHING = signal.SIGUSR1, signal.SIGUSR2
 """What the handlers understand."""
 
 WAITING = "handlers that wait 100 ms, 10 at a time"
 TRIVIAL = "handlers that do nothing, 100 at a time"
-TAKE_OVER = "take-over from a process that was killed with 10 messages in hand"
+REDELIVERY = "redelivery from a process that was killed with 10 in-flight messages"
 
 RATE = "messages per second"
 LEAST = "least busy process, of an equal share"
@@ -139,8 +139,7 @@ class Group:
 
 
 def measure(scratch: Path, broker: str, sizes: Sizes) -> Iterator[Figure]:
-    # Of the two servers that speak Kafka's protocol, Tansu rebalances groups as Kafka does.
-    service = Service(scratch, broker, "ledger_handler.py", kafka="tansu")
+    service = Service(scratch, broker, "ledger_handler.py")
     with service.queue() as queue:
         waiting = {"concurrency": CONCURRENCY, "BENCH_HANDLER_SECONDS": HANDLER_SECONDS}
         with _group(service, queue.another("waiting"), **waiting) as group:
@@ -152,12 +151,12 @@ def measure(scratch: Path, broker: str, sizes: Sizes) -> Iterator[Figure]:
             for number in sizes.processes:
                 yield from _measure(group, f"{broker}: {TRIVIAL}", number, trivial)
         with _group(service, queue.another("killed"), **waiting) as group:
-            yield from _take_over(group, broker, sizes.kills)
+            yield from _redelivery(group, broker, sizes.kills)
 
 
 @contextmanager
 def _group(service: Service, queue: Queue, **settings: object) -> Iterator[Group]:
-    with queue.gone_afterwards():
+    with queue.deleted_afterwards():
         group = Group(queue, service.scratch, **settings)
         try:
             yield group
@@ -196,8 +195,8 @@ def _measure(group: Group, part: str, processes: int, messages: int) -> Iterator
     yield Figure(part, f"{name}{LOST}", [lost], at_most=0)
 
 
-def _take_over(group: Group, broker: str, kills: int) -> Iterator[Figure]:
-    """One has ten messages in hand that it never ends; the other gets them when it is killed.
+def _redelivery(group: Group, broker: str, kills: int) -> Iterator[Figure]:
+    """One process has ten in-flight messages that it never finishes; they are redelivered to the other when it is killed.
 
     On MQTT nobody does but a process with the same name, which is started then.
     """
@@ -209,21 +208,23 @@ def _take_over(group: Group, broker: str, kills: int) -> Iterator[Figure]:
         victim = group.start("victim", impatient=True, BENCH_HANDLER_SECONDS=NEVER_SECONDS)
         victim.process.wait_for("consuming")
         other.process.send(BEGIN_NOTHING)  # else it may have all before the victim has ten
-        group.publish(4 * IN_HAND)
-        if not wait(partial(_has_begun, victim, IN_HAND)):
-            msg = f"{broker}: one process of two did not get {IN_HAND} messages"
+        group.publish(4 * IN_FLIGHT)
+        if not wait(partial(_has_begun, victim, IN_FLIGHT)):
+            msg = f"{broker}: one process of two did not get {IN_FLIGHT} messages"
             raise RuntimeError(msg)
         in_flight = {number for _, number, _ in victim.lines}
         other.process.send(BEGIN)
         killed_at = victim.process.send(signal.SIGKILL)
         heir = group.start("victim", impatient=True) if broker == "mqtt" else None
         group.wait_until_handled()
-        seconds.append(max(at for _, number, at in group.ended() if number in in_flight) - killed_at)
+        seconds.append(
+            max(at for _, number, at in group.ended() if number in in_flight) - killed_at
+        )
         if heir:
             heir.process.stop()
     twice, lost = group.account()
-    part = f"{broker}: {TAKE_OVER}"
-    yield Figure(part, UNTIL, seconds, "s", note=group.queue.haste)
+    part = f"{broker}: {REDELIVERY}"
+    yield Figure(part, UNTIL, seconds, "s", note=group.queue.impatient_options)
     yield Figure(part, TWICE, [twice], at_most=0)
     yield Figure(part, LOST, [lost], at_most=0)
 

@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import report
-from capacity import Autoscaler, Moment, Service, longest_wait, simulate, threshold
-from figures import Figure
-from scaling import (
+from tools.benchmarks import report
+from tools.benchmarks.capacity import Autoscaler, Moment, Service, longest_wait, simulate, threshold
+from tools.benchmarks.figures import Figure
+from tools.benchmarks.scaling import (
     CONCURRENCY,
     CPU,
     HANDLER_SECONDS,
@@ -23,15 +23,14 @@ from scaling import (
     MOST,
     PARTITIONS,
     RATE,
-    TAKE_OVER,
+    REDELIVERY,
     TRIVIAL,
     TWICE,
     UNTIL,
     WAITING,
 )
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "scaling.jsonl"
+RESULTS = Path(__file__).with_name("scaling.jsonl")
 PAGE = report.DOCS / "scaling.md"
 BROKERS_PAGE = report.DOCS / "brokers.md"
 NAMES = {
@@ -65,11 +64,11 @@ def write() -> None:
 
 
 def page(text: str) -> str:
-    """The page with its sections written anew."""
+    """The page with its sections replaced."""
     about, figures = report.read(RESULTS)
     sections = {
         "measured": measured_section(about, figures),
-        "take-over": take_over_section(figures),
+        "redelivery": redelivery_section(figures),
         "model": model_section(about, figures),
         "replicas": replicas_section(),
         "autoscaler": autoscaler_section(),
@@ -167,12 +166,12 @@ def measured_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
     return lines
 
 
-def take_over_section(figures: list[Figure]) -> list[str]:
+def redelivery_section(figures: list[Figure]) -> list[str]:
     lines = [table_head(["", "with", "seconds", "by default"])]
     default = by_default()
     for figure in figures:
         broker, _, kind = figure.part.partition(": ")
-        if kind == TAKE_OVER and figure.name == UNTIL:
+        if kind == REDELIVERY and figure.name == UNTIL:
             spread = f"{min(figure.values):.2f} to {max(figure.values):.2f}"
             options = f"`?{figure.note}`" if figure.note else ""
             lines.append(row([NAMES[broker], options, spread, default[NAMES[broker]]]))
@@ -183,7 +182,7 @@ def by_default() -> dict[str, str]:
     """The row of docs/brokers.md, by the head of its table, which is the page's first."""
     lines = BROKERS_PAGE.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    [times] = [row for row in rows if row[0].startswith("taken over from a dead consumer")]
+    [times] = [row for row in rows if row[0].startswith("redelivery from a dead consumer")]
     return dict(zip(rows[0][1:], times[1:], strict=True))
 
 

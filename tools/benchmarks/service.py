@@ -7,11 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from scaffold import kafka_server, scaffold
+from harness.process import Ledger, ServiceProcess, service_environment
+from harness.servers import Server, ServerMissing, server_module
+from harness.servers.kafka import IMPATIENT
+from runtime.brokers import make_source
+from runtime.settings import ConsumerSettings
+from tools import ROOT
+from tools.kafka import variables_for
+from tools.scaffold import scaffold
 
 HERE = Path(__file__).resolve().parent
 SERVICE = [sys.executable, "-m", "order_events"]
@@ -25,49 +32,40 @@ class Unavailable(Exception):
 
 
 class Service:
-    """A service of one broker, rendered into a scratch folder, with a handler of ours: the file of this name.
+    """A service of one broker, rendered into an empty folder, with a handler of ours: the file of this name.
 
-    It runs on this interpreter, which imports its tests: there is one to a process.
+    It is not installed: this interpreter runs it, and has its dependencies.
     """
 
-    def __init__(
-        self, scratch: Path, broker: str, handler: str = "handler.py", kafka: str = "noida-db"
-    ) -> None:
+    def __init__(self, scratch: Path, broker: str, handler: str = "handler.py") -> None:
         self.scratch = scratch
         self.broker = broker
-        self._kafka = kafka
         text = (HERE / handler).read_text(encoding="utf-8")
         project = scaffold(scratch, f"broker={broker}", "handler_stub=raw", handler=text)
-        # Its tests know how to start a broker, how to count what is in a queue, and how to run a service.
-        sys.path += [str(project), str(project / "src")]
-        self._servers = import_module("tests.runtime.servers")
-        self.server_module = self._servers.server_module(broker)
-        self.contract = import_module("tests.runtime.test_contract")
-        self.settings = import_module("order_events.runtime.settings")
-        self.process = import_module("tests.runtime.process")
-        self.ledger = self.process.Ledger(scratch / "ledger")
+        # The handler imports the stopwatch from here.
+        self.python_path = os.pathsep.join(map(str, (project / "src", ROOT)))
+        self.ledger = Ledger(scratch / "ledger")
 
     @contextmanager
     def queue(self) -> Iterator["Queue"]:
-        """A queue that is gone afterwards. Raises Unavailable, with the reason, where there is no broker."""
-        if self.broker == "kafka" and "CONSUMER_TEST_BROKER_URL" not in os.environ:
-            os.environ.update(kafka_server(self._kafka))
+        """A queue that is deleted afterwards. Raises Unavailable, with the reason, where there is no broker."""
         folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
             with (
-                self.server_module.shared(folder) as server,
-                Queue(self, server, f"ccc-bench-{os.getpid()}").gone_afterwards() as queue,
+                patch.dict(os.environ, variables_for(self.broker)),
+                server_module(self.broker).shared(folder) as server,
+                Queue(self, server, f"ccc-bench-{os.getpid()}").deleted_afterwards() as queue,
             ):
                 yield queue
-        except self._servers.ServerMissing as missing:
+        except ServerMissing as missing:
             raise Unavailable(str(missing)) from None
 
 
 class Queue:
     """Publishes to one queue and consumes from it, in child processes."""
 
-    def __init__(self, service: Service, server: Any, name: str) -> None:
+    def __init__(self, service: Service, server: Server, name: str) -> None:
         self.name = name
         self._service = service
         self._server = server
@@ -78,7 +76,7 @@ class Queue:
         self._output = service.scratch / "output"
 
     @contextmanager
-    def gone_afterwards(self) -> Iterator["Queue"]:
+    def deleted_afterwards(self) -> Iterator["Queue"]:
         try:
             yield self
         finally:
@@ -89,12 +87,20 @@ class Queue:
         return Queue(self._service, self._server, f"{self.name}-{name}")
 
     def begin(self) -> None:
-        """Have the broker keep what is published from now on: some do so only for a consumer they know."""
-        settings = self._service.settings.ConsumerSettings.model_validate(
-            {"broker_url": self._url, "source": self.name}
-        )
-        self._service.contract._started_once.clear()  # another consumer may have ended the session
-        asyncio.run(self._service.contract.start_once(settings))
+        """Let a consumer start and stop: some brokers retain messages only for one that they know.
+
+        Done each time, as another consumer of the benchmark may have ended the session.
+        """
+        settings = ConsumerSettings.model_validate({"broker_url": self._url, "source": self.name})
+        source = make_source(settings)
+
+        async def start_and_stop() -> None:
+            async with source:
+                await source.start()
+                await source.stop()
+
+        if not source.capabilities.retains_before_first_consumer:
+            asyncio.run(start_and_stop())
 
     @contextmanager
     def publishing(self, messages: int, first: int = 0) -> Iterator[None]:
@@ -151,36 +157,32 @@ class Queue:
             text=True,
         )
 
-    def process(self, name: str, *, impatient: bool = False, **settings: object) -> Any:
-        """A service on the queue, beside others, as the service's own tests run it: they read its log events.
+    def process(self, name: str, *, impatient: bool = False, **settings: object) -> ServiceProcess:
+        """A service on the queue, beside others, whose log events can be read.
 
-        An impatient one leaves its messages to others as soon as the broker allows.
+        The messages of an impatient one are redelivered to others as soon as the broker allows.
         """
         url = self._server.impatient_url if impatient else self._server.url
         if self._service.broker == "mqtt":
             url += f"?client_id={self.name}-{name}"
-        if self._service.broker == "kafka" and not impatient:  # the tests are in a hurry always
-            url = url.replace(f"&{self._service.server_module.IMPATIENT}", "")
-        return self._service.process.ServiceProcess(
-            [*SERVICE, "run"],
-            self._service.process.service_environment(
-                url, self.name, self._service.ledger, **settings
-            ),
-        )
+        if self._service.broker == "kafka" and not impatient:  # the URL for tests always is
+            url = url.replace(f"&{IMPATIENT}", "")
+        return ServiceProcess([*SERVICE, "run"], self._environment_of(url, **settings))
 
     @property
-    def haste(self) -> str:
-        """The options of the URL with which a dead consumer's messages go to others soon."""
-        url, impatient = self._server.url, self._server.impatient_url
+    def impatient_options(self) -> str:
+        """The options of the URL with which the messages of a dead consumer are soon redelivered."""
         if self._service.broker == "kafka":
-            return str(self._service.server_module.IMPATIENT)
-        return str(impatient.removeprefix(url).lstrip("?&"))
+            return IMPATIENT
+        return self._server.impatient_url.removeprefix(self._server.url).lstrip("?&")
 
     def _environment(self, messages: int, **settings: object) -> dict[str, str]:
-        variables: dict[str, str] = self._service.process.service_environment(
-            self._url, self.name, self._service.ledger, BENCH_MESSAGES=messages, **settings
-        )
-        return variables
+        return self._environment_of(self._url, BENCH_MESSAGES=messages, **settings)
+
+    def _environment_of(self, url: str, **settings: object) -> dict[str, str]:
+        ledger = self._service.ledger
+        environment = service_environment(url, self.name, ledger, **settings)
+        return {**environment, "PYTHONPATH": self._service.python_path}
 
     @contextmanager
     def _running(

@@ -8,24 +8,28 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
-from figures import Figure
-from iterator import runtime
-
-cancellation = runtime("cancellation")
-consumer = runtime("consumer")
-handlers = runtime("handlers")
-message = runtime("message")
-settings = runtime("settings")
-sqlite = runtime("brokers.sqlite")
+from runtime.brokers.source import Capabilities, Connectivity, Source
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
+from runtime.handlers import Router
+from runtime.message import Message
+from runtime.settings import ConsumerSettings
+from tools.benchmarks.figures import Figure
 
 PREFETCH = 100
 """Also the concurrency, as beside the clients of the brokers."""
 
 
-class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]  # found at run time, where it lies
+class MemorySource(Source):
     """Delivers the same messages again and again."""
+
+    capabilities = Capabilities(
+        delayed_retry=False, attempts=False, requeue=False, dead_letters=False, order=True
+    )
+    connectivity = Connectivity("memory")
+    connected = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,20 +37,32 @@ class MemorySource(sqlite.SqliteSource):  # type: ignore[name-defined, misc]  # 
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
+    async def describe(self) -> dict[str, int | str]:
+        return {}
+
     async def start(self) -> None:
         for number in range(self.prefetch):
-            self.buffer.put(message.Message(b"x" * 200, str(number)))
+            self._deliver(Message(b"x" * 200, str(number)))
 
-    async def stop(self) -> None:
-        self.buffer.close()
+    async def _stop_fetching(self) -> None:
+        pass
 
-    async def ack(self, message: Any) -> None:
-        self.buffer.put(message)
+    async def _ack(self, message: Message) -> None:
+        self._deliver(message)
+
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        raise NotImplementedError  # its handler never fails
+
+    async def _reject(self, message: Message, reason: str) -> None:
+        raise NotImplementedError
+
+    async def _requeue(self, message: Message) -> None:
+        pass
 
 
 async def microseconds_per_message(messages: int) -> float:
     """CPU time, from the first message in its handler to the last; nothing here ever idles."""
-    event = cancellation.CancellationEvent(asyncio.get_running_loop())
+    event = CancellationEvent(asyncio.get_running_loop())
     times: list[float] = []
     count = 0
 
@@ -58,12 +74,11 @@ async def microseconds_per_message(messages: int) -> float:
         if count == messages:
             event.set("the last message")
 
-    chosen = settings.ConsumerSettings(
-        broker_url="sqlite:///unused", source="memory", concurrency=PREFETCH
+    settings = ConsumerSettings.model_validate(
+        {"broker_url": "sqlite:///unused", "source": "memory", "concurrency": PREFETCH}
     )
-    source, router = MemorySource(chosen, PREFETCH), handlers.Router({"memory": handle})
-    service = consumer.Consumer(source, router, event, chosen)
-    assert await service.run() == 0
+    source, router = MemorySource(settings, PREFETCH), Router({"memory": handle})
+    assert await Consumer(source, router, event, settings).run() == 0
     started, ended = times
     return (ended - started) * 1e6 / (messages - 1)
 

@@ -1,4 +1,4 @@
-"""What happens in a round, and when: drawn from a seed before it begins, so that the seed gives it again."""
+"""What happens in a round, and when: drawn from a seed before it begins, so that the same seed repeats it."""
 
 import json
 import random
@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SLOTS = 2
-"""Processes at a time: one that ended is followed by a new one."""
+"""Processes at a time: one that ended is replaced by a new one."""
 CONCURRENCY = 4
 
 GENTLE = {"stop": 6, "pause": 2, "add": 1}
 ROUGH = {"stop": 4, "kill": 4, "pause": 2, "add": 1, "force": 1, "clock": 2}
 OF_NETWORKS = {"cut": 3, "black_hole": 2, "throttle": 2, "refuse": 2}
-"""How often each comes, in proportion. What else a broker can suffer is named by its abilities."""
+"""How often each comes, in proportion. The faults of brokers and disks are added by ability."""
 
 GOOD_TASKS = {"work": 60, "fail_once": 2, "retry_once": 2}
 BAD_TASKS = {"fail": 1, "reject": 1}
 STUBBORN_TASKS = ("hang", "swallow", "block", "block")
 MOST_STUBBORN = 6
-"""The first two hold their place in a process until it ends, so there are few."""
+"""A handler of the first two kinds occupies a slot of its process until that ends, so they are few."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One round of chaos: what a plan says is done to real processes, their network and their broker."""
+"""One random round: carries out a plan on real processes, their network and their broker."""
 
 import heapq
 import signal
@@ -8,22 +8,22 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from plan import CONCURRENCY, SLOTS, Event, Plan
-from running import GENTLE_DRAIN_SECONDS, ROUGH_DRAIN_SECONDS, SLACK_SECONDS, Running
-from scene import Publisher, Queue, Run, ending
+from tools.chaos.plan import CONCURRENCY, SLOTS, Event, Plan
+from tools.chaos.running import GENTLE_DRAIN_SECONDS, ROUGH_DRAIN_SECONDS, SLACK_SECONDS, Running
+from tools.chaos.testbed import Experiment, Publisher, Queue, ending
 
 PAIR_SECONDS = 0.4
 TICK_SECONDS = 0.02
 
 
-class Round(Run):
-    """Carries out a plan. ``log`` is what was done, as it was done."""
+class Round(Experiment):
+    """Carries out a plan. ``log`` is what was done, and when."""
 
     def __init__(self, queue: Queue, plan: Plan) -> None:
         super().__init__(queue)
-        self.rig = queue.rig
+        self.testbed = queue.testbed
         self.plan = plan
-        self.account.graceful = plan.gentle
+        self.reconciliation.graceful = plan.gentle
         self.log: list[str] = []
         self._drain_seconds = GENTLE_DRAIN_SECONDS if plan.gentle else ROUGH_DRAIN_SECONDS
         self._running: list[Running] = []
@@ -42,15 +42,15 @@ class Round(Run):
             self._at(event.at_seconds, partial(self._do, event, publisher))
         while self._later:
             self._tick()
-        self._full = False  # from here on those that end have no successor
+        self._full = False  # from here on a process that ends is not replaced
         publisher.finish()
         for running in self._running:
             running.signal(signal.SIGTERM)
             self.stops += 1
         while self._running:
             self._tick()
-        self.queue.rest(self.account)
-        self.queue.finish(self.account, SLOTS + 1 if self.rig.broker == "mqtt" else 1)
+        self.queue.rest(self.reconciliation)
+        self.queue.finish(self.reconciliation, SLOTS + 1 if self.testbed.broker == "mqtt" else 1)
 
     def text(self) -> str:
         return self.plan.text() + "".join(f"{line}\n" for line in self.log)
@@ -99,7 +99,7 @@ class Round(Run):
         began = running.first_signal_at or now
         bound = (running.must_end_by or now) - began
         seconds = now - began + (SLACK_SECONDS if overdue else 0)
-        self.account.endings.append(
+        self.reconciliation.endings.append(
             ending(running.process, exit_code, running.allowed, seconds, max(bound, 1))
         )
         self._note("ended", process=running.process.name, exit_code=exit_code)
@@ -120,14 +120,14 @@ class Round(Run):
         if event.what == "publish":
             publisher.put(details["tasks"])
             blocks = sum(task["how"] == "block" for task in details["tasks"])
-            self.account.most_twice += blocks * CONCURRENCY
+            self.reconciliation.most_repeated += blocks * CONCURRENCY
             return
         self._note(event.what, **details)
         getattr(self, f"_{event.what}")(**details)
 
     def _disturbed(self, processes: int) -> None:
-        """So many processes may have lost what they had in hand, and what they had acknowledged last."""
-        self.account.most_twice += 2 * CONCURRENCY * processes
+        """This many processes may have lost their in-flight messages and their last acknowledgements."""
+        self.reconciliation.most_repeated += 2 * CONCURRENCY * processes
 
     def _stop(self, slot: int, signum: str) -> None:
         self._in_slot(slot).signal(signal.Signals[signum])
@@ -157,7 +157,7 @@ class Round(Run):
             self._disturbed(1)
 
     def _add(self, slot: int) -> None:
-        """One more, on the same proxy; the next stop of any does not replace it."""
+        """One more process on the same proxy, which is not replaced when it ends."""
         if len(self._running) <= SLOTS:
             self._start(SLOTS + slot)
 
@@ -168,7 +168,7 @@ class Round(Run):
     def _for_a_while(
         self, fault: str, seconds: float, begin: Callable[[], None], end: Callable[[], None]
     ) -> None:
-        """Faults of a kind may overlap: the last one to end ends them all."""
+        """Faults of one kind may overlap: they end with the last of them."""
         self._faults[fault] = self._faults.get(fault, 0) + 1
         begin()
         self._disturbed(SLOTS + 1)
@@ -182,19 +182,19 @@ class Round(Run):
         self._after(seconds, finish)
 
     def _cut(self, proxy: int) -> None:
-        self.rig.proxy(proxy).cut()
+        self.testbed.proxy(proxy).cut()
         self._disturbed(SLOTS + 1)
 
     def _black_hole(self, proxy: int, seconds: float) -> None:
-        chosen = self.rig.proxy(proxy)
+        chosen = self.testbed.proxy(proxy)
         self._for_a_while(f"proxy {chosen.port}", seconds, chosen.black_hole, chosen.resume)
 
     def _refuse(self, proxy: int, seconds: float) -> None:
-        chosen = self.rig.proxy(proxy)
+        chosen = self.testbed.proxy(proxy)
         self._for_a_while(f"proxy {chosen.port}", seconds, chosen.refuse, chosen.resume)
 
     def _throttle(self, proxy: int, seconds: float, bytes_per_second: int) -> None:
-        chosen = self.rig.proxy(proxy)
+        chosen = self.testbed.proxy(proxy)
 
         def set_to(rate: float | None) -> None:
             chosen.bytes_per_second = rate
@@ -204,10 +204,10 @@ class Round(Run):
         )
 
     def _broker_kill(self, seconds: float) -> None:
-        server = self.rig.server
+        server = self.testbed.server
         self._for_a_while("broker", seconds, server.kill, server.restart)
-        if self.rig.broker == "mqtt":  # it starts again from a snapshot
-            self.account.most_twice = float("inf")
+        if self.testbed.broker == "mqtt":  # it starts again from a snapshot
+            self.reconciliation.most_repeated = float("inf")
 
     def _disk_full(self, seconds: float) -> None:
-        self._for_a_while("disk", seconds, self.rig.disk.fill, self.rig.disk.free)
+        self._for_a_while("disk", seconds, self.testbed.disk.fill, self.testbed.disk.free)

@@ -1,4 +1,4 @@
-"""One process of a round: what it was sent, and how and until when it may end."""
+"""One process of a round: the signals it was sent, and with which exit codes and until when it may end."""
 
 import signal
 import time
@@ -6,11 +6,11 @@ from typing import Any
 
 GENTLE_DRAIN_SECONDS, ROUGH_DRAIN_SECONDS = 10, 2
 CLOSE_SECONDS = 10 + 1
-"""The watchdog's bound after the drain time, and its last words."""
+"""The watchdog's bound after the drain time, and a second for its last log lines."""
 SLACK_SECONDS = 5
 """For a loaded machine."""
 FORCED_SECONDS = 2 + 1
-"""After the second signal, whatever the handlers do."""
+"""From the second SIGINT to the end, whatever the handlers do."""
 
 
 class Running:
@@ -26,7 +26,7 @@ class Running:
         self.paused = False
 
     def signal(self, signum: signal.Signals) -> None:
-        """Ask it to stop. A signal that comes before its handlers are there ends it by itself."""
+        """Send a shutdown signal. Before the service has installed its signal handlers, the signal ends the process."""
         self.resume()
         started = bool(self.process.find("starting"))
         if not started:

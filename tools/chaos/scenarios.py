@@ -1,4 +1,4 @@
-"""The runs with a name: rolling restarts, SIGKILLs, and SIGTERM at every moment of the start."""
+"""The experiments without a plan: rolling restarts, SIGKILLs, and SIGTERM at every moment of the start."""
 
 import json
 import random
@@ -7,22 +7,22 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from account import Account
-from plan import CONCURRENCY, SLOTS
-from running import CLOSE_SECONDS, GENTLE_DRAIN_SECONDS, SLACK_SECONDS
-from scene import Queue, Rig, Run, ending, wait
+from tools.chaos.plan import CONCURRENCY, SLOTS
+from tools.chaos.reconciliation import Reconciliation
+from tools.chaos.running import CLOSE_SECONDS, GENTLE_DRAIN_SECONDS, SLACK_SECONDS
+from tools.chaos.testbed import Experiment, Queue, Testbed, ending, wait
 
 AT_ONCE = 500
-"""So many ids are published at a time."""
+"""Messages published at a time."""
 WORK_SECONDS = 0.005
 FEW = 10
-"""At least so many wait during the sweep."""
+"""At least this many messages are ready during the sweep."""
 PROGRESS_SECONDS = 120
-"""Within so long a queue must move on."""
+"""Within this time another handler must finish."""
 
 
 class Stuck(Exception):
-    """Nothing moves any more; the text says where it stood."""
+    """There was no progress in time; the text says how far it was."""
 
 
 def publish(queue: Queue, ids: int, seconds: float = WORK_SECONDS) -> None:
@@ -45,29 +45,29 @@ def start(queue: Queue, *, impatient: bool, proxy: int | None = None, **variable
 
 def reach(queue: Queue, ended_count: int) -> None:
     if not wait(lambda: queue.ended_count >= ended_count, PROGRESS_SECONDS):
-        msg = f"{queue.ended_count} handlers came to their end, not {ended_count}"
+        msg = f"{queue.ended_count} handlers finished, not {ended_count}"
         raise Stuck(msg)
 
 
-def stop(account: Account, process: Any) -> None:
+def stop(reconciliation: Reconciliation, process: Any) -> None:
     exit_code, seconds = process.stop()
     bound = GENTLE_DRAIN_SECONDS + CLOSE_SECONDS + SLACK_SECONDS
-    account.endings.append(ending(process, exit_code, {0}, seconds, bound))
+    reconciliation.endings.append(ending(process, exit_code, {0}, seconds, bound))
 
 
-def stop_all(run: Run, running: list[Any]) -> None:
-    """The end of a run: all stop gracefully, and others handle what is left."""
+def stop_all(run: Experiment, running: list[Any]) -> None:
+    """The end of an experiment: all processes stop gracefully, and others handle the rest."""
     for process in running:
         process.wait_for("consuming")
     for process in running:
-        stop(run.account, process)
+        stop(run.reconciliation, process)
         run.stops += 1
-    run.queue.rest(run.account)
-    run.queue.finish(run.account, SLOTS)
+    run.queue.rest(run.reconciliation)
+    run.queue.finish(run.reconciliation, SLOTS)
 
 
-class Rolling(Run):
-    """Of two processes the older is stopped and replaced, again and again, while they work."""
+class Rolling(Experiment):
+    """The older of two processes is stopped and replaced, again and again, while they work."""
 
     def __init__(self, queue: Queue, restarts: int, ids: int) -> None:
         super().__init__(queue)
@@ -81,7 +81,7 @@ class Rolling(Run):
             reach(self.queue, (restart + 1) * self.ids // (self.restarts + 2))
             for process in running:
                 process.wait_for("consuming")
-            stop(self.account, running.pop(0))
+            stop(self.reconciliation, running.pop(0))
             running.append(start(self.queue, impatient=False))
             self.stops += 1
         stop_all(self, running)
@@ -90,14 +90,14 @@ class Rolling(Run):
         return f"{self.restarts} restarts over {self.ids} ids\n"
 
 
-class Kills(Run):
-    """One of two processes is killed whenever so many are done as was drawn, be it at work or just starting."""
+class Kills(Experiment):
+    """One of two processes is killed whenever a number of messages, drawn at random, is done: at work or just starting."""
 
     def __init__(self, queue: Queue, kills: int, ids: int, seed: int) -> None:
         super().__init__(queue)
         self.ids = ids
-        self.account.graceful = False
-        self.account.most_twice = kills * most_unsettled(queue.rig)
+        self.reconciliation.graceful = False
+        self.reconciliation.most_repeated = kills * most_unacked(queue.testbed)
         chance = random.Random(seed)
         self.at = [
             (ended_count, chance.randrange(SLOTS))
@@ -111,7 +111,7 @@ class Kills(Run):
             reach(self.queue, ended_count)
             exit_code, seconds = running[slot].stop(signal.SIGKILL)
             allowed = {-signal.SIGKILL}
-            self.account.endings.append(
+            self.reconciliation.endings.append(
                 ending(running[slot], exit_code, allowed, seconds, SLACK_SECONDS)
             )
             running[slot] = start(self.queue, impatient=True)
@@ -122,16 +122,16 @@ class Kills(Run):
         return "".join(f"{json.dumps({'ended': e, 'kill': slot})}\n" for e, slot in self.at)
 
 
-def most_unsettled(rig: Rig) -> float:
-    """How many messages of one process may come again: its prefetch; on Kafka what it had not committed.
+def most_unacked(testbed: Testbed) -> float:
+    """How many messages of one process may be redelivered: its prefetch; on Kafka what it had not committed.
 
     On MQTT no number holds (docs/chaos.md).
     """
-    return {"kafka": CONCURRENCY + 50, "mqtt": float("inf")}.get(rig.broker, CONCURRENCY)
+    return {"kafka": CONCURRENCY + 50, "mqtt": float("inf")}.get(testbed.broker, CONCURRENCY)
 
 
-class Sweep(Run):
-    """SIGTERM so many milliseconds after the start of a process, for each time until it consumes."""
+class Sweep(Experiment):
+    """SIGTERM 0, 5, 10, ... milliseconds after the start of a process, until the time at which it consumes."""
 
     def __init__(self, queue: Queue, every_ms: int) -> None:
         super().__init__(queue)
@@ -147,10 +147,10 @@ class Sweep(Run):
             self.log.append(json.dumps({"at_ms": at_ms, "exit_code": exit_code, "fault": fault}))
             if fault:
                 self.violations.append(f"SIGTERM after {at_ms} ms: {fault}")
-        self.queue.finish(self.account)
+        self.queue.finish(self.reconciliation)
 
     def _stop_after(self, at_ms: int) -> tuple[int, str]:
-        """Returns the exit code, and what is wrong."""
+        """Returns the exit code, and the violations or an empty text."""
         began_at = time.monotonic()
         process = start(self.queue, impatient=False)
         time.sleep(max(0, began_at + at_ms / 1000 - time.monotonic()))
@@ -167,7 +167,7 @@ class Sweep(Run):
 
 
 def consuming_after_ms(queue: Queue) -> int:
-    """Of three starts the slowest, and a little more: then the sweep is sure to have seen all of it."""
+    """The slowest of three starts and 10 % more, so that the sweep covers all of it."""
     slowest = 0.0
     for _ in range(3):
         began_at = time.monotonic()
@@ -179,7 +179,7 @@ def consuming_after_ms(queue: Queue) -> int:
 
 
 def _unacked(queue: Queue) -> Iterator[str]:
-    """A message that was consumed is done, or the broker has it again."""
+    """Violations of: a message that was consumed is done, or the broker has it again."""
     published = len(queue.published)
 
     def balance() -> tuple[int, int]:
@@ -188,4 +188,4 @@ def _unacked(queue: Queue) -> Iterator[str]:
 
     if not wait(lambda: sum(balance()) == published, SLACK_SECONDS):
         done, ready = balance()
-        yield f"{done} done and {ready} there are not {published} published"
+        yield f"{done} done and {ready} in the broker are not {published} published"

@@ -1,7 +1,7 @@
-"""The service that the chaos suite runs: the test service of a rendered project, with handlers that misbehave.
+"""The service that the experiments run: the runtime where it lies, with a handler that misbehaves.
 
-A handler misbehaves the first time that its message comes, whichever process has it, and then does its work;
-``fail`` and ``reject`` never get well. With ``WELL`` set, none of the others misbehaves. ``CLOCK`` names a file
+The handler misbehaves at the first delivery of its message, in whichever process that is, and works at the next;
+``fail`` and ``reject`` never work. With ``WELL`` set, none of the others misbehaves. ``CLOCK`` names a file
 with the seconds by which the wall clock is wrong.
 """
 
@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from order_events.runtime.cli import main
-from order_events.runtime.message import Message, Reject, Retry
 from pydantic import BaseModel
-from tests.runtime.service import write
+
+from harness.service import write
+from runtime.message import Message, Reject, Retry
+from runtime.operate.cli import main
 
 
 class Task(BaseModel):

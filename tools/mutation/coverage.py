@@ -1,7 +1,7 @@
 """Coverage of the runtime: ``python3 tasks.py coverage [BROKER...] [--tests ARGUMENTS] [--html FOLDER]``.
 
-A service is rendered for each broker, and its own tests run, the very slow ones too, with every branch of
-``runtime/`` counted; also in the programs that they start, however those end but by SIGKILL. Less than 95 % of
+The tests of the runtime run where they lie, the very slow ones included, without those of other brokers. Every branch
+of the runtime counts, also in the programs that the tests start, however these end except by SIGKILL. Less than 95 % of
 the branches is an error.
 """
 
@@ -15,23 +15,29 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaffold import ROOT, scaffold, servers_of
+from tools import ROOT, TREE
+from tools.kafka import variables_for
 
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["broker"]
+EMBEDDED = "sqlite"
 AT_LEAST_PERCENT = 95
+TESTS = ("tests/runtime", f"{TREE.name}/tests/runtime")
 WHOLE = "-m '' -n 2"
 
 SETTINGS = """
-[tool.coverage.run]
+[run]
 branch = true
-source_pkgs = ["order_events.runtime"]
-data_file = "{folder}/.coverage"
+source_pkgs = runtime
+omit = {omit}
+data_file = {folder}/.coverage
 parallel = true
-patch = ["subprocess", "_exit"]
-disable_warnings = ["no-data-collected", "module-not-imported", "module-not-measured", "already-imported"]
+patch = subprocess, _exit
+disable_warnings = no-data-collected, module-not-imported, module-not-measured, already-imported
 
-[tool.coverage.report]
-exclude_also = ["if TYPE_CHECKING:", "assert_never"]
+[report]
+exclude_also =
+    if TYPE_CHECKING:
+    assert_never
 """
 
 
@@ -63,9 +69,11 @@ def main() -> int:
         "--tests", default=WHOLE, help="pytest's arguments, in place of: %(default)s"
     )
     parser.add_argument(
-        "--html", type=Path, help="write the lines here, in a folder for each broker"
+        "--html", type=Path, help="write annotated sources here, in a folder for each broker"
     )
     arguments = parser.parse_args()
+    if unknown := set(arguments.broker) - set(BROKERS):
+        parser.error(f"unknown broker {', '.join(sorted(unknown))}; known: {', '.join(BROKERS)}")
     enough = True
     for broker in arguments.broker:
         modules, passed = measure(broker, shlex.split(arguments.tests), arguments.html)
@@ -79,31 +87,32 @@ def main() -> int:
 
 def measure(broker: str, tests: list[str], html: Path | None) -> tuple[dict[str, Count], bool]:
     """The counts of each module, and whether the tests passed."""
+    others = [other for other in BROKERS if other not in (broker, EMBEDDED)]
     with tempfile.TemporaryDirectory(prefix="coverage-") as scratch:
-        service = scaffold(Path(scratch), f"broker={broker}")
-        project = service / "pyproject.toml"
-        settings = SETTINGS.format(folder=scratch)
-        project.write_text(project.read_text("utf-8") + settings, "utf-8")
-        passed = True
-        for server in servers_of(broker):
-            pytest = ["-m", "pytest", "-p", "no:cacheprovider", *tests, *server.arguments]
-            passed = coverage(service, "run", *pytest, **server.variables) == 0 and passed
-        coverage(service, "combine", "--quiet")
+        settings = Path(scratch, "coveragerc")
+        omit = ", ".join(f"*/runtime/brokers/{other}.py" for other in others)
+        settings.write_text(SETTINGS.format(folder=scratch, omit=omit), "utf-8")
+
+        def coverage(command: str, *arguments: str) -> int:
+            program = [sys.executable, "-m", "coverage", command, f"--rcfile={settings}"]
+            environment = {**os.environ, **variables_for(broker)}
+            return subprocess.run([*program, *arguments], cwd=ROOT, env=environment).returncode
+
+        # The name of a broker is in the name of the file, or in the parameters of the test.
+        selected = ["-k", " and ".join(f"not {other}" for other in others)]
+        pytest = ["-m", "pytest", "-p", "no:cacheprovider", *selected, *tests, *TESTS]
+        passed = coverage("run", *pytest) == 0
+        coverage("combine", "--quiet")
         if html is not None:
-            coverage(service, "html", "--quiet", "-d", str(html.resolve() / broker))
-        coverage(service, "json", "--quiet", "-o", "coverage.json")
-        found = json.loads((service / "coverage.json").read_text("utf-8"))
+            coverage("html", "--quiet", "-d", str(html.resolve() / broker))
+        report = Path(scratch, "coverage.json")
+        coverage("json", "--quiet", "-o", str(report))
+        found = json.loads(report.read_text("utf-8"))
     modules = {
-        name.partition("runtime/")[2]: count_of(file["summary"], places(file))
+        name.rpartition("runtime/")[2]: count_of(file["summary"], places(file))
         for name, file in sorted(found["files"].items())
     }
     return {**modules, "**all**": count_of(found["totals"])}, passed
-
-
-def coverage(service: Path, *arguments: str, **variables: str) -> int:
-    environment = {**os.environ, "PYTHONPATH": "src", **variables}
-    command = [sys.executable, "-m", "coverage", *arguments]
-    return subprocess.run(command, cwd=service, env=environment).returncode
 
 
 def count_of(summary: dict[str, int], missing: str = "") -> Count:

@@ -1,8 +1,8 @@
-"""Mutants: ``python3 tasks.py mutate [MODULE[.FUNCTION]...] [--service FOLDER] [--workers N]``.
+"""Mutation testing: ``python3 tasks.py mutate [MODULE[.FUNCTION]...] [--repository FOLDER] [--workers N]``.
 
-A service is rendered, its runtime is broken in one small way after the other (mutmut), and each time its own
-tests must fail. A mutant that no test notices survives: it is printed, and is an error unless survivors.toml says
-why it may. What hangs until its time is over counts as noticed.
+mutmut puts one small fault after the other into a copy of the runtime, and each time the tests of the module must fail.
+A mutant that no test notices survives: it is printed, and is an error unless survivors.toml accepts it with a reason. A
+mutant that hangs until its time is over counts as noticed.
 """
 
 import argparse
@@ -11,13 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaffold import ROOT, scaffold
+from tools import PACKAGE, ROOT, TREE
+from tools.scaffold import user_environment
 
 ACCEPTED = Path(__file__).with_name("survivors.toml")
 TESTS = {
@@ -25,13 +25,28 @@ TESTS = {
     "consumer": "test_consumer test_ordering test_bad_input",
     "sqlite": "test_sqlite test_contract",
 }
-"""Which tests of ``tests/runtime`` must notice what is wrong with a module."""
+"""Which tests must notice the mutants of a module."""
 MARKS = {"consumer": "not very_slow"}
-"""Elsewhere the slow ones are too slow to run once for each mutant."""
+"""The slow tests of the others are too slow to run once for each mutant."""
 FOLDERS = {"sqlite": "brokers/"}
 CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", ".venv", "mutants")
 
-SETTINGS = """
+COPIED = (
+    (PACKAGE / "runtime", "src/runtime"),
+    (TREE / "tests/runtime", "tests/runtime"),
+    (ROOT / "tests/runtime", "tests/runtime"),
+)
+"""Folders of the repository, and their places in a project that mutmut can work with."""
+
+PYTEST_SETTINGS = """
+[tool.pytest.ini_options]
+pythonpath = ["src", "tests/runtime"]
+asyncio_mode = "auto"
+asyncio_default_fixture_loop_scope = "function"
+filterwarnings = ["error"]
+markers = ["slow", "very_slow"]
+"""
+MUTMUT_SETTINGS = """
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = ["{path}"]
@@ -49,7 +64,9 @@ NOTICED = {"killed", "timeout", "check was interrupted by user"}
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tasks.py mutate", description=__doc__)
     parser.add_argument("what", nargs="*", default=list(TESTS), metavar="MODULE[.FUNCTION]")
-    parser.add_argument("--service", type=Path, help="this one, and not a fresh one on sqlite")
+    parser.add_argument(
+        "--repository", type=Path, default=ROOT, help="with the runtime and its tests"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache/mutation", help="to work in")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     arguments = parser.parse_args()
@@ -58,61 +75,65 @@ def main() -> int:
     reasons = tomllib.loads(ACCEPTED.read_text("utf-8"))["accepted"]
     accepted = {mutant for group in reasons for mutant in group["mutants"]}
     unexpected = 0
-    with tempfile.TemporaryDirectory(prefix="mutate-") as scratch:
-        service = arguments.service or scaffold(
-            Path(scratch), "broker=sqlite", "telemetry=prometheus"
+    for what in arguments.what:
+        module, _, function = what.partition(".")
+        began_at = time.monotonic()
+        folder = arguments.folder / what
+        copy_project(arguments.repository, folder)
+        count, survivors = mutate(folder, module, function, arguments.workers)
+        new = [survivor for survivor in survivors if survivor not in accepted]
+        print("\n".join(new))
+        print(
+            f"{what}: {count} mutants in {time.monotonic() - began_at:.0f} seconds;"
+            f" {len(survivors) - len(new)} survive for a reason, {len(new)} for none",
+            flush=True,
         )
-        for what in arguments.what:
-            module, _, function = what.partition(".")
-            began_at = time.monotonic()
-            copy = arguments.folder / what
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(service, copy, ignore=CACHES)
-            count, survivors = mutate(copy, module, function, arguments.workers)
-            new = [survivor for survivor in survivors if survivor not in accepted]
-            print("\n".join(new))
-            print(
-                f"{what}: {count} mutants in {time.monotonic() - began_at:.0f} seconds;"
-                f" {len(survivors) - len(new)} survive for a reason, {len(new)} for none",
-                flush=True,
-            )
-            unexpected += len(new)
-            if not function:
-                stale = {one for one in accepted if one.startswith(f"{module}: ")} - {*survivors}
-                print("\n".join(f"no longer survives: {one}" for one in sorted(stale)))
+        unexpected += len(new)
+        if not function:
+            stale = {one for one in accepted if one.startswith(f"{module}: ")} - {*survivors}
+            print("\n".join(f"no longer survives: {one}" for one in sorted(stale)))
     return 1 if unexpected else 0
 
 
-def mutate(service: Path, module: str, function: str, workers: int) -> tuple[int, list[str]]:
-    """How many mutants there are, and those that no test noticed. Changes the service."""
-    [package] = [found.parent.name for found in service.glob("src/*/runtime")]
-    path = f"src/{package}/runtime/{FOLDERS.get(module, '')}{module}.py"
-    source = service / path
+def copy_project(repository: Path, folder: Path) -> None:
+    """The runtime and its tests, in a new folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for source, copy in COPIED:
+        present = repository / source.relative_to(ROOT)
+        shutil.copytree(present, folder / copy, ignore=CACHES, dirs_exist_ok=True)
+    # With it pytest would take the tests for the package `runtime`.
+    (folder / "tests/runtime/__init__.py").unlink(missing_ok=True)
+
+
+def mutate(folder: Path, module: str, function: str, workers: int) -> tuple[int, list[str]]:
+    """How many mutants there are, and those that no test noticed. Changes the folder."""
+    path = f"src/runtime/{FOLDERS.get(module, '')}{module}.py"
+    source = folder / path
     source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
-    project = service / "pyproject.toml"
-    settings = SETTINGS.format(
+    settings = MUTMUT_SETTINGS.format(
         path=path,
         tests=[f"tests/runtime/{name}.py" for name in TESTS[module].split()],
         marks=MARKS.get(module, "not slow"),
     )
-    project.write_text(project.read_text("utf-8") + settings, "utf-8")
+    (folder / "pyproject.toml").write_text(PYTEST_SETTINGS + settings, "utf-8")
     only = [f"*.{module}.*{function}__mutmut_*"] if function else []
-    mutmut(service, "run", "--max-children", str(workers), *only)
-    results = re.findall(r"^ +(\S+): (.+)$", mutmut(service, "results", "--all", "true"), re.M)
+    mutmut(folder, "run", "--max-children", str(workers), *only)
+    results = re.findall(r"^ +(\S+): (.+)$", mutmut(folder, "results", "--all", "true"), re.M)
     if only:
         results = [(name, result) for name, result in results if f"{function}__mutmut_" in name]
-    assert results, "there is no such function, or nothing in it to break"
+    assert results, "there is no such function, or no mutant of it"
     unnoticed = [name for name, result in results if result not in NOTICED]
     survivors = sorted(
-        {described(module, name, mutmut(service, "show", name)) for name in unnoticed}
+        {described(module, name, mutmut(folder, "show", name)) for name in unnoticed}
     )
     return len(results), survivors
 
 
-def mutmut(service: Path, *arguments: str) -> str:
+def mutmut(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", *arguments],
-        cwd=service,
+        cwd=folder,
+        env=user_environment(),  # the runtime is the copy
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

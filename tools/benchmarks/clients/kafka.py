@@ -1,4 +1,4 @@
-"""Kafka consumers that the generated service is compared with: ``python kafka.py NAME``.
+"""Kafka consumers that the generated service is compared with: ``python -m tools.benchmarks.clients.kafka NAME``.
 
 As in every file of this folder, they take the same messages from the same topic, call the same stopwatch, and
 read the service's environment variables. Each is written as its library's own documentation writes it.
@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from faststream import AckPolicy, FastStream
 from faststream.kafka import KafkaBroker
 
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 ADDRESS = urlsplit(os.environ["CONSUMER_BROKER_URL"]).netloc
 TOPIC = os.environ["CONSUMER_SOURCE"]

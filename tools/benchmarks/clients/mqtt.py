@@ -1,4 +1,4 @@
-"""The MQTT consumers that the generated service is compared with: ``python clients/mqtt.py NAME``.
+"""The MQTT consumers that the generated service is compared with: ``python -m tools.benchmarks.clients.mqtt NAME``.
 
 They return to the same session, that of ``?client_id=`` in CONSUMER_BROKER_URL, which must have the messages, call
 the same stopwatch, and acknowledge each message after its handler. MQTT has one acknowledgement for each message,
@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,8 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = urlsplit(os.environ["CONSUMER_BROKER_URL"])
 HOST, PORT = URL.hostname or "127.0.0.1", URL.port or 1883

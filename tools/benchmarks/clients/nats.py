@@ -1,4 +1,4 @@
-"""The NATS consumers that the generated service is compared with: ``python clients/nats.py NAME``.
+"""The NATS consumers that the generated service is compared with: ``python -m tools.benchmarks.clients.nats NAME``.
 
 They pull the same messages from the same durable consumer, call the same stopwatch, and read the service's
 environment variables. Each is written as its library's own documentation writes it.
@@ -9,16 +9,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
-
-if __name__ == "__main__":
-    # This folder holds a nats.py, and the stopwatch lies above.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import nats
 from nats.js import JetStreamContext
 
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"].partition("?")[0]
 STREAM = os.environ["CONSUMER_SOURCE"]

@@ -1,4 +1,4 @@
-"""Bare asyncpg on the service's own table, to compare the service with: ``python clients/postgres.py NAME``.
+"""Bare asyncpg on the service's own table, to compare the service with: ``python -m tools.benchmarks.clients.postgres NAME``.
 
 They take the same messages, call the same stopwatch, and read the service's environment variables. Neither has
 leases, retries or dead letters; FastStream knows no PostgreSQL.
@@ -8,14 +8,11 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"]
 QUEUE = os.environ["CONSUMER_SOURCE"]

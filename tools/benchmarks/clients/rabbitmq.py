@@ -1,4 +1,4 @@
-"""RabbitMQ consumers that the generated service is compared with: ``python rabbitmq.py NAME``.
+"""RabbitMQ consumers that the generated service is compared with: ``python -m tools.benchmarks.clients.rabbitmq NAME``.
 
 As in every file of this folder, they take the same messages from the same queue, call the same stopwatch, and
 read the service's environment variables. Each is written as its library's own documentation writes it.
@@ -14,8 +14,8 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustC
 from faststream import FastStream
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 
-from article_2019 import cancellable_aiter
-from stopwatch import Stopwatch
+from tools.benchmarks.article_2019 import cancellable_aiter
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"]
 QUEUE = os.environ["CONSUMER_SOURCE"]

@@ -1,4 +1,4 @@
-"""What the generated service is compared with on Redis Streams: ``python clients/redis.py NAME``.
+"""What the generated service is compared with on Redis Streams: ``python -m tools.benchmarks.clients.redis NAME``.
 
 They read the service's environment variables, take the same entries from the same stream as its group does,
 and call the same stopwatch. An entry that is acknowledged is deleted, as the service does it: the stream is a
@@ -15,7 +15,7 @@ from contextlib import suppress
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = os.environ["CONSUMER_BROKER_URL"].partition("?")[0]
 STREAM = os.environ["CONSUMER_SOURCE"]

@@ -1,4 +1,4 @@
-"""The SQS consumers that the generated service is compared with: ``python clients/sqs.py NAME``.
+"""The SQS consumers that the generated service is compared with: ``python -m tools.benchmarks.clients.sqs NAME``.
 
 They take the same messages from the same queue, call the same stopwatch, and read the service's environment
 variables. FastStream 0.7.8 has no SQS.
@@ -9,14 +9,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from aiobotocore.session import get_session
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from stopwatch import Stopwatch
+from tools.benchmarks.stopwatch import Stopwatch
 
 URL = urlsplit(os.environ["CONSUMER_BROKER_URL"])
 QUEUE = os.environ["CONSUMER_SOURCE"]

@@ -1,4 +1,4 @@
-"""What to do with a message of the type ``order_created``: yours to edit."""
+"""Handles messages of the type ``order_created``: yours to edit."""
 
 import structlog
 
@@ -10,13 +10,13 @@ EXAMPLE = b"A-1001 created"
 
 
 async def handle(body: bytes, message: Message) -> None:
-    """Return, and the message is done. Raise `Reject`, and it becomes a dead letter. Raise anything
-    else, and it comes back later; `Retry` says when.
+    """Return to acknowledge the message. Raise `Reject` to make it a dead letter. Any other exception
+    retries it later; `Retry` sets the delay.
     """
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise Reject("the body is not UTF-8") from error
-    # Your work goes here. A message can come twice, when the process or the connection dies between
-    # the work and its acknowledgement: let the work be the same then, say by a unique message.id.
+    # Your work goes here. Make it idempotent, for example with a unique constraint on message.id: if
+    # the process or the connection dies before the acknowledgement, the message is redelivered.
     log.info("order_created", text=text)

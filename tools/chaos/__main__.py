@@ -1,7 +1,7 @@
-"""Chaos: ``python3 tasks.py chaos [--broker B] [--minutes M] [--seed S] [--only PART] [--sweep]``.
+"""Chaos experiments: ``python3 tasks.py chaos [--broker B] [--minutes M] [--seed S] [--only PART] [--sweep]``.
 
-A rendered service runs as several real processes on a private broker while, by a plan drawn from a seed,
-everything around it fails. After each run the account must balance: published = done + still there + dead.
+A service runs as several real processes on a private broker while, by a plan drawn from a seed, everything around
+it fails. After each experiment the counts must agree: published = done + still in the broker + dead letters.
 """
 
 import argparse
@@ -9,23 +9,22 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
-from plan import draw
-from rounds import Round
-from scenarios import Kills, Rolling, Stuck, Sweep
-from scene import Queue, Rig, Run, Unavailable, rig
+from tools import ROOT
+from tools.chaos.plan import draw
+from tools.chaos.rounds import Round
+from tools.chaos.scenarios import Kills, Rolling, Stuck, Sweep
+from tools.chaos.testbed import Experiment, Queue, Testbed, Unavailable, testbed
+from tools.kafka import variables_for
 
-from scaffold import kafka_server
-
-ROOT = Path(__file__).resolve().parents[1]
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["broker"]
 PARTS = ("random", "rolling", "kills", "sweep")
 ROUND_SECONDS = 25
@@ -33,7 +32,7 @@ RESTARTS, RESTARTED_IDS = 20, 10_000
 KILLS, KILLED_IDS = 50, 5_000
 SWEEP_EVERY_MS = 5
 SHOWN = 8
-"""So many of what is wrong with one run are printed; all are in its folder."""
+"""At most this many violations of one experiment are printed; its folder has all."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,10 @@ class Result:
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.alone:
-        with redirect_stdout(sys.stderr):
-            results = list(run_broker(arguments.alone, arguments))
-        print("\n".join(json.dumps(asdict(one)) for one in results))
-        return 0
-    results = []
-    for broker in arguments.broker:
-        results += in_a_process_of_its_own(broker, arguments)
+    results: list[Result] = []
+    with redirect_stdout(sys.stderr):  # for the lines of progress
+        for broker in arguments.broker:
+            results += run_broker(broker, arguments)
     print(table(results))
     failed = [one for one in results if one.violations]
     for one in failed:
@@ -81,78 +76,72 @@ def name_of(one: Result) -> str:
     return f"{one.broker}-{one.run.split()[0]}-{one.seed}"
 
 
-def in_a_process_of_its_own(broker: str, arguments: argparse.Namespace) -> list[Result]:
-    """A process can import the tests of one service only."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--seed", str(arguments.seed)]
-    done = subprocess.run(
-        [*command, "--alone", broker], stdout=subprocess.PIPE, text=True, check=True
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [Result(**{**one, "violations": tuple(one["violations"])}) for one in found]
-
-
 def run_broker(broker: str, arguments: argparse.Namespace) -> Iterator[Result]:
-    os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # what is killed and cut here is our own
-    if broker == "kafka" and "CONSUMER_TEST_BROKER_COMMAND" not in os.environ:
-        os.environ.update(kafka_server("tansu"))  # which cannot be killed
+    os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # only a private broker is killed and cut
     try:
-        with rig(broker) as built:
+        with patch.dict(os.environ, variables_for(broker)), testbed(broker) as built:
             for part in arguments.only:
                 yield from PART_RUNNERS[part](built, arguments)
     except Unavailable as reason:
         yield Result(broker, "-", note=f"not run: {reason}")
 
 
-def random_rounds(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+def random_rounds(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
     """Rounds with the seeds S, S + 1, ... until the minutes are over; at least one."""
     ends_at = time.monotonic() + 60 * arguments.minutes
     for seed in itertools.count(arguments.seed):
-        plan = draw(seed, rig.abilities, arguments.seconds)
+        plan = draw(seed, testbed.abilities, arguments.seconds)
         name = f"random ({'gentle' if plan.gentle else 'rough'})"
-        yield carry_out(rig, name, seed, arguments, partial(Round, plan=plan))
+        yield carry_out(testbed, name, seed, arguments, partial(Round, plan=plan))
         if time.monotonic() > ends_at:
             return
 
 
-def rolling_restarts(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+def rolling_restarts(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
     ids = arguments.ids or RESTARTED_IDS
-    yield carry_out(rig, "rolling", arguments.seed, arguments, lambda q: Rolling(q, RESTARTS, ids))
+    yield carry_out(
+        testbed, "rolling", arguments.seed, arguments, lambda q: Rolling(q, RESTARTS, ids)
+    )
 
 
-def sigkills(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+def sigkills(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
     ids, seed = arguments.ids or KILLED_IDS, arguments.seed
-    yield carry_out(rig, "kills", seed, arguments, lambda q: Kills(q, KILLS, ids, seed))
+    yield carry_out(testbed, "kills", seed, arguments, lambda q: Kills(q, KILLS, ids, seed))
 
 
-def start_up(rig: Rig, arguments: argparse.Namespace) -> Iterator[Result]:
+def start_up(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
     every_ms = arguments.every_ms
-    yield carry_out(rig, "sweep", arguments.seed, arguments, lambda q: Sweep(q, every_ms))
+    yield carry_out(testbed, "sweep", arguments.seed, arguments, lambda q: Sweep(q, every_ms))
 
 
 def carry_out(
-    rig: Rig, name: str, seed: int, arguments: argparse.Namespace, make: Callable[[Queue], Run]
+    testbed: Testbed,
+    name: str,
+    seed: int,
+    arguments: argparse.Namespace,
+    make: Callable[[Queue], Experiment],
 ) -> Result:
-    """Run it on a queue of its own; its row of the table, and its folder, whatever comes of it."""
-    queue = rig.queue()
+    """Run it on a queue of its own; returns its row of the table, and writes its folder even if it fails."""
+    queue = testbed.queue()
     run = make(queue)
     violations: list[str] = []
     try:
         run.run()
-    except (Stuck, AssertionError) as stuck:  # the latter from a wait of the service's own tests
+    except (Stuck, AssertionError) as stuck:  # the latter from a wait of harness/
         violations.append(f"stuck: {str(stuck)[-1000:]}")
-        queue.close_account(run.account)
+        queue.fill_in(run.reconciliation)
     finally:
         queue.close()
-    account = run.account
-    violations += [*run.violations, *account.violations()]
+    reconciliation = run.reconciliation
+    violations += [*run.violations, *reconciliation.violations()]
     one = Result(
-        rig.broker,
+        testbed.broker,
         name,
-        len(account.published),
-        len(account.done & account.published.keys()),
-        account.twice,
-        account.dead_count,
-        len(account.lost),
+        len(reconciliation.published),
+        len(reconciliation.done & reconciliation.published.keys()),
+        reconciliation.twice,
+        reconciliation.dead_count,
+        len(reconciliation.lost),
         run.stops,
         run.kills,
         seed,
@@ -163,7 +152,7 @@ def carry_out(
 
 
 def report(one: Result, queue: Queue, arguments: argparse.Namespace, log: str) -> None:
-    """A line for people, and the files of the run: its plan and what was done; all of it after a failure."""
+    """A line of progress, and the files of the run: its plan and what was done; after a failure also the logs."""
     folder = arguments.output / name_of(one)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text(log, encoding="utf-8")
@@ -177,7 +166,7 @@ def report(one: Result, queue: Queue, arguments: argparse.Namespace, log: str) -
     sys.stdout.flush()
 
 
-PART_RUNNERS: dict[str, Callable[[Rig, argparse.Namespace], Iterator[Result]]] = {
+PART_RUNNERS: dict[str, Callable[[Testbed, argparse.Namespace], Iterator[Result]]] = {
     "random": random_rounds,
     "rolling": rolling_restarts,
     "kills": sigkills,
@@ -245,7 +234,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / ".cache/chaos", help="folder for plans and logs"
     )
-    parser.add_argument("--alone", choices=BROKERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = arguments.broker or ["sqlite", "rabbitmq"]
     arguments.broker = BROKERS if "all" in chosen else chosen
@@ -258,4 +246,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,22 +1,19 @@
-"""Loses an item, and does not: ``python3 docs/lost_item.py``. Needs only Python.
+"""Loses an item by the common way to end a loop, and does not lose it by `cancellable_aiter`. Needs only Python::
 
-An item comes some iterations of the event loop after the event that ends the loop. Where is it afterwards? It may have
-been handled, and it may still be in the source; else nobody has it any more.
+    PYTHONPATH=examples/order-events/src/order_events python3 examples/lost_item.py
+
+An item comes some iterations of the event loop after the event that ends the loop. Afterwards it was handled, or it is
+still in the source; else it is lost.
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}"))
-
-from runtime.cancellation import cancellable_aiter  # noqa: E402  # the path comes first
+from runtime.cancellation import cancellable_aiter
 
 
 class Source:
-    """Hands an item to whoever waits for one; else keeps it."""
+    """Delivers an item to a waiting consumer, or keeps it."""
 
     def __init__(self) -> None:
         self.kept: list[str] = []
@@ -24,7 +21,7 @@ class Source:
 
     def put(self, item: str) -> None:
         if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(item)  # from here on the source has it no longer
+            self.waiter.set_result(item)  # from here on the source no longer has it
         else:
             self.kept.append(item)
 

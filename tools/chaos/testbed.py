@@ -1,7 +1,6 @@
-"""A rendered service on a private broker: what the suite publishes to, starts, disturbs and counts.
+"""A service on a private broker: what an experiment publishes to, starts, disturbs and counts.
 
-The servers, the proxy and the processes are those of the service's own tests, so they are imported from it;
-a process can do that for one service only.
+Servers, proxy and processes are those that every service's own tests use; the runtime runs where it lies.
 """
 
 import asyncio
@@ -17,69 +16,57 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import structlog
-from account import Account, Ending
+from harness.contract import start_once
 
-from scaffold import scaffold
+from harness.process import NOISE, Ledger, ServiceProcess, service_environment
+from harness.servers import Counts, ServerMissing, server_module
+from harness.servers.proxy import Proxy
+from runtime.brokers import make_source
+from runtime.errors import BrokerError
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
+from tools.chaos.reconciliation import Ending, Reconciliation
 
-HERE = Path(__file__).resolve().parent
-SERVICE = [sys.executable, "-P", "-X", "dev", "-W", "error", str(HERE / "service.py"), "run"]
-ANSWERS = ["project_slug=order-events", "deploy=none", "ci=none", "telemetry=none"]
+SERVICE = [sys.executable, "-X", "dev", "-W", "error", "-m", "tools.chaos.service", "run"]
 DISK_MIB = 24
 PROXIES = {"mqtt": 1}
-"""Where there are not two: a client's name is locked for the address that it connects to."""
+"""Fewer than two: a client's name is locked for the address that it connects to."""
 SETTLE_SECONDS = 60
-"""How long the broker has, after a round, to show what it has and to hand it out."""
+"""How long the broker has, after a round, to show all of its messages and to deliver them."""
 MOST_DEAD = 100_000
 FINISHES = 3
-"""What is in hand when the last process stops waits for another one; it must not wait for ever."""
-
-
-def lacking() -> list[str]:
-    """What a server that stands in for the broker cannot do."""
-    return os.environ.get("CONSUMER_TEST_BROKER_LACKS", "").split(",")
+"""What is in flight when the last process stops waits for another one; it must not wait for ever."""
 
 
 class Unavailable(Exception):
-    """This broker is not to be had here; the text says why."""
+    """There is no server of this broker here; the text says why."""
 
 
-class Rig:
-    """One broker, its service, the network between them, and the disk below."""
+class Testbed:
+    """One broker, the network in front of it, and the disk below."""
 
     def __init__(self, broker: str, scratch: Path, running: ExitStack) -> None:
         self.broker = broker
         self.scratch = scratch
-        project = scaffold(scratch, f"broker={broker}", *ANSWERS)
-        sys.path += [str(project), str(project / "src")]
         # The runtime in this process only publishes and counts, and is to be silent about outages.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         logging.disable(logging.CRITICAL)
-        self.process = import_module("tests.runtime.process")
-        self.contract = import_module("tests.runtime.test_contract")
-        self.runtime = import_module("order_events.runtime.brokers")
-        self.source = import_module("order_events.runtime.brokers.source")
-        self.message = import_module("order_events.runtime.message")
-        self.settings = import_module("order_events.runtime.settings")
-        servers = import_module("tests.runtime.servers")
-        self.module = servers.server_module(broker)
-        embedded = not hasattr(self.module, "private")
-        self.may_be_killed = not embedded and "restart" not in lacking()
-        start = self.module.private if self.may_be_killed else self.module.shared
+        module: Any = server_module(broker)
+        embedded = not hasattr(module, "private")
+        start = module.shared if embedded else module.private
         self.disk = Disk(scratch / "server", running, small=embedded)
         try:
             self.server = running.enter_context(start(self.disk.folder))
-        except servers.ServerMissing as missing:
+        except ServerMissing as missing:
             raise Unavailable(str(missing)) from None
         self.proxies: list[Any] = []
         if not embedded:
-            proxy = import_module("tests.runtime.servers.proxy").Proxy
-            proxy = getattr(self.module, "KafkaProxy", proxy)
+            proxy = getattr(module, "KafkaProxy", Proxy)
             number = PROXIES.get(broker, 2)
             self.proxies = [running.enter_context(proxy(self.server.url)) for _ in range(number)]
         self._names = count()
@@ -88,7 +75,7 @@ class Rig:
     def abilities(self) -> set[str]:
         can = {
             "proxy": bool(self.proxies),
-            "broker_kill": self.may_be_killed,
+            "broker_kill": bool(self.proxies),
             "disk_full": self.disk.can_be_full,
         }
         return {ability for ability, is_there in can.items() if is_there}
@@ -103,7 +90,7 @@ class Rig:
 
 
 class Disk:
-    """The broker's folder; a small one is a file system of its own, where root can mount one."""
+    """The broker's folder; a small one is a file system of its own, if this process may mount one."""
 
     def __init__(self, folder: Path, running: ExitStack, *, small: bool) -> None:
         self.folder = folder
@@ -126,43 +113,54 @@ class Disk:
         (self.folder / "filling").unlink(missing_ok=True)
 
 
-class Queue:
-    """One queue, what was published to it, and what came of it."""
+class Process(ServiceProcess):
+    """A service process with a name and a clock of its own, which may be wrong."""
 
-    def __init__(self, rig: Rig, name: str, folder: Path) -> None:
-        self.rig = rig
+    def __init__(self, name: str, clock: Path, environment: dict[str, str]) -> None:
+        super().__init__(SERVICE, environment)
+        self.name = name
+        self.clock = clock
+
+
+class Queue:
+    """One queue, what was published to it, and what became of that."""
+
+    def __init__(self, testbed: Testbed, name: str, folder: Path) -> None:
+        self.testbed = testbed
         self.name = name
         self.folder = folder
         (folder / "marks").mkdir()
-        self.ledger = rig.process.Ledger(folder / "ledger")
+        self.ledger = Ledger(folder / "ledger")
         self.published: dict[str, bool] = {}
-        """Each id that the broker has confirmed, and whether its handler does it sooner or later."""
+        """Each id that the broker has confirmed, and whether its handler succeeds sooner or later."""
         self.unconfirmed: set[str] = set()
-        self.processes: list[Any] = []
+        self.processes: list[Process] = []
         self._read_to = 0
         self._ended = 0
-        self.settings = rig.settings.ConsumerSettings.model_validate(
+        self.settings = ConsumerSettings.model_validate(
             {
-                "broker_url": rig.server.url,
+                "broker_url": testbed.server.url,
                 "source": name,
                 "group": name,
                 "retry_seconds": 0.1,
                 "retry_max_seconds": 0.4,
             }
         )
-        asyncio.run(rig.contract.start_once(self.settings))
+        asyncio.run(start_once(self.settings))
 
-    def start(self, *, impatient: bool, proxy: int | None = None, **variables: object) -> Any:
-        """A process on this queue, by way of this proxy; not waited for."""
-        url = self.rig.server.impatient_url if impatient else self.rig.server.url
-        if proxy is not None and self.rig.proxies:
-            chosen = self.rig.proxy(proxy)
-            url = url.replace(self.rig.server.url.partition("?")[0], chosen.url.partition("?")[0])
+    def start(self, *, impatient: bool, proxy: int | None = None, **variables: object) -> Process:
+        """Start a process on this queue, through this proxy; does not wait for it."""
+        url = self.testbed.server.impatient_url if impatient else self.testbed.server.url
+        if proxy is not None and self.testbed.proxies:
+            chosen = self.testbed.proxy(proxy)
+            url = url.replace(
+                self.testbed.server.url.partition("?")[0], chosen.url.partition("?")[0]
+            )
         # One machine, one clock; the consumers of a server may be anywhere.
-        clock = self.folder / (f"clock-{len(self.processes)}" if self.rig.proxies else "clock")
+        clock = self.folder / (f"clock-{len(self.processes)}" if self.testbed.proxies else "clock")
         if not clock.exists():
             clock.write_text("0")
-        environment = self.rig.process.service_environment(
+        environment = service_environment(
             url,
             self.name,
             self.ledger,
@@ -170,39 +168,35 @@ class Queue:
             CLOCK=clock,
             **{"concurrency": 4, "retry_seconds": 0.1, "retry_max_seconds": 0.4} | variables,
         )
-        process = self.rig.process.ServiceProcess(SERVICE, environment)
-        process.clock = clock
-        process.noise = self.rig.process.NOISE
-        process.name = f"process {len(self.processes)}"
+        process = Process(f"process {len(self.processes)}", clock, environment)
         self.processes.append(process)
         return process
 
     def publish(self, tasks: Iterable[dict[str, Any]]) -> None:
-        """Publish once; what the broker did not confirm is noted, and not sent again."""
+        """Publish once; what the broker did not confirm is noted and not published again."""
         tasks = list(tasks)
         good = {task["id"]: task["how"] not in ("fail", "reject") for task in tasks}
         messages = [
-            self.rig.message.OutgoingMessage(json.dumps(task).encode(), "task", task["id"])
-            for task in tasks
+            OutgoingMessage(json.dumps(task).encode(), "task", task["id"]) for task in tasks
         ]
         asyncio.run(self._publish(messages, good))
 
-    async def _publish(self, messages: list[Any], good: dict[str, bool]) -> None:
+    async def _publish(self, messages: list[OutgoingMessage], good: dict[str, bool]) -> None:
         sent = False
         while not sent:
             try:
-                async with self.rig.runtime.make_source(self.settings) as source:
+                async with make_source(self.settings) as source:
                     sent = True
                     await source.publish(messages)
                     self.published |= good
-            except self.rig.source.BrokerError:
+            except BrokerError:
                 if sent and not good.keys() <= self.published.keys():
                     self.unconfirmed |= good.keys()
-                await asyncio.sleep(0.2)  # it is away: ask again
+                await asyncio.sleep(0.2)  # an outage: try again
 
     @property
     def ended_count(self) -> int:
-        """How often a handler came to its end, so far; reads only what is new."""
+        """How often a handler has finished so far; reads only the new lines of the ledger."""
         with self.ledger.path.open("rb") as file:
             file.seek(self._read_to)
             new, _, _ = file.read().rpartition(b"\n")
@@ -210,40 +204,41 @@ class Queue:
         self._ended += sum(line.startswith(b"end ") for line in new.split(b"\n"))
         return self._ended
 
-    def counts(self) -> Any:
-        return self.rig.server.counts(self.name)
+    def counts(self) -> Counts:
+        counts: Counts = self.testbed.server.counts(self.name)
+        return counts
 
-    def rest(self, account: Account) -> None:
+    def rest(self, reconciliation: Reconciliation) -> None:
         """When all processes are gone: note what is done and what the broker has."""
         expected = len(self.published)
 
         def found() -> int:
             counts = self.counts()
-            account.done_at_rest = len(set(self.ledger.ended) & self.published.keys())
-            account.at_rest = counts.ready + counts.delayed + counts.dead
-            return account.done_at_rest + account.at_rest
+            reconciliation.done_at_rest = len(set(self.ledger.ended) & self.published.keys())
+            reconciliation.at_rest = counts.ready + counts.delayed + counts.dead
+            return reconciliation.done_at_rest + reconciliation.at_rest
 
         wait(lambda: found() >= expected)
 
-    def finish(self, account: Account, processes: int = 1) -> None:
-        """Have healthy processes handle what is left, and fill in the rest of the account."""
+    def finish(self, reconciliation: Reconciliation, processes: int = 1) -> None:
+        """Have healthy processes handle the rest, and fill in the reconciliation."""
         for clock in self.folder.glob("clock*"):
             clock.write_text("0")
         for _ in range(FINISHES):
-            self._finish(account, processes)
+            self._finish(reconciliation, processes)
             counts = self.counts()
-            account.left = counts.ready + counts.delayed
-            if not account.left:  # else one of them had it, and gave it back
+            reconciliation.left = counts.ready + counts.delayed
+            if not reconciliation.left:  # else one of them had it, and requeued it
                 break
-        account.dead_count = counts.dead
-        account.dead = asyncio.run(self._dead())
-        self.close_account(account)
+        reconciliation.dead_count = counts.dead
+        reconciliation.dead = asyncio.run(self._dead())
+        self.fill_in(reconciliation)
 
-    def close_account(self, account: Account) -> None:
-        account.published, account.unconfirmed = self.published, self.unconfirmed
-        account.ended = self.ledger.ended
+    def fill_in(self, reconciliation: Reconciliation) -> None:
+        reconciliation.published, reconciliation.unconfirmed = self.published, self.unconfirmed
+        reconciliation.ended = self.ledger.ended
 
-    def _finish(self, account: Account, processes: int) -> None:
+    def _finish(self, reconciliation: Reconciliation, processes: int) -> None:
         good = {i for i, is_good in self.published.items() if is_good}
         hopeless = len(self.published) - len(good)
         finishing = [
@@ -262,10 +257,10 @@ class Queue:
             process.wait_for("consuming")
         for process in finishing:
             exit_code, seconds = process.stop()
-            account.endings.append(ending(process, exit_code, {0}, seconds, 35))
+            reconciliation.endings.append(ending(process, exit_code, {0}, seconds, 35))
 
     async def _dead(self) -> list[str] | None:
-        async with self.rig.runtime.make_source(self.settings) as source:
+        async with make_source(self.settings) as source:
             if not source.capabilities.dead_letters:
                 return None
             return [letter.id async for letter in source.dead_letters(MOST_DEAD)]
@@ -275,7 +270,7 @@ class Queue:
             process.close()
 
     def keep(self, folder: Path) -> None:
-        """Write what the processes said, and the ledger, for whoever looks into a failure."""
+        """Write the log of each process and the ledger, to look into a failure."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger").write_bytes(self.ledger.path.read_bytes())
         for process in self.processes:
@@ -283,26 +278,26 @@ class Queue:
             (folder / f"{process.name.replace(' ', '-')}.jsonl").write_text("\n".join(lines))
 
 
-class Run(ABC):
-    """Something that is done to a queue, and what came of it."""
+class Experiment(ABC):
+    """What is done to the processes of a queue, and the reconciliation of its messages."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.account = Account()
+        self.reconciliation = Reconciliation()
         self.stops = self.kills = 0
         self.violations: list[str] = []
-        """What is wrong, beside the account."""
+        """What is wrong beside the counts."""
 
     @abstractmethod
     def run(self) -> None: ...
 
     @abstractmethod
     def text(self) -> str:
-        """What was done, for whoever wants to know."""
+        """What was done, for the log of the experiment."""
 
 
 class Publisher(threading.Thread):
-    """Publishes beside what else happens, each batch after the other."""
+    """Publishes one batch after the other, in a thread."""
 
     def __init__(self, to: Queue) -> None:
         super().__init__(daemon=True)
@@ -330,13 +325,13 @@ class Publisher(threading.Thread):
 
 
 @contextmanager
-def rig(broker: str) -> Iterator[Rig]:
+def testbed(broker: str) -> Iterator[Testbed]:
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch, ExitStack() as running:
-        yield Rig(broker, Path(scratch), running)
+        yield Testbed(broker, Path(scratch), running)
 
 
 def ending(
-    process: Any, exit_code: int, allowed: Iterable[int], seconds: float, bound_seconds: float
+    process: Process, exit_code: int, allowed: Iterable[int], seconds: float, bound_seconds: float
 ) -> Ending:
     return Ending(
         process.name,
@@ -346,12 +341,12 @@ def ending(
         bound_seconds,
         process.stderr,
         tuple(process.events),
-        process.noise,
+        NOISE,
     )
 
 
 def wait(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> bool:
-    """Look until it is so; returns whether it came to be."""
+    """Wait until the condition holds; returns whether it did in this time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

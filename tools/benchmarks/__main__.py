@@ -8,29 +8,30 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import exit_times
-import first_contact
-import iterator
-import memory
-import per_message
-import report
-import scaling
-import scaling_page
-import worker_loop
-from figures import Figure, table
-from service import Service, Unavailable
+from tools import ROOT
+from tools.benchmarks import (
+    exit_times,
+    first_contact,
+    iterator,
+    memory,
+    per_message,
+    report,
+    scaling,
+    scaling_page,
+    worker_loop,
+)
+from tools.benchmarks.figures import Figure, table
+from tools.benchmarks.service import Service, Unavailable
 
-ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     *("aio-pika", "aiormq", "nats-py", "redis", "aiokafka", "aiobotocore", "asyncpg", "aiomqtt"),
     *("faststream", "taskiq", "pydantic", "structlog"),
@@ -69,21 +70,8 @@ def main() -> int:
     sizes = QUICK if arguments.quick else FULL
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
-    if arguments.alone:
-        with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
-            measured = list(measure_broker(arguments.alone, arguments.only or PARTS, sizes))
-        print(*(figure.json() for figure in measured), sep="\n", end="")
-        return 0
-    figures: list[Figure] = []
-    if "first" in (arguments.only or PARTS):
-        figures += first_contact.measure(sizes.rounds)
-    if "iterator" in (arguments.only or PARTS):
-        figures += iterator.measure(sizes.items, 5 * sizes.rounds)
-    if "worker" in (arguments.only or PARTS):
-        with redirect_stdout(sys.stderr):
-            figures += worker_loop.measure(sizes.messages, 5 * sizes.rounds)
-    for broker in arguments.broker or BROKERS:
-        figures += measure_in_a_process_of_its_own(broker)
+    with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+        figures = list(measure(arguments.only or PARTS, arguments.broker or BROKERS, sizes))
     print(table(figures))
     versions = {"Python": platform.python_version(), **dict(found_versions())}
     print(f"\n{', '.join(map(' '.join, versions.items()))}")
@@ -107,14 +95,18 @@ def main() -> int:
     return 0
 
 
-def measure_in_a_process_of_its_own(broker: str) -> list[Figure]:
-    """A process can import the tests of one service only; the last of two --alone counts."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--alone", broker]
-    measured = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [Figure.from_json(line) for line in measured.stdout.splitlines()]
+def measure(parts: Sequence[str], brokers: Iterable[str], sizes: Sizes) -> Iterator[Figure]:
+    if "first" in parts:
+        yield from first_contact.measure(sizes.rounds)
+    if "iterator" in parts:
+        yield from iterator.measure(sizes.items, 5 * sizes.rounds)
+    if "worker" in parts:
+        yield from worker_loop.measure(sizes.messages, 5 * sizes.rounds)
+    for broker in brokers:
+        yield from measure_broker(broker, parts, sizes)
 
 
-def measure_broker(broker: str, parts: Iterable[str], sizes: Sizes) -> Iterator[Figure]:
+def measure_broker(broker: str, parts: Sequence[str], sizes: Sizes) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
         try:
             if ON_ITS_OWN in parts:
@@ -152,7 +144,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--broker", action="append", choices=BROKERS, help="this broker; may be repeated"
     )
-    parser.add_argument("--alone", choices=BROKERS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--rounds", type=int, help=f"turns of what is compared (default {FULL.rounds})"
     )
@@ -178,4 +169,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,7 +1,7 @@
-"""The account of a run, and the invariant: published = done + still there + dead-lettered, and nothing twice.
+"""The invariant of an experiment: published = done + still in the broker + dead-lettered, and nothing is done twice.
 
-It knows no broker and no runtime: what was published, what the handlers wrote, what the broker counts and
-how each process ended are given to it, and it says in sentences what is wrong.
+It knows no broker and no runtime: it is given what was published, what the handlers wrote, what the broker counts and
+how each process ended, and returns a sentence for each violation.
 """
 
 import json
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OF_HANDLERS = ("message_retried", "message_rejected", "handlers_abandoned", "event_loop_blocked")
-"""Events that show where a handler failed or stood: a traceback belongs there, and nowhere else."""
+"""Events that show where a handler failed or hung: only these may contain a traceback."""
 SHOWN = 5
-"""So many ids of a list are shown."""
+"""At most this many ids of a list are shown."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ending:
     stderr: str = ""
     events: tuple[Mapping[str, Any], ...] = ()
     noise: tuple[str, ...] = ()
-    """Words that no event has, unless it is about a handler."""
+    """Words that no event may contain, unless it is about a handler."""
 
     def faults(self) -> Iterable[str]:
         if self.exit_code not in self.allowed:
@@ -50,28 +50,28 @@ class Ending:
 
 
 @dataclass
-class Account:
-    """All there is to know of one run."""
+class Reconciliation:
+    """All counts of one experiment."""
 
     published: dict[str, bool] = field(default_factory=dict)
-    """Each id that the broker confirmed, and whether its handler ends well sooner or later."""
+    """Each id that the broker confirmed, and whether its handler succeeds sooner or later."""
     unconfirmed: set[str] = field(default_factory=set)
-    """Ids of which the publisher was never told: they may be there or not."""
+    """Ids that the broker never confirmed: it may have them or not."""
     ended: list[str] = field(default_factory=list)
-    """An id for each time that a handler came to its end."""
+    """An id for each time that a handler finished."""
     dead: list[str] | None = None
     """The ids of the dead letters; None where a broker only counts them."""
     dead_count: int = 0
     at_rest: int | None = None
-    """What the broker had, dead letters too, when all processes were gone and before the rest was handled."""
+    """What the broker had, dead letters included, when all processes were gone and before the rest was handled."""
     done_at_rest: int = 0
-    """How many different ids had been done then."""
+    """How many different ids had been done by then."""
     left: int = 0
-    """What the broker had, apart from dead letters, after all was handled."""
+    """What the broker still had, apart from dead letters, after all was handled."""
     graceful: bool = True
     """Whether no process was killed and no connection broken: then nothing may be done twice."""
-    most_twice: float = 0
-    """How many repetitions the kills and the broken connections account for."""
+    most_repeated: float = 0
+    """How many repetitions the kills and the broken connections explain."""
     endings: list[Ending] = field(default_factory=list)
 
     @property
@@ -84,7 +84,7 @@ class Account:
 
     @property
     def lost(self) -> set[str]:
-        """Confirmed, never done, and no dead letter; by number where a broker only counts dead letters."""
+        """Confirmed, never done, and no dead letter; where a broker only counts dead letters, those that should be done."""
         missing = set(self.published) - self.done
         if self.dead is not None:
             return missing - set(self.dead)
@@ -98,27 +98,27 @@ class Account:
         if self.lost:
             yield f"lost: {_list(self.lost)}"
         if self.left:
-            yield f"the broker still has {self.left} messages that nobody gets"
+            yield f"the broker still has {self.left} messages that it delivers to no consumer"
         if self.at_rest is not None:
             found, expected = self.done_at_rest + self.at_rest, len(self.published)
             too_many = self.graceful and not self.unconfirmed and found > expected
             if found < expected or too_many:
-                yield f"{self.done_at_rest} done and {self.at_rest} there are not {expected} published"
-        allowed = 0 if self.graceful else self.most_twice
+                yield f"{self.done_at_rest} done and {self.at_rest} in the broker are not {expected} published"
+        allowed = 0 if self.graceful else self.most_repeated
         if self.twice > allowed:
             again = Counter(self.ended) - Counter(self.done)
-            yield f"done twice: {_list(again)}, where {allowed:.0f} may be"
-        if strangers := self.done - known:
-            yield f"done, and never published: {_list(strangers)}"
+            yield f"done twice: {_list(again)}; allowed: {allowed:.0f}"
+        if unknown := self.done - known:
+            yield f"done, and never published: {_list(unknown)}"
         if self.dead is None:
             hopeless = sum(not good for good in self.published.values())
             if self.dead_count < hopeless:
-                yield f"{self.dead_count} dead letters, where {hopeless} must be"
+                yield f"{self.dead_count} dead letters, expected at least {hopeless}"
             return
         if harmed := {i for i in self.dead if self.published.get(i, i in self.unconfirmed)}:
-            yield f"dead letters, though the handler would have done them: {_list(harmed)}"
+            yield f"dead letters whose handler would have succeeded: {_list(harmed)}"
         if self.graceful and (again := Counter(self.dead) - Counter(set(self.dead))):
-            yield f"dead letters twice: {_list(again)}"
+            yield f"dead-lettered twice: {_list(again)}"
 
 
 def _list(ids: Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""What the template promises about speed, measured: ``python3 tasks.py bench``."""

@@ -1,0 +1,1 @@
+"""One module per broker: the consumers that the generated service is compared with."""

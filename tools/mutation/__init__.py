@@ -1,0 +1,1 @@
+"""What the tests of the runtime notice and reach: ``python3 tasks.py mutate`` and ``coverage``."""
