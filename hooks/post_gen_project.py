@@ -77,7 +77,7 @@ def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Pa
     for name, choice in table.items():
         if name != ANSWERS[question]:
             yield from (RUNTIME / file for file in choice["runtime"])
-            yield from (RUNTIME_TESTS / file for file in choice["tests"])
+            yield from (RUNTIME_TESTS / file for file in choice.get("tests", []))
 
 
 def other_deploys() -> set[Path]:

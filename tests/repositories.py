@@ -18,7 +18,9 @@ IDENTITY = {
 
 LOGS = "src/order_events/runtime/logs.py"
 OLD_LINE = '"""One log line for each event, as it was."""'
-PRESENT_LINE = '"""One log line for each event: JSON for machines, or aligned text for people."""'
+PRESENT_LINE = (
+    '"""One log line for each event: JSON, or human-readable text. Secrets are masked in both."""'
+)
 
 TREE = "{{cookiecutter.project_slug}}"
 PACKAGE = f"{TREE}/src/{{{{cookiecutter.package_name}}}}"

@@ -216,7 +216,7 @@ def test_the_generated_threshold_is_what_the_page_says(
     service = render(broker=broker, handler_stub=stub, deploy="kubernetes")
     text = service.read("deploy/kubernetes/base/scaled-object.yaml")
     [threshold] = [
-        int(line.split('"')[1]) for line in text.splitlines() if "# messages for each pod" in line
+        int(line.split('"')[1]) for line in text.splitlines() if "# messages per pod" in line
     ]
     batch_size, handler_seconds = (100, 4) if stub == "batch" else (1, 0.4)
     pod = Service(handler_seconds / batch_size)

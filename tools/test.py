@@ -4,7 +4,7 @@ Without ``--all``, the tests in LEFT_OUT are left out, unless an argument names 
 prints first what runs, what is left out, and how long each part took when it was measured. ``--measure`` runs all
 and writes these figures.
 
-Ctrl-C and SIGTERM end it in about a second: pytest has one second for its own cleanup, then every process that the
+Ctrl-C and SIGTERM end it in about a second: pytest has most of it for its own cleanup, then every process that the
 tests started is killed, and their temporary folder is deleted.
 """
 
@@ -43,7 +43,7 @@ FOLDERS = {
 FIGURES = Path(__file__).with_name("test_seconds.json")
 """Seconds of each line of the overview, without and with LEFT_OUT: written by ``python3 tasks.py test --measure``."""
 
-CLEANUP_SECONDS = 1.0
+CLEANUP_SECONDS = 0.7
 """For pytest, after Ctrl-C."""
 KILL_SECONDS = 5.0
 """For the kernel, to end what was killed."""

@@ -24,16 +24,11 @@ from harness.contract import (
     publish,
     take,
 )
-from harness.servers import Counts, ServerMissing, skip_without_server
+from harness.servers import Counts, ServerMissing, skip_without_server, with_options
 from harness.servers.proxy import Proxy
-from harness.servers.sqs import KEY, SECRET, SqsServer, moto, with_options
-from runtime.brokers import (
-    sqs,
-)
-from runtime.brokers.sqs import (
-    SqsSource,
-    parse_url,
-)
+from harness.servers.sqs import KEY, SECRET, SqsServer, moto
+from runtime.brokers import sqs
+from runtime.brokers.sqs import SqsBroker, parse_url
 from runtime.errors import BrokerRefused, SourceFailed
 from runtime.message import OutgoingMessage
 
@@ -41,10 +36,10 @@ AT_ONCE_SECONDS = 1.0
 
 pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
-Connect = Callable[..., AbstractAsyncContextManager[SqsSource]]
+Connect = Callable[..., AbstractAsyncContextManager[SqsBroker]]
 
 
-def requests_of(source: SqsSource) -> Counter[str]:
+def requests_of(source: SqsBroker) -> Counter[str]:
     """Counts the requests that the source makes from now on, by operation."""
     requests: Counter[str] = Counter()
 
@@ -56,7 +51,7 @@ def requests_of(source: SqsSource) -> Counter[str]:
 
 
 class TestOutages:
-    async def test_what_an_outage_outlasted_is_left_to_others(
+    async def test_messages_whose_visibility_timeout_passed_in_an_outage_are_dropped(
         self, connect: Connect, proxy: Proxy, events: list[Event], broker: SqsServer, queue: str
     ) -> None:
         url = with_options(proxy.url, visibility_seconds=1)
@@ -83,7 +78,7 @@ class TestOutages:
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
-    async def test_no_request_keeps_a_message_that_others_may_have(
+    async def test_visibility_is_not_extended_after_its_timeout(
         self, connect: Connect, proxy: Proxy, broker: SqsServer, queue: str
     ) -> None:
         """Not even as the repetition of one that was in time."""
@@ -100,14 +95,14 @@ class TestOutages:
             await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
             await asyncio.sleep(1.1)  # a repetition comes within a second
             assert sent_at
-            assert max(sent_at) < message.receipt.hidden_until
+            assert max(sent_at) < message.receipt.invisible_until
             proxy.resume()
 
     async def test_a_refusal_while_consuming_ends_the_source(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with connect(prefetch=1) as source:
-            monkeypatch.setattr(sqs, "TEN", 11)  # SQS refuses to be asked for as many
+            monkeypatch.setattr(sqs, "BATCH_SIZE", 11)  # SQS refuses to be asked for as many
             source.prefetch = 11
             await publish(source, 1)
             async with asyncio.timeout(20):
@@ -138,7 +133,7 @@ class TestLeases:
             await ack_all(source, 19)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_the_messages_of_a_dead_consumer_come_when_their_visibility_ends(
+    async def test_the_messages_of_a_dead_consumer_are_redelivered_after_the_visibility_timeout(
         self, connect: Connect, proxy: Proxy, broker: SqsServer
     ) -> None:
         dying = with_options(proxy.url, visibility_seconds=1)
@@ -172,7 +167,7 @@ class TestLeases:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
         assert (letter.id, letter.attempts) == (published, 0)  # no handler failed on it
-        assert letter.reason == "given up by SQS: delivered too often"
+        assert letter.reason == "moved by the redrive policy of SQS: delivered too often"
         assert abs(letter.dead_lettered_at - time.time()) < 60
 
 
@@ -228,7 +223,7 @@ class TestBatches:
             for message in messages:
                 await source.ack(message)
                 await asyncio.sleep(0)
-            await source._written.wait()
+            await source._flushed.wait()
             assert requests == {"DeleteMessageBatch": 1}
 
     async def test_less_than_ten_are_not_asked_for_while_the_buffer_has_some(
@@ -252,11 +247,11 @@ class TestBatches:
         async with connect(prefetch=100) as source:
             await publish(source, 60)
             await ack_all(source, 60)
-            assert source._most_polls > 1
-            await source._written.wait()
+            assert source._poll_limit > 1
+            await source._flushed.wait()
 
             async def polls() -> tuple[int, int]:
-                return len(source._polls), source._most_polls
+                return len(source._polls), source._poll_limit
 
             await eventually((1, 1), polls)
             requests = requests_of(source)
@@ -280,7 +275,7 @@ class TestBatches:
         lost = {event["id"] for event in find(events, "settlement_lost")}
         assert lost == {messages[3].id, messages[7].id}
 
-    async def test_an_entry_that_sqs_could_not_take_for_now_is_written_again(
+    async def test_an_entry_that_failed_for_now_is_written_again(
         self, connect: Connect, events: list[Event]
     ) -> None:
         async with connect(prefetch=3) as source:
@@ -297,7 +292,7 @@ class TestBatches:
             source._client.meta.events.register("after-call.sqs.DeleteMessageBatch", fail_once)
             for message in messages:
                 await source.ack(message)
-            await source._written.wait()
+            await source._flushed.wait()
         assert written == [3, 1]
         assert find(events, "settlement_lost") == []
 
@@ -316,7 +311,7 @@ class TestBatches:
 
 
 class TestStopping:
-    async def test_what_the_last_poll_brings_after_the_stop_goes_back_at_once(
+    async def test_messages_of_the_last_poll_are_requeued_at_once(
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:
         async with connect() as source, connect(prefetch=0) as publisher:
@@ -408,9 +403,14 @@ class TestMessages:
         [
             "not JSON",
             "[]",
-            '{"id": 7, "headers": [], "attempts": "many", "due_at": "soon"}',
+            '{"id": [], "headers": [], "attempts": "many", "due_at": "soon"}',
+            '{"id": "", "due_at": 1e999, "dead_lettered_at": 1e999}',
+            json.dumps({"due_at": 10**400, "attempts": 10**400}),
             '{"attributes": {"a": 1}}',
-            '{"attributes": {"a": {"BinaryValue": "?"}}}',
+            '{"attributes": {"type": {"StringValue": 5}}}',
+            '{"attributes": {"a b": {"DataType": "String", "StringValue": "no name for SQS"}}}',
+            json.dumps({"attributes": {f"a{n}": {"BinaryValue": "?"} for n in range(10)}}),
+            json.dumps({"attributes": 10 * [5]}),
             '{"encoding": "base64", "attempts": -3}',
         ],
     )
@@ -419,8 +419,31 @@ class TestMessages:
     ) -> None:
         async with connect(prefetch=1) as source:
             id = send_raw(broker, queue, "body?", MessageAttributes={"x-consumer": text(envelope)})
+            for _ in range(2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.type, message.body) == (id, "", b"body?")
+                await source.retry(message, 0, "again")
             (message,) = await take(source, 1)
-            assert (message.id, message.attempt, message.body) == (id, 1, b"body?")
+            assert message.attempt == 3
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.reason, letter.attempts) == (id, "bad", 3)
+
+    async def test_fields_of_an_envelope_that_are_no_text_become_text(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        attributes: dict[str, Any] = {f"a{n}": {"StringValue": n} for n in range(10)}
+        attributes["type"] = {"StringValue": 5}
+        envelope = json.dumps({"id": 7, "headers": {"x": "\ud800"}, "attributes": attributes})
+        async with connect(prefetch=1) as source:
+            send_raw(broker, queue, "body", MessageAttributes={"x-consumer": text(envelope)})
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.type, message.attempt) == ("7", "5", attempt)
+                assert message.headers == {f"a{n}": n for n in range(10)} | {"x": "\ud800"}
+                await source.retry(message, 0, "again")
+            (message,) = await take(source, 1)
             await source.ack(message)
 
     @pytest.mark.parametrize(
@@ -454,8 +477,8 @@ class TestMessages:
     async def test_a_delay_longer_than_the_longest_of_sqs_is_kept(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sqs, "LONGEST_DELAY_SECONDS", 1)
-        monkeypatch.setattr(sqs, "LONGEST_HIDE_SECONDS", 1)
+        monkeypatch.setattr(sqs, "MAX_DELAY_SECONDS", 1)
+        monkeypatch.setattr(sqs, "MAX_VISIBILITY_SECONDS", 1)
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
@@ -478,7 +501,7 @@ class TestMessages:
                     await source.publish([message])
                 assert "\n" not in str(caught.value)
 
-    async def test_a_message_too_large_to_be_sent_again_comes_again(
+    async def test_a_message_too_large_to_be_sent_again_is_redelivered(
         self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
     ) -> None:
         url = with_options(broker.url, visibility_seconds=2)
@@ -516,16 +539,16 @@ class TestMessages:
 class TestTopology:
     @pytest.mark.parametrize("source", ["orders.created", "a" * 76, "größe", "o/o"])
     def test_a_name_that_sqs_does_not_take_is_one_sentence(
-        self, source_for: Callable[..., SqsSource], source: str
+        self, source_for: Callable[..., SqsBroker], source: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_SOURCE: .* cannot be a queue"):
             source_for(source=source)
 
-    def test_a_fifo_queue_is_refused(self, source_for: Callable[..., SqsSource]) -> None:
+    def test_a_fifo_queue_is_refused(self, source_for: Callable[..., SqsBroker]) -> None:
         with pytest.raises(BrokerRefused, match="FIFO queues are not supported"):
             source_for(source="orders.fifo")
 
-    async def test_the_redrive_policy_of_a_queue_that_is_there_names_its_dead_letters(
+    async def test_the_redrive_policy_of_an_existing_queue_names_its_dead_letters(
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:
         graveyard = f"{queue}-graveyard"
@@ -632,7 +655,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestCredentials:
     async def test_wrong_ones_are_one_sentence(
-        self, source_for: Callable[..., SqsSource], strict: str
+        self, source_for: Callable[..., SqsBroker], strict: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="InvalidClientTokenId") as caught:
             await source_for(broker_url=strict).__aenter__()
@@ -640,7 +663,7 @@ class TestCredentials:
         assert SECRET not in repr(caught.value)
 
     async def test_none_at_all_is_one_sentence(
-        self, source_for: Callable[..., SqsSource], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+        self, source_for: Callable[..., SqsBroker], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
             monkeypatch.delenv(name, raising=False)

@@ -20,8 +20,8 @@ CHARTS = DOCS / "pictures"
 README = ROOT / "README.md"
 
 ABOUT = {
-    "cpu": "CPU time per message: the generated service, as a part of each other consumer's",
-    "stops": "RabbitMQ, from SIGTERM to exit, seconds",
+    "cpu": "CPU time per message of the generated service, relative to other consumers",
+    "stops": "RabbitMQ: seconds from SIGTERM to exit",
 }
 
 FRONT_PAGE = {
@@ -29,7 +29,7 @@ FRONT_PAGE = {
         "Each item",
         "ready source, added",
     ),
-    "the 2019 form, ported to today's Python: so many times that": (
+    "the 2019 form, ported to today's Python: a multiple of that": (
         "Each item",
         "ready source, 2019 form / ours",
     ),
@@ -54,11 +54,11 @@ FRONT_PAGE = {
         "rabbitmq: from SIGTERM",
         "the generated service: idle",
     ),
-    "with 10 handlers of 0.2 s just begun": (
+    "with 10 handlers of 0.2 s just started": (
         "rabbitmq: from SIGTERM",
         "the generated service: 10 handlers of 0.2 s just begun",
     ),
-    "cookiecutter writes a service": ("first contact", "cookiecutter writes a service"),
+    "cookiecutter renders a service": ("first contact", "cookiecutter writes a service"),
     "the service and its libraries are installed, from a filled cache": (
         "first contact",
         "the service and its libraries are installed",
@@ -75,12 +75,12 @@ text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-weight: 6
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python3 tasks.py bench --publish` from one run. All that is compared takes turns in that run, in random order, and
-the median of the rounds is held against the target. **Quote the ratios**: microseconds are those of one machine at one hour.
-A target that was missed says NO, and stays.
+Written by `python3 tasks.py bench --publish` from one run. All variants take turns in that run, in random order, and
+the median of the rounds is compared with the target. **Quote the ratios**: the microseconds belong to one machine at one time.
+A missed target says NO, and stays.
 
-What is measured, and how, is said in the files of `tools/benchmarks/`: each consumer is written as its library's own documentation
-writes it, and calls the same stopwatch from its handler. CPU time is that of the consumer's process alone, from the first message
+The files of `tools/benchmarks/` define the measurements. Each consumer is written as in its library's own documentation, and its handler
+calls the same stopwatch. CPU time is that of the consumer's process alone, from the first message
 until the last acknowledgement is written.
 """
 
@@ -124,7 +124,7 @@ def about_run(about: dict[str, Any]) -> str:
     sizes = about["sizes"]
     return (
         f"This run: {about['date']}, {about['machine']}, {versions}. {sizes['rounds']} rounds of"
-        f" {sizes['messages']:,} messages for each consumer (SQS's stand-in gets a tenth)."
+        f" {sizes['messages']:,} messages for each consumer (the SQS emulator gets a tenth)."
     )
 
 

@@ -130,8 +130,8 @@ def measured_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
         if figure.met is False
     ]
     lines = [
-        f"This run: {about['date']}, {about['machine']}, which others had loaded with {about['load_before']:.1f} when it began."
-        f" Handled twice and lost, in all of it:"
+        f"This run: {about['date']}, {about['machine']}, with a load of {about['load_before']:.1f} by other processes at the start."
+        f" Handled twice or lost in all runs:"
         f" {'; '.join(bad) if bad else 'none'}.",
         "",
         f"Messages per second of {', '.join(map(str, processes))} processes:",
@@ -140,8 +140,8 @@ def measured_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
             [
                 "",
                 *(f"{number}" for number in processes),
-                "times one",
-                "busiest to idlest, of an equal share",
+                "relative to one",
+                "busiest to idlest process (1 is an equal share)",
             ]
         ),
     ]
@@ -153,11 +153,9 @@ def measured_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
         lines.append(row([NAMES[broker], *cells, f"{gain:.1f}", f"{most:.2f} to {least:.2f}"]))
     lines += [
         "",
-        "The same with handlers that do nothing, 100 at a time: what broker and cores can do at most.",
+        "The same with trivial handlers and a concurrency of 100: the maximum of broker and cores.",
         "",
-        table_head(
-            ["", *(f"{number}" for number in processes), "CPU of a process for each message"]
-        ),
+        table_head(["", *(f"{number}" for number in processes), "CPU per message"]),
     ]
     for broker, measured in found.items():
         of = measured[TRIVIAL]
@@ -194,7 +192,7 @@ def model_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:
     off = errors(about, figures)
     processes = sorted({number for _, number in off})
     lines = [
-        f"Beside what was measured, the model is off by {statistics.median(map(abs, off.values())):.0%} in the median,"
+        f"Compared with the measurement, the model is off by {statistics.median(map(abs, off.values())):.0%} in the median"
         f" and by {max(map(abs, off.values())):.0%} at most:",
         "",
         table_head(["", *(f"{number} processes: model, measured" for number in processes)]),
@@ -231,12 +229,12 @@ def replicas_section() -> list[str]:
     to_spare = EXAMPLE.throughput(replicas) - EXAMPLE_RATE
     lines += [
         "",
-        f"An example: {EXAMPLE_RATE} messages a second, handlers of {EXAMPLE.handler_seconds:g} s,"
-        f" `CONSUMER_CONCURRENCY={EXAMPLE.concurrency}`. One replica does {EXAMPLE.concurrency} /"
-        f" {EXAMPLE.handler_seconds:g} = {EXAMPLE.pod_rate:.0f} a second; with a fifth more,"
-        f" {EXAMPLE_RATE * 1.2:.0f} / {EXAMPLE.pod_rate:.0f} makes **{replicas} replicas**. When one of them is away for"
-        f" {AWAY_SECONDS} seconds, {gathered:,.0f} messages gather; with all of them there are {to_spare:.0f} a second to spare,"
-        f" so that is made up for in {gathered / to_spare:.0f} seconds. A queue that must be empty again sooner wants one more.",
+        f"Example: {EXAMPLE_RATE} messages a second, handlers of {EXAMPLE.handler_seconds:g} s,"
+        f" `CONSUMER_CONCURRENCY={EXAMPLE.concurrency}`. One replica handles {EXAMPLE.concurrency} /"
+        f" {EXAMPLE.handler_seconds:g} = {EXAMPLE.pod_rate:.0f} a second. With a fifth more,"
+        f" {EXAMPLE_RATE * 1.2:.0f} / {EXAMPLE.pod_rate:.0f} gives **{replicas} replicas**. If one of them is absent for"
+        f" {AWAY_SECONDS} seconds, {gathered:,.0f} messages accumulate. All replicas together have {to_spare:.0f} a second to spare,"
+        f" so the backlog is gone after {gathered / to_spare:.0f} seconds. For a faster recovery, add a replica.",
     ]
     return lines
 
@@ -249,19 +247,19 @@ def load(seconds: float) -> float:
 def autoscaler_section() -> list[str]:
     needed = math.ceil(BUSY)
     lines = [
-        f"Simulated: an hour, in which {BUSY * EXAMPLE.pod_rate:.0f} messages a second come for half an hour, and before and"
-        f" after it {QUIET * EXAMPLE.pod_rate:.0f}. A pod does {EXAMPLE.pod_rate:.0f}, so {needed} are needed; a new one"
-        " is ready after 20 s; 20 are allowed.",
+        f"Simulated: one hour with {BUSY * EXAMPLE.pod_rate:.0f} messages a second for half an hour, and"
+        f" {QUIET * EXAMPLE.pod_rate:.0f} before and after it. A pod handles {EXAMPLE.pod_rate:.0f}, so {needed} are needed; a new one"
+        " is ready after 20 s; the maximum is 20.",
         "",
         table_head(
             [
                 "threshold",
                 "seconds of a pod's work",
                 "`minReplicaCount`",
-                "most pods",
+                "maximum of pods",
                 "longest wait",
-                "hours of pods",
-                "taken away though needed",
+                "pod hours",
+                "removed although needed",
             ]
         ),
     ]

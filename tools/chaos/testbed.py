@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from harness.contract import start_once
 
+from harness.contract import start_once
 from harness.process import NOISE, Ledger, ServiceProcess, service_environment
 from harness.servers import Counts, ServerMissing, server_module
 from harness.servers.proxy import Proxy

@@ -18,7 +18,7 @@ class Rule(NamedTuple):
     exceptions: type[BaseException] | tuple[type[BaseException], ...]
     error: type[BrokerError]
     sentence: str
-    """``{error}`` stands for the text of the exception."""
+    """``{error}`` stands for the first line of the exception's text."""
     pattern: str = ""
     """A regular expression that the text must contain, for clients with one exception for many errors."""
 
@@ -87,7 +87,7 @@ class Requests:
             for rule in self._rules
             for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
             if isinstance(candidate, rule.exceptions)
-            and re.search(rule.pattern, text := str(candidate).strip() or type(candidate).__name__)
+            and re.search(rule.pattern, text := _first_line(candidate))
         )
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
@@ -100,3 +100,7 @@ class Requests:
     def timed_out(self, seconds: float) -> BrokerUnavailable:
         """The broker is unresponsive."""
         return BrokerUnavailable(f"{self.address}: timed out after {seconds:g} seconds")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

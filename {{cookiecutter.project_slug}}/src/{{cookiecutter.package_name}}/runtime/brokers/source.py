@@ -243,10 +243,12 @@ class Source(Connected):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
-        if not (reason := self._lost_because(message)) and message in self.unacked:
-            return True
-        self._release(message)
-        log_settlement_lost(message, settlement, reason or "it was settled before")
+        reason = "it was settled before, or the broker has taken it back"
+        if message in self.unacked:
+            if not (reason := self._lost_because(message)):
+                return True
+            self._release(message)
+        log_settlement_lost(message, settlement, reason)
         return False
 
     def _lost_because(self, message: Message) -> str:

@@ -20,7 +20,7 @@ class BrokerUrl:
     """The parts of a URL like ``scheme://user:password@host:port,host:port/path?option=value``.
 
     ``like`` shows such a URL in the sentence for one that cannot be read; ``options`` are the names that may stand in
-    the query. Raises BrokerRefused.
+    the query, None if the client library knows them. Raises BrokerRefused.
     """
 
     def __init__(
@@ -28,18 +28,18 @@ class BrokerUrl:
         text: str,
         *,
         like: str,
-        options: Collection[str] = (),
+        options: Collection[str] | None = (),
         default_port: int | None = None,
     ) -> None:
         self.like = like
         readable = False
         with suppress(ValueError):
             parts = urlsplit(text, allow_fragments=False)
-            credentials, at, hosts = parts.netloc.rpartition("@")
+            credentials, _, hosts = parts.netloc.rpartition("@")
             self.hosts = [_host(host, default_port) for host in hosts.split(",") if host]
             self.options = dict(parse_qsl(parts.query, keep_blank_values=True))
-            # A password with an unescaped character ends up behind the host.
-            readable = bool(at) or "@" not in parts.path + parts.query
+            # A part of a password with an unescaped character is a host or an option here, and would be shown.
+            readable = "@" not in parts.path + parts.query
         if not readable:  # raised here, so that the parser's error is not its context
             raise self.unreadable()
         self.scheme = parts.scheme.lower()
@@ -50,8 +50,8 @@ class BrokerUrl:
         self.path = unquote(parts.path.removeprefix("/"))
         self.redacted = f"{self.scheme}://{','.join(self.hosts)}"
         """The address, without credentials: for logs and errors."""
-        for option in self.options.keys() - set(options):
-            known = ", ".join(sorted(options)) or "none"
+        for option in () if options is None else self.options.keys() - set(options):
+            known = ", ".join(sorted(options or ())) or "none"
             msg = f"CONSUMER_BROKER_URL: unknown option {option[:40]!r}; known options: {known}"
             raise BrokerRefused(msg)
 
@@ -87,6 +87,14 @@ class BrokerUrl:
             msg = f"CONSUMER_BROKER_URL: {option} must be a whole number"
             raise BrokerRefused(msg)
         return int(number)
+
+    def flag(self, option: str, default: bool = False) -> bool:
+        """The option as true or false. Raises BrokerRefused."""
+        text = self.options.get(option, str(default).lower())
+        if text not in ("true", "false"):
+            msg = f"CONSUMER_BROKER_URL: {option} must be true or false"
+            raise BrokerRefused(msg)
+        return text == "true"
 
     @property
     def names_tls_files(self) -> bool:
