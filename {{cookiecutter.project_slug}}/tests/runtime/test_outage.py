@@ -194,6 +194,7 @@ async def test_a_deleted_queue_is_created_again_and_consumed(
 ) -> None:
     broker.need("recreated queues")
     async with connect() as source:
+        assert await publish(source, 1) == await ack_all(source, 1)  # now it consumes
         await asyncio.to_thread(broker.delete, queue)
         await eventually_reconnected(source, events)
         published = await publish(source, 5)

@@ -53,8 +53,8 @@ class RedisServer(Server):
             due = client.zcount(f"{queue}.delayed", "-inf", now)
             delayed = client.zcount(f"{queue}.delayed", f"({now}", "+inf")
             dead_consumers = client.zrangebyscore(f"{queue}.consumers", "-inf", now)
-            nobodys = {"returned", *(name.decode() for name in dead_consumers)}
-            held = sum(count for name, count in pending.items() if name not in nobodys)
+            free = {"requeued", *(name.decode() for name in dead_consumers)}
+            held = sum(count for name, count in pending.items() if name not in free)
             return Counts(client.xlen(queue) - held + due, delayed, dead, held)
 
     def consumers(self, queue: str) -> int:
