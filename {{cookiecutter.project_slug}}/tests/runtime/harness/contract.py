@@ -59,6 +59,11 @@ async def take(source: Source, count: int) -> list[Message]:
         return [await anext(source) for _ in range(count)]
 
 
+async def ack(source: Source, messages: Iterable[Message]) -> None:
+    for message in messages:
+        await source.ack(message)
+
+
 async def ack_all(source: Source, count: int) -> list[str]:
     """Take and acknowledge this many, one after the other; returns their ids."""
     taken = []
