@@ -4,19 +4,21 @@ import asyncio
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import quote, urlsplit
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
-from aio_pika.robust_channel import RobustChannel
-from aiormq.abc import ChannelFrame
+from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -39,25 +41,25 @@ from harness.servers import (
     Server,
 )
 from harness.servers.proxy import Proxy
-from harness.servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
+from harness.servers.rabbitmq import DISK_FREE_BYTES, PrivateRabbit
 from runtime.brokers import (
     make_source,
     rabbitmq,
 )
+from runtime.brokers import source as outages
 from runtime.brokers.rabbitmq import (
     UNSTORED_SETTLEMENTS,
-    RabbitSource,
+    RabbitBroker,
     delays_ms,
 )
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
-from runtime.message import (
-    Message,
-    OutgoingMessage,
-    Retry,
-)
+from runtime.handlers import HandlerFunction, Router
+from runtime.message import Message, OutgoingMessage, Retry
 from runtime.settings import ConsumerSettings
 from runtime.watchdog import CLOSE_SECONDS
-from test_bad_input import consume
+from secured import ODD_USER, ODD_VHOST, READER, Start, rabbitmq_with_users, with_user
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
@@ -97,13 +99,29 @@ UNREADABLE: dict[str, tuple[dict[str, Any], tuple[bytes, bytes], str]] = {
 }
 """Properties, what of their bytes is replaced, and what becomes of the message."""
 
-Connect = Callable[..., AbstractAsyncContextManager[RabbitSource]]
+Connect = Callable[..., AbstractAsyncContextManager[RabbitBroker]]
 
 
 @pytest.fixture
 def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
-    """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
+    """A RabbitMQ whose disk may run full."""
     return private_server("rabbitmq")
+
+
+@pytest.fixture
+def with_users(start_secured: Start) -> str:
+    """The URL of a RabbitMQ that knows `ODD_USER` and `READER`."""
+    return start_secured(rabbitmq_with_users)
+
+
+@contextmanager
+def alarm(server: PrivateRabbit) -> Iterator[None]:
+    """Less of the disk is free than the broker asks for."""
+    server.control("set_disk_free_limit", str(10**15))
+    try:
+        yield
+    finally:
+        server.control("set_disk_free_limit", str(DISK_FREE_BYTES))
 
 
 @asynccontextmanager
@@ -113,26 +131,47 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
         yield channel
 
 
-async def test_acks_that_were_not_written_when_the_channel_closed_are_logged_once(
-    broker: Server, events: list[Event]
-) -> None:
-    channel: Any = SimpleNamespace(closing=asyncio.get_running_loop().create_future())
-    deliveries = rabbitmq._Deliveries(channel, 10)
-    deliveries.add(1, Message(b"", "first"))
-    deliveries.add(3, Message(b"", "second"))
-    for tag in (1, 1, 3, 3):
-        deliveries.ack(tag)
-    deliveries.requeue(1)
-    deliveries.close()
-    await asyncio.gather(deliveries.writer, return_exceptions=True)
-    assert [event["id"] for event in find(events, "settlement_lost")] == ["first", "second"]
+class TestAcksThatWereNotSent:
+    async def test_are_logged_once_when_the_channel_closes(
+        self, broker: Server, events: list[Event]
+    ) -> None:
+        deliveries = rabbitmq._Deliveries(fake_channel(), 10)
+        for tag, id in ((1, "first"), (3, "second"), (4, "requeued"), (5, "unacked")):
+            deliveries.add(tag, Message(b"", id))
+        deliveries.ack(1)
+        deliveries.ack(3)
+        deliveries.requeue(4)
+        deliveries.close()
+        deliveries.close()
+        await asyncio.gather(deliveries.writer, return_exceptions=True)
+        assert [event["id"] for event in find(events, "settlement_lost")] == ["first", "second"]
+
+    async def test_are_logged_when_the_channel_closes_while_they_are_written(
+        self, broker: Server, events: list[Event]
+    ) -> None:
+        deliveries = rabbitmq._Deliveries(channel := fake_channel(), 10)
+        channel.basic_ack = AsyncMock(side_effect=ChannelInvalidStateError)
+        deliveries.add(1, Message(b"", "first"))
+        deliveries.ack(1)
+        await deliveries.writer
+        channel.closing.set_exception(ConnectionResetError("reset"))
+        await asyncio.sleep(0)
+        (lost,) = find(events, "settlement_lost")
+        assert (lost["id"], lost["settlement"]) == ("first", "ack")
+        assert deliveries.ended.is_set()
+        assert deliveries.end_reason == "reset"
+
+
+def fake_channel() -> Any:
+    closing = asyncio.get_running_loop().create_future()
+    return SimpleNamespace(closing=closing, on_consumer_cancel_callbacks=set())
 
 
 class TestOutages:
-    @pytest.mark.parametrize("step", ["initialize", "_on_reopened"])
+    @pytest.mark.parametrize("step", ["open", "basic_consume"])
     async def test_a_start_that_failed_can_be_made_again_and_consumes_once(
         self,
-        source_for: Callable[..., RabbitSource],
+        source_for: Callable[..., RabbitBroker],
         broker: Server,
         proxy: Proxy,
         queue: str,
@@ -141,15 +180,14 @@ class TestOutages:
     ) -> None:
         """The connection is lost in its first step, or in its last."""
         async with source_for(10, broker_url=proxy.url) as source:
-            owner = RobustChannel if hasattr(RobustChannel, step) else RabbitSource
-            whole = getattr(owner, step)
+            whole = getattr(Channel, step)
 
             async def lose(*_: object, **__: object) -> None:
-                monkeypatch.setattr(owner, step, whole)
+                monkeypatch.setattr(Channel, step, whole)
                 proxy.cut()
                 raise ConnectionResetError
 
-            monkeypatch.setattr(owner, step, lose)
+            monkeypatch.setattr(Channel, step, lose)
             with pytest.raises(BrokerUnavailable):
                 await source.start()
 
@@ -212,7 +250,7 @@ class TestOutages:
         async with connect(prefetch=4, broker_url=f"{node.url}?heartbeat=1") as source:
             published = await publish(source, 30)
             failed, *others = await take(source, 4)
-            with node.alarm():
+            with alarm(node):
                 retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
                 for message in others:
                     await source.ack(message)
@@ -239,7 +277,7 @@ class TestOutages:
         assert isinstance(node, PrivateRabbit)
         async with connect(broker_url=node.url) as source:
             published = await publish(source, 1)
-        with node.alarm():
+        with alarm(node):
             async with connect(prefetch=1, broker_url=node.url) as source:
                 (message,) = await take(source, 1)
                 retrying = asyncio.create_task(source.retry(message, 0.1, "not now"))
@@ -272,7 +310,8 @@ class TestOutages:
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=10) as source:
-            channel: Any = await source._consuming.get_underlay_channel()
+            assert source._deliveries is not None
+            channel: Any = source._deliveries.channel
             tag = source._consumer_tag
             callback = channel.consumers[tag]
             await channel.basic_cancel(tag)  # gone at the broker, and not yet here
@@ -296,7 +335,6 @@ class TestOutages:
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(rabbitmq, "RESTORE_SECONDS", 0.5)
         async with connect() as source, open_channel(broker.url) as channel:
             await channel.queue_delete(queue)
             await channel.declare_queue(queue, durable=True)
@@ -314,7 +352,7 @@ class TestOutages:
             await receipt.deliveries.channel.basic_ack(4711)  # PRECONDITION_FAILED
 
             async def gone() -> bool:
-                return bool(receipt.settled)
+                return bool(receipt.deliveries.channel.is_closed)
 
             await eventually(True, gone)
             await source.ack(in_flight)
@@ -335,16 +373,16 @@ class TestStopping:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(rabbitmq, "DELIVERY_LIMIT", 3)
-        monkeypatch.setattr(rabbitmq, "LONGEST_PAUSE_SECONDS", 0.1)
+        monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.1)
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             for _ in range(4):
                 await take(source, 1)
-                source._socket.cut()
+                source._client.cut()
             await eventually_logged(events, "connected", count=2)
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(10)]
-            assert letter.reason == "given up by the broker: delivery_limit"
+            assert letter.reason == "dead-lettered by the broker: delivery_limit"
             assert letter.attempts == 0  # no handler failed on it
             assert abs(letter.dead_lettered_at - time.time()) < 60
 
@@ -428,16 +466,16 @@ class TestSettlements:
         )
 
     async def test_no_ack_covers_a_delivery_that_was_never_seen(
-        self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
+        self, source_for: Callable[..., RabbitBroker], broker: Server, queue: str
     ) -> None:
         source = source_for(prefetch=10)
-        receive = source._receive
+        receive = source._on_delivery
 
-        def drop_one(channel: Any, tag: int, body: bytes, properties: Basic.Properties) -> None:
-            if body != b"3":  # as if aio-pika had failed on it
-                receive(channel, tag, body, properties)
+        async def drop_one(delivered: DeliveredMessage) -> None:
+            if delivered.body != b"3":  # as if aiormq had failed on it
+                await receive(delivered)
 
-        source._receive = drop_one  # type: ignore[method-assign, assignment]
+        source._on_delivery = drop_one  # type: ignore[method-assign]
         async with source:
             await source.start()
             await publish(source, 8)
@@ -479,6 +517,61 @@ class TestMoving:
             assert {name: getattr(properties, name) for name in FULL} == FULL
             assert properties.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
             assert properties.expiration is None
+            await source.ack(message)
+
+    @pytest.mark.parametrize("priority", [None, 0])
+    async def test_a_priority_stays_as_it_is_and_an_absent_one_absent(
+        self, connect: Connect, broker: Server, queue: str, priority: int | None
+    ) -> None:
+        """RabbitMQ 4.3 takes an absent one for 4: with 0 a message would be behind all others."""
+        seen = []
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            await publish_frames(channel, queue, Basic.Properties(priority=priority))
+            (message,) = await take(source, 1)
+            seen.append(message.receipt.properties.priority)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            seen.append(message.receipt.properties.priority)
+            await source.reject(message, "bad")
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (message,) = await take(source, 1)
+            seen.append(message.receipt.properties.priority)
+            await source.ack(message)
+        assert seen == [priority] * 3
+
+    @pytest.mark.parametrize(
+        "attempts", ["many", "2", -1, 2**40, 1.5, True, None, [1], {"a": 1}, datetime.now(UTC)]
+    )
+    async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
+        self, connect: Connect, broker: Server, queue: str, attempts: Any
+    ) -> None:
+        headers = {rabbitmq.ATTEMPTS: attempts}
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
+            await publish_frames(channel, queue, Basic.Properties(headers=headers))
+            (message,) = await take(source, 1)
+            assert message.attempt in (1, 2, 3)
+            await source.reject(message, "bad")
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+
+    async def test_a_dead_letter_that_another_program_moved_back_is_retried(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """With its old x-death RabbitMQ 3.10 took the retry for a cycle, and kept it for ever."""
+        async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
+            await publish_raw(channel, queue, message_id="id-1", expiration=0.05)
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            letters = await channel.get_queue(f"{queue}.dead", ensure=False)
+            letter = await letters.get()
+            assert "x-death" in letter.headers
+            moved = aio_pika.Message(letter.body, headers=letter.headers, message_id="id-1")
+            await channel.default_exchange.publish(moved, routing_key=queue)
+            await letter.ack()
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert (message.id, message.attempt) == ("id-1", 2)
             await source.ack(message)
 
     async def test_a_message_without_an_id_gets_one_and_keeps_it(
@@ -542,13 +635,7 @@ class TestMoving:
             odd_properties = Basic.Properties(message_id="odd", **properties)
             await publish_frames(channel, "ROUTING KEY", odd_properties, (text, odd), fanout.name)
             await publisher.publish([OutgoingMessage(b"", "order", str(n)) for n in range(20)])
-        source = make_source(settings, 5)
-        await consume(
-            source,
-            settings,
-            lambda c: c.handled_count + c.rejected_count == 21,
-            {"order": order, "other": other},
-        )
+        await handle(settings, 21, {"order": order, "other": other})
         assert Counter(seen) == {
             **{str(number): 1 for number in range(20)},
             **({"odd": 2} if outcome == "handled" else {}),
@@ -644,6 +731,47 @@ class TestMoving:
         assert (delays[0], delays[-1]) == (10, 86_400_000)
 
 
+class TestDeadLetters:
+    @pytest.mark.parametrize("count", [33, 250])
+    async def test_a_replay_leaves_none_behind(
+        self, connect: Connect, broker: Server, queue: str, count: int
+    ) -> None:
+        """The channel of a quorum queue drops more than 32 acks that the queue has not stored when it is closed."""
+        async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
+            for number in range(count):
+                await publish_raw(channel, f"{queue}.dead", message_id=str(number))
+            moved = [moved async for moved in source.replay_dead_letters()]
+            assert moved == [*range(100, count, 100), count]
+        await eventually_counts(broker, queue, Counts(ready=count, delayed=0, dead=0))
+        async with connect(prefetch=1) as source:
+            assert await ack_all(source, count) == [str(number) for number in range(count)]
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {rabbitmq.ATTEMPTS: "many", rabbitmq.DEAD_LETTERED_AT: "yesterday"},
+            {rabbitmq.ATTEMPTS: [], rabbitmq.DEAD_LETTERED_AT: [1]},
+            {rabbitmq.REASON: {"a": 1}, rabbitmq.DEAD_LETTERED_AT: -1.5},
+            {"x-death": "often"},
+            {"x-death": []},
+            {"x-death": ["often"]},
+            {"x-death": [{"reason": 7, "time": "yesterday"}]},
+        ],
+        ids=str,
+    )
+    async def test_letters_of_other_programs_are_listed(
+        self, connect: Connect, broker: Server, queue: str, headers: dict[str, Any]
+    ) -> None:
+        async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
+            for id in ("id-1", "id-2"):
+                properties = Basic.Properties(message_id=id, headers=headers)
+                await publish_frames(channel, f"{queue}.dead", properties)
+            letters = [letter async for letter in source.dead_letters(10)]
+            assert ids(letters) == ["id-1", "id-2"]
+            assert {(letter.attempts, letter.dead_lettered_at) for letter in letters} == {(0, 0)}
+            assert all(isinstance(letter.reason, str) for letter in letters)
+
+
 class TestTopology:
     async def test_services_of_other_versions_find_their_queues_unchanged(
         self, connect: Connect, broker: Server, queue: str
@@ -667,27 +795,29 @@ class TestTopology:
                 await channel.declare_queue(name, durable=True, arguments=arguments)
 
     async def test_an_existing_queue_with_other_arguments_is_one_sentence(
-        self, source_for: Callable[..., RabbitSource], broker: Server, queue: str
+        self, source_for: Callable[..., RabbitBroker], broker: Server, queue: str
     ) -> None:
         async with open_channel(broker.url) as channel:
             await channel.declare_queue(queue, durable=True)
-        with pytest.raises(BrokerRefused, match=f"the queue '{queue}' is there with") as refused:
+        with pytest.raises(
+            BrokerRefused, match=f"the queue '{queue}' already exists with"
+        ) as refused:
             await source_for().__aenter__()
         assert "inequivalent arg" in str(refused.value)
         assert "\n" not in str(refused.value)
 
     @pytest.mark.very_slow
     async def test_who_may_not_declare_uses_the_queues_that_are_there(
-        self, connect: Connect, node: PrivateServer, queue: str
+        self, connect: Connect, with_users: str, queue: str
     ) -> None:
-        with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' is not there"):
-            async with connect(broker_url=url_for(node, READER)):
+        with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
+            async with connect(broker_url=with_user(with_users, *READER)):
                 pass
-        async with connect(prefetch=0, broker_url=node.url) as owner:
+        async with connect(prefetch=0, broker_url=with_users) as owner:
             # Published by another user, who is named in the message: RabbitMQ checks that name.
-            async with open_channel(node.url) as channel:
+            async with open_channel(with_users) as channel:
                 await publish_raw(channel, queue, message_id="id-1", user_id="guest")
-            async with connect(prefetch=1, broker_url=url_for(node, READER)) as source:
+            async with connect(prefetch=1, broker_url=with_user(with_users, *READER)) as source:
                 (message,) = await take(source, 1)
                 await source.retry(message, 0.1, "not now")
                 (message,) = await take(source, 1)
@@ -703,9 +833,10 @@ class TestTopology:
 class TestCredentials:
     @pytest.mark.very_slow
     async def test_user_password_and_virtual_host_may_hold_any_character(
-        self, connect: Connect, node: PrivateServer, queue: str
+        self, connect: Connect, with_users: str, queue: str
     ) -> None:
-        url = url_for(node, ODD_USER, ODD_VHOST)
+        vhost = quote(ODD_VHOST, safe="")
+        url = urlsplit(with_user(with_users, *ODD_USER))._replace(path=f"/{vhost}").geturl()
         async with connect(prefetch=1, broker_url=url) as source:
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
@@ -714,19 +845,30 @@ class TestCredentials:
                 await channel.queue_delete(name)
 
     async def test_a_virtual_host_that_does_not_exist_is_one_sentence(
-        self, source_for: Callable[..., RabbitSource], broker: Server
+        self, source_for: Callable[..., RabbitBroker], broker: Server
     ) -> None:
         url = urlsplit(broker.url)._replace(path="/no-such-vhost").geturl()
-        with pytest.raises(BrokerRefused, match="refused the virtual host") as refused:
+        with pytest.raises(
+            BrokerRefused, match="the virtual host was refused: it does not exist"
+        ) as refused:
             await source_for(broker_url=url).__aenter__()
         assert "guest:" not in str(refused.value)
 
 
-def url_for(server: Server, user: tuple[str, str], vhost: str = "/") -> str:
-    parts = urlsplit(server.url)
-    name, password = (quote(part, safe="") for part in user)
-    netloc = f"{name}:{password}@{parts.netloc.rpartition('@')[2]}"
-    return parts._replace(netloc=netloc, path=f"/{quote(vhost, safe='')}").geturl()
+async def handle(
+    settings: ConsumerSettings, count: int, functions: dict[str, HandlerFunction]
+) -> None:
+    """Run these handlers until this many messages are handled or rejected; then shut down."""
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings, 5), Router(functions), event, settings)
+    running = asyncio.create_task(consumer.run())
+
+    async def settled_count() -> int:
+        return consumer.handled_count + consumer.rejected_count
+
+    await eventually(count, settled_count)
+    event.set("test")
+    assert await running == 0
 
 
 async def publish_raw(channel: AbstractChannel, queue: str, **properties: Any) -> None:
@@ -741,7 +883,10 @@ async def publish_frames(
     replace: tuple[bytes, bytes] = (b"", b""),
     exchange: str = "",
 ) -> None:
-    """Publish what other clients can send and aio-pika cannot; it also gives each message an id."""
+    """Publish what other clients can send and aio-pika cannot; it also gives each message an id.
+
+    aio-pika does not count it: nothing else can be published on this channel.
+    """
     underlay: Any = await channel.get_underlay_channel()
     frames: list[Any] = [
         Basic.Publish(exchange=exchange, routing_key=routing_key),

@@ -16,11 +16,11 @@ import pytest
 
 from harness.contract import (
     Connect,
+    Counted,
     Event,
     ack_all,
     as_promised,
     buffer_holds,
-    eventually_counts,
     eventually_logged,
     eventually_reconnected,
     find,
@@ -42,7 +42,6 @@ from harness.scene import (
 )
 from harness.servers import (
     SERVED_BROKERS,
-    Counts,
     PrivateServer,
     Server,
     server_module,
@@ -149,11 +148,11 @@ async def test_an_outage_of_several_attempts_is_logged_and_counted_once(
 @over_the_network
 async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_repeated(
     connect: Connect,
+    counted: Counted,
     proxy: Proxy,
     events: list[Event],
     caplog: pytest.LogCaptureFixture,
     broker: Server,
-    queue: str,
 ) -> None:
     async with connect(prefetch=50, broker_url=proxy.url) as source:
         published = await publish(source, 40)
@@ -168,7 +167,7 @@ async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_re
         handled = ids(in_flight) + await ack_all(source, 37 + len(repeated))
         assert Counter(handled) == Counter(published + repeated)
         await eventually_reconnected(source, events)
-    await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+    await counted()
     assert [event["id"] for event in find(events, "settlement_lost")] == repeated
     assert len(find(events, "reconnecting")) == 1
     assert caplog.records == []  # client libraries log each attempt, with tracebacks
@@ -286,7 +285,7 @@ async def test_a_shutdown_during_an_outage_is_immediate(
 
 @over_the_network
 async def test_after_an_outage_a_stopped_source_gets_nothing(
-    connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, events: list[Event]
 ) -> None:
     url = with_options(proxy.url, broker.lease_option)
     async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
@@ -298,13 +297,13 @@ async def test_after_an_outage_a_stopped_source_gets_nothing(
         await source.stop()
         proxy.resume()
         await publish(publisher, 1)
-        await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        await counted(ready=4)
         assert len(source.buffer) == 0
 
 
 @over_the_network
 async def test_deliveries_that_arrive_after_the_stop_are_requeued(
-    connect: Connect, proxy: Proxy, broker: Server, queue: str, shorten: Shorten
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, shorten: Shorten
 ) -> None:
     shorten(0.1, "STOP_SECONDS", "CANCEL_SECONDS")
     url = with_options(proxy.url, broker.lease_option)
@@ -314,4 +313,4 @@ async def test_deliveries_that_arrive_after_the_stop_are_requeued(
         await publish(publisher, 3)
         await source.stop()
         proxy.resume()  # the deliveries arrive, before the broker has heard of the stop
-        await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
+        await counted(ready=3)

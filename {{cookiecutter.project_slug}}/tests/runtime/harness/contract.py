@@ -21,6 +21,8 @@ WAIT_SECONDS = 20
 
 Connect = Callable[..., AbstractAsyncContextManager[Any]]
 """Connects a source: the fixture `connect`."""
+Counted = Callable[..., Awaitable[None]]
+"""The fixture `counted`."""
 Event = dict[str, Any]
 """What was logged, with its level."""
 

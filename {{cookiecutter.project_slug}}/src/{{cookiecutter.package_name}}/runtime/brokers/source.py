@@ -243,11 +243,10 @@ class Source(Connected):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
-        reason = "it was settled before, or the broker has taken it back"
-        if message in self.unacked:
-            if not (reason := self._lost_because(message)):
-                return True
-            self._release(message)
+        if not (reason := self._lost_because(message)) and message in self.unacked:
+            return True
+        self._release(message)
+        reason = reason or "it was settled before, or the broker has taken it back"
         log_settlement_lost(message, settlement, reason)
         return False
 
@@ -272,11 +271,12 @@ class Source(Connected):
         except BrokerError as error:
             log_settlement_lost(message, settlement, error)
             await asyncio.sleep(FAILED_MOVE_SECONDS)
-            if message in self.unacked:
+            if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
         else:
-            # Else it was requeued meanwhile, at the deadline.
-            if message in self.unacked and self._holds(message, settlement):
+            # If so, that was meanwhile, at the deadline.
+            requeued = message not in self.unacked and not self._lost_because(message)
+            if not requeued and self._holds(message, settlement):
                 self._release(message)
                 await (settle or self._ack)(message)
 

@@ -54,9 +54,6 @@ main(["--port", sys.argv[1]])
 class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
-    lacks = ("wrong passwords",)  # moto takes every one
-    tls_files = ("cafile",)
-    tls_option = "tls=true"
     lease_option = "visibility_seconds=3"
     lease_seconds = 3
 
@@ -85,15 +82,6 @@ class SqsServer(Server):
 
     def consumers(self, queue: str) -> int:
         return -1
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        yield self.url
-
-    def delete(self, queue: str) -> None:
-        for name in (queue, f"{queue}-dead"):
-            if url := self.queue_url(name):
-                self.client.delete_queue(QueueUrl=url)
 
     def queue_url(self, name: str) -> str:
         """Empty if there is no such queue."""
