@@ -47,6 +47,7 @@ from runtime.brokers import (
     rabbitmq,
 )
 from runtime.brokers import source as outages
+from runtime.brokers.delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON
 from runtime.brokers.rabbitmq import (
     UNSTORED_SETTLEMENTS,
     RabbitBroker,
@@ -546,7 +547,7 @@ class TestMoving:
     async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
         self, connect: Connect, broker: Server, queue: str, attempts: Any
     ) -> None:
-        headers = {rabbitmq.ATTEMPTS: attempts}
+        headers = {ATTEMPTS: attempts}
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
             (message,) = await take(source, 1)
@@ -749,9 +750,9 @@ class TestDeadLetters:
     @pytest.mark.parametrize(
         "headers",
         [
-            {rabbitmq.ATTEMPTS: "many", rabbitmq.DEAD_LETTERED_AT: "yesterday"},
-            {rabbitmq.ATTEMPTS: [], rabbitmq.DEAD_LETTERED_AT: [1]},
-            {rabbitmq.REASON: {"a": 1}, rabbitmq.DEAD_LETTERED_AT: -1.5},
+            {ATTEMPTS: "many", DEAD_LETTERED_AT: "yesterday"},
+            {ATTEMPTS: [], DEAD_LETTERED_AT: [1]},
+            {REASON: {"a": 1}, DEAD_LETTERED_AT: -1.5},
             {"x-death": "often"},
             {"x-death": []},
             {"x-death": ["often"]},
