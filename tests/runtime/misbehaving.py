@@ -117,5 +117,5 @@ if __name__ == "__main__":
     ):
         setattr(module, name, float(os.environ.get(name, getattr(module, name))))
     if kind := os.environ.get("TELEMETRY"):
-        telemetry.KINDS = (kind,)  # type: ignore[misc, assignment]  # a service has one kind at most
+        telemetry.KINDS = (kind,)  # type: ignore[assignment]  # a service has one kind at most
     sys.exit(run({"work": misbehave, "thread": thread, "long": long, "batch": batch}, lifespan))

@@ -1,4 +1,4 @@
-"""The buffer between the fetcher and the workers: each message reaches exactly one of them. And `Source` and `Connectivity`, whichever the broker."""
+"""The buffer between the fetcher and the workers: each message reaches exactly one of them. And `Connectivity`."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -9,7 +9,6 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.contract import WAIT_SECONDS, Connect, consume
 from runtime.brokers import source
 from runtime.brokers.buffer import Buffer
 from runtime.brokers.source import Connectivity, backoff_seconds
@@ -277,29 +276,3 @@ async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> 
 
     with pytest.raises(RuntimeError, match="a bug"):
         await Connectivity("here").keep(work, asyncio.Event())
-
-
-# -- the source
-
-
-@pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
-async def test_stop_ends_the_workers_that_wait(connect: Connect) -> None:
-    async with connect(prefetch=3) as source:
-        workers = [asyncio.create_task(consume(source, [])) for _ in range(3)]
-        await asyncio.sleep(0)
-        await source.stop()
-        async with asyncio.timeout(WAIT_SECONDS):
-            await asyncio.gather(*workers)
-
-
-@pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
-async def test_a_failed_fetcher_makes_every_worker_raise(connect: Connect) -> None:
-    async with connect(prefetch=2) as source:
-        workers = [asyncio.ensure_future(anext(source)) for _ in range(3)]
-        await asyncio.sleep(0)
-        source.buffer.fail(RuntimeError("out of order"))
-        for worker in workers:
-            with pytest.raises(SourceFailed, match="out of order"):
-                await worker
-        with pytest.raises(SourceFailed, match="out of order"):
-            await anext(source)

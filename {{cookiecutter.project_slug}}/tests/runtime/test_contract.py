@@ -9,7 +9,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
@@ -17,6 +16,8 @@ from harness.contract import (
     Connect,
     Counted,
     Event,
+    ack,
+    ack_all,
     as_promised,
     buffer_holds,
     consume,
@@ -55,8 +56,7 @@ async def test_an_acknowledged_message_is_gone(connect: Connect, counted: Counte
         published = await publish(source, 3)
         messages = await take(source, 3)
         assert as_promised(source, ids(messages)) == as_promised(source, published)
-        for message in messages:
-            await source.ack(message)
+        await ack(source, messages)
     await counted()
 
 
@@ -82,11 +82,7 @@ async def test_messages_published_before_the_start_are_delivered(connect: Connec
     async with connect(prefetch=0) as publisher:
         published = await publish(publisher, 3)
     async with connect(prefetch=1) as source:
-        received = []
-        for _ in published:
-            (message,) = await take(source, 1)
-            received.append(message.id)
-            await source.ack(message)
+        received = await ack_all(source, 3)
         assert as_promised(source, received) == as_promised(source, published)
 
 
@@ -105,30 +101,8 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
         held = await take(few, 3)
         async with connect(prefetch=30) as many:
             others = await take(many, 27)  # not there if the first had more than its three
-            for message in others:
-                await many.ack(message)
-        for message in held:
-            await few.ack(message)
-
-
-async def test_workers_share_one_source(connect: Connect) -> None:
-    handled: list[str] = []
-    async with connect(prefetch=5) as source:
-        all_busy = asyncio.Barrier(5)
-
-        async def work() -> None:
-            (message,) = await take(source, 1)
-            await all_busy.wait()
-            handled.append(message.id)
-            await source.ack(message)
-            await consume(source, handled)
-
-        workers = [asyncio.create_task(work()) for _ in range(5)]
-        published = await publish(source, 60)
-        await eventually(60, length_of(handled))
-        await source.stop()
-        await asyncio.gather(*workers)
-    assert Counter(handled) == Counter(published)
+            await ack(many, others)
+        await ack(few, held)
 
 
 async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
@@ -152,38 +126,6 @@ async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
         await asyncio.gather(*workers)
     assert Counter(handled) == Counter(published)
     await counted()
-
-
-@pytest.mark.slow
-async def test_cancelling_anext_300_times_loses_nothing(connect: Connect) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    received: list[str] = []
-    published: list[str] = []
-
-    async with connect(prefetch=4) as source, connect(prefetch=0) as publisher:
-
-        async def publish_slowly() -> None:
-            for _ in range(20):
-                published.extend(await publish(publisher, chance.randrange(1, 6)))
-
-        publishing = asyncio.create_task(publish_slowly())
-        for _ in range(300):
-            pull = asyncio.ensure_future(anext(source))
-            for _ in range(chance.randrange(8)):
-                await asyncio.sleep(chance.choice([0, 0, 0.001]))
-            pull.cancel()
-            with suppress(asyncio.CancelledError):
-                message = await pull
-                received.append(message.id)
-                await source.ack(message)
-        await publishing
-        while len(received) < len(published):
-            (message,) = await take(source, 1)
-            received.append(message.id)
-            await source.ack(message)
-    assert Counter(received) == Counter(published)
 
 
 # -- failures
@@ -214,11 +156,7 @@ async def test_a_message_that_waits_for_its_retry_delays_no_other(connect: Conne
         published = await publish(source, 3)
         (first,) = await take(source, 1)
         await source.retry(first, LONG_RETRY_SECONDS, "not now")
-        order = []
-        for _ in range(3):
-            (message,) = await take(source, 1)
-            order.append(message.id)
-            await source.ack(message)
+        order = await ack_all(source, 3)
         others = [id for id in published if id != first.id]
         assert as_promised(source, order[:-1]) == as_promised(source, others)
         assert order[-1] == first.id
@@ -276,13 +214,12 @@ async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
             messages = await take(other, 12)
             assert Counter(ids(messages)) == Counter(published)
             assert {message.attempt for message in messages} == {1}
-            for message in messages:
-                await other.ack(message)
+            await ack(other, messages)
 
     async with connect(prefetch=0) as publisher:
         async with connect(prefetch=10) as one:
             published += await publish(publisher, 10)
-            await eventually(10, length_of(one.buffer))
+            await buffer_holds(one, 10)
             await one.stop()
             published += await publish(publisher, 2)
             with pytest.raises(StopAsyncIteration):
@@ -316,8 +253,7 @@ async def test_leaving_requeues_what_is_in_flight(connect: Connect, counted: Cou
     async with connect(prefetch=2) as source:
         messages = await take(source, 2)
         assert {(m.id, m.attempt) for m in messages} == {(id, 1) for id in published}
-        for message in messages:
-            await source.ack(message)
+        await ack(source, messages)
 
 
 async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted) -> None:
@@ -348,14 +284,6 @@ async def test_settling_after_the_connection_is_gone_changes_nothing(
     await source.reject(bad, "bad")
     await source.requeue(back)
     await counted(ready=4)
-
-
-async def test_a_source_is_connected_from_entering_to_leaving(connect: Connect) -> None:
-    async with connect(prefetch=1) as source:
-        assert source.connected
-        await source.stop()
-        assert source.connected  # what is in flight can still be settled
-    assert not source.connected
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -397,8 +325,7 @@ async def test_every_ack_has_arrived_when_the_source_is_left(
     shorten(50, "QUIET_TURNS")  # acks that travel together wait for each other
     async with connect(prefetch=1000) as source:
         await publish(source, 300)
-        for message in await take(source, 300):
-            await source.ack(message)
+        await ack(source, await take(source, 300))
     await counted()
 
 
@@ -489,22 +416,3 @@ async def test_purged_dead_letters_are_gone_and_counted(connect: Connect, counte
         assert await last(source.purge_dead_letters()) == 0
         assert [moved async for moved in source.replay_dead_letters()] == []
     await counted()
-
-
-async def test_describe_counts_the_messages_and_the_consumers(
-    connect: Connect, broker: Server, queue: str
-) -> None:
-    async with connect(prefetch=0) as source:
-        need(source, "queue_metrics")
-        await publish(source, 3)
-        described = await source.describe()
-        assert described[queue] == 3
-        if f"{queue} consumers" not in described:
-            pytest.skip("this broker counts no consumers")
-        assert described[f"{queue} consumers"] == 0
-        async with connect(prefetch=1):
-
-            async def count_consumers() -> object:
-                return (await source.describe())[f"{queue} consumers"]
-
-            await eventually(1, count_consumers)

@@ -18,6 +18,7 @@ from harness.contract import (
     Connect,
     Counted,
     Event,
+    ack,
     ack_all,
     as_promised,
     buffer_holds,
@@ -160,8 +161,7 @@ async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_re
         await buffer_holds(source, 37)
         proxy.refuse()
         await eventually_logged(events, "reconnecting")
-        for message in in_flight:  # their handlers have finished
-            await source.ack(message)
+        await ack(source, in_flight)  # their handlers have finished
         proxy.resume()
         repeated = ids(in_flight) if broker.requeues_on_disconnect else []
         handled = ids(in_flight) + await ack_all(source, 37 + len(repeated))
@@ -231,8 +231,7 @@ async def test_a_broker_that_stops_responding_is_an_outage(
         proxy.cut()
         proxy.resume()
         await eventually_reconnected(source, events)
-        for message in messages:
-            await source.ack(message)
+        await ack(source, messages)
         published += await publish(source, 1)
         while (await ack_all(source, 1)) != published[-1:]:
             assert broker.requeues_on_disconnect

@@ -28,7 +28,6 @@ from .servers import (
     BROKERS,
     SERVED_BROKERS,
     Counts,
-    PrivateServer,
     Server,
     ServerMissing,
     server_module,
@@ -51,14 +50,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
+Start = Callable[[str], Any]
+"""Gives the server of a broker, the same one at each call."""
+
+
 @contextmanager
-def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """Gives the server of a broker, the same one at each call."""
+def servers(kind: str, directories: pytest.TempPathFactory) -> Iterator[Start]:
     with ExitStack() as running:
 
         @cache
         def start(broker: str) -> Any:
-            directory = tmp_path_factory.mktemp(f"{kind}-{broker}")
+            directory = directories.mktemp(f"{kind}-{broker}")
             try:
                 return running.enter_context(getattr(server_module(broker), kind)(directory))
             except ServerMissing as missing:
@@ -68,27 +70,24 @@ def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 
 @pytest.fixture(scope="session")
-def shared_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], Server]]:
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Not part of `broker`, which pytest ends and makes again as often as its parameter changes."""
     with servers("shared", tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(scope="session")
-def private_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], PrivateServer]]:
-    """Gives the broker's server that tests may kill and start again; its queues are not cleaned up."""
+def private_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """For tests that kill it and start it again; its queues are not cleaned up."""
     with servers("private", tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(scope="session", params=BROKERS)
-def broker(request: pytest.FixtureRequest, shared_server: Callable[[str], Server]) -> Server:
+def broker(request: pytest.FixtureRequest, shared_server: Start) -> Server:
     """A server of each broker whose module is in harness/servers."""
-    return shared_server(request.param)
+    server: Server = shared_server(request.param)
+    return server
 
 
 @pytest.fixture

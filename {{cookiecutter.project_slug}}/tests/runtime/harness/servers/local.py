@@ -184,13 +184,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def accepts(port: int) -> bool:
-    """Whether anybody listens there; a server may need a better question."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
-        return True
-    return False
-
-
 @contextmanager
 def one_for_all_workers(
     broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
