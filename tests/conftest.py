@@ -1,9 +1,8 @@
 """Renders with pytest-cookies, and sums up at the end what was proved."""
 
-import os
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-import repositories
-from rendered import BIN, PUBLIC_QUESTIONS, SPREAD, Combination, Service
+from support import repositories
+from support.rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Prove, Render, Service
 
-Render = Callable[..., Service]
-Prove = Callable[[str, str], None]
+pytest.register_assert_rewrite("harness")
+
+from harness.servers import ServerMissing, rabbitmq, skip_without_server  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,41 +79,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-RABBITMQ = """
-import sys, tempfile
-from pathlib import Path
-from tests.runtime.servers import ServerMissing, rabbitmq
-with tempfile.TemporaryDirectory() as folder:
-    try:
-        with rabbitmq.shared(Path(folder)) as server:
-            print(server.url, flush=True)
-            sys.stdin.read()
-    except ServerMissing as reason:
-        print(f"missing: {reason}", flush=True)
-"""
-
-
 @pytest.fixture
-def rabbitmq_url(render: Render) -> Iterator[str]:
+def rabbitmq_url(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Of a real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one."""
-    service = render(broker="rabbitmq")
-    python = service.environment() / BIN / "python"
-    command = [str(python), "-c", RABBITMQ]
-    env = {**os.environ, "PYTHONPATH": "src:."}
-    env.pop("PYTEST_XDIST_WORKER", None)  # it has no part in the servers that workers share
-    with subprocess.Popen(
-        command, cwd=service.path, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdin
-        assert server.stdout
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # not one that workers share
+    with ExitStack() as running:
         try:
-            url = server.stdout.readline().strip()
-            if url.startswith("missing"):
-                assert os.environ.get("REQUIRE_BROKERS") != "1", url
-                pytest.skip(url)
-            yield url
-        finally:
-            server.stdin.close()
+            server = running.enter_context(rabbitmq.shared(tmp_path_factory.mktemp("rabbitmq")))
+        except ServerMissing as missing:
+            skip_without_server(missing)
+        yield server.url
 
 
 @pytest.fixture

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
-from conftest import Render
 from local_extensions import class_name, handler_names
-from rendered import CHOICES, LONG_NAME, PUBLIC_QUESTIONS, QUESTIONS, TREE, cookiecutter
+from support.rendered import (
+    CHOICES,
+    LONG_NAME,
+    PUBLIC_QUESTIONS,
+    QUESTIONS,
+    TREE,
+    Render,
+    cookiecutter,
+)
 
 PWNED = "open('pwned', 'w')"
 
@@ -233,7 +240,9 @@ def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
     [
         pytest.param("handlers=class", "handlers: 'class' is a Python keyword.", id="keyword"),
         pytest.param("project_slug=../x", "project_slug '../x' must consist of", id="path"),
-        pytest.param("description={{ 7*7 }}", "the answer '{{ 7*7 }}' must not contain", id="Jinja"),
+        pytest.param(
+            "description={{ 7*7 }}", "the answer '{{ 7*7 }}' must not contain", id="Jinja"
+        ),
     ],
 )
 def test_the_command_prints_nothing_but_that_sentence(

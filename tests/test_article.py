@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from rendered import TREE
 from runtime import cancellation
 from runtime.cancellation import (
     CancellationEvent,
@@ -28,6 +27,7 @@ from runtime.cancellation import (
     cancellable_wait,
     make_cancellation_event,
 )
+from support.rendered import TREE
 from tools.benchmarks import article_2019
 
 

@@ -4,8 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from conftest import Prove
-from rendered import QUESTIONS, run_task
+from support.rendered import QUESTIONS, Prove, run_task
 from tools.benchmarks import report
 
 ALWAYS = {

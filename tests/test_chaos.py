@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Prove
-from rendered import Result, run_task
+from support.rendered import Prove, Result, run_task
 from tools.chaos.plan import draw
 from tools.chaos.reconciliation import Ending, Reconciliation
 from tools.chaos.running import Running

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import QUESTIONS, TEMPLATE, Result, Service, parse_yaml, run
+from support.rendered import QUESTIONS, TEMPLATE, Prove, Render, Result, Service, parse_yaml, run
 
 WORKFLOW, DEPENDABOT = ".github/workflows/ci.yml", ".github/dependabot.yml"
 RELEASE, UPDATE = ".github/workflows/release.yml", ".github/workflows/template-update.yml"

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from conftest import Render
-from rendered import BIN, Service
+from support.rendered import BIN, Render, Service
 
 DELETE = """
 import sys

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import QUESTIONS, run_tool
+from support.rendered import QUESTIONS, Prove, Render, run_tool
 
 
 def test_the_demo_stops_a_service_with_handlers_at_work_and_loses_nothing() -> None:

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import QUESTIONS, run
+from support.rendered import QUESTIONS, Prove, Render, run
 
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
 TELEMETRIES = pytest.mark.parametrize("telemetry", ["prometheus", "opentelemetry"])

@@ -18,9 +18,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from conftest import Prove, Render
-from image import BuildFailed, Stage, build, instructions, why_not_here
-from rendered import QUESTIONS, TREE, Service, cookiecutter, parse_yaml, run
+from support.image import BuildFailed, Stage, build, instructions, why_not_here
+from support.rendered import QUESTIONS, TREE, Prove, Render, Service, cookiecutter, parse_yaml, run
 
 BROKERS: list[str] = QUESTIONS["broker"]
 TELEMETRIES: list[str] = QUESTIONS["telemetry"]

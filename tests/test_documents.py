@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Render
-from rendered import CHOICES, QUESTIONS, TEMPLATE, Result, run, run_tool
+from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Render, Result, run, run_tool
 
 REPOSITORY = "https://github.com/OWNER/cookiecutter-consumer"
 AT_THE_TOP = sorted(TEMPLATE.glob("*.md"))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Render
-from rendered import QUESTIONS, Result, Service, run, run_tool
+from support.rendered import QUESTIONS, Render, Result, Service, run, run_tool
 from tools import fleet as fleet_module
 
 

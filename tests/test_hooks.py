@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from cookiecutter.hooks import run_hook_from_repo_dir
 
-from conftest import Render
-from rendered import CACHES, TEMPLATE, TREE, Service, cookiecutter, run
+from support.rendered import CACHES, TEMPLATE, TREE, Render, Service, cookiecutter, run
 
 # Imported by every Python that starts with it on its path, so by cookiecutter and by its hooks.
 WATCHED = """

@@ -4,14 +4,12 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-from conftest import Render
-from rendered import TEMPLATE, Service
+from support.rendered import TEMPLATE, Render, Service
 
-CRASH = Path(__file__).with_name("crash.py")
+CRASH = TEMPLATE / "tests/support/crash.py"
 TEXT = (TEMPLATE / "docs/idempotency.md").read_text(encoding="utf-8")
 SECTIONS = {"postgres": "## PostgreSQL", "sqlite": "## SQLite"}
 
@@ -48,9 +46,9 @@ def service(database: str, render_own: Render) -> Service:
 def crash(service: Service, database: str) -> dict[str, object]:
     (schema,) = blocks(database, "sql")
     shutil.copy(CRASH, service.path)
-    result = service.run(
-        "python", CRASH.name, database, schema, "order_events", environment=service.environment()
-    )
+    command = ("python", CRASH.name, database, schema, "order_events")
+    path = os.pathsep.join(["src", "src/order_events", "tests/runtime"])
+    result = service.run(*command, environment=service.environment(), PYTHONPATH=path)
     assert result.returncode == 0, result.stdout
     seen: dict[str, object] = json.loads(result.stdout.splitlines()[-1])
     if "missing" in seen:

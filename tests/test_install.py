@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import BIN, QUESTIONS, Service, run
+from support.rendered import BIN, QUESTIONS, Prove, Render, Service, run
 
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Prove
-from rendered import TEMPLATE, Result, run, run_task
+from support.rendered import TEMPLATE, Prove, Result, run, run_task
 from tools.mutation.mutate import ACCEPTED, COPIED, PYTEST_SETTINGS, copy_project
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mutmut forks")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import LONG_NAME, QUESTIONS, Result, Service
+from support.rendered import LONG_NAME, QUESTIONS, Prove, Render, Result, Service
 
 TOOL, COMMAND = ("tools/new_handler.py",), ("-m", "order_events", "new-handler")
 

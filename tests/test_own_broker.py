@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Prove
-from rendered import CACHES, TEMPLATE, Service, cookiecutter
+from support.rendered import CACHES, TEMPLATE, Prove, Service, cookiecutter
 
 OWN = Path(__file__).with_name("own_broker")
 TREE = "{{cookiecutter.project_slug}}"

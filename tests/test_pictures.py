@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rendered import TEMPLATE, run_tool
+from support.rendered import TEMPLATE, run_tool
 
 NAMES = ("graceful", "deadline", "forced")
 

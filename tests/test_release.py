@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rendered import TEMPLATE, Result, Service, cookiecutter, parse_yaml, run, run_tool
-from repositories import IDENTITY, commit_all, git, scaffold, without_git
+from support.rendered import TEMPLATE, Result, Service, cookiecutter, parse_yaml, run, run_tool
+from support.repositories import IDENTITY, commit_all, git, scaffold, without_git
 
 NOTES = "## 9.9.0 (not released)\n\n- A change.\n\n### Upgrade notes\n\nTurn it off and on.\n\n"
 

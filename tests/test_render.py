@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import CHOICES, QUESTIONS, SPREAD, TREE, Combination, Service, every_combination
+from support.rendered import (
+    CHOICES,
+    QUESTIONS,
+    SPREAD,
+    TREE,
+    Combination,
+    Prove,
+    Render,
+    Service,
+    every_combination,
+)
 
 # Everything that a service has, whatever was answered; {package} stands for its package.
 ALWAYS = [

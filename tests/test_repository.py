@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from conftest import Render
-from rendered import CHOICES, QUESTIONS, TEMPLATE, TREE, Service, run
+from support.rendered import CHOICES, QUESTIONS, TEMPLATE, TREE, Render, Service, run
 from tools.example import normalised
 
 PROJECT = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Prove, Render
-from rendered import QUESTIONS, run_task
+from support.rendered import QUESTIONS, Prove, Render, run_task
 from tools.benchmarks import capacity, report
 from tools.benchmarks import scaling_page as page
 from tools.benchmarks.capacity import Moment, Service

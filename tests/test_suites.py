@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from conftest import Prove, Render
-from rendered import CHOICES, Combination, Result, Service, run
 from scaffold import servers_of
+
+from support.rendered import CHOICES, Combination, Prove, Render, Result, Service, run
 
 QUICK = ("-m", "not slow")
 OF_THE_NAMES = (*QUICK, "-k", "handlers or deploy or test_drift or test_cli")

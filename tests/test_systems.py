@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Render
-from rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Service, run
+from support.rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Render, Service, run
 
 # Imported by every Python that starts with it on its path: what Windows has not got is taken away.
 LIKE_WINDOWS = """

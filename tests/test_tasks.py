@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rendered import TEMPLATE
+from support.rendered import TEMPLATE
 from tools.test import FIGURES, LEFT_OUT, lines, overview
 
 MOST_SECONDS = 300

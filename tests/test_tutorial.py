@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from documents import SOMEWHERE, steps
-from rendered import TEMPLATE, run
+from support.documents import SOMEWHERE, steps
+from support.rendered import TEMPLATE, run
 
 PAGE = TEMPLATE / "docs/tutorial.md"
 

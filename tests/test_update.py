@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from documents import SOMEWHERE
-from rendered import CHOICES, QUESTIONS, TEMPLATE, Result, Service, cookiecutter, run
-from repositories import (
+from support.documents import SOMEWHERE
+from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Result, Service, cookiecutter, run
+from support.repositories import (
     IDENTITY,
     LOGS,
     OLD_LINE,

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from conftest import Render
-from rendered import QUESTIONS, Result, Service, parse_yaml, run
-from repositories import (
+from support.rendered import QUESTIONS, Render, Result, Service, parse_yaml, run
+from support.repositories import (
     IDENTITY,
     LOGS,
     OLD_LINE,

@@ -1,6 +1,5 @@
 """Whatever a producer sends is a dead letter with a reason, or handled; it ends nothing and is in no log."""
 
-import asyncio
 import json
 import logging
 import math
@@ -14,16 +13,14 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
+from consumer_harness import consume
 from harness.contract import start_once
 from harness.servers.sqlite import SqliteFile
 from runtime.brokers import make_source
-from runtime.brokers.source import Source, headers_from
-from runtime.cancellation import CancellationEvent
-from runtime.consumer import Consumer
+from runtime.brokers.delivery import json_object
 from runtime.handlers import (
     Handler,
     HandlerFunction,
-    Router,
 )
 from runtime.logs import configure_logs
 from runtime.message import (
@@ -128,25 +125,8 @@ HOSTILE = [
 ]
 
 
-async def consume(
-    source: Source,
-    settings: ConsumerSettings,
-    until: Callable[[Consumer], bool],
-    handlers: dict[str, HandlerFunction] = HANDLERS,
-) -> Consumer:
-    event = CancellationEvent(asyncio.get_running_loop())
-    consumer = Consumer(source, Router(handlers), event, settings)
-    consuming = asyncio.create_task(consumer.run())
-    async with asyncio.timeout(20):
-        while not until(consumer) and not consuming.done():  # noqa: ASYNC110  # nothing tells
-            await asyncio.sleep(0.005)
-    event.set("test")
-    assert await consuming == 0
-    return consumer
-
-
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_every_broker_brings_it_to_the_dead_letters_and_none_of_it_to_the_log(
+async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
     settings_for: Callable[..., ConsumerSettings],
     capsys: pytest.CaptureFixture[str],
     log_format: str,
@@ -163,7 +143,10 @@ async def test_every_broker_brings_it_to_the_dead_letters_and_none_of_it_to_the_
     structlog.configure(cache_logger_on_first_use=False)  # or the runtime's loggers stay like that
     try:
         consumer = await consume(
-            source, settings, lambda c: c.handled_count + c.rejected_count > len(HOSTILE)
+            source,
+            settings,
+            lambda c: c.handled_count + c.rejected_count > len(HOSTILE),
+            HANDLERS,
         )
     finally:
         structlog.reset_defaults()
@@ -196,8 +179,10 @@ async def test_every_broker_brings_it_to_the_dead_letters_and_none_of_it_to_the_
         (b'{"a": ' + b"9" * 5_000 + b"}", {}),
     ],
 )
-def test_headers_that_are_none_are_none(text: bytes, headers: dict[str, Any]) -> None:
-    assert headers_from(text) == headers
+def test_headers_that_are_no_json_object_are_no_headers(
+    text: bytes, headers: dict[str, Any]
+) -> None:
+    assert json_object(text) == headers
 
 
 @pytest.mark.parametrize("broker", ["sqlite"], indirect=True)

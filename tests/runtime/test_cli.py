@@ -24,14 +24,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from harness.contract import need, start_once
 from harness.process import Ledger, service_command, service_environment
 from harness.servers import SERVED_BROKERS, Server
+from runtime import service
 from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.errors import BrokerRefused
 from runtime.handlers import HandlerFunction
 from runtime.message import Message
-from runtime.operate import cli
+from runtime.operate import cli, console
 from runtime.operate.cli import Service, main
-from runtime.operate.vendored import find_drift
+from runtime.operate.console import Progress
+from runtime.operate.vendored import ADVICE, Drift
 from runtime.settings import ConsumerSettings
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
@@ -130,7 +132,7 @@ def wait_for_dead(broker: Server, queue: str, count: int) -> None:
         time.sleep(0.05)
 
 
-# -- how much is taken ahead
+# -- prefetch
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def wait_for_dead(broker: Server, queue: str, count: int) -> None:
     ],
     ids=["concurrency", "as it is set", "batches", "ordered", "what AMQP can say"],
 )
-def test_no_more_is_taken_than_can_be_in_hand_unless_it_is_set(
+def test_as_many_messages_are_prefetched_as_can_be_in_flight_unless_it_is_set(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
     handle: HandlerFunction,
@@ -157,7 +159,7 @@ def test_no_more_is_taken_than_can_be_in_hand_unless_it_is_set(
         taken.append(prefetch)
         raise BrokerRefused("enough")
 
-    monkeypatch.setattr(cli, "make_source", make_source)
+    monkeypatch.setattr(service, "make_source", make_source)
     where = {"BROKER_URL": "sqlite:///queues.db", "SOURCE": "orders"}
     for name, value in {**where, **variables}.items():
         monkeypatch.setenv(f"CONSUMER_{name}", value)
@@ -225,25 +227,25 @@ def test_queue_and_group_are_named_after_the_service_unless_settings_name_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONSUMER_BROKER_URL", "sqlite:///queue.db")
-    service = Service("orders", ONE, None, None, {})
-    assert (service.settings().source, service.settings().group) == ("orders", "orders")
+    of_orders = Service("orders", ONE, None, None, {})
+    assert (of_orders.settings().source, of_orders.settings().group) == ("orders", "orders")
     monkeypatch.setenv("CONSUMER_SOURCE", "q")
     monkeypatch.setenv("CONSUMER_GROUP", "g")
-    assert (service.settings().source, service.settings().group) == ("q", "g")
+    assert (of_orders.settings().source, of_orders.settings().group) == ("q", "g")
 
 
 # -- check
 
 
-def test_check_says_that_the_settings_the_broker_and_the_queue_are_well(
+def test_check_validates_the_settings_and_the_broker_and_shows_the_queue(
     command: Call, broker: Server, queue: str
 ) -> None:
     exit_code, out, _ = command("check")
     assert exit_code == 0
     assert "settings   ok" in out
     assert queue in out
-    can_give_back = make_source(settings_of(broker, queue)).capabilities.requeue
-    assert f"give back: {'yes' if can_give_back else 'no, the broker cannot'}" in out
+    can_requeue = make_source(settings_of(broker, queue)).capabilities.requeue
+    assert f"supports   requeue: {'yes' if can_requeue else 'no'}\n" in out
 
 
 @pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True)
@@ -258,10 +260,18 @@ def test_check_without_a_broker_is_exit_code_69_and_one_sentence(
     assert "hush-hush" not in out + err
 
 
-def test_check_vendored_says_whether_the_files_of_the_template_are_as_they_came(call: Call) -> None:
-    drift = find_drift()
-    said = f"{drift}\n" if drift else f"vendored   ok, {drift.came} files are as they came\n"
-    assert call("check", "--vendored") == (1 if drift else 0, said, "")
+@pytest.mark.parametrize(
+    ("drift", "exit_code", "said"),
+    [
+        (Drift([], [], [], 7), 0, "vendored   ok, 7 files are unmodified\n"),
+        (Drift(["logs.py"], [], [], 7), 1, f"edited: logs.py\n{ADVICE}\n"),
+    ],
+)
+def test_check_vendored_says_whether_the_vendored_files_are_unmodified(
+    call: Call, monkeypatch: pytest.MonkeyPatch, drift: Drift, exit_code: int, said: str
+) -> None:
+    monkeypatch.setattr(cli, "find_drift", lambda: drift)
+    assert call("check", "--vendored") == (exit_code, said, "")
 
 
 # -- publish
@@ -346,7 +356,7 @@ def test_a_stream_that_was_closed_before_the_start_harms_no_command(
 def test_with_two_handlers_publish_needs_a_type(command: Call) -> None:
     exit_code, _, err = command("publish", "{}", handlers=TWO)
     assert exit_code == 2
-    assert "--type is needed" in err
+    assert "--type is required" in err
     assert "order_created, payment_received" in err
     assert command("publish", "{}", "--type", "order_created", handlers=TWO)[0] == 0
 
@@ -375,9 +385,9 @@ def test_progress_is_drawn_on_a_terminal_while_the_work_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = iter([0, 0.05, 0.2, 0.25, 0.4])
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = cli._Progress("published")
+    progress = Progress("published")
     for _ in range(4):
         progress.advance(500)
     progress.finish("to orders")
@@ -488,7 +498,7 @@ def test_the_demo_ends_by_itself_and_accounts_for_every_message(call: Call) -> N
     ],
     ids=["graceful", "deadline"],
 )
-def test_the_demo_draws_its_stop(
+def test_the_demo_draws_its_shutdown(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
     drain_seconds: str,
@@ -506,8 +516,8 @@ def test_the_demo_draws_its_stop(
         "demo", "--timeline", handlers={"order_created": handle}, examples=examples
     )
     assert exit_code == code
-    assert "step_done" not in out  # the log is what it is without
-    _, _, drawn = out.partition("the stop, in seconds after it was asked for\n")
+    assert "step_done" not in out  # which the log has only for the drawing
+    _, _, drawn = out.partition("the shutdown, in seconds after the signal\n")
     for expected in (
         bar,
         mark,
@@ -568,7 +578,7 @@ def test_new_handler_is_the_tools_of_the_checkout(
     monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
     exit_code, _, errors = call("new-handler", "refund_asked")
     assert exit_code == 2
-    assert "new-handler works where tools/new_handler.py is" in errors
+    assert "new-handler needs tools/new_handler.py" in errors
     tool = tmp_path / "tools/new_handler.py"
     tool.parent.mkdir()
     tool.write_text("import sys; sys.exit(7 if sys.argv[1:] == ['refund_asked'] else 1)")

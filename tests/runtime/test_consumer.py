@@ -1,7 +1,6 @@
 """The consumer in this process, on the embedded broker: what becomes of a message, whatever its handler does."""
 
 import asyncio
-import json
 import math
 import threading
 from collections import Counter
@@ -14,9 +13,8 @@ from unittest.mock import ANY
 
 import pytest
 import structlog
-from pydantic import BaseModel
-from structlog.testing import capture_logs
 
+from consumer_harness import AT_ONCE, ConsumerHarness, Number, numbers
 from harness.servers import Server
 from runtime import consumer as consumer_module
 from runtime import systemd, telemetry
@@ -25,9 +23,9 @@ from runtime.cancellation import (
     CancellationEvent,
     CancellationRequested,
 )
-from runtime.consumer import Consumer, Lifespan, forces
+from runtime.consumer import Consumer
 from runtime.errors import BrokerUnavailable
-from runtime.handlers import HandlerFunction, Router
+from runtime.handlers import Router
 from runtime.message import (
     Message,
     OutgoingMessage,
@@ -35,6 +33,7 @@ from runtime.message import (
     Retry,
 )
 from runtime.settings import ConsumerSettings
+from runtime.signals import PAIR_SECONDS, forces
 from runtime.telemetry import (
     NO_HANDLER,
     Outcome,
@@ -44,87 +43,19 @@ from runtime.telemetry import (
 pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
 
-# of the settings: a retry is due before the embedded broker has looked for it, so no test waits for one
-AT_ONCE: dict[str, Any] = {"retry_seconds": 1e-6, "retry_max_seconds": 1e-6}
-
-
-class Number(BaseModel):
-    number: int
-
-
-class Bench:
-    """A consumer, and a second source that publishes to its queue and looks at it."""
-
-    def __init__(
-        self, broker: Server, queue: str, make_settings: Callable[..., ConsumerSettings]
-    ) -> None:
-        self.broker = broker
-        self.queue = queue
-        self.make_settings = make_settings
-        self.logs: list[Any] = []
-
-    async def run(
-        self,
-        bodies: list[bytes],
-        until: Callable[[Consumer], bool],
-        *,
-        message_type: str = "",
-        handlers: dict[str, HandlerFunction],
-        lifespan: Lifespan | None = None,
-        before: Callable[[Consumer], None] = lambda consumer: None,
-        **settings: Any,
-    ) -> tuple[int, Consumer]:
-        """Publish, consume until the condition holds, stop; returns the exit code and the consumer.
-
-        ``before`` may change the consumer before it runs: break its source, say.
-        """
-        made = self.make_settings(**settings)
-        event = CancellationEvent(asyncio.get_running_loop())
-        source = make_source(made, made.prefetch or 10)
-        consumer = Consumer(source, Router(handlers), event, made, lifespan)
-        before(consumer)
-        async with make_source(made) as publisher:
-            await publisher.publish([OutgoingMessage(body, message_type) for body in bodies])
-            with capture_logs() as self.logs:
-                consuming = asyncio.create_task(consumer.run())
-                async with asyncio.timeout(20):
-                    # Polled, as a condition may look at anything; nothing tells when it changes.
-                    while not until(consumer) and not consuming.done():  # noqa: ASYNC110
-                        await asyncio.sleep(0.005)
-                event.set("test")
-                exit_code = await consuming
-        return exit_code, consumer
-
-    @property
-    def left(self) -> tuple[int, int]:
-        """How many messages wait, now or for a retry, and how many are dead."""
-        counts = self.broker.counts(self.queue)
-        return counts.ready + counts.delayed, counts.dead
-
-    def events(self, name: str) -> list[Any]:
-        return [entry for entry in self.logs if entry["event"] == name]
-
-
-@pytest.fixture
-def bench(broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]) -> Bench:
-    return Bench(broker, queue, settings_for)
-
-
-def numbers(count: int) -> list[bytes]:
-    return [json.dumps({"number": number}).encode() for number in range(count)]
-
-
 async def nothing(event: Number) -> None: ...
 
 
-async def fail(bench: Bench, error: BaseException, **settings: Any) -> tuple[int, Consumer]:
+async def fail(
+    harness: ConsumerHarness, error: BaseException, **settings: Any
+) -> tuple[int, Consumer]:
     """Handle one message with a handler that raises this error, until it is a dead letter."""
 
     async def handle(event: Number, message: Message) -> None:
         raise error
 
     settings = AT_ONCE | settings
-    return await bench.run(
+    return await harness.run(
         numbers(1), lambda c: c.rejected_count == 1, handlers={"n": handle}, **settings
     )
 
@@ -135,20 +66,20 @@ class NoText(Exception):
         raise KeyError(msg)
 
 
-async def test_every_message_is_handled_once(bench: Bench) -> None:
+async def test_every_message_is_handled_once(harness: ConsumerHarness) -> None:
     seen: list[int] = []
 
     async def handle(event: Number) -> None:
         await asyncio.sleep(0)
         seen.append(event.number)
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         numbers(100), lambda c: c.handled_count == 100, handlers={"n": handle}
     )
-    assert (exit_code, sorted(seen), bench.left) == (0, list(range(100)), (0, 0))
+    assert (exit_code, sorted(seen), harness.left) == (0, list(range(100)), (0, 0))
 
 
-async def test_no_more_handlers_run_than_concurrency_says(bench: Bench) -> None:
+async def test_no_more_handlers_run_than_concurrency_says(harness: ConsumerHarness) -> None:
     running = 0
     most = 0
 
@@ -159,20 +90,22 @@ async def test_no_more_handlers_run_than_concurrency_says(bench: Bench) -> None:
         await asyncio.sleep(0.002)
         running -= 1
 
-    await bench.run(
+    await harness.run(
         numbers(40), lambda c: c.handled_count == 40, handlers={"n": handle}, concurrency=3
     )
     assert most == 3
 
 
-async def test_as_many_blocking_handlers_run_at_once_as_concurrency_says(bench: Bench) -> None:
+async def test_as_many_blocking_handlers_run_at_once_as_concurrency_says(
+    harness: ConsumerHarness,
+) -> None:
     count = 40  # more than a pool of threads has by itself
     all_are_there = threading.Barrier(count)
 
     def handle(event: Number) -> None:
         all_are_there.wait(15)
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         numbers(count),
         lambda c: c.handled_count == count,
         handlers={"n": handle},
@@ -182,7 +115,9 @@ async def test_as_many_blocking_handlers_run_at_once_as_concurrency_says(bench: 
     assert (consumer.handled_count, consumer.errors) == (count, [])
 
 
-async def test_before_the_stop_a_handler_has_all_of_the_drain_time_left(bench: Bench) -> None:
+async def test_before_a_shutdown_a_handler_has_all_of_the_drain_time_left(
+    harness: ConsumerHarness,
+) -> None:
     seen: list[Any] = []
 
     async def handle(event: Number, message: Message) -> None:
@@ -191,7 +126,7 @@ async def test_before_the_stop_a_handler_has_all_of_the_drain_time_left(bench: B
     def before(consumer: Consumer) -> None:
         seen.append(consumer.state)
 
-    await bench.run(
+    await harness.run(
         numbers(1),
         lambda c: c.handled_count == 1,
         handlers={"n": handle},
@@ -201,19 +136,19 @@ async def test_before_the_stop_a_handler_has_all_of_the_drain_time_left(bench: B
     assert seen == ["starting", 17]
 
 
-async def test_reject_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
-    await fail(bench, Reject("no such customer"))
-    assert bench.left == (0, 1)
-    [rejected] = bench.events("message_rejected")
+async def test_reject_is_a_dead_letter_with_its_reason(harness: ConsumerHarness) -> None:
+    await fail(harness, Reject("no such customer"))
+    assert harness.left == (0, 1)
+    [rejected] = harness.events("message_rejected")
     assert rejected["reason"] == "no such customer"
 
 
 @pytest.mark.parametrize("error", [Reject("caf\udce9"), OSError("caf\udce9")])
 async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
-    bench: Bench, error: Exception
+    harness: ConsumerHarness, error: Exception
 ) -> None:
-    exit_code, _ = await fail(bench, error, max_attempts=2)
-    assert (exit_code, bench.left) == (0, (0, 1))
+    exit_code, _ = await fail(harness, error, max_attempts=2)
+    assert (exit_code, harness.left) == (0, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -230,66 +165,68 @@ async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_any_other_failure_is_retried_and_then_given_up(
-    bench: Bench, error: BaseException
+async def test_any_other_failure_is_retried_and_then_dead_lettered(
+    harness: ConsumerHarness, error: BaseException
 ) -> None:
-    _, consumer = await fail(bench, error, max_attempts=3)
-    assert [entry["attempt"] for entry in bench.events("message_retried")] == [1, 2]
-    assert [entry["attempt"] for entry in bench.events("message_rejected")] == [3]
-    assert (consumer.handled_count, bench.left) == (0, (0, 1))
+    _, consumer = await fail(harness, error, max_attempts=3)
+    assert [entry["attempt"] for entry in harness.events("message_retried")] == [1, 2]
+    assert [entry["attempt"] for entry in harness.events("message_rejected")] == [3]
+    assert (consumer.handled_count, harness.left) == (0, (0, 1))
 
 
 @pytest.mark.slow
-async def test_the_delay_doubles_up_to_the_longest_with_jitter(bench: Bench) -> None:
-    await fail(bench, RuntimeError(), retry_seconds=0.02, retry_max_seconds=0.1)
-    delays = [entry["seconds"] for entry in bench.events("message_retried")]
+async def test_the_delay_doubles_up_to_the_longest_with_jitter(harness: ConsumerHarness) -> None:
+    await fail(harness, RuntimeError(), retry_seconds=0.02, retry_max_seconds=0.1)
+    delays = [entry["seconds"] for entry in harness.events("message_retried")]
     for delay, longest in zip(delays, [0.02, 0.04, 0.08, 0.1], strict=True):
         assert longest / 2 - 0.001 <= delay <= longest
         assert delay == round(delay, 3)
 
 
-async def test_an_error_that_cannot_be_written_is_named_all_the_same(bench: Bench) -> None:
-    await fail(bench, NoText(), max_attempts=1)
-    [rejected] = bench.events("message_rejected")
+async def test_an_error_that_cannot_be_written_is_named_all_the_same(
+    harness: ConsumerHarness,
+) -> None:
+    await fail(harness, NoText(), max_attempts=1)
+    [rejected] = harness.events("message_rejected")
     assert rejected["reason"] == "failed 1 times, last with NoText: <KeyError in __str__>"
 
 
-async def test_retry_may_say_when(bench: Bench) -> None:
+async def test_retry_may_say_when(harness: ConsumerHarness) -> None:
     async def handle(event: Number) -> None:
         raise Retry("at noon", delay_seconds=3600)
 
-    await bench.run(
-        numbers(1), lambda _: bool(bench.events("message_retried")), handlers={"n": handle}
+    await harness.run(
+        numbers(1), lambda _: bool(harness.events("message_retried")), handlers={"n": handle}
     )
-    assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
-    assert bench.left == (1, 0)
+    assert [entry["seconds"] for entry in harness.events("message_retried")] == [3600]
+    assert harness.left == (1, 0)
 
 
 @pytest.mark.parametrize("delay_seconds", [0, -5, math.nan])
 async def test_a_retry_that_is_due_already_comes_at_once(
-    bench: Bench, delay_seconds: float
+    harness: ConsumerHarness, delay_seconds: float
 ) -> None:
     retry = Retry(delay_seconds=delay_seconds)
-    await fail(bench, retry, max_attempts=2, retry_seconds=0.02, retry_max_seconds=0.02)
-    assert [entry["seconds"] for entry in bench.events("message_retried")] == [0]
+    await fail(harness, retry, max_attempts=2, retry_seconds=0.02, retry_max_seconds=0.02)
+    assert [entry["seconds"] for entry in harness.events("message_retried")] == [0]
 
 
 async def test_a_handler_that_cancels_itself_and_returns_at_once_has_done_its_work(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     async def handle(event: Number) -> None:
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
     )
-    assert (consumer.handled_count, consumer.errors, bench.left) == (3, [], (0, 0))
+    assert (consumer.handled_count, consumer.errors, harness.left) == (3, [], (0, 0))
 
 
 async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     async def handle(event: Number, message: Message) -> None:
         task = asyncio.current_task()
@@ -299,7 +236,7 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
             task.cancel()
             await asyncio.sleep(0)
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         numbers(3),
         lambda c: c.handled_count == 3,
         handlers={"n": handle},
@@ -309,7 +246,9 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
     assert (consumer.handled_count, consumer.source.requeued_count) == (3, 0)
 
 
-async def test_nothing_that_a_handler_sets_reaches_the_next_message(bench: Bench) -> None:
+async def test_nothing_that_a_handler_sets_reaches_the_next_message(
+    harness: ConsumerHarness,
+) -> None:
     tenant: ContextVar[int | None] = ContextVar("tenant", default=None)
     seen: list[Any] = []
 
@@ -318,32 +257,32 @@ async def test_nothing_that_a_handler_sets_reaches_the_next_message(bench: Bench
         tenant.set(event.number)
         structlog.contextvars.bind_contextvars(tenant=event.number)
 
-    await bench.run(
+    await harness.run(
         numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
     )
     assert seen == [(None, None)] * 3
 
 
-async def test_a_message_of_an_unknown_type_is_a_dead_letter(bench: Bench) -> None:
+async def test_a_message_of_an_unknown_type_is_a_dead_letter(harness: ConsumerHarness) -> None:
     async def handle(event: Number) -> None: ...
 
-    await bench.run(
+    await harness.run(
         numbers(1),
         lambda c: c.rejected_count == 1,
         message_type="refund",
         handlers={"order": handle, "payment": handle},
     )
-    assert bench.events("message_rejected")[0]["reason"] == "unknown type 'refund'"
-    assert bench.left == (0, 1)
+    assert harness.events("message_rejected")[0]["reason"] == "unknown type 'refund'"
+    assert harness.left == (0, 1)
 
 
-async def test_a_batch_is_full_or_waits_for_batch_seconds(bench: Bench) -> None:
+async def test_a_batch_is_full_or_waits_for_batch_seconds(harness: ConsumerHarness) -> None:
     sizes: list[int] = []
 
     async def handle(events: list[Number]) -> None:
         sizes.append(len(events))
 
-    await bench.run(
+    await harness.run(
         numbers(10),
         lambda c: c.handled_count == 10,
         handlers={"n": handle},
@@ -353,7 +292,9 @@ async def test_a_batch_is_full_or_waits_for_batch_seconds(bench: Bench) -> None:
     assert sorted(sizes) == [2, 4, 4]
 
 
-async def test_batches_run_one_after_another_when_concurrency_is_one(bench: Bench) -> None:
+async def test_batches_run_one_after_another_when_concurrency_is_one(
+    harness: ConsumerHarness,
+) -> None:
     running: list[int] = []
 
     async def handle(events: list[Number]) -> None:
@@ -362,21 +303,23 @@ async def test_batches_run_one_after_another_when_concurrency_is_one(bench: Benc
         await asyncio.sleep(0)
         running.pop()
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         numbers(6),
         lambda c: c.handled_count == 6,
         handlers={"n": handle},
         batch_size=2,
         concurrency=1,
     )
-    assert (consumer.handled_count, bench.left) == (6, (0, 0))
+    assert (consumer.handled_count, harness.left) == (6, (0, 0))
 
 
-async def test_at_the_deadline_batches_in_hand_and_those_that_wait_go_back(bench: Bench) -> None:
+async def test_at_the_deadline_batches_in_flight_and_waiting_ones_are_requeued(
+    harness: ConsumerHarness,
+) -> None:
     async def handle(events: list[Number]) -> None:
         await asyncio.Event().wait()
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         numbers(6),
         lambda c: len(c.in_flight) == 6,
         handlers={"n": handle},
@@ -385,21 +328,21 @@ async def test_at_the_deadline_batches_in_hand_and_those_that_wait_go_back(bench
         drain_seconds=0,
     )
     assert (exit_code, consumer.abandoned_count, consumer.source.requeued_count) == (75, 6, 6)
-    assert len(bench.events("message_abandoned")) == 6
+    assert len(harness.events("message_abandoned")) == 6
     assert consumer.errors == []
-    [drained] = bench.events("drained")
+    [drained] = harness.events("drained")
     assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (0, 6, 6)
-    assert bench.left == (6, 0)
+    assert harness.left == (6, 0)
 
 
 @pytest.mark.parametrize("message_type", ["n", "unknown"])
-async def test_what_is_being_rejected_at_the_deadline_is_named_and_goes_back(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, message_type: str
+async def test_a_message_that_is_being_rejected_at_the_deadline_is_named_and_requeued(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, message_type: str
 ) -> None:
     async def reject(message: Message, reason: str) -> None:
         await asyncio.Event().wait()
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         [b"not JSON"],
         lambda c: len(c.in_flight) == 1,
         message_type=message_type,
@@ -407,41 +350,43 @@ async def test_what_is_being_rejected_at_the_deadline_is_named_and_goes_back(
         before=lambda c: monkeypatch.setattr(c.source, "reject", reject),
         drain_seconds=0,
     )
-    assert (exit_code, consumer.abandoned_count, bench.left) == (75, 1, (1, 0))
+    assert (exit_code, consumer.abandoned_count, harness.left) == (75, 1, (1, 0))
     name = message_type if message_type == "n" else NO_HANDLER
-    assert [entry["handler"] for entry in bench.events("message_abandoned")] == [name]
+    assert [entry["handler"] for entry in harness.events("message_abandoned")] == [name]
     assert +Counter(consumer.telemetry.outcomes) == {(name, "abandoned"): 1}
 
 
-async def test_an_invalid_message_does_not_spoil_its_batch(bench: Bench) -> None:
+async def test_an_invalid_message_does_not_spoil_its_batch(harness: ConsumerHarness) -> None:
     async def handle(events: list[Number]) -> None: ...
 
-    await bench.run(
+    await harness.run(
         [*numbers(2), b"not JSON", *numbers(1)],
         lambda c: c.handled_count == 3 and c.rejected_count == 1,
         handlers={"n": handle},
         batch_size=3,
     )
-    assert bench.left == (0, 1)
+    assert harness.left == (0, 1)
 
 
-async def test_a_failing_batch_is_retried_message_by_message(bench: Bench) -> None:
+async def test_a_failing_batch_is_retried_message_by_message(harness: ConsumerHarness) -> None:
     async def handle(events: list[Number], messages: list[Message]) -> None:
         if messages[0].attempt == 1:
             raise RuntimeError
 
-    await bench.run(
+    await harness.run(
         numbers(3),
         lambda c: c.handled_count == 3,
         handlers={"n": handle},
         batch_size=3,
         **AT_ONCE,
     )
-    assert len(bench.events("message_retried")) == 3
-    assert bench.left == (0, 0)
+    assert len(harness.events("message_retried")) == 3
+    assert harness.left == (0, 0)
 
 
-async def test_a_dead_filler_stops_the_service_with_exit_code_1(bench: Bench) -> None:
+async def test_a_failed_fetcher_shuts_the_service_down_with_exit_code_1(
+    harness: ConsumerHarness,
+) -> None:
     async def handle(event: Number) -> None: ...
 
     def kill_the_fetcher(consumer: Consumer) -> bool:
@@ -449,32 +394,32 @@ async def test_a_dead_filler_stops_the_service_with_exit_code_1(bench: Bench) ->
             consumer.source.buffer.fail(RuntimeError("the client library died"))
         return False
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         numbers(1), kill_the_fetcher, handlers={"n": handle}, concurrency=2
     )
     assert exit_code == 1
-    assert "the client library died" in bench.events("crashed")[0]["error"]
+    assert "the client library died" in harness.events("crashed")[0]["error"]
     assert consumer.event.reason == "failure"
 
 
-async def test_log_lines_of_a_handler_carry_the_message_id(bench: Bench) -> None:
+async def test_log_lines_of_a_handler_carry_the_message_id(harness: ConsumerHarness) -> None:
     seen: list[Any] = []
 
     async def handle(event: Number, message: Message) -> None:
         bound = structlog.contextvars.get_contextvars()
         seen.append(bound["message_id"] == message.id)
 
-    await bench.run(numbers(5), lambda c: c.handled_count == 5, handlers={"n": handle})
+    await harness.run(numbers(5), lambda c: c.handled_count == 5, handlers={"n": handle})
     assert seen == [True] * 5
 
 
-async def test_log_lines_of_a_batch_handler_carry_no_single_id(bench: Bench) -> None:
+async def test_log_lines_of_a_batch_handler_carry_no_single_id(harness: ConsumerHarness) -> None:
     seen: list[Any] = []
 
     async def handle(events: list[Number]) -> None:
         seen.append(structlog.contextvars.get_contextvars())
 
-    await bench.run(
+    await harness.run(
         numbers(2), lambda c: c.handled_count == 2, handlers={"n": handle}, batch_size=2
     )
     assert seen == [{}]
@@ -483,7 +428,9 @@ async def test_log_lines_of_a_batch_handler_carry_no_single_id(bench: Bench) -> 
 # -- starting and closing when something else does not work
 
 
-async def test_a_stop_does_not_wait_for_a_lifespan_that_does_not_open(bench: Bench) -> None:
+async def test_a_shutdown_does_not_wait_for_a_lifespan_that_does_not_open(
+    harness: ConsumerHarness,
+) -> None:
     opening = asyncio.Event()
 
     @asynccontextmanager
@@ -492,16 +439,16 @@ async def test_a_stop_does_not_wait_for_a_lifespan_that_does_not_open(bench: Ben
         await asyncio.Event().wait()
         yield
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         [], lambda _: opening.is_set(), handlers={"n": nothing}, lifespan=lifespan
     )
     assert (exit_code, consumer.state) == (0, "stopped")
-    assert [entry["reason"] for entry in bench.events("stop_requested")] == ["test"]
+    assert [entry["reason"] for entry in harness.events("stop_requested")] == ["test"]
 
 
 @pytest.mark.parametrize("step", ["lifespan", "source"])
 async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr(consumer_module, f"CLOSE_{step.upper()}_SECONDS", 0.05)
 
@@ -524,7 +471,7 @@ async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
 
             monkeypatch.setattr(consumer.source, "__aexit__", close_and_hang)
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         [],
         lambda c: c.state == "consuming",
         handlers={"n": nothing},
@@ -534,15 +481,15 @@ async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
     assert exit_code == 1
     [error] = consumer.errors
     assert isinstance(error, TimeoutError)
-    assert bench.events("crashed") == [
+    assert harness.events("crashed") == [
         {"event": "crashed", "log_level": "error", "error": "", "exc_info": error}
     ]
-    [failed] = bench.events("close_failed")
+    [failed] = harness.events("close_failed")
     assert (failed["step"], failed["error"]) == (step, "TimeoutError")
 
 
 async def test_what_was_opened_last_is_closed_first(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
 
@@ -566,7 +513,7 @@ async def test_what_was_opened_last_is_closed_first(
         yield
         steps.append("lifespan closed")
 
-    await bench.run(
+    await harness.run(
         numbers(1),
         lambda c: c.handled_count == 1,
         handlers={"n": nothing},
@@ -577,37 +524,37 @@ async def test_what_was_opened_last_is_closed_first(
 
 
 async def test_a_source_that_does_not_stop_is_left_in_time_and_is_exit_code_1(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "STOP_SOURCE_SECONDS", 0.05)
 
     async def stop() -> None:
         await asyncio.Event().wait()
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         [],
         lambda c: c.state == "consuming",
         handlers={"n": nothing},
         before=lambda c: monkeypatch.setattr(c.source, "stop", stop),
     )
     assert exit_code == 1
-    assert [entry["step"] for entry in bench.events("close_failed")] == ["deliveries"]
+    assert [entry["step"] for entry in harness.events("close_failed")] == ["deliveries"]
 
 
-async def test_a_source_that_ends_by_itself_is_a_failure_in_words(bench: Bench) -> None:
+async def test_a_source_that_ends_by_itself_is_a_failure_in_words(harness: ConsumerHarness) -> None:
     def end(consumer: Consumer) -> bool:
         if consumer.state == "consuming":
             consumer.source.buffer.close()
         return bool(consumer.errors)
 
-    exit_code, consumer = await bench.run([], end, handlers={"n": nothing}, concurrency=1)
+    exit_code, consumer = await harness.run([], end, handlers={"n": nothing}, concurrency=1)
     assert (exit_code, consumer.event.reason) == (1, "failure")
     [error] = consumer.errors
-    assert str(error) == "the source ended although nobody stopped it"
+    assert str(error) == "the source ended without a shutdown"
 
 
-async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_being_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_cancels_itself_does_not_prevent_the_next_steps(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = asyncio.Event()
 
@@ -619,7 +566,7 @@ async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_be
         yield
         closed.set()
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         numbers(1),
         lambda c: c.handled_count == 1,
         handlers={"n": nothing},
@@ -627,15 +574,15 @@ async def test_a_client_that_cancels_itself_does_not_keep_the_next_steps_from_be
         before=lambda c: monkeypatch.setattr(c.source, "stop", stop),
     )
     assert (exit_code, closed.is_set()) == (1, True)
-    assert bench.events("drained")
+    assert harness.events("drained")
 
 
 @pytest.mark.slow
-async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+async def test_a_broker_that_does_not_requeue_cannot_keep_the_process(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "RETURN_SECONDS", 0.05)
+    monkeypatch.setattr(consumer_module, "REQUEUE_SECONDS", 0.05)
     test_ends = asyncio.Event()
 
     async def requeue(message: Message) -> None:
@@ -648,7 +595,7 @@ async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
             except asyncio.CancelledError:
                 continue
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         numbers(1),
         lambda c: len(c.in_flight) == 1,
         handlers={"n": handle},
@@ -656,7 +603,7 @@ async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
         drain_seconds=0,
     )
     assert exit_code == 75
-    assert [entry["step"] for entry in bench.events("close_failed")] == ["return"]
+    assert [entry["step"] for entry in harness.events("close_failed")] == ["requeue"]
     test_ends.set()
     async with asyncio.timeout(5):
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -667,26 +614,26 @@ async def test_a_broker_that_takes_nothing_back_does_not_keep_the_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["__aenter__", "start"])
 async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     async def refuse() -> None:
         raise BrokerUnavailable("nobody listens")
 
     with pytest.raises(BrokerUnavailable):
-        await bench.run(
+        await harness.run(
             [],
             lambda _: False,
             handlers={"n": nothing},
             before=lambda c: monkeypatch.setattr(c.source, method, refuse),
             connect_seconds=0.7,  # between the longest first pause and the shortest two
         )
-    assert [entry["attempt"] for entry in bench.events("reconnecting")] == [1]
+    assert [entry["attempt"] for entry in harness.events("reconnecting")] == [1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["__aenter__", "start"])
 async def test_a_broker_that_goes_away_twice_during_the_start_and_comes_back_is_enough(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     asked: list[tuple[float, ...]] = []
 
@@ -707,12 +654,12 @@ async def test_a_broker_that_goes_away_twice_during_the_start_and_comes_back_is_
 
         monkeypatch.setattr(consumer.source, method, refuse_twice)
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         numbers(3), lambda c: c.handled_count == 3, handlers={"n": nothing}, before=break_twice
     )
-    assert (exit_code, bench.left) == (0, (0, 0))
+    assert (exit_code, harness.left) == (0, (0, 0))
     assert asked == [(1, 0.5, 10), (2, 0.5, 10)]
-    assert bench.events("reconnecting") == [
+    assert harness.events("reconnecting") == [
         {
             **{"event": "reconnecting", "log_level": "warning", "reason": "nobody listens"},
             **{"attempt": attempt, "seconds": 0.1},
@@ -721,16 +668,16 @@ async def test_a_broker_that_goes_away_twice_during_the_start_and_comes_back_is_
     ]
 
 
-async def test_a_stop_ends_the_back_off_before_the_first_connection(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+async def test_a_shutdown_ends_the_back_off_before_the_first_connection(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse() -> None:
         raise BrokerUnavailable("nobody listens")
 
     monkeypatch.setattr(consumer_module, "backoff_seconds", lambda *_, **__: 60)
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         [],
-        lambda _: bool(bench.events("reconnecting")),
+        lambda _: bool(harness.events("reconnecting")),
         handlers={"n": nothing},
         before=lambda c: monkeypatch.setattr(c.source, "__aenter__", refuse),
     )
@@ -738,8 +685,8 @@ async def test_a_stop_ends_the_back_off_before_the_first_connection(
 
 
 @pytest.mark.parametrize("method", ["__aenter__", "start"])
-async def test_a_stop_does_not_wait_for_a_silent_broker(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+async def test_a_shutdown_does_not_wait_for_an_unresponsive_broker(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     called = asyncio.Event()
 
@@ -747,7 +694,7 @@ async def test_a_stop_does_not_wait_for_a_silent_broker(
         called.set()
         await asyncio.Event().wait()
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         [],
         lambda _: called.is_set(),
         handlers={"n": nothing},
@@ -756,38 +703,40 @@ async def test_a_stop_does_not_wait_for_a_silent_broker(
     assert exit_code == 0
 
 
-async def test_a_retry_that_says_when_counts_as_an_attempt_in_a_stop_too(bench: Bench) -> None:
+async def test_a_retry_with_a_delay_counts_as_an_attempt_during_shutdown_too(
+    harness: ConsumerHarness,
+) -> None:
     async def handle(event: Number, message: Message) -> None:
         await message.stopping.wait()
         raise Retry(delay_seconds=None if event.number else 3600)
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         numbers(2), lambda c: len(c.in_flight) == 2, handlers={"n": handle}
     )
-    assert [entry["seconds"] for entry in bench.events("message_retried")] == [3600]
+    assert [entry["seconds"] for entry in harness.events("message_retried")] == [3600]
     assert (consumer.source.requeued_count, consumer.abandoned_count) == (1, 0)
     assert (consumer.telemetry.outcomes["n", "retried"], consumer.errors) == (2, [])
-    assert bench.left == (2, 0)
+    assert harness.left == (2, 0)
 
 
-async def test_a_step_of_the_start_that_is_done_although_the_stop_came_counts(
-    bench: Bench,
+async def test_a_step_of_the_start_that_is_done_despite_the_shutdown_counts(
+    harness: ConsumerHarness,
 ) -> None:
     async def connect() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    settings = bench.make_settings()
+    settings = harness.make_settings()
     event = CancellationEvent(asyncio.get_running_loop())
     consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
     asyncio.get_running_loop().call_soon(event.set)
     async with asyncio.timeout(5):
-        await consumer._unless_stopped(connect())
+        await consumer._unless_shutdown(connect())
     assert event.is_set()
 
 
 async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "CANCEL_AGAIN_SECONDS", 0.01)
     cancellations = 0
@@ -802,42 +751,42 @@ async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_
                 if cancellations == 2:
                     raise
 
-    settings = bench.make_settings()
+    settings = harness.make_settings()
     event = CancellationEvent(asyncio.get_running_loop())
     consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
     asyncio.get_running_loop().call_soon(event.set)
     with pytest.raises(CancellationRequested):
         async with asyncio.timeout(5):
-            await consumer._unless_stopped(connect())
+            await consumer._unless_shutdown(connect())
     assert cancellations == 2
 
 
-# What is told: to the log, in full, and to the telemetry.
+# What the log and the telemetry get.
 
 
-async def test_the_log_of_a_run_that_goes_well(bench: Bench) -> None:
-    _, consumer = await bench.run(
+async def test_the_log_of_a_run_that_goes_well(harness: ConsumerHarness) -> None:
+    _, consumer = await harness.run(
         numbers(1), lambda c: c.handled_count == 1, handlers={"n": nothing}, concurrency=2
     )
     info = {"log_level": "info"}
-    counts = {"handled": 1, "returned": 0, "abandoned": 0, "seconds": ANY}
-    of_the_consumer = [entry for entry in bench.logs if entry["event"] != "connected"]
+    counts = {"handled": 1, "requeued": 0, "abandoned": 0, "seconds": ANY}
+    of_the_consumer = [entry for entry in harness.logs if entry["event"] != "connected"]
     assert of_the_consumer == [
-        {"event": "consuming", "source": bench.queue, "concurrency": 2, **info},
+        {"event": "consuming", "source": harness.queue, "concurrency": 2, **info},
         {"event": "stop_requested", "reason": "test", **info},
         {"event": "draining", "in_flight": 0, "seconds": 25.0, **info},
         {"event": "step_done", "step": "deliveries", "log_level": "debug"},
         {"event": "drained", **counts, **info},
         {"event": "step_done", "step": "source", "log_level": "debug"},
     ]
-    [drained] = bench.events("drained")
+    [drained] = harness.events("drained")
     assert 0 <= drained["seconds"] < 10
     assert drained["seconds"] == round(drained["seconds"], 3)
     assert (consumer.state, consumer.in_flight) == ("stopped", {})
 
 
-async def test_the_log_of_a_retry_and_of_what_was_given_up(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+async def test_the_log_of_a_retry_and_of_a_dead_letter(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
 
@@ -855,7 +804,7 @@ async def test_the_log_of_a_retry_and_of_what_was_given_up(
     async def handle(event: Number) -> None:
         raise error
 
-    await bench.run(
+    await harness.run(
         numbers(1),
         lambda c: c.rejected_count == 1,
         handlers={"n": handle},
@@ -863,7 +812,7 @@ async def test_the_log_of_a_retry_and_of_what_was_given_up(
         max_attempts=2,
         **AT_ONCE,
     )
-    [retried], [rejected] = bench.events("message_retried"), bench.events("message_rejected")
+    [retried], [rejected] = harness.events("message_retried"), harness.events("message_rejected")
     reason = "RuntimeError: no such order"
     assert told == [reason]
     what = {"id": ANY, "exc_info": error}
@@ -882,17 +831,19 @@ async def test_the_log_of_a_retry_and_of_what_was_given_up(
 
 @pytest.mark.parametrize("error", [Reject("no such order"), Retry("not yet")])
 async def test_what_a_handler_decided_is_logged_without_a_traceback(
-    bench: Bench, error: Exception
+    harness: ConsumerHarness, error: Exception
 ) -> None:
     async def handle(event: Number) -> None:
         raise error
 
     event = "message_rejected" if isinstance(error, Reject) else "message_retried"
-    await bench.run(numbers(1), lambda _: bool(bench.events(event)), handlers={"n": handle})
-    assert bench.events(event)[0]["exc_info"] is None
+    await harness.run(numbers(1), lambda _: bool(harness.events(event)), handlers={"n": handle})
+    assert harness.events(event)[0]["exc_info"] is None
 
 
-async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(bench: Bench) -> None:
+async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(
+    harness: ConsumerHarness,
+) -> None:
     over = threading.Event()
 
     async def deep_down() -> None:
@@ -907,11 +858,11 @@ async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(bench: Be
     def in_a_thread(event: Number) -> None:
         over.wait(20)
 
-    async with make_source(bench.make_settings()) as publisher:
+    async with make_source(harness.make_settings()) as publisher:
         for kind in ("suspended", "batch", "in_a_thread"):
             await publisher.publish([OutgoingMessage(b'{"number": 1}', kind, f"id of {kind}")])
     try:
-        exit_code, _ = await bench.run(
+        exit_code, _ = await harness.run(
             [],
             lambda c: len(c.in_flight) == 3,
             handlers={"suspended": suspended, "batch": batch, "in_a_thread": in_a_thread},
@@ -923,11 +874,11 @@ async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(bench: Be
         over.set()
     assert exit_code == 75
     abandoned = {"event": "message_abandoned", "log_level": "error", "attempt": 1}
-    assert sorted(bench.events("message_abandoned"), key=lambda entry: str(entry["handler"])) == [
+    assert sorted(harness.events("message_abandoned"), key=lambda entry: str(entry["handler"])) == [
         {**abandoned, "id": f"id of {kind}", "handler": kind}
         for kind in ("batch", "in_a_thread", "suspended")
     ]
-    [stacks] = [entry["stacks"] for entry in bench.events("handlers_abandoned")]
+    [stacks] = [entry["stacks"] for entry in harness.events("handlers_abandoned")]
     by_name = {stack.partition("\n")[0]: stack.splitlines()[1:] for stack in stacks}
     thread = {name for name in by_name if name.startswith("handler")}
     workers = by_name.keys() - {"batch-batch", *thread}
@@ -942,14 +893,14 @@ async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(bench: Be
     assert of_the_thread[0].startswith("  File ")
     assert all(line.startswith("  ") for line in of_the_thread)
     assert any("over.wait(20)" in line for line in of_the_thread)
-    assert [entry["step"] for entry in bench.events("step_done")] == [
-        *("deliveries", "return", "source"),
+    assert [entry["step"] for entry in harness.events("step_done")] == [
+        *("deliveries", "requeue", "source"),
     ]
 
 
 @pytest.mark.slow
-async def test_a_handler_in_a_stop_sees_how_much_of_the_drain_time_is_left(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+async def test_during_shutdown_a_handler_sees_how_much_of_the_drain_time_is_left(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumers: list[Consumer] = []
     seen: list[Any] = []
@@ -966,23 +917,23 @@ async def test_a_handler_in_a_stop_sees_how_much_of_the_drain_time_is_left(
         seen.extend([consumer.state, message.seconds_left()])
         await asyncio.sleep(3 * consumer_module.IDLE_SECONDS)
 
-    exit_code, _ = await bench.run(
+    exit_code, _ = await harness.run(
         numbers(1),
         lambda c: c.event.is_set(),
         handlers={"n": handle},
         before=consumers.append,
         drain_seconds=25,
     )
-    [drained] = bench.events("drained")
+    [drained] = harness.events("drained")
     assert isinstance(drained["seconds"], float)
     assert 10 < drained["seconds"] < 20
     [state, seconds_left] = seen
     assert state == "draining"
     assert 5 < seconds_left <= 15
-    assert (exit_code, bench.left) == (0, (0, 0))
+    assert (exit_code, harness.left) == (0, (0, 0))
     assert told == [
         ("READY=1", "STATUS=consuming"),
-        ("STOPPING=1", "STATUS=draining, 1 in hand"),
+        ("STOPPING=1", "STATUS=draining, 1 in flight"),
     ]
 
 
@@ -1010,7 +961,7 @@ class Recorder(Telemetry):
         self.told.append(("stopped", 0 <= seconds < 10))
 
 
-async def test_the_telemetry_is_told_each_step_of_each_message(bench: Bench) -> None:
+async def test_the_telemetry_gets_each_step_of_each_message(harness: ConsumerHarness) -> None:
     recorder = Recorder()
     failure, rejection = RuntimeError(), Reject("never")
 
@@ -1024,10 +975,10 @@ async def test_the_telemetry_is_told_each_step_of_each_message(bench: Bench) -> 
     def before(consumer: Consumer) -> None:
         consumer.telemetry = recorder
 
-    async with make_source(bench.make_settings()) as publisher:
+    async with make_source(harness.make_settings()) as publisher:
         for kind in ("good", "strict", "other", "bad"):
             await publisher.publish([OutgoingMessage(kind.encode(), kind)])
-    await bench.run(
+    await harness.run(
         [],
         lambda c: c.rejected_count == 3,
         handlers={"good": good, "bad": bad, "strict": strict},
@@ -1053,8 +1004,8 @@ async def test_the_telemetry_is_told_each_step_of_each_message(bench: Bench) -> 
     ]
 
 
-async def test_the_telemetry_that_was_given_watches_the_consumer(bench: Bench) -> None:
-    settings, recorder = bench.make_settings(), Recorder()
+async def test_the_telemetry_that_was_given_watches_the_consumer(harness: ConsumerHarness) -> None:
+    settings, recorder = harness.make_settings(), Recorder()
     event = CancellationEvent(asyncio.get_running_loop())
     router = Router({"n": nothing})
     consumer = Consumer(make_source(settings), router, event, settings, telemetry=recorder)
@@ -1062,14 +1013,14 @@ async def test_the_telemetry_that_was_given_watches_the_consumer(bench: Bench) -
     assert recorder.outcomes["n", "handled"] == 0
 
 
-async def test_a_consumer_without_telemetry_still_counts(bench: Bench) -> None:
-    _, consumer = await bench.run(
+async def test_a_consumer_without_telemetry_still_counts(harness: ConsumerHarness) -> None:
+    _, consumer = await harness.run(
         numbers(2), lambda c: c.handled_count == 2, handlers={"n": nothing}
     )
     assert consumer.telemetry.outcomes["n", "handled"] == 2
 
 
-def test_a_service_without_telemetry_has_one_that_tells_nobody(
+def test_a_service_without_telemetry_has_one_that_exports_nothing(
     broker: Server, monkeypatch: pytest.MonkeyPatch, settings_for: Callable[..., ConsumerSettings]
 ) -> None:
     monkeypatch.setattr(telemetry, "KINDS", ("no_such_kind",))
@@ -1084,13 +1035,15 @@ async def holding(event: Number) -> None:
 
 
 def test_only_a_later_sigint_forces(broker: Server) -> None:
-    at_last = consumer_module.PAIR_SECONDS
+    at_last = PAIR_SECONDS
     assert forces(Signals.SIGINT, at_last)
     assert not forces(Signals.SIGINT, at_last - 0.001)
     assert not forces(Signals.SIGTERM, at_last)
 
 
-async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(bench: Bench) -> None:
+async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(
+    harness: ConsumerHarness,
+) -> None:
     signals = [
         (Signals.SIGTERM, 100.0),
         (Signals.SIGTERM, 100.08),
@@ -1113,23 +1066,23 @@ async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(bench: B
 
     forced: list[bool] = []
     repeating: list[asyncio.Task[None]] = []
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         numbers(1), lambda c: len(c.in_flight) == 1, handlers={"n": holding}, before=before
     )
     await asyncio.gather(*repeating)
     assert forced == [False, False, True, True]
-    assert (exit_code, consumer.abandoned_count, bench.left) == (130, 1, (1, 0))
-    assert bench.events("forced") == [
+    assert (exit_code, consumer.abandoned_count, harness.left) == (130, 1, (1, 0))
+    assert harness.events("forced") == [
         {"event": "forced", "reason": "SIGINT", "log_level": "warning"}
     ]
-    ignored = {"event": "signal_ignored", "reason": "already stopping", "log_level": "info"}
-    assert bench.events("signal_ignored") == [
+    ignored = {"event": "signal_ignored", "reason": "already shutting down", "log_level": "info"}
+    assert harness.events("signal_ignored") == [
         {**ignored, "signal": name} for name in ("SIGTERM", "SIGINT", "SIGINT")
     ]
 
 
 async def test_a_pair_of_signals_stays_one_whatever_came_before_it_was_looked_at(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     def before(consumer: Consumer) -> None:
         consumer.event.signals += [
@@ -1146,17 +1099,19 @@ async def test_a_pair_of_signals_stays_one_whatever_came_before_it_was_looked_at
             consumer.event.on_repeat(signum)
         return True
 
-    exit_code, _ = await bench.run([], repeat, handlers={"n": nothing}, before=before)
-    assert (exit_code, bench.events("forced")) == (0, [])
+    exit_code, _ = await harness.run([], repeat, handlers={"n": nothing}, before=before)
+    assert (exit_code, harness.events("forced")) == (0, [])
 
 
-async def test_a_batch_that_waits_to_be_full_is_handled_when_the_stop_comes(bench: Bench) -> None:
+async def test_a_batch_that_waits_to_be_full_is_handled_on_shutdown(
+    harness: ConsumerHarness,
+) -> None:
     sizes: list[int] = []
 
     async def handle(events: list[Number]) -> None:
         sizes.append(len(events))
 
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         numbers(2),
         lambda c: len(c.in_flight) == 2,
         handlers={"n": handle},
@@ -1164,4 +1119,4 @@ async def test_a_batch_that_waits_to_be_full_is_handled_when_the_stop_comes(benc
         batch_seconds=3600,
     )
     assert (exit_code, sizes, consumer.errors) == (0, [2], [])
-    assert (consumer.handled_count, bench.left) == (2, (0, 0))
+    assert (consumer.handled_count, harness.left) == (2, (0, 0))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import re
 import sys
@@ -18,6 +19,7 @@ from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -30,6 +32,9 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.record.util import calc_crc32c
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
@@ -51,11 +56,13 @@ from runtime.brokers import (
 )
 from runtime.brokers.kafka import (
     KEY,
-    KafkaSource,
+    KafkaBroker,
     delays_seconds,
-    parse_url,
 )
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
 from runtime.errors import BrokerError, BrokerRefused, SourceFailed
+from runtime.handlers import Router
 from runtime.message import (
     Message,
     OutgoingMessage,
@@ -70,7 +77,7 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.8}
 
 WAIT_SECONDS = 30
 
-Connect = Callable[..., AbstractAsyncContextManager[KafkaSource]]
+Connect = Callable[..., AbstractAsyncContextManager[KafkaBroker]]
 
 
 class ForbiddingProxy(KafkaProxy):
@@ -121,7 +128,7 @@ async def produce(
 ) -> None:
     """Another producer's record."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=parse_url(broker.url).hosts,
+        bootstrap_servers=urlsplit(broker.url).netloc,
         compression_type=compression_type,
         max_request_size=2**30,  # before it is packed
         max_batch_size=2**30,
@@ -131,6 +138,63 @@ async def produce(
         await producer.send_and_wait(queue, **record)
     finally:
         await producer.stop()
+
+
+async def produce_names(broker: Server, queue: str, names: list[bytes]) -> None:
+    """One batch of records to partition 0, each with a header of such a name; aiokafka itself would encode a text."""
+    async with AIOKafkaProducer(bootstrap_servers=urlsplit(broker.url).netloc) as producer:
+        batch = producer.create_batch()
+        for name in names:
+            placeholder = [("-" * len(name), b"value")]
+            batch.append(key=None, value=b"body", timestamp=None, headers=placeholder)
+        batch.close()
+        data = batch._build()
+        for name in names:
+            data[:] = data.replace(b"-" * len(name), name, 1)
+        data[17:21] = calc_crc32c(data[21:]).to_bytes(4, "big")
+        await (await producer.send_batch(batch, queue, partition=0))
+
+
+ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
+    "a header that is listed as JSON is gone": ("", [(kafka.JSON_HEADERS, b'["gone"]')]),
+    "the list of JSON headers is null": ("", [(kafka.JSON_HEADERS, None)]),
+    "the list of JSON headers is a number": ("", [(kafka.JSON_HEADERS, b"7")]),
+    "ce_id is not UTF-8": ("", [("ce_id", b"\xff")]),
+    "the id is not UTF-8": ("", [(kafka.ID, b"\xff")]),
+    "the id is null": ("", [(kafka.ID, None)]),
+    "ce_type is null": ("", [("ce_type", None)]),
+    "ce_type is not UTF-8": ("", [("ce_type", b"\xff")]),
+    "the type is not UTF-8": ("", [(kafka.TYPE, b"\xff")]),
+    "the attempts are no number": ("", [("ce_type", b"order"), (kafka.ATTEMPTS, b"\xff")]),
+    "the time of a retry is null": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, None)]),
+    "the time of a retry is no number": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, b"x")]),
+}
+"""Written to the topic, or to that of its retries, by another program."""
+
+OUR_HEADERS = [kafka.JSON_HEADERS, kafka.ID, kafka.TYPE, kafka.KEY, *kafka.HISTORY]
+HEADER_NAMES = st.sampled_from([*OUR_HEADERS, "ce_id", "ce_type", "a"]) | st.text()
+HEADER_VALUES = st.sampled_from(
+    [b"1e999", b"nan", b"-1", b"9" * 5000, b"[" * 10_000, b'["a", "x-consumer-attempts"]', b"{}"]
+)
+
+
+async def consume_until_rejected(settings: ConsumerSettings) -> int:
+    """Run a consumer, whose handlers fail, until it has rejected one message; returns its exit code."""
+
+    async def fail(body: bytes) -> None:
+        raise ValueError
+
+    event = CancellationEvent(asyncio.get_running_loop())
+    router = Router({"order": fail, "other": fail})
+    consumer = Consumer(make_source(settings), router, event, settings)
+    consuming = asyncio.create_task(consumer.run())
+
+    async def rejected() -> bool:
+        return consumer.rejected_count == 1 or consuming.done()
+
+    await eventually(True, rejected)
+    event.set("test")
+    return await consuming
 
 
 @contextmanager
@@ -238,7 +302,7 @@ class TestGroups:
     ) -> None:
         handled: list[str] = []
 
-        async def work(source: KafkaSource) -> None:
+        async def work(source: KafkaBroker) -> None:
             async for message in source:
                 await asyncio.sleep(random.uniform(0, 0.03))
                 handled.append(message.id)
@@ -274,7 +338,7 @@ class TestGroups:
                 assert [event["id"] for event in find(events, "settlement_lost")] == ids(held)
                 handled: list[str] = []
 
-                async def work(source: KafkaSource) -> None:
+                async def work(source: KafkaBroker) -> None:
                     async for message in source:
                         handled.append(message.id)
                         await source.ack(message)
@@ -284,7 +348,7 @@ class TestGroups:
                 await asyncio.gather(one.stop(), other.stop())
                 await asyncio.gather(*workers)
         assert held[0].id in handled
-        assert {event["unfinished"] for event in find(events, "partitions_revoked")} == {0, 1}
+        assert {event["in_flight"] for event in find(events, "partitions_revoked")} == {0, 1}
 
     async def test_the_partitions_of_a_dead_consumer_go_to_others(
         self, connect: Connect, proxy: KafkaProxy, broker: Server
@@ -326,7 +390,7 @@ class TestOutages:
             (message,) = await take(source, 1)
             proxy.refuse()
             with monkeypatch.context() as patch:
-                patch.setattr(kafka, "ANSWER_SECONDS", 0.3)
+                patch.setattr(source._requests, "seconds", 0.3)
                 await source.retry(message, 0.1, "not now")
             (again,) = await take(source, 1)
             assert (again.id, again.attempt) == (id, 1)
@@ -367,7 +431,7 @@ class TestOutages:
         assert never_retrieved == []
 
     async def test_a_stop_while_the_first_question_is_on_the_way_leaves_no_connection(
-        self, source_for: Callable[..., KafkaSource], monkeypatch: pytest.MonkeyPatch
+        self, source_for: Callable[..., KafkaBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = asyncio.Event()
         send = AIOKafkaConnection.send
@@ -386,7 +450,7 @@ class TestOutages:
         gc.collect()  # a connection that is left open warns, which is an error here
 
     async def test_a_start_that_is_given_up_leaves_nothing(
-        self, source_for: Callable[..., KafkaSource], proxy: KafkaProxy
+        self, source_for: Callable[..., KafkaBroker], proxy: KafkaProxy
     ) -> None:
         async with source_for(broker_url=proxy.url) as source:
             proxy.black_hole()
@@ -474,6 +538,79 @@ class TestOtherProducers:
             assert (message.id, message.type) == ("7", "order_created")
             assert message.headers["raw"] == b"\xff\x00"
 
+    @pytest.mark.parametrize("case", ODD_RECORDS)
+    async def test_an_odd_record_becomes_a_dead_letter_with_a_reason_and_ends_no_consumer(
+        self, settings_for: Callable[..., ConsumerSettings], broker: Server, queue: str, case: str
+    ) -> None:
+        topic, headers = ODD_RECORDS[case]
+        settings = settings_for(max_attempts=2, **SETTINGS)
+        async with make_source(settings):
+            pass  # which creates the topics
+        await produce(broker, f"{queue}{topic}", value=b"{}", headers=headers)
+        assert await consume_until_rejected(settings) == 0
+        async with make_source(settings) as source:
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert letter.reason.startswith(("failed 2 times", "unknown type"))
+            assert letter.id.encode().decode() == letter.id != ""
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+
+    async def test_a_header_name_that_is_not_utf_8_is_read_with_replacements_and_ends_no_consumer(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            names = [b"plain", b"gr\xf6\xdfe", b"plain"]
+            await produce_names(broker, queue, names)
+            await produce_names(broker, queue, names)
+            messages = await take(source, 6)
+            assert [message.receipt[1].offset for message in messages] == list(range(6))
+            assert [list(message.headers) for message in messages[:3]] == [
+                ["plain"],
+                ["gr\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}e"],
+                ["plain"],
+            ]
+            assert {message.body for message in messages} == {b"body"}
+            await source.reject(messages[1], "bad")
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert letter.id == messages[1].id
+
+    async def test_a_retry_that_is_due_in_a_hundred_years_waits_for_the_longest_delay(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source:
+            due_at = f"{time.time() + 100 * 365 * 86_400}".encode()
+            began_at = time.monotonic()
+            await produce(broker, f"{queue}.retry", value=b"late", headers=[(kafka.DUE_AT, due_at)])
+            (message,) = await take(source, 1)
+            assert message.body == b"late"
+            assert time.monotonic() - began_at < 0.8 + 2 * AT_ONCE_SECONDS
+            await source.ack(message)
+
+    @given(
+        headers=st.lists(st.tuples(HEADER_NAMES, st.none() | st.binary() | HEADER_VALUES)),
+        key=st.none() | st.binary(),
+        value=st.none() | st.binary(),
+    )
+    def test_any_record_is_a_message_and_a_dead_letter(
+        self,
+        broker: Server,
+        headers: list[tuple[str, bytes | None]],
+        key: bytes | None,
+        value: bytes | None,
+    ) -> None:
+        record = SimpleNamespace(
+            topic="orders", partition=1, offset=2, key=key, value=value, headers=headers
+        )
+        message = kafka._message(record)
+        assert message.id
+        assert (message.id + message.type).encode().decode()
+        assert message.body == (value or b"")
+        assert message.attempt >= 1
+        letter = kafka._dead_letter(record)
+        assert letter.reason.encode().decode() == letter.reason
+        assert 0 <= letter.dead_lettered_at < math.inf
+        for _, copied in kafka._copy(message, {})[2]:
+            assert copied is None or isinstance(copied, bytes)
+
     async def test_a_batch_that_does_not_fit_into_memory_unpacked_ends_the_consumption(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
@@ -543,17 +680,17 @@ class TestTopics:
 
     async def test_a_topic_that_cannot_be_made_is_a_sentence(
         self,
-        source_for: Callable[..., KafkaSource],
+        source_for: Callable[..., KafkaBroker],
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         answer_to_create(monkeypatch, InvalidPartitionsError, unless=lambda _: False)
-        with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be made: .*why"):
+        with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be created: .*why"):
             await source_for().__aenter__()
 
     async def test_a_topic_that_is_not_there_and_may_not_be_made_is_a_sentence(
         self,
-        source_for: Callable[..., KafkaSource],
+        source_for: Callable[..., KafkaBroker],
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -562,7 +699,7 @@ class TestTopics:
 
         answer_to_create(monkeypatch, TopicAuthorizationFailedError, unless=lambda _: False)
         monkeypatch.setattr(AIOKafkaProducer, "partitions_for", unknown)
-        with pytest.raises(BrokerRefused, match=f"'{queue}' is not there, and this user may not"):
+        with pytest.raises(BrokerRefused, match=f"'{queue}' does not exist, and this user may not"):
             await source_for().__aenter__()
 
 
@@ -589,17 +726,21 @@ class TestUrl:
         ],
     )
     async def test_a_url_names_hosts_and_credentials(
-        self, broker: Server, url: str, hosts: list[str], security: dict[str, str]
+        self,
+        settings_for: Callable[..., ConsumerSettings],
+        url: str,
+        hosts: list[str],
+        security: dict[str, str],
     ) -> None:
-        address = parse_url(url)
-        assert (address.hosts, address.security) == (hosts, security)
+        source = KafkaBroker(settings_for(broker_url=url))
+        assert (source._url.hosts, source._security) == (hosts, security)
 
     @pytest.mark.parametrize(
         "rest",
         [
-            *("", "one:port", "one,", "one/path", "me:hush/hush@one", "me:hush#hush@one"),
+            *("", "one:port", "one/path", "me:hush/hush@one", "me:hush#hush@one"),
             *("me:hush?hush@one", "me:hush[@one", "one?partition=3", "one?partitions=0"),
-            *("one?partitions=many", "one?session_timeout_seconds=nan"),
+            *("one?partitions=many", "one?session_timeout_seconds=nan", "one?cafile=ca.pem"),
             "me:hush@one?sasl_mechanism=X",
         ],
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -32,6 +32,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from harness.process import Ledger, service_command, service_environment
 from harness.scene import AT_ONCE_SECONDS, Scene, assert_quiet, wait_until
 from harness.servers.local import free_port
+from processes import MISBEHAVING
 from runtime import watchdog
 from runtime.brokers import make_source
 from runtime.cancellation import CancellationEvent
@@ -45,6 +46,9 @@ from runtime.telemetry.opentelemetry import (
     attributes_of_broker,
     span_limits,
 )
+
+ENABLED: dict[str, Any] = {"TELEMETRY": "opentelemetry"}
+"""For the service in `MISBEHAVING`: only here does a runtime have two kinds of telemetry."""
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -136,9 +140,9 @@ def collector() -> Iterator[Collector]:
 
 def publish_by_command(scene: Scene, endpoint: str, task: dict[str, Any]) -> None:
     environment = service_environment(
-        scene.broker.url, scene.queue, scene.ledger, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
+        scene.broker.url, scene.queue, scene.ledger, **ENABLED, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
     )
-    command = service_command("publish", "--type", "work", json.dumps(task))
+    command = service_command("publish", "--type", "work", json.dumps(task), service=MISBEHAVING)
     result = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=30, cwd=scene.ledger.path.parent,
@@ -161,7 +165,7 @@ def test_what_was_published_here_is_linked_to_its_processing(
     assert point.count == 1
     assert duration == sent_metric
     assert duration["messaging.operation.name"] == "send"
-    process = scene.start(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    process = scene.start(**ENABLED, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     handling = process.wait_for("handling")
     wait_until(lambda: scene.ledger.ended == ["task-0"])
     assert process.stop()[0] == 0
@@ -186,13 +190,14 @@ def test_what_was_published_here_is_linked_to_its_processing(
     sender = attributes_of(sent.attributes)
     assert sender["messaging.system"] == system
     assert "messaging.consumer.group.name" not in sender, "a message is for every group"
-    assert collector.services == {"shutdown-suite"}
+    assert collector.services == {"service-of-the-tests"}
 
 
 @pytest.mark.slow
 @on_one_broker
 def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene, collector: Collector) -> None:
     process = scene.start(
+        **ENABLED,
         drain_seconds=0.5,
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_SERVICE_NAME="orders",
@@ -238,10 +243,10 @@ def black_hole() -> Iterator[str]:
 
 @pytest.mark.slow
 @on_one_broker
-def test_a_collector_that_says_nothing_does_not_hold_the_exit(scene: Scene) -> None:
+def test_an_unresponsive_collector_does_not_delay_the_exit(scene: Scene) -> None:
     with black_hole() as url:
         scene.publish(3)
-        process = scene.start(OTEL_EXPORTER_OTLP_ENDPOINT=url)
+        process = scene.start(**ENABLED, OTEL_EXPORTER_OTLP_ENDPOINT=url)
         wait_until(lambda: len(scene.ledger.ended) == 3)
         exit_code, seconds = process.stop()
     assert exit_code == 0
@@ -251,12 +256,12 @@ def test_a_collector_that_says_nothing_does_not_hold_the_exit(scene: Scene) -> N
     assert process.stderr == ""
 
 
-async def test_a_flush_gets_no_more_time_than_the_stop_has_left() -> None:
+async def test_a_flush_gets_no_more_time_than_the_shutdown_has_left() -> None:
     left_seconds = 1.5
     event = CancellationEvent(asyncio.get_running_loop())
     signalled_at = time.monotonic() - watchdog.CLOSE_SECONDS + left_seconds
     event.signals.append((signal.SIGTERM, signalled_at))
-    dog = watchdog.Watchdog(event, [], 0, cast(Consumer, None))
+    dog = watchdog.Watchdog(event, [], 0, {})
     assert dog.finish(0, CLOSE_SECONDS) == pytest.approx(left_seconds - 1, abs=0.2)
 
 
@@ -276,7 +281,7 @@ async def test_a_flush_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None
 @on_one_broker
 def test_a_collector_that_is_not_there_changes_no_exit_code(scene: Scene) -> None:
     scene.publish(1)
-    process = scene.start(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}")
+    process = scene.start(**ENABLED, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}")
     wait_until(lambda: scene.ledger.ended == ["task-0"])
     exit_code, seconds = process.stop()
     assert exit_code == 0
@@ -502,7 +507,8 @@ def test_nothing_is_recorded_unless_a_collector_is_named(
     """In a process of its own: the providers are the whole process's."""
     program = (
         "from runtime.settings import ConsumerSettings\n"
-        "from runtime.telemetry import Telemetry, make_telemetry\n"
+        "from runtime.telemetry import Telemetry\n"
+        "from runtime.telemetry.opentelemetry import make_telemetry\n"
         "telemetry = make_telemetry('orders', ConsumerSettings(broker_url='sqlite:///x'))\n"
         "print(type(telemetry) is not Telemetry)"
     )

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from consumer_harness import ConsumerHarness
 from harness.contract import start_once
 from harness.servers import Server
 from runtime.brokers import make_source
-from runtime.brokers.source import Buffer, OrderedBuffer
+from runtime.brokers.buffer import Buffer
 from runtime.consumer import Consumer
 from runtime.message import Message
-from runtime.ordering import key_reader
+from runtime.ordering import OrderedBuffer, key_reader
 from runtime.settings import ConsumerSettings
-from test_consumer import Bench
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -80,9 +80,11 @@ class Log:
 
 
 @pytest.fixture
-async def bench(broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]) -> Bench:
+async def harness(
+    broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]
+) -> ConsumerHarness:
     await start_once(settings_for())
-    return Bench(broker, queue, settings_for)
+    return ConsumerHarness(broker, queue, settings_for)
 
 
 # -- what a key is
@@ -192,7 +194,7 @@ async def test_nothing_is_kept_of_keys_that_are_done() -> None:
         taken = await buffer.get()
         buffer.settled(taken)
         buffer.settled(taken)
-    assert [*buffer._queues, *buffer._keys, *buffer._keys_out] == []
+    assert [*buffer._queues, *buffer._keys, *buffer._keys_in_flight] == []
 
 
 async def test_at_random_the_order_of_each_key_is_kept() -> None:
@@ -226,7 +228,7 @@ async def test_at_random_the_order_of_each_key_is_kept() -> None:
 
 
 async def test_equal_keys_are_handled_in_the_order_of_delivery_and_different_ones_overlap(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -237,7 +239,7 @@ async def test_equal_keys_are_handled_in_the_order_of_delivery_and_different_one
     async def handle(step: Step) -> None:
         await log.work(step, chance.randrange(1, 10))
 
-    _, consumer = await bench.run(
+    _, consumer = await harness.run(
         bodies(published),
         lambda c: c.handled_count == 60,
         handlers={"step": handle},
@@ -254,7 +256,7 @@ async def test_equal_keys_are_handled_in_the_order_of_delivery_and_different_one
         assert by_key(log.ended) == by_key(published)
 
 
-async def test_messages_that_wait_for_their_key_occupy_no_worker(bench: Bench) -> None:
+async def test_messages_that_wait_for_their_key_occupy_no_worker(harness: ConsumerHarness) -> None:
     steps = [*(("a", number) for number in range(20)), *(("b", number) for number in range(5))]
     log, others_done = Log(), asyncio.Event()
 
@@ -265,7 +267,7 @@ async def test_messages_that_wait_for_their_key_occupy_no_worker(bench: Bench) -
         if len(log.ended) == 5:
             others_done.set()
 
-    await bench.run(
+    await harness.run(
         bodies(steps),
         lambda c: c.handled_count == 25,
         handlers={"step": handle},
@@ -279,7 +281,7 @@ async def test_messages_that_wait_for_their_key_occupy_no_worker(bench: Bench) -
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["in time", "at the deadline"])
 async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_order(
-    bench: Bench, in_time: bool
+    harness: ConsumerHarness, in_time: bool
 ) -> None:
     steps = [(key, number) for number in range(6) for key in "ab"]
     stopped, continued = Log(), Log()
@@ -291,7 +293,7 @@ async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_
         await stopped.handle(step)
 
     settings: dict[str, Any] = {"order_by": "body:key", "concurrency": 4, "prefetch": 12}
-    exit_code, consumer = await bench.run(
+    exit_code, consumer = await harness.run(
         bodies(steps),
         lambda c: len(c.in_flight) == 2 and len(c.source.buffer) == 10,
         handlers={"step": handle_until_stopped},
@@ -301,9 +303,9 @@ async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_
     done = 2 if in_time else 0
     assert exit_code == (0 if in_time else 75)
     assert (consumer.handled_count, consumer.source.requeued_count) == (done, 12 - done)
-    assert bench.events("draining")[0]["in_flight"] == 2
-    assert len(bench.events("message_abandoned")) == 2 - done
-    await bench.run(
+    assert harness.events("draining")[0]["in_flight"] == 2
+    assert len(harness.events("message_abandoned")) == 2 - done
+    await harness.run(
         [],
         lambda _: {*stopped.ended, *continued.ended} == {*steps},  # none is lost
         handlers={"step": continued.handle},
@@ -323,7 +325,7 @@ async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_
 
 @on_one_broker
 async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_what_was_in_hand(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     log = Log()
 
@@ -331,14 +333,14 @@ async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_what_was_i
         await asyncio.Event().wait()
 
     steps = [("a", number) for number in range(4)]
-    await bench.run(
+    await harness.run(
         bodies(steps),
         lambda c: len(c.in_flight) == 1 and len(c.source.buffer) == 3,
         handlers={"step": never},
         drain_seconds=0,
         order_by="body:key",
     )
-    await bench.run(
+    await harness.run(
         [], lambda c: c.handled_count == 4, handlers={"step": log.handle}, order_by="body:key"
     )
     assert log.ended == steps
@@ -346,7 +348,7 @@ async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_what_was_i
 
 @on_one_broker
 async def test_what_is_rejected_frees_its_key_and_what_is_retried_lets_later_ones_pass(
-    bench: Bench,
+    harness: ConsumerHarness,
 ) -> None:
     log = Log()
 
@@ -356,7 +358,7 @@ async def test_what_is_rejected_frees_its_key_and_what_is_retried_lets_later_one
         await log.handle(step)
 
     invalid = json.dumps({"key": "a", "number": "first"}).encode()
-    await bench.run(
+    await harness.run(
         [invalid, *bodies([("a", 0), ("a", 1), ("a", 2)]), invalid],
         lambda c: c.handled_count == 3 and c.rejected_count == 2,
         handlers={"step": handle},
@@ -364,11 +366,11 @@ async def test_what_is_rejected_frees_its_key_and_what_is_retried_lets_later_one
         retry_seconds=0.05,
     )
     assert log.ended == [("a", 1), ("a", 2), ("a", 0)]
-    assert bench.left == (0, 2)
+    assert harness.left == (0, 2)
 
 
 @on_one_broker
-async def test_a_batch_has_one_message_of_each_key_at_most(bench: Bench) -> None:
+async def test_a_batch_has_one_message_of_each_key_at_most(harness: ConsumerHarness) -> None:
     batches: list[Steps] = []
 
     async def handle(steps: list[Step]) -> None:
@@ -376,7 +378,7 @@ async def test_a_batch_has_one_message_of_each_key_at_most(bench: Bench) -> None
         batches.append([(step.key, step.number) for step in steps])
 
     steps = [("a", 0), ("a", 1), ("b", 0), ("c", 0), ("a", 2), ("b", 1)]
-    await bench.run(
+    await harness.run(
         bodies(steps),
         lambda c: c.handled_count == 6,
         handlers={"step": handle},
@@ -389,5 +391,5 @@ async def test_a_batch_has_one_message_of_each_key_at_most(bench: Bench) -> None
 
 
 @on_one_broker
-async def test_without_the_setting_nothing_is_looked_at(bench: Bench) -> None:
-    assert type(make_source(bench.make_settings()).buffer) is Buffer
+async def test_without_the_setting_nothing_is_looked_at(harness: ConsumerHarness) -> None:
+    assert type(make_source(harness.make_settings()).buffer) is Buffer

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import sqlite3
@@ -15,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from harness.process import ask
+from harness.process import IMPORTED_FROM, ask
 from harness.scene import Scene, assert_quiet, wait_until
 from harness.servers.local import free_port
 from harness.servers.sqlite import SqliteFile
+from processes import MISBEHAVING
 from runtime import probes as probes_module
 from runtime.brokers import make_source
 from runtime.cancellation import CancellationEvent
@@ -26,7 +28,7 @@ from runtime.consumer import Consumer
 from runtime.errors import SettingsError
 from runtime.handlers import Router
 from runtime.probes import (
-    Heart,
+    EventLoopLag,
     probes,
     why_not_live,
     why_not_ready,
@@ -59,18 +61,18 @@ async def test_it_is_ready_only_while_it_consumes_and_the_broker_is_there(
         assert why_not_ready(consumer) == ""
 
 
-async def test_from_the_first_instant_of_a_stop_it_is_live_and_not_ready(
+async def test_from_the_first_instant_of_a_shutdown_it_is_live_and_not_ready(
     consumer: Consumer,
 ) -> None:
     consumer.state = "consuming"
     async with consumer.source:
         consumer.event.set(signal.SIGTERM)
-        assert consumer.state == "consuming"  # nobody has done anything about the stop yet
-        assert why_not_ready(consumer) == "stopping"
+        assert consumer.state == "consuming"  # the consumer has not reacted yet
+        assert why_not_ready(consumer) == "shutting down"
         assert why_not_live(consumer) == ""
 
 
-async def test_a_dead_filler_is_not_live_for_its_reason(consumer: Consumer) -> None:
+async def test_a_failed_fetcher_is_not_live_for_its_reason(consumer: Consumer) -> None:
     assert why_not_live(consumer) == ""
     consumer.source.buffer.fail(RuntimeError("the client\nlibrary died"))
     assert why_not_live(consumer) == "failed: the client library died"
@@ -83,15 +85,15 @@ async def test_a_dead_worker_is_not_live(consumer: Consumer) -> None:
 
 @pytest.mark.slow
 async def test_a_loop_that_was_blocked_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes_module, "BEAT_SECONDS", 0.01)
-    heart = Heart()
-    heart.start()
-    assert heart.lag_seconds() < 0.2
+    monkeypatch.setattr(probes_module, "SAMPLE_SECONDS", 0.01)
+    lag = EventLoopLag()
+    lag.start()
+    assert lag.seconds() < 0.2
     time.sleep(0.3)  # noqa: ASYNC251  # it is to block the event loop
-    assert heart.lag_seconds() >= 0.28  # asked before the late beat
+    assert lag.seconds() >= 0.28  # asked before the late sample
     await asyncio.sleep(0.02)
-    assert heart.lag_seconds() >= 0.28  # and after it
-    heart.stop()
+    assert lag.seconds() >= 0.28  # and after it
+    lag.stop()
 
 
 # -- the server
@@ -141,7 +143,7 @@ async def test_a_client_that_holds_on_does_not_hold_the_server(consumer: Consume
     async with probes(port, consumer, Telemetry()):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /livez HTTP/1.1\r\n")
-        await writer.ack_all()
+        await writer.drain()
         left_at = time.monotonic()
     assert time.monotonic() - left_at < probes_module.CLOSE_SECONDS + 1
     writer.close()
@@ -158,8 +160,10 @@ async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: C
 @pytest.mark.slow
 def test_without_a_port_the_server_is_not_even_imported() -> None:
     program = "import runtime.operate.cli, sys; print('aiohttp' in sys.modules)"
+    path = {"PYTHONPATH": os.pathsep.join(IMPORTED_FROM)}
     command = [sys.executable, "-c", program]
-    assert subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout == "False\n"
+    done = subprocess.run(command, env={**os.environ, **path}, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "False\n"
 
 
 # -- the real program
@@ -168,9 +172,8 @@ def test_without_a_port_the_server_is_not_even_imported() -> None:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     """On a file of its own, as some of these tests lock it or take it away."""
-    scene = Scene(SqliteFile(tmp_path / "messages.db"), "probed", tmp_path)
-    yield scene
-    scene.close()
+    with Scene(SqliteFile(tmp_path / "messages.db"), "probed", tmp_path, MISBEHAVING) as scene:
+        yield scene
 
 
 def database(scene: Scene) -> Path:
@@ -199,7 +202,7 @@ def test_while_it_drains_it_is_live_and_not_ready(scene: Scene) -> None:
     assert ask(port, "/readyz") == (200, "ready\n")
     process.send(signal.SIGTERM)
     process.wait_for("draining")
-    assert ask(port, "/readyz") == (503, "stopping\n")
+    assert ask(port, "/readyz") == (503, "shutting down\n")
     assert ask(port, "/livez")[0] == 200
     assert scene.ledger.ended == []  # the handler was still at it
     assert process.wait() == 0
@@ -234,7 +237,7 @@ def test_in_an_outage_it_is_live_and_not_ready(scene: Scene) -> None:
 
 
 @pytest.mark.slow
-def test_a_blocked_loop_does_not_answer_and_tells_afterwards(scene: Scene) -> None:
+def test_a_blocked_loop_does_not_answer_and_is_logged_afterwards(scene: Scene) -> None:
     port = free_port()
     process = scene.start(probe_port=port)
     wait_until(answers(port, "/livez"))
@@ -251,7 +254,7 @@ def test_a_blocked_loop_does_not_answer_and_tells_afterwards(scene: Scene) -> No
 
 
 @pytest.mark.slow
-def test_when_the_filler_has_died_it_is_not_live(scene: Scene) -> None:
+def test_when_the_fetcher_has_failed_it_is_not_live(scene: Scene) -> None:
     scene.publish(1, seconds=3)
     port = free_port()
     process = scene.start(url=scene.broker.impatient_url, probe_port=port)
@@ -269,5 +272,5 @@ def test_a_port_in_use_is_exit_code_2_and_one_sentence(scene: Scene) -> None:
         port = other.getsockname()[1]
         process = scene.start(consuming=False, probe_port=port)
         assert process.wait() == 2
-    assert process.stderr == f"shutdown-suite: CONSUMER_PROBE_PORT: port {port} is in use\n"
+    assert process.stderr == f"service-of-the-tests: CONSUMER_PROBE_PORT: port {port} is in use\n"
     assert [event["exit_code"] for event in process.find("stopped")] == [2]

@@ -21,7 +21,7 @@ import pytest
 
 from harness.contract import last
 from runtime.brokers import sqlite
-from runtime.brokers.sqlite import SqliteSource
+from runtime.brokers.sqlite import SqliteBroker
 from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
@@ -50,26 +50,26 @@ def names(events: list[dict[str, Any]]) -> list[str]:
 
 def source_of(
     file: Path, prefetch: int = 1, lease_seconds: float = 30, queue: str = "q"
-) -> SqliteSource:
+) -> SqliteBroker:
     url = f"sqlite:///{file.as_posix()}?lease_seconds={lease_seconds}"
     settings = ConsumerSettings.model_validate({"broker_url": url, "source": queue})
-    return SqliteSource(settings, prefetch)
+    return SqliteBroker(settings, prefetch)
 
 
 @asynccontextmanager
-async def consuming(file: Path, prefetch: int = 1, **options: Any) -> AsyncIterator[SqliteSource]:
+async def consuming(file: Path, prefetch: int = 1, **options: Any) -> AsyncIterator[SqliteBroker]:
     async with source_of(file, prefetch, **options) as source:
         await source.start()
         yield source
 
 
-async def publish(source: SqliteSource, count: int) -> list[str]:
+async def publish(source: SqliteBroker, count: int) -> list[str]:
     messages = [OutgoingMessage(b"%d" % number) for number in range(count)]
     await source.publish(messages)
     return [message.id for message in messages]
 
 
-async def take(source: SqliteSource, count: int = 1) -> list[Message]:
+async def take(source: SqliteBroker, count: int = 1) -> list[Message]:
     async with asyncio.timeout(WAIT_SECONDS):
         return [await anext(source) for _ in range(count)]
 
@@ -156,7 +156,7 @@ FREQUENT = [
     *sqlite.RETRY,
     *sqlite.REQUEUE,
     *sqlite.LEAVE,
-    *sqlite.BRING_BACK,
+    *sqlite.RECLAIM,
 ]
 PARAMETERS = {"source": "q", "consumer": 1, "seq": 1, "now": 2, "limit": 10, "due_at": 1}
 
@@ -172,7 +172,7 @@ async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> 
             assert "TEMP B-TREE" not in text, statement
 
 
-async def test_taking_costs_the_same_whatever_else_is_there(file: Path) -> None:
+async def test_fetching_costs_the_same_whatever_else_is_there(file: Path) -> None:
     async with source_of(file):
         pass
     add = """
@@ -262,8 +262,8 @@ async def test_what_is_described_is_in_this_file(file: Path) -> None:
     async with source_of(file) as source:
         assert (await source.describe())["file"] == str(file)
         assert sqlite.make_source(source.settings).prefetch == 1
-        assert SqliteSource(source.settings).prefetch == 1
-        assert source.connectivity.broker == str(file)
+        assert SqliteBroker(source.settings).prefetch == 1
+        assert source.connectivity.address == str(file)
 
 
 async def test_a_second_settlement_is_logged_with_its_reason(
@@ -449,13 +449,18 @@ async def test_a_lease_is_renewed_three_times_before_it_ends(file: Path) -> None
         assert 8 < source._renew_at - time.monotonic() <= 10
 
 
-@pytest.mark.parametrize("options", ["lease_seconds=inf", "lease_seconds=0", "other="])
-def test_an_option_that_is_none_is_named_in_one_sentence(options: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("lease_seconds=inf", "lease_seconds must be a number of at least 0.01"),
+        ("lease_seconds=0", "lease_seconds must be a number of at least 0.01"),
+        ("other=", "unknown option 'other'; known options: lease_seconds"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(option: str, sentence: str) -> None:
     with pytest.raises(BrokerRefused) as refused:
-        sqlite._parse(f"sqlite:///queue.db?{options}")
-    assert str(refused.value) == (
-        "CONSUMER_BROKER_URL: the only option of sqlite is ?lease_seconds=, a number above 0"
-    )
+        sqlite._parse(f"sqlite:///queue.db?{option}")
+    assert str(refused.value) == f"CONSUMER_BROKER_URL: {sentence}"
 
 
 def test_a_url_without_a_file_is_told_how_to_name_one() -> None:
@@ -607,7 +612,7 @@ def publish_and_end(file: Path, ledger: Path, count: int) -> None:
 def consume_until_empty(file: Path, ledger: Path, count: int) -> None:
     """Until all consumers together have handled so many messages."""
 
-    async def work(source: SqliteSource) -> None:
+    async def work(source: SqliteBroker) -> None:
         async for message in source:
             note(ledger, "handled", [message.id])
             await source.ack(message)
@@ -858,7 +863,7 @@ async def test_a_read_only_file_is_refused(not_root: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only directories")
 async def test_a_file_that_may_not_be_made_is_refused(not_root: Path) -> None:
     forbid_writing(not_root)
-    assert "cannot be opened or made" in await refusal(not_root / "queue.db")
+    assert "cannot be opened or created" in await refusal(not_root / "queue.db")
 
 
 @pytest.mark.slow
@@ -893,7 +898,7 @@ async def test_a_full_disk_is_unavailable_and_publishes_nothing(file: Path) -> N
         assert (await source.describe())["q"] == 1
 
 
-async def fill_the_disk(source: SqliteSource, pages: int = 1) -> None:
+async def fill_the_disk(source: SqliteBroker, pages: int = 1) -> None:
     """SQLite's own limit, as a disk would answer; a limit below the size means: no page more."""
 
     def limit() -> None:

@@ -102,7 +102,7 @@ def test_stopping_is_told_at_the_signal_while_the_handler_still_works(
     wait_until(lambda: manager.told() == ["READY=1"])
     assert_clean_shutdown(process)
     wait_until(told("STOPPING=1"))
-    assert manager.messages[-1][1] == ["STOPPING=1", "STATUS=draining, 1 in hand"]
+    assert manager.messages[-1][1] == ["STOPPING=1", "STATUS=draining, 1 in flight"]
     assert scene.ledger.ended == scene.published
 
 

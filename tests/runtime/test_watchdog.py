@@ -1,11 +1,11 @@
-"""How the watchdog learns of signals. What it does then is in test_shutdown.py, with real blocked services."""
+"""How the watchdog learns of signals. What it does then is in test_process.py, with real blocked services."""
 
 import sys
 
 import pytest
 
+from processes import Child
 from runtime import watchdog
-from test_signals import Child
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ class Dog(Watchdog):
 
 async def watched():
     with make_cancellation_event() as event:
-        dog = Dog(event, [signal.SIGTERM, signal.SIGINT], 60, None)
+        dog = Dog(event, [signal.SIGTERM, signal.SIGINT], 60, {{}})
         {steps}
 
 asyncio.run(watched())
@@ -41,7 +41,7 @@ def watched(*steps: str) -> Child:
 def test_a_signal_that_python_has_not_heard_of_wakes_the_event_loop() -> None:
     """It came in the instant in which the loop began to wait, so no handler of Python has run."""
     with watched(
-        "dog.start()", "dog._told.send(bytes([signal.SIGTERM]))", "await dog.woken.wait()"
+        "dog.start()", "dog._wakeup_writer.send(bytes([signal.SIGTERM]))", "await dog.woken.wait()"
     ) as child:
         assert child.end() == ("['SIGTERM'] []", 0)
 

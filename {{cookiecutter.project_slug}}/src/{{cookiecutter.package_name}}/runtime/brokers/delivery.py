@@ -8,6 +8,7 @@ take it as it came and never raise: a field that cannot be read gets the value t
 import json
 import math
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from ..message import DeadLetter, Message
@@ -61,9 +62,11 @@ def text_of(value: object) -> str:
         if value.isascii():
             return value
         return value.encode(errors="replace").decode()  # JSON may hold lone surrogates
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     if value is None:
         return ""
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, bytearray | memoryview):
         return bytes(value).decode(errors="replace")
     return str(value)
 
@@ -93,3 +96,17 @@ def json_object(text: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def decode_json_values(values: dict[str, Any], names: Any) -> None:
+    """Decode, in place, the values that are JSON; ``names`` is the JSON list of their names.
+
+    A value that is missing, or is no JSON, stays as it is.
+    """
+    try:
+        listed = json.loads(names)
+    except (TypeError, ValueError, RecursionError):
+        return
+    for name in listed if isinstance(listed, list) else ():
+        with suppress(KeyError, TypeError, ValueError, RecursionError):
+            values[name] = json.loads(values[name])

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rendered import INSTALLERS, Result, Service
+from support.rendered import INSTALLERS, Result, Service
 
 OF_THE_MACHINE = ("usr", "bin", "sbin", "lib", "lib64", "etc")
 PYTHON = sys.base_prefix

@@ -1,6 +1,7 @@
 """Run in a service: a message is handled, SIGKILL comes before it is acknowledged, and it comes again.
 
-``python crash.py DATABASE SCHEMA PACKAGE``, in the folder of the service; prints what is to be seen then, as JSON.
+``python crash.py DATABASE SCHEMA PACKAGE``, in the folder of the service, where `harness` and `runtime` can be imported;
+prints what is to be seen then, as JSON.
 """
 
 import json
@@ -51,9 +52,10 @@ def sqlite_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
 @contextmanager
 def postgres_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
     """A schema of its own, which is gone afterwards."""
-    from tests.runtime.servers import postgres
+    from harness.servers import postgres
 
     with postgres.shared(folder) as server:
+        assert isinstance(server, postgres.PostgresServer)
         schema = f"crash_{os.getpid()}"
         server.query(f"CREATE SCHEMA {schema}")
         url = f"{server.url}{'&' if '?' in server.url else '?'}options=-csearch_path%3D{schema}"
@@ -100,7 +102,6 @@ def main(database: str, schema: str, package: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))
     try:
         print(json.dumps(main(*sys.argv[1:])))
     except Exception as error:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations, cycle, product
@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from tasks import COMMANDS, PYTHON_PATH, requirements
 
-TEMPLATE = Path(__file__).resolve().parents[1]
+TEMPLATE = Path(__file__).resolve().parents[2]
 TREE = TEMPLATE / "{{cookiecutter.project_slug}}"
 QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
 PUBLIC_QUESTIONS = [name for name in QUESTIONS if not name.startswith("_")]
@@ -114,6 +114,12 @@ def every_combination() -> list[Combination]:
 def parse_yaml(text: str) -> Any:
     """The one document in the text; YAML 1.2, in which ``on`` is a word."""
     return YAML(typ="safe", pure=True).load(text)
+
+
+Render = Callable[..., "Service"]
+"""The fixtures `render` and `render_own`: answers in, a service out."""
+Prove = Callable[[str, str], None]
+"""The fixture `prove`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rendered import QUESTIONS, TEMPLATE, Result, Service, run
+from support.rendered import QUESTIONS, TEMPLATE, Result, Service, run
 
 without_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 IDENTITY = {
