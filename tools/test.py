@@ -5,7 +5,7 @@ prints first what runs, what is left out, and how long each part took when it wa
 and writes these figures.
 
 Ctrl-C and SIGTERM end it in about a second: pytest has most of it for its own cleanup, then every process that the
-tests started is killed, and their temporary folder is deleted.
+tests started is killed, and their temporary folder is deleted. ``--basetemp`` keeps the files of failed tests elsewhere.
 """
 
 import ast
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,6 +47,8 @@ CLEANUP_SECONDS = 0.7
 """For pytest, after Ctrl-C."""
 KILL_SECONDS = 5.0
 """For the kernel, to end what was killed."""
+DELETE_SECONDS = 1.0
+"""For the temporary folder, after Ctrl-C; a large one is deleted in the background."""
 
 
 def main(arguments: list[str]) -> int:
@@ -176,33 +178,40 @@ def run_pytest(arguments: list[str]) -> int:
     """Run pytest with a temporary folder of its own; nothing of it is left when this returns."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     adopt_orphans()
-    with temporary_folder() as folder:
-        command = [sys.executable, "-m", "pytest", *arguments]
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)  # nothing may interrupt the cleanup
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(CLEANUP_SECONDS)
-            print("\nInterrupted: what the tests started is ended.", file=sys.stderr)
-            return 128 + signal.SIGINT
-        finally:
-            process.kill()
-            process.wait()
-            kill_descendants()
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="tests-")).resolve()
+    # A test that passed needs its files no longer: there may be gigabytes of them.
+    command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
+    seconds: float | None = None
     try:
-        yield folder
+        return process.wait()
+    except KeyboardInterrupt:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # nothing may interrupt the cleanup
+        seconds = DELETE_SECONDS
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(CLEANUP_SECONDS)
+        print("\nInterrupted: the processes of the tests are killed.", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
-        for mounted in mounts_below(folder):
-            subprocess.run(["umount", "-l", mounted], check=False)
+        process.kill()
+        process.wait()
+        kill_descendants()
+        delete(folder, seconds)
+
+
+def delete(folder: Path, seconds: float | None) -> None:
+    """Delete it; what is left after this time, another process deletes."""
+    for mounted in mounts_below(folder):
+        subprocess.run(["umount", "-l", mounted], check=False)
+    if os.name == "nt":
         shutil.rmtree(folder, ignore_errors=True)
+        return
+    deleting = subprocess.Popen(["rm", "-rf", str(folder)], start_new_session=True)
+    try:
+        deleting.wait(seconds)
+    except subprocess.TimeoutExpired:
+        print(f"{folder} is being deleted.", file=sys.stderr)
 
 
 def mounts_below(folder: Path) -> list[str]:

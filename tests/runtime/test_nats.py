@@ -74,7 +74,7 @@ async def manager(server: Server) -> AsyncIterator[JetStreamContext]:
 
 
 async def all_settled(server: Server, queue: str) -> None:
-    """Wait until the work queue is empty: `settle_as` does not see what is in nobody's hand before its time."""
+    """Wait until the work queue is empty: `eventually_counts` does not see a message that waits for its ack wait."""
 
     async def messages() -> int:
         async with manager(server) as js:
@@ -103,7 +103,7 @@ class TestOutages:
                 pass
 
     @pytest.mark.parametrize("deleted", ["consumer", "stream", "attempts"])
-    async def test_what_others_delete_is_made_again_and_used(
+    async def test_a_consumer_or_stream_that_was_deleted_is_created_again_and_used(
         self, connect: Connect, broker: Server, queue: str, events: list[Event], deleted: str
     ) -> None:
         async with connect() as source, manager(broker) as js:
@@ -127,7 +127,7 @@ class TestOutages:
             (again,) = await take(source, 1)
             assert again.attempt == 2
 
-    async def test_a_consumer_that_others_made_again_and_that_loses_messages_ends_the_consumption(
+    async def test_a_consumer_that_was_created_again_and_would_lose_messages_ends_the_consumption(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(broker_url=proxy.url) as source, manager(broker) as js:
@@ -144,7 +144,7 @@ class TestOutages:
             assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
             assert not source.connected
 
-    async def test_a_deleted_stream_that_may_not_be_made_again_ends_the_consumption(
+    async def test_a_deleted_stream_that_must_not_be_created_again_ends_the_consumption(
         self, connect: Connect, guarded: PrivateNats, queue: str
     ) -> None:
         user, password = ODD_USER
@@ -175,7 +175,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             assert await publish(source, 1) == await ack_all(source, 1)
 
-    async def test_who_only_publishes_makes_a_deleted_stream_again(
+    async def test_a_publisher_creates_a_deleted_stream_again(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=0) as source, manager(broker) as js:
@@ -185,7 +185,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             await publish(source, 1)
 
-    async def test_what_was_acknowledged_just_before_a_crash_of_the_server_is_not_handled_again(
+    async def test_messages_acked_just_before_a_crash_of_the_server_are_not_handled_again(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=200, broker_url=node.url) as source:
@@ -202,7 +202,7 @@ class TestOutages:
 
 
 class TestAckWait:
-    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_last_words_change_nothing(
+    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_late_settlements_change_nothing(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with (
@@ -210,7 +210,7 @@ class TestAckWait:
             connect(prefetch=0, broker_url=impatient(broker.url)) as other,
         ):
             published = await publish(other, 3)
-            given_back, retried = await take(dead, 2)
+            requeued, retried = await take(dead, 2)
             await eventually(1, length_of(dead.buffer))
             proxy.black_hole()
             other.prefetch = 3
@@ -218,7 +218,7 @@ class TestAckWait:
             messages = await take(other, 3)
             assert sorted(ids(messages)) == sorted(published)
             assert {message.attempt for message in messages} == {1}
-            await dead.requeue(given_back)
+            await dead.requeue(requeued)
             await dead.retry(retried, 0.1, "too late")
             proxy.cut()
             proxy.resume()
@@ -229,9 +229,9 @@ class TestAckWait:
                 await other.ack(message)
         await all_settled(broker, queue)
         lost = find(events, "settlement_lost")
-        assert [event["id"] for event in lost] == [given_back.id, retried.id]
+        assert [event["id"] for event in lost] == [requeued.id, retried.id]
 
-    async def test_after_a_long_outage_what_is_in_hand_and_came_again_is_handled_once(
+    async def test_an_in_flight_message_that_is_redelivered_after_a_long_outage_is_handled_once(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=3, broker_url=impatient(proxy.url)) as source:
@@ -398,7 +398,7 @@ class TestMessages:
             assert (again.id, again.type, again.headers) == (message.id, type, headers)
             await source.ack(again)
 
-    async def test_what_another_producer_sends_has_its_id_and_the_end_of_its_subject_as_type(
+    async def test_a_message_of_another_producer_has_its_id_and_the_end_of_its_subject_as_type(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -435,7 +435,7 @@ class TestMessages:
             *("no object", "types", "surrogates"),
         ],
     )
-    async def test_whatever_another_producer_writes_is_delivered_and_can_be_a_dead_letter(
+    async def test_any_message_of_another_producer_is_delivered_and_can_become_a_dead_letter(
         self, connect: Connect, broker: Server, queue: str, subject: bytes, block: bytes
     ) -> None:
         async with manager(broker) as js, client(broker) as other:
@@ -497,7 +497,7 @@ class TestMessages:
             assert await publish(source, 1) == await ack_all(source, 1)
         assert [event["event"] for event in events] == ["connected"]
 
-    async def test_a_message_that_cannot_be_a_dead_letter_is_given_back(
+    async def test_a_message_that_is_too_large_for_a_dead_letter_is_requeued(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, manager(broker) as js:
@@ -540,7 +540,7 @@ class TestGroups:
             (new,) = await publish(shipping, 1)
             assert await ack_all(shipping, 1) == [new]  # the replayed one is not for this group
 
-    async def test_a_work_queue_has_one_group_and_another_is_told_so_in_one_sentence(
+    async def test_a_second_group_of_a_work_queue_is_refused_in_one_sentence(
         self, connect: Connect, source_for: Callable[..., NatsBroker], queue: str
     ) -> None:
         async with connect(group="billing"):
@@ -590,7 +590,7 @@ class TestGroups:
             source_for(**{variable: name})
         assert "\n" not in str(refused.value)
 
-    async def test_what_is_created_is_durable_and_described(
+    async def test_created_streams_are_durable_and_described(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=0) as source, manager(broker) as js:
@@ -673,7 +673,7 @@ class TestCredentials:
             ("own", "own-inbox", "permissions violation for subscription"),
         ],
     )
-    async def test_what_is_not_allowed_is_one_sentence_without_the_password(
+    async def test_a_missing_right_is_one_sentence_without_the_password(
         self,
         source_for: Callable[..., NatsBroker],
         guarded: PrivateNats,
@@ -734,7 +734,7 @@ class TestTls:
         async with connect(broker_url=url) as source:
             assert await publish(source, 1) == await ack_all(source, 1)
 
-    async def test_who_insists_on_tls_sends_no_password_without_it(
+    async def test_a_client_that_requires_tls_sends_no_password_without_it(
         self, source_for: Callable[..., NatsBroker], guarded: PrivateNats
     ) -> None:
         with Proxy(url_for(guarded, *ODD_USER)) as proxy:

@@ -73,7 +73,7 @@ def with_lease(url: str, seconds: float) -> str:
 
 
 class TestOutages:
-    async def test_what_is_settled_during_an_outage_is_written_after_it(
+    async def test_settlements_of_an_outage_are_written_after_it(
         self, connect: Connect, proxy: Proxy, events: list[Event], broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=4, broker_url=proxy.url) as source:
@@ -93,7 +93,7 @@ class TestOutages:
         assert not find(events, "settlement_lost")
 
     @pytest.mark.parametrize("busy", [False, True])
-    async def test_a_deleted_stream_is_made_again_and_consumed(
+    async def test_a_deleted_stream_is_created_again_and_consumed(
         self, connect: Connect, client: Any, queue: str, events: list[Event], busy: bool
     ) -> None:
         async with connect(prefetch=1) as source:
@@ -110,7 +110,7 @@ class TestOutages:
             assert await ack_all(source, 5) == published
         assert "was deleted" in find(events, "reconnecting")[0]["reason"]
 
-    async def test_after_its_group_was_deleted_what_is_in_hand_does_not_come_again(
+    async def test_in_flight_entries_are_not_redelivered_after_their_group_was_deleted(
         self, connect: Connect, client: Any, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=3, broker_url=with_lease(broker.url, 0.6)) as source:
@@ -134,7 +134,7 @@ class TestOutages:
 
 
 class TestLeases:
-    async def test_what_a_dead_consumer_had_goes_to_others_when_its_lease_has_ended(
+    async def test_the_entries_of_a_dead_consumer_go_to_others_when_its_lease_has_expired(
         self, connect: Connect, broker: Server, client: Any, queue: str
     ) -> None:
         async with connect(prefetch=0) as publisher:
@@ -152,7 +152,7 @@ class TestLeases:
         names = [info["name"] for info in client.xinfo_consumers(queue, queue)]
         assert names == [b"requeued"]
 
-    async def test_who_was_taken_for_dead_starts_nothing_that_others_have(
+    async def test_a_consumer_that_counted_as_dead_starts_no_entry_that_another_one_has(
         self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=3, broker_url=with_lease(broker.url, 0.6)) as one:
@@ -174,7 +174,9 @@ class TestLeases:
         async with connect(prefetch=1, broker_url=with_lease(broker.url, 0.6)) as source:
             published = await publish(source, 2)
             (first,) = await take(source, 1)
-            client.xreadgroup(queue, source._consumer, {queue: ">"})  # nobody hears of the second
+            client.xreadgroup(
+                queue, source._consumer, {queue: ">"}
+            )  # the source never hears of the second
             await source.ack(first)
             assert await ack_all(source, 1) == published[1:]
 
@@ -193,7 +195,7 @@ class TestLeases:
             assert letter.attempts == 0  # no handler failed on it
             assert abs(letter.dead_lettered_at - time.time()) < 60
 
-    async def test_nobody_is_taken_for_dead_before_he_had_the_time_to_connect_again(
+    async def test_no_consumer_counts_as_dead_before_it_had_the_time_to_reconnect(
         self, connect: Connect, broker: Server, client: Any, queue: str
     ) -> None:
         async with connect(prefetch=0) as publisher:
@@ -209,7 +211,7 @@ class TestLeases:
 
 
 class TestStopping:
-    async def test_what_is_given_back_keeps_its_place_and_its_attempt(
+    async def test_requeued_entries_keep_their_place_and_their_attempt(
         self, connect: Connect
     ) -> None:
         async with connect(prefetch=0) as source:
@@ -225,7 +227,7 @@ class TestStopping:
                 await source.ack(message)
 
     @pytest.mark.parametrize("published", [0, 3])
-    async def test_a_read_that_waits_is_ended_and_what_it_got_is_not_lost(
+    async def test_a_waiting_read_is_ended_and_its_entries_are_not_lost(
         self,
         connect: Connect,
         broker: Server,
@@ -365,7 +367,7 @@ class TestEntries:
         ],
         ids=["no text", "no object", "nested", "no numbers", "no finite number"],
     )
-    async def test_whatever_another_producer_writes_is_delivered_listed_and_replayed(
+    async def test_any_entry_of_another_producer_is_delivered_listed_and_replayed(
         self, connect: Connect, client: Any, queue: str, fields: dict[str, Any]
     ) -> None:
         async with connect(prefetch=1) as source:
@@ -589,7 +591,7 @@ class TestCredentials:
             await source.stop()
         assert {event["event"] for event in events} == {"connected"}
 
-    async def test_who_may_not_use_the_stream_is_told_so(
+    async def test_a_missing_right_is_one_sentence(
         self, connect: Connect, user: Callable[..., str]
     ) -> None:
         with pytest.raises(BrokerRefused, match="the server refused: this user has no permissions"):

@@ -269,6 +269,8 @@ def _dead_letter(record: Any) -> DeadLetter:
 class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
     """Reads such names with U+FFFD; in Python, so it is slow."""
 
+    _pos: int
+
     def _read_msg(self) -> _DefaultRecordPy:
         position = self._pos
 
@@ -305,6 +307,8 @@ class _Records(MemoryRecords):  # type: ignore[misc]
 
 
 class _PartitionRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]
+    _records: Any
+
     def _unpack_records(self) -> Iterator[Any]:
         try:
             yield from super()._unpack_records()

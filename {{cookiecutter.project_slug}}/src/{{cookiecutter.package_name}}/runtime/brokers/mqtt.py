@@ -254,7 +254,7 @@ class _Url(BrokerUrl):
         host, _, port = self.hosts[0].rpartition(":")
         self.host, self.port = host.strip("[]"), int(port)
         self.client_id = self.options.get("client_id", "")
-        self.leaving = self.options.get("leaving") == "true"
+        self.leaving = self.flag("leaving")
         self.session_expiry_seconds = self.whole_number(
             "session_expiry_seconds", SESSION_EXPIRY_SECONDS, at_most=LONGEST_EXPIRY_SECONDS
         )
