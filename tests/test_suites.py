@@ -1,7 +1,7 @@
-"""Every service passes its own tests with only its declared dependencies; and the runtime's tests pass on every Python.
+"""Every service passes its own tests with only its declared dependencies, and so does the runtime where it lies.
 
-The whole suite of a service runs once for each broker. Its other trees differ in their handlers, names and deployment
-only: they run their quick tests.
+The runtime's tests in place are a part of every run of pytest here, on this Python and the newest dependencies. Here
+they run again on the other Pythons, and with the lowest versions: a service's own lock may choose any of these.
 """
 
 import os
@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import pytest
 from support.rendered import (
     BIN,
     CHOICES,
-    ENVIRONMENTS,
     TEMPLATE,
     TREE,
     Combination,
@@ -25,123 +26,107 @@ from support.rendered import (
     Render,
     Result,
     Service,
+    environment_of,
     run,
 )
-from tasks import PYTHON_PATH, requirements
-from tools.kafka import KafkaMissing, variables
+from tasks import requirements
+from tools import kafka
 
-RUNTIME_TESTS = TEMPLATE / "tests/runtime"
-CONTRACT = TREE / "tests/runtime"
+IN_PLACE = ("tests/runtime", f"{TREE.name}/tests/runtime")
 QUICK = ("-m", "not slow")
-WHOLE = ("-n", "3")
-"""Side by side, since most tests wait."""
 
 
-def run_suite(service: Service, *arguments: str, environment: Path, **variables: str) -> Result:
-    command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    # -X dev would also look for errors of C in each allocation, which is slow.
-    return service.run(*command, environment=environment, PYTHONMALLOC="default", **variables)
+def variables_of(brokers: Iterable[str]) -> dict[str, str]:
+    """What the tests need to start a server of these brokers."""
+    if "kafka" in brokers:
+        try:
+            return kafka.variables()
+        except kafka.KafkaMissing as missing:
+            assert os.environ.get("REQUIRE_BROKERS") != "1", missing
+    return {}
 
 
-def check_and_prove(result: Result, prove: Prove, what: str) -> None:
-    assert result.returncode == 0, result.stdout
-    prove("suites that passed", what)
-    for count, reason in re.findall(r"^SKIPPED \[(\d+)\] \S+ (.*)$", result.stdout, re.M):
-        for _ in range(int(count)):
-            prove("tests of suites that skipped", f"{what}: {reason}")
+class Suite:
+    """Runs pytest, checks that it passes, and counts it for the summary."""
+
+    def __init__(self, prove: Prove) -> None:
+        self.prove = prove
+
+    def of_service(self, service: Service, what: str, *arguments: str, **variables: str) -> Result:
+        command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        began_at = time.monotonic()
+        # -X dev would also look for errors of C in each allocation, which is slow.
+        result = service.run(
+            *command, environment=service.environment(), PYTHONMALLOC="default", **variables
+        )
+        self._check(result, "services' own suites that passed", what, began_at)
+        return result
+
+    def in_place(self, environment: Path, what: str, *arguments: str, **variables: str) -> Result:
+        """Without tests/conftest.py, whose fixtures need what no service has."""
+        command = [str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
+        command += ["-p", "no:cacheprovider", "--confcutdir=tests/runtime", "-n", "2", *arguments]
+        began_at = time.monotonic()
+        env = {"PYTHONMALLOC": "default", **variables}
+        result = run(*command, cwd=TEMPLATE, check=False, env=env)
+        self._check(result, "runs of the runtime's tests that passed", what, began_at)
+        return result
+
+    def _check(self, result: Result, title: str, what: str, began_at: float) -> None:
+        assert result.returncode == 0, result.stdout
+        self.prove(title, f"{what}: {time.monotonic() - began_at:.0f} s")
+        for count, reason in re.findall(r"^SKIPPED \[(\d+)\] \S+ (.*)$", result.stdout, re.M):
+            for _ in range(int(count)):
+                self.prove("tests that these skipped", reason)
 
 
-@pytest.mark.parametrize("broker", CHOICES["broker"])
-def test_its_own_whole_suite_passes_on_each_broker(
-    render: Render, broker: str, prove: Prove
-) -> None:
-    telemetry = CHOICES["telemetry"][CHOICES["broker"].index(broker) % len(CHOICES["telemetry"])]
-    service = render(broker=broker, telemetry=telemetry)
-    # SQS's emulator is too slow for two tests at once: leases of a second expire meanwhile.
-    arguments = ("-n", "0") if broker == "sqs" else WHOLE
-    server = kafka() if broker == "kafka" else {}
-    result = run_suite(service, *arguments, environment=service.environment(), **server)
-    check_and_prove(result, prove, f"broker={broker}, telemetry={telemetry}")
+@pytest.fixture
+def suite(prove: Prove) -> Suite:
+    return Suite(prove)
 
 
-def kafka() -> dict[str, str]:
-    if "CONSUMER_TEST_BROKER_COMMAND" in os.environ:
-        name = "CONSUMER_TEST_BROKER_COMMAND"
-        return {name: os.environ[name]}
-    try:
-        return variables()
-    except KafkaMissing:
-        return {}  # the suite skips, or fails with REQUIRE_BROKERS=1
+# -- services
 
 
-def test_its_quick_tests_pass(service: Service, combination: Combination, prove: Prove) -> None:
-    result = run_suite(service, *QUICK, environment=service.environment())
-    check_and_prove(result, prove, f"quick, broker={combination['broker']}")
+def test_its_own_suite_passes(service: Service, combination: Combination, suite: Suite) -> None:
+    """All of it once for each broker, on a real server; all but the slow tests for every other service.
+
+    The vendored tests are the same bytes in all services of one broker: see test_render.py.
+    """
+    broker = combination["broker"]
+    if combination["handler_stub"] == "json" and combination.names == "short":
+        variables = variables_of([broker])
+        suite.of_service(service, f"broker={broker}, whole", "-n", "2", **variables)
+    else:
+        suite.of_service(service, f"broker={broker}, without the slow tests", *QUICK)
 
 
 @pytest.mark.parametrize("dependency", ["aio-pika", "pydantic-settings", "structlog"])
 def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependency: str) -> None:
-    """Or the tests above would pass for a service that cannot be started elsewhere."""
+    """Or the test above would pass for a service that nobody else can start."""
     service = render_own(broker="rabbitmq")
     declared = service.read("pyproject.toml")
     without = re.sub(rf'    "{dependency}[>=].*\n', "", declared)
     assert without != declared
     service.write("pyproject.toml", without)
-    result = run_suite(service, environment=service.environment())
+    result = service.run("python", "-m", "pytest", *QUICK, environment=service.environment())
     assert result.returncode != 0
     module = dependency.replace("-", "_")
     assert f"ModuleNotFoundError: No module named '{module}'" in result.stdout
 
 
-# -- the runtime's own tests, where they lie
+# -- the runtime, where it lies
 
 
-def environment_of(python: str, resolution: str) -> Path:
-    """A virtual environment for tests/runtime, with this resolution of the services' dependencies; kept for the next run."""
-    found = subprocess.run([python, "--version"], capture_output=True, text=True, check=True)
-    environment = ENVIRONMENTS / f"{found.stdout.strip().replace(' ', '-')}-{resolution}"
-    stamp = environment / ".installed"
-    wanted = "\n".join([*requirements("service"), *requirements("harness")])
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
-        uv("venv", "--clear", "--python", python, str(environment))
-        install = ("pip", "install", "--python", str(environment))
-        uv(*install, "--resolution", resolution, *requirements("service"))
-        chosen = run("uv", "--quiet", "pip", "freeze", "--python", str(environment), cwd=TEMPLATE).stdout
-        (environment / "chosen.txt").write_text(chosen, encoding="utf-8")
-        uv(*install, "--constraints", str(environment / "chosen.txt"), *requirements("harness"))
-        stamp.write_text(wanted, encoding="utf-8")
-    return environment
-
-
-def uv(*arguments: str) -> None:
-    run("uv", "--quiet", *arguments, cwd=TEMPLATE)
-
-
-def run_in_place(environment: Path, folder: Path, *arguments: str, **variables: str) -> Result:
-    """The tests of the folder in this environment, with the options of the template's pytest."""
-    path = os.pathsep.join(
-        [*map(str, PYTHON_PATH), *filter(None, [variables.pop("PYTHONPATH", "")])]
-    )
-    command = [str(environment / BIN / "python"), "-X", "dev", "-m", "pytest", "-n", "2"]
-    # Without tests/conftest.py, which needs cookiecutter.
-    return run(
-        *(*command, "-p", "no:cacheprovider", f"--confcutdir={folder}", *arguments, str(folder)),
-        cwd=TEMPLATE,
-        check=False,
-        env={"PYTHONPATH": path, "PYTHONMALLOC": "default", **variables},
-    )
-
-
-def pythons() -> list[Any]:
-    """Every Python that a service may run on, with the lowest and with the newest versions of all dependencies."""
-    rows = []
-    for minor in range(11, 15):
+def other_pythons() -> list[Any]:
+    minors = [minor for minor in range(11, 15) if minor != sys.version_info.minor]
+    parameters = []
+    for minor in minors:
         python = find_python(minor)
-        marks = [] if python else [pytest.mark.skip(reason=f"Python 3.{minor} is not installed")]
-        for resolution in ("lowest-direct", "highest"):
-            name = f"python=3.{minor}, {resolution}"
-            rows.append(pytest.param(python, resolution, id=name, marks=marks))
-    return rows
+        reason = f"Python 3.{minor} is not installed"
+        marks = [] if python else [pytest.mark.skip(reason=reason)]
+        parameters.append(pytest.param(python, id=f"python=3.{minor}", marks=marks))
+    return parameters
 
 
 def find_python(minor: int) -> str | None:
@@ -155,20 +140,42 @@ def find_python(minor: int) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("python", "resolution"), pythons())
-def test_the_runtime_passes_its_tests_on_every_python(
-    prove: Prove, python: str, resolution: str
+def runtime_environment(python: str = sys.executable, resolution: str = "highest") -> Path:
+    """An environment with every dependency of the runtime and of its tests, and nothing else."""
+    needed = [*requirements("service"), *requirements("harness")]
+
+    def make(environment: Path) -> None:
+        run("uv", "venv", "--quiet", "--python", python, str(environment), cwd=TEMPLATE)
+        install = ("uv", "pip", "install", "--quiet", "--python", str(environment / BIN / "python"))
+        run(*install, "--resolution", resolution, *needed, cwd=TEMPLATE)
+
+    return environment_of([*needed, str(Path(python).resolve()), resolution], make)
+
+
+@pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
+@pytest.mark.parametrize("python", other_pythons())
+def test_the_runtime_passes_its_tests_on_other_pythons(
+    suite: Suite, python: str, resolution: str
 ) -> None:
-    """Without the tests that need a broker's server: these run on this Python, and with the lowest versions below."""
-    environment = environment_of(python, resolution)
-    result = run_in_place(environment, RUNTIME_TESTS, *QUICK)
-    check_and_prove(result, prove, f"the runtime, {environment.name}")
+    """All but the slow tests, and the contract on the default broker."""
+    environment = runtime_environment(python, resolution)
+    version = run(str(environment / BIN / "python"), "--version", cwd=TEMPLATE).stdout.strip()
+    what = f"on {version}, {resolution} versions"
+    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
+    if resolution == "highest":
+        arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
+        suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
 
 
-def test_every_broker_keeps_the_contract_with_the_lowest_versions(prove: Prove) -> None:
-    environment = environment_of(sys.executable, "lowest-direct")
-    result = run_in_place(environment, CONTRACT, "-k", "test_contract", **kafka())
-    check_and_prove(result, prove, f"the contract, {environment.name}")
+def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite) -> None:
+    """All but the slow ones; and the contract, connecting and outages on every broker, as each has its own client."""
+    environment = runtime_environment(resolution="lowest-direct")
+    what = "with the oldest dependencies"
+    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
+    files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
+    files.append("tests/runtime/test_connecting.py")
+    variables = variables_of(CHOICES["broker"])
+    suite.in_place(environment, f"{what}, on every broker", *files, **variables)
 
 
 ON_UVLOOP = """
@@ -189,16 +196,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def test_the_cancellation_and_the_consumer_pass_their_tests_on_uvloop(
-    prove: Prove, tmp_path: Path
+    suite: Suite, tmp_path: Path
 ) -> None:
-    environment = environment_of(sys.executable, "highest")
-    python = str(environment / BIN / "python")
-    install = ("pip", "install", "--python", python, "--target", str(tmp_path), "uvloop>=0.22,<1")
-    uv(*install)
-    (tmp_path / "on_uvloop.py").write_text(ON_UVLOOP)
-    tested = ("-k", "test_cancellation or test_consumer or test_signals")
-    arguments = (*QUICK, "-p", "on_uvloop", "-n", "0", *tested)
-    result = run_in_place(environment, RUNTIME_TESTS, *arguments, PYTHONPATH=str(tmp_path))
-    loops = re.findall(r"^loops of uvloop: (\d+)$", result.stdout, re.M)
-    assert int(loops[0]) > 100, result.stdout
-    check_and_prove(result, prove, "the runtime, on uvloop")
+    install = ("uv", "pip", "install", "--quiet", "--python", sys.executable, "--target", "uvloop")
+    run(*install, "uvloop>=0.22,<1", cwd=tmp_path)
+    (tmp_path / "uvloop/on_uvloop.py").write_text(ON_UVLOOP)
+    files = [f"tests/runtime/test_{name}.py" for name in ("cancellation", "consumer", "signals")]
+    arguments = ("-n", "0", *QUICK, "-p", "on_uvloop", *files)
+    variables = {"PYTHONPATH": str(tmp_path / "uvloop")}
+    result = suite.in_place(runtime_environment(), "on uvloop", *arguments, **variables)
+    [loops] = re.findall(r"^loops of uvloop: (\d+)$", result.stdout, re.M)
+    assert int(loops) > 100

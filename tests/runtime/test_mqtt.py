@@ -539,7 +539,8 @@ class TestForeignMessages:
                 await eventually(1, length_of(dead))
             assert source.buffer.failure is None
         before = [pair for pair in pairs if pair[0] not in mqtt.HISTORY]
-        after = [pair for pair in dead[0].properties.UserProperty if pair[0] not in mqtt.HISTORY]
+        properties: Any = dead[0].properties
+        after = [pair for pair in properties.UserProperty if pair[0] not in mqtt.HISTORY]
         assert after[: len(before)] == before
 
     async def test_properties_that_paho_cannot_read_are_dropped_and_that_is_logged(
