@@ -42,7 +42,8 @@ def variables_of(brokers: Iterable[str]) -> dict[str, str]:
         try:
             return kafka.variables()
         except kafka.KafkaMissing as missing:
-            assert os.environ.get("REQUIRE_BROKERS") != "1", missing
+            if os.environ.get("REQUIRE_BROKERS") == "1":
+                pytest.fail(str(missing))
     return {}
 
 

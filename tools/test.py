@@ -172,6 +172,7 @@ def run_pytest(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="tests-")).resolve()
+    folder.chmod(0o711)  # some tests run as another user
     # A test that passed needs its files no longer: there may be gigabytes of them.
     command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
