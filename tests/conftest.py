@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from harness.servers import ServerMissing, rabbitmq, skip_without_server
 from support import repositories
 from support.rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Prove, Render, Service
+
+pytest.register_assert_rewrite("harness")
+
+from harness.servers import ServerMissing, rabbitmq, skip_without_server  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,11 +10,28 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
 
-from harness.service import Task, begin, finish, log, run, work
+from pydantic import model_validator
+
+from harness.service import Task, begin, finish, log, run, work, write
 from runtime import telemetry, watchdog
 from runtime.brokers import sqlite
-from runtime.message import Message
+from runtime.message import Message, Retry
+
+
+class LongTask(Task):
+    steps: int
+
+
+class TaskInBatch(Task):
+    """Its handler starts when the batch is full; the ledger has it as soon as the consumer does."""
+
+    @model_validator(mode="after")
+    def _write(self) -> Self:
+        write("take", self.id)
+        return self
 
 
 async def misbehave(task: Task, message: Message) -> None:
@@ -52,6 +69,32 @@ def thread(task: Task, message: Message) -> None:
     finish(task)
 
 
+def place_of(task: Task) -> int:
+    return Path(os.environ["LEDGER"]).read_text(encoding="utf-8").count(f"step {task.id} ")
+
+
+async def long(task: LongTask, message: Message) -> None:
+    """Many steps; on shutdown it leaves, and resumes at the place that the ledger has kept."""
+    place = place_of(task)
+    begin(task, message, place=place)
+    for _ in range(place, task.steps):
+        if message.stopping.is_set():
+            raise Retry("stopping")
+        await asyncio.sleep(task.seconds)
+        write("step", task.id)
+        log.info("step")
+    finish(task)
+
+
+async def batch(tasks: list[TaskInBatch]) -> None:
+    for task in tasks:
+        write("start", task.id)
+    log.info("handling", tasks=[task.id for task in tasks])
+    await asyncio.sleep(max(task.seconds for task in tasks))
+    for task in tasks:
+        finish(task)
+
+
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
     fails = os.environ.get("LIFESPAN_FAILS")
@@ -74,5 +117,5 @@ if __name__ == "__main__":
     ):
         setattr(module, name, float(os.environ.get(name, getattr(module, name))))
     if kind := os.environ.get("TELEMETRY"):
-        telemetry.KINDS = (kind,)  # type: ignore[misc, assignment]  # a service has one kind at most
-    sys.exit(run({"work": misbehave, "thread": thread}, lifespan))
+        telemetry.KINDS = (kind,)  # type: ignore[assignment]  # a service has one kind at most
+    sys.exit(run({"work": misbehave, "thread": thread, "long": long, "batch": batch}, lifespan))

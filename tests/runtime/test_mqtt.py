@@ -37,7 +37,7 @@ from harness.servers import Counts
 from harness.servers.mqtt import ODD_USER, READER, PrivateMosquitto
 from harness.servers.proxy import Proxy
 from runtime.brokers import mqtt
-from runtime.brokers.delivery import make_message
+from runtime.brokers.delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON, make_message
 from runtime.brokers.mqtt import MqttBroker
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
@@ -58,7 +58,7 @@ ODD_PROPERTIES = {
     "a long type": [(mqtt.TYPE, "\u200b" * 20_000)],
     "no list of those in JSON": [(mqtt.IN_JSON, "7"), (mqtt.ID, "7")],
     "an id that is JSON": [(mqtt.IN_JSON, '["x-consumer-id", "gone"]'), (mqtt.ID, '{"a": 1}')],
-    "numbers that are none": [(mqtt.ATTEMPTS, "1e3"), (mqtt.NOT_BEFORE, "\u0663")],
+    "numbers that are none": [(ATTEMPTS, "1e3"), (mqtt.NOT_BEFORE, "\u0663")],
     "a time in a thousand years": [(mqtt.NOT_BEFORE, "1e14")],
 }
 """Of another program."""
@@ -426,14 +426,14 @@ class TestDeadLetters:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
         assert dead[0].payload == b"bad"
         ours, its_headers = mqtt._read(dead[0].properties)
-        assert abs(float(ours.pop(mqtt.DEAD_LETTERED_AT)) - time.time()) < 30
+        assert abs(float(ours.pop(DEAD_LETTERED_AT)) - time.time()) < 30
         assert its_headers == headers
         assert ours == {
             mqtt.ID: "id-1",
             mqtt.TYPE: "kind",
             mqtt.TOPIC: queue,
-            mqtt.ATTEMPTS: "1",
-            mqtt.REASON: "cannot be read: größe ",
+            ATTEMPTS: "1",
+            REASON: "cannot be read: größe ",
         }
 
     async def test_a_dead_letter_that_nobody_subscribes_to_is_dropped_and_logged(
@@ -508,7 +508,7 @@ class TestForeignMessages:
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         nonsense = [
-            (mqtt.ATTEMPTS, "many"),
+            (ATTEMPTS, "many"),
             (mqtt.NOT_BEFORE, "soon"),
             (mqtt.IN_JSON, '["a", "b", 3]'),
             ("a", "7"),
@@ -539,7 +539,8 @@ class TestForeignMessages:
                 await eventually(1, length_of(dead))
             assert source.buffer.failure is None
         before = [pair for pair in pairs if pair[0] not in mqtt.HISTORY]
-        after = [pair for pair in dead[0].properties.UserProperty if pair[0] not in mqtt.HISTORY]
+        properties: Any = dead[0].properties
+        after = [pair for pair in properties.UserProperty if pair[0] not in mqtt.HISTORY]
         assert after[: len(before)] == before
 
     async def test_properties_that_paho_cannot_read_are_dropped_and_that_is_logged(
@@ -569,7 +570,7 @@ class TestForeignMessages:
         ours, headers = mqtt._read(incoming.properties)
         message = make_message(b"", id=ours.get(mqtt.ID), type=ours.get(mqtt.TYPE), headers=headers)
         message.receipt = mqtt._Receipt(None, incoming)  # type: ignore[arg-type]
-        copied = mqtt._copied_properties(message, {mqtt.REASON: "bad"})
+        copied = mqtt._copied_properties(message, {REASON: "bad"})
         assert ("x-consumer-reason", "bad") in copied.UserProperty
         assert copied.pack()
 

@@ -39,7 +39,7 @@ from harness.servers.local import free_ports
 from harness.servers.nats import NatsServer, PrivateNats, find_program, installed
 from harness.servers.proxy import Proxy
 from runtime.brokers import nats as broker_module
-from runtime.brokers.nats import NatsSource
+from runtime.brokers.nats import NatsBroker
 from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="s
 
 WAIT_SECONDS = 30
 
-Connect = Callable[..., AbstractAsyncContextManager[NatsSource]]
+Connect = Callable[..., AbstractAsyncContextManager[NatsBroker]]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ async def manager(server: Server) -> AsyncIterator[JetStreamContext]:
 
 
 async def all_settled(server: Server, queue: str) -> None:
-    """Wait until the work queue is empty: `settle_as` does not see what is in nobody's hand before its time."""
+    """Wait until the work queue is empty: `eventually_counts` does not see a message that waits for its ack wait."""
 
     async def messages() -> int:
         async with manager(server) as js:
@@ -103,7 +103,7 @@ class TestOutages:
                 pass
 
     @pytest.mark.parametrize("deleted", ["consumer", "stream", "attempts"])
-    async def test_what_others_delete_is_made_again_and_used(
+    async def test_a_consumer_or_stream_that_was_deleted_is_created_again_and_used(
         self, connect: Connect, broker: Server, queue: str, events: list[Event], deleted: str
     ) -> None:
         async with connect() as source, manager(broker) as js:
@@ -127,7 +127,7 @@ class TestOutages:
             (again,) = await take(source, 1)
             assert again.attempt == 2
 
-    async def test_a_consumer_that_others_made_again_and_that_loses_messages_ends_the_consumption(
+    async def test_a_consumer_that_was_created_again_and_would_lose_messages_ends_the_consumption(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(broker_url=proxy.url) as source, manager(broker) as js:
@@ -144,7 +144,7 @@ class TestOutages:
             assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
             assert not source.connected
 
-    async def test_a_deleted_stream_that_may_not_be_made_again_ends_the_consumption(
+    async def test_a_deleted_stream_that_must_not_be_created_again_ends_the_consumption(
         self, connect: Connect, guarded: PrivateNats, queue: str
     ) -> None:
         user, password = ODD_USER
@@ -159,7 +159,23 @@ class TestOutages:
                 with pytest.raises(SourceFailed, match="permissions violation for publish"):
                     await anext(source)
 
-    async def test_who_only_publishes_makes_a_deleted_stream_again(
+    async def test_an_error_that_ends_the_reading_of_a_connection_is_an_outage(
+        self, connect: Connect, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with connect(prefetch=1) as source:
+
+            async def fail(*_: object) -> None:
+                raise RuntimeError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(broker_module.Connection, "_process_msg", fail)
+                with pytest.raises(BrokerUnavailable, match="cannot be read any more"):
+                    await source.describe()
+                await eventually_logged(events, "reconnecting")
+            await eventually_logged(events, "connected", count=2)
+            assert await publish(source, 1) == await ack_all(source, 1)
+
+    async def test_a_publisher_creates_a_deleted_stream_again(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=0) as source, manager(broker) as js:
@@ -169,7 +185,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             await publish(source, 1)
 
-    async def test_what_was_acknowledged_just_before_a_crash_of_the_server_is_not_handled_again(
+    async def test_messages_acked_just_before_a_crash_of_the_server_are_not_handled_again(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=200, broker_url=node.url) as source:
@@ -186,7 +202,7 @@ class TestOutages:
 
 
 class TestAckWait:
-    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_last_words_change_nothing(
+    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_late_settlements_change_nothing(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with (
@@ -194,7 +210,7 @@ class TestAckWait:
             connect(prefetch=0, broker_url=impatient(broker.url)) as other,
         ):
             published = await publish(other, 3)
-            given_back, retried = await take(dead, 2)
+            requeued, retried = await take(dead, 2)
             await eventually(1, length_of(dead.buffer))
             proxy.black_hole()
             other.prefetch = 3
@@ -202,7 +218,7 @@ class TestAckWait:
             messages = await take(other, 3)
             assert sorted(ids(messages)) == sorted(published)
             assert {message.attempt for message in messages} == {1}
-            await dead.requeue(given_back)
+            await dead.requeue(requeued)
             await dead.retry(retried, 0.1, "too late")
             proxy.cut()
             proxy.resume()
@@ -213,9 +229,9 @@ class TestAckWait:
                 await other.ack(message)
         await all_settled(broker, queue)
         lost = find(events, "settlement_lost")
-        assert [event["id"] for event in lost] == [given_back.id, retried.id]
+        assert [event["id"] for event in lost] == [requeued.id, retried.id]
 
-    async def test_after_a_long_outage_what_is_in_hand_and_came_again_is_handled_once(
+    async def test_an_in_flight_message_that_is_redelivered_after_a_long_outage_is_handled_once(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=3, broker_url=impatient(proxy.url)) as source:
@@ -329,7 +345,7 @@ class TestSettlements:
             async def crash(*_: object) -> None: ...
 
             with monkeypatch.context() as patch:
-                patch.setattr(source, "_tell", crash)
+                patch.setattr(source, "_send", crash)
                 await source.retry(message, 0.01, "not now")
             (message,) = await take(source, 1)
             assert message.attempt == 2
@@ -345,7 +361,7 @@ class TestSettlements:
             async def crash(*_: object) -> None: ...
 
             with monkeypatch.context() as patch:
-                patch.setattr(source, "_tell", crash)
+                patch.setattr(source, "_send", crash)
                 await source.reject(message, "bad")
             (message,) = await take(source, 1)
             await source.reject(message, "bad")
@@ -355,7 +371,7 @@ class TestSettlements:
 class TestMessages:
     @pytest.mark.parametrize(
         ("id", "type"),
-        [("two\r\nlines", " spaces "), ("größe", "ü"), ("\ud800", "\t"), ("", "a: b")],
+        [("two\r\nlines", " spaces "), ("größe", "ü"), ("\u2028", "\t"), ("", "a: b")],
     )
     async def test_odd_ids_types_and_headers_survive(
         self, connect: Connect, broker: Server, queue: str, id: str, type: str
@@ -382,7 +398,7 @@ class TestMessages:
             assert (again.id, again.type, again.headers) == (message.id, type, headers)
             await source.ack(again)
 
-    async def test_what_another_producer_sends_has_its_id_and_the_end_of_its_subject_as_type(
+    async def test_a_message_of_another_producer_has_its_id_and_the_end_of_its_subject_as_type(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -400,6 +416,66 @@ class TestMessages:
             await source.ack(again)
             await source.reject(one, "bad")  # its headers would forbid the stream of dead letters
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+
+    @pytest.mark.parametrize(
+        ("subject", "block"),
+        [
+            (b".\xff", b"NATS/1.0\r\na: b\r\n\r\n"),
+            (b"", b"N"),
+            (b"", b"NATS/1.0"),
+            (b"", b"NATS/1.0 \xff\xff\xff \xff\r\n\r\n"),
+            (b"", b"NATS/1.0\r\na/b: 1\r\n(a): 2\r\n\xff: 3\r\n: 4\r\n\r\n"),
+            (b"", b"NATS/1.0\r\na: \xff\x01\rb\nc\r\nNats-Msg-Id: \xff\x02\r\n\r\n"),
+            (b"", b"NATS/1.0\r\nx-consumer-json: [1]\r\nx-consumer-attempts: \xff\r\n\r\n"),
+            (b"", b'NATS/1.0\r\nx-consumer-json: {"id": [1], "type": {}, "headers": 1}\r\n\r\n'),
+            (b"", b'NATS/1.0\r\nx-consumer-json: {"id": "\\ud800", "type": "\\ud800"}\r\n\r\n'),
+        ],
+        ids=[
+            *("subject", "short", "no end", "status", "names", "values"),
+            *("no object", "types", "surrogates"),
+        ],
+    )
+    async def test_any_message_of_another_producer_is_delivered_and_can_become_a_dead_letter(
+        self, connect: Connect, broker: Server, queue: str, subject: bytes, block: bytes
+    ) -> None:
+        async with manager(broker) as js, client(broker) as other:
+            await js.add_stream(name=queue, subjects=[queue, f"{queue}.>"])
+            sizes = b"%d %d" % (len(block), len(block) + 1)
+            await other._send_command(
+                b"HPUB %s%s %s\r\n%sx\r\n" % (queue.encode(), subject, sizes, block)
+            )
+            await other.flush()
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad: \ud800")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert (letter.id, letter.type, letter.body) == (message.id, message.type, b"x")
+            assert (letter.attempts, letter.reason) == (1, "bad: ?")
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (again,) = await take(source, 1)
+            assert (again.id, again.type) == (message.id, message.type)
+            assert again.headers == message.headers
+            await source.ack(again)
+
+    async def test_dead_letters_of_other_programs_are_listed_and_replayed_to_the_stream(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        nonsense = {
+            "x-consumer-attempts": "many",
+            "x-consumer-dead-lettered-at": "yesterday",
+            "x-consumer-subject": "a b",
+            "Nats-Msg-Id": "id-1",
+        }
+        async with connect(prefetch=2) as source, manager(broker) as js:
+            await js.publish(f"{queue}_dead.{queue}", b"1", headers=nonsense)
+            await js.publish(f"{queue}_dead.{queue}", b"2")
+            one, other = [letter async for letter in source.dead_letters(9)]
+            assert (one.id, one.body, one.attempts, one.dead_lettered_at) == ("id-1", b"1", 0, 0)
+            assert (other.id, other.body, other.reason) == ("2", b"2", "")
+            assert [moved async for moved in source.replay_dead_letters()] == [2]
+            assert await ack_all(source, 2) == ["id-1", "2"]
+            assert await source.count_dead_letters() == 0
 
     async def test_the_same_id_within_two_minutes_is_stored_once(
         self, connect: Connect, broker: Server, queue: str
@@ -421,7 +497,7 @@ class TestMessages:
             assert await publish(source, 1) == await ack_all(source, 1)
         assert [event["event"] for event in events] == ["connected"]
 
-    async def test_a_message_that_cannot_be_a_dead_letter_is_given_back(
+    async def test_a_message_that_is_too_large_for_a_dead_letter_is_requeued(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, manager(broker) as js:
@@ -464,8 +540,8 @@ class TestGroups:
             (new,) = await publish(shipping, 1)
             assert await ack_all(shipping, 1) == [new]  # the replayed one is not for this group
 
-    async def test_a_work_queue_has_one_group_and_another_is_told_so_in_one_sentence(
-        self, connect: Connect, source_for: Callable[..., NatsSource], queue: str
+    async def test_a_second_group_of_a_work_queue_is_refused_in_one_sentence(
+        self, connect: Connect, source_for: Callable[..., NatsBroker], queue: str
     ) -> None:
         async with connect(group="billing"):
             with pytest.raises(BrokerRefused, match="'shipping' cannot consume") as refused:
@@ -475,7 +551,7 @@ class TestGroups:
     @pytest.mark.parametrize(
         ("config", "fault"),
         [
-            ({"deliver_subject": "somewhere"}, "it pushes"),
+            ({"deliver_subject": "somewhere"}, "it is a push consumer"),
             ({"ack_policy": "none"}, "acks are not explicit"),
             ({"max_deliver": 5}, "max_deliver"),
             ({"headers_only": True}, "headers only"),
@@ -484,7 +560,7 @@ class TestGroups:
     )
     async def test_a_consumer_that_would_lose_messages_is_refused_in_one_sentence(
         self,
-        source_for: Callable[..., NatsSource],
+        source_for: Callable[..., NatsBroker],
         broker: Server,
         queue: str,
         config: dict[str, Any],
@@ -502,19 +578,19 @@ class TestGroups:
         async with manager(broker) as js:
             await js.add_stream(name=queue, subjects=[f"{queue}.*.created"])
         async with connect(prefetch=0) as source:
-            with pytest.raises(BrokerRefused, match=r"name it by \?subject= in the URL"):
+            with pytest.raises(BrokerRefused, match=r"name one by \?subject= in the URL"):
                 await publish(source, 1)
 
     @pytest.mark.parametrize("name", ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a\n"])
     @pytest.mark.parametrize("variable", ["source", "group"])
     def test_a_name_that_nats_cannot_have_is_one_sentence(
-        self, source_for: Callable[..., NatsSource], name: str, variable: str
+        self, source_for: Callable[..., NatsBroker], name: str, variable: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"^CONSUMER_{variable.upper()}: ") as refused:
             source_for(**{variable: name})
         assert "\n" not in str(refused.value)
 
-    async def test_what_is_created_is_durable_and_described(
+    async def test_created_streams_are_durable_and_described(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=0) as source, manager(broker) as js:
@@ -597,9 +673,9 @@ class TestCredentials:
             ("own", "own-inbox", "permissions violation for subscription"),
         ],
     )
-    async def test_what_is_not_allowed_is_one_sentence_without_the_password(
+    async def test_a_missing_right_is_one_sentence_without_the_password(
         self,
-        source_for: Callable[..., NatsSource],
+        source_for: Callable[..., NatsBroker],
         guarded: PrivateNats,
         user: str,
         password: str | None,
@@ -614,13 +690,12 @@ class TestCredentials:
         "url",
         [
             "nats://user:s3cret@localhost:port",
-            "nats://user:s3cret@localhost,",
             "nats:///",
             "nats://localhost/?s3cret=1@",
         ],
     )
     def test_a_url_that_makes_no_sense_is_refused_and_not_repeated(
-        self, source_for: Callable[..., NatsSource], url: str
+        self, source_for: Callable[..., NatsBroker], url: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="percent-encoded") as refused:
             source_for(broker_url=url)
@@ -630,17 +705,17 @@ class TestCredentials:
     @pytest.mark.parametrize(
         ("option", "sentence"),
         [
-            ("wait=3", "no option 'wait', but ack_wait_seconds"),
-            ("ack_wait_seconds=soon", "ack_wait_seconds must be a number above 0"),
-            ("replicas=0", "replicas must be a number above 0"),
+            ("wait=3", "unknown option 'wait'; known options: ack_wait_seconds"),
+            ("ack_wait_seconds=soon", "ack_wait_seconds must be a number of at least 0.1"),
+            ("replicas=0", "replicas must be a number of at least 1, at most 5"),
             ("creds=missing.creds", "creds: .*No such file"),
-            ("creds=empty", "creds: the file does not hold a JWT and a seed"),
-            ("nkey=empty", "nkey: the file does not hold the seed of an nkey"),
+            ("creds=empty", "creds: the file does not contain a JWT and a seed"),
+            ("nkey=empty", "nkey: the file does not contain the seed of an nkey"),
         ],
     )
     async def test_a_wrong_option_is_one_sentence(
         self,
-        source_for: Callable[..., NatsSource],
+        source_for: Callable[..., NatsBroker],
         broker: Server,
         tmp_path: Path,
         option: str,
@@ -659,8 +734,8 @@ class TestTls:
         async with connect(broker_url=url) as source:
             assert await publish(source, 1) == await ack_all(source, 1)
 
-    async def test_who_insists_on_tls_sends_no_password_without_it(
-        self, source_for: Callable[..., NatsSource], guarded: PrivateNats
+    async def test_a_client_that_requires_tls_sends_no_password_without_it(
+        self, source_for: Callable[..., NatsBroker], guarded: PrivateNats
     ) -> None:
         with Proxy(url_for(guarded, *ODD_USER)) as proxy:
             with pytest.raises(BrokerRefused, match="offers no TLS"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -47,7 +47,7 @@ from runtime.telemetry.opentelemetry import (
     span_limits,
 )
 
-ENABLED = {"TELEMETRY": "opentelemetry"}
+ENABLED: dict[str, Any] = {"TELEMETRY": "opentelemetry"}
 """For the service in `MISBEHAVING`: only here does a runtime have two kinds of telemetry."""
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
@@ -261,7 +261,7 @@ async def test_a_flush_gets_no_more_time_than_the_shutdown_has_left() -> None:
     event = CancellationEvent(asyncio.get_running_loop())
     signalled_at = time.monotonic() - watchdog.CLOSE_SECONDS + left_seconds
     event.signals.append((signal.SIGTERM, signalled_at))
-    dog = watchdog.Watchdog(event, [], 0, cast(Consumer, None))
+    dog = watchdog.Watchdog(event, [], 0, {})
     assert dog.finish(0, CLOSE_SECONDS) == pytest.approx(left_seconds - 1, abs=0.2)
 
 

@@ -14,10 +14,10 @@ from consumer_harness import ConsumerHarness
 from harness.contract import start_once
 from harness.servers import Server
 from runtime.brokers import make_source
-from runtime.brokers.source import Buffer, OrderedBuffer
+from runtime.brokers.buffer import Buffer
 from runtime.consumer import Consumer
 from runtime.message import Message
-from runtime.ordering import key_reader
+from runtime.ordering import OrderedBuffer, key_reader
 from runtime.settings import ConsumerSettings
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)

@@ -169,3 +169,39 @@ def test_a_closed_standard_output_does_not_disturb_the_shutdown(scene: Scene) ->
         assert process.wait(30) == 0
     assert stderr == b""
     assert scene.ledger.ended == ["task-0"]
+
+
+def test_a_partial_batch_is_handled_at_once_on_sigterm(scene: Scene) -> None:
+    scene.publish(3, kind="batch")
+    process = scene.start(HANDLERS="batch", batch_size=10, batch_seconds=60)
+    wait_until(lambda: len(set(scene.ledger.ids("take"))) == 3)
+    assert assert_clean_shutdown(process) < AT_ONCE_SECONDS
+    assert len(process.find("handling")) == 1
+    scene.assert_left(ready=3 - len(scene.ledger.ended))
+
+
+def test_a_long_handler_saves_its_place_on_sigterm_and_resumes_there(scene: Scene) -> None:
+    scene.publish(1, kind="long", steps=40, seconds=0.02)
+    first = scene.start(HANDLERS="long", drain_seconds=20, max_attempts=1)
+    first.wait_for("step", count=3)
+    assert assert_clean_shutdown(first) < AT_ONCE_SECONDS
+    [drained] = first.find("drained")
+    assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (0, 1, 0)
+    done = len(scene.ledger.ids("step"))
+    assert 3 <= done < 40
+    second = scene.start(HANDLERS="long", max_attempts=1)
+    resumed = second.wait_for("handling")
+    assert (resumed["place"], resumed["attempt"]) == (done, 1)
+    wait_until(lambda: scene.ledger.ended == ["task-0"])
+    assert_clean_shutdown(second)
+    assert len(scene.ledger.ids("step")) == 40
+    scene.assert_left()
+
+
+def test_a_poison_message_becomes_a_dead_letter_and_not_a_crash(scene: Scene) -> None:
+    scene.publish_bodies([b"\xff\x00 not JSON", b'{"id": 1}'], kind="work")
+    scene.publish(1, seconds=0.2)
+    process = scene.start()
+    process.wait_for("message_rejected", count=2)
+    assert_clean_shutdown(process)
+    scene.assert_left(dead=2)

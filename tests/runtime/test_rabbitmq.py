@@ -4,8 +4,8 @@ import asyncio
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
 from types import SimpleNamespace
@@ -23,7 +23,6 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from consumer_harness import consume
 from harness.contract import (
     Event,
     ack_all,
@@ -42,12 +41,13 @@ from harness.servers import (
     Server,
 )
 from harness.servers.proxy import Proxy
-from harness.servers.rabbitmq import ODD_USER, ODD_VHOST, READER, PrivateRabbit
+from harness.servers.rabbitmq import DISK_FREE_BYTES, PrivateRabbit
 from runtime.brokers import (
     make_source,
     rabbitmq,
 )
 from runtime.brokers import source as outages
+from runtime.brokers.delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON
 from runtime.brokers.rabbitmq import (
     UNSTORED_SETTLEMENTS,
     RabbitBroker,
@@ -60,6 +60,7 @@ from runtime.handlers import HandlerFunction, Router
 from runtime.message import Message, OutgoingMessage, Retry
 from runtime.settings import ConsumerSettings
 from runtime.watchdog import CLOSE_SECONDS
+from secured import ODD_USER, ODD_VHOST, READER, Start, rabbitmq_with_users, with_user
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
@@ -104,8 +105,24 @@ Connect = Callable[..., AbstractAsyncContextManager[RabbitBroker]]
 
 @pytest.fixture
 def node(private_server: Callable[[str], PrivateServer]) -> PrivateServer:
-    """A RabbitMQ of one's own, which knows the users of servers/rabbitmq.py."""
+    """A RabbitMQ whose disk may run full."""
     return private_server("rabbitmq")
+
+
+@pytest.fixture
+def with_users(start_secured: Start) -> str:
+    """The URL of a RabbitMQ that knows `ODD_USER` and `READER`."""
+    return start_secured(rabbitmq_with_users)
+
+
+@contextmanager
+def alarm(server: PrivateRabbit) -> Iterator[None]:
+    """Less of the disk is free than the broker asks for."""
+    server.control("set_disk_free_limit", str(10**15))
+    try:
+        yield
+    finally:
+        server.control("set_disk_free_limit", str(DISK_FREE_BYTES))
 
 
 @asynccontextmanager
@@ -234,7 +251,7 @@ class TestOutages:
         async with connect(prefetch=4, broker_url=f"{node.url}?heartbeat=1") as source:
             published = await publish(source, 30)
             failed, *others = await take(source, 4)
-            with node.alarm():
+            with alarm(node):
                 retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
                 for message in others:
                     await source.ack(message)
@@ -261,7 +278,7 @@ class TestOutages:
         assert isinstance(node, PrivateRabbit)
         async with connect(broker_url=node.url) as source:
             published = await publish(source, 1)
-        with node.alarm():
+        with alarm(node):
             async with connect(prefetch=1, broker_url=node.url) as source:
                 (message,) = await take(source, 1)
                 retrying = asyncio.create_task(source.retry(message, 0.1, "not now"))
@@ -530,7 +547,7 @@ class TestMoving:
     async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
         self, connect: Connect, broker: Server, queue: str, attempts: Any
     ) -> None:
-        headers = {rabbitmq.ATTEMPTS: attempts}
+        headers = {ATTEMPTS: attempts}
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
             (message,) = await take(source, 1)
@@ -733,9 +750,9 @@ class TestDeadLetters:
     @pytest.mark.parametrize(
         "headers",
         [
-            {rabbitmq.ATTEMPTS: "many", rabbitmq.DEAD_LETTERED_AT: "yesterday"},
-            {rabbitmq.ATTEMPTS: [], rabbitmq.DEAD_LETTERED_AT: [1]},
-            {rabbitmq.REASON: {"a": 1}, rabbitmq.DEAD_LETTERED_AT: -1.5},
+            {ATTEMPTS: "many", DEAD_LETTERED_AT: "yesterday"},
+            {ATTEMPTS: [], DEAD_LETTERED_AT: [1]},
+            {REASON: {"a": 1}, DEAD_LETTERED_AT: -1.5},
             {"x-death": "often"},
             {"x-death": []},
             {"x-death": ["often"]},
@@ -792,16 +809,16 @@ class TestTopology:
 
     @pytest.mark.very_slow
     async def test_who_may_not_declare_uses_the_queues_that_are_there(
-        self, connect: Connect, node: PrivateServer, queue: str
+        self, connect: Connect, with_users: str, queue: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
-            async with connect(broker_url=url_for(node, READER)):
+            async with connect(broker_url=with_user(with_users, *READER)):
                 pass
-        async with connect(prefetch=0, broker_url=node.url) as owner:
+        async with connect(prefetch=0, broker_url=with_users) as owner:
             # Published by another user, who is named in the message: RabbitMQ checks that name.
-            async with open_channel(node.url) as channel:
+            async with open_channel(with_users) as channel:
                 await publish_raw(channel, queue, message_id="id-1", user_id="guest")
-            async with connect(prefetch=1, broker_url=url_for(node, READER)) as source:
+            async with connect(prefetch=1, broker_url=with_user(with_users, *READER)) as source:
                 (message,) = await take(source, 1)
                 await source.retry(message, 0.1, "not now")
                 (message,) = await take(source, 1)
@@ -817,9 +834,10 @@ class TestTopology:
 class TestCredentials:
     @pytest.mark.very_slow
     async def test_user_password_and_virtual_host_may_hold_any_character(
-        self, connect: Connect, node: PrivateServer, queue: str
+        self, connect: Connect, with_users: str, queue: str
     ) -> None:
-        url = url_for(node, ODD_USER, ODD_VHOST)
+        vhost = quote(ODD_VHOST, safe="")
+        url = urlsplit(with_user(with_users, *ODD_USER))._replace(path=f"/{vhost}").geturl()
         async with connect(prefetch=1, broker_url=url) as source:
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
@@ -852,13 +870,6 @@ async def handle(
     await eventually(count, settled_count)
     event.set("test")
     assert await running == 0
-
-
-def url_for(server: Server, user: tuple[str, str], vhost: str = "/") -> str:
-    parts = urlsplit(server.url)
-    name, password = (quote(part, safe="") for part in user)
-    netloc = f"{name}:{password}@{parts.netloc.rpartition('@')[2]}"
-    return parts._replace(netloc=netloc, path=f"/{quote(vhost, safe='')}").geturl()
 
 
 async def publish_raw(channel: AbstractChannel, queue: str, **properties: Any) -> None:

@@ -1,4 +1,4 @@
-"""The buffer between the fetcher and the workers: each message reaches exactly one of them. And the link."""
+"""The buffer between the fetcher and the workers: each message reaches exactly one of them. And `Connectivity`."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.brokers import source
-from runtime.brokers.source import Buffer, Connectivity, backoff_seconds
+from runtime.brokers.buffer import Buffer
+from runtime.brokers.source import Connectivity, backoff_seconds
 from runtime.errors import BrokerUnavailable, SourceFailed
 from runtime.message import Message
 

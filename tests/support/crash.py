@@ -55,6 +55,7 @@ def postgres_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
     from harness.servers import postgres
 
     with postgres.shared(folder) as server:
+        assert isinstance(server, postgres.PostgresServer)
         schema = f"crash_{os.getpid()}"
         server.query(f"CREATE SCHEMA {schema}")
         url = f"{server.url}{'&' if '?' in server.url else '?'}options=-csearch_path%3D{schema}"

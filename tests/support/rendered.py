@@ -189,24 +189,34 @@ class Service:
             str(Path(python).resolve()),
             resolution,
         ]
-        environment = ENVIRONMENTS / sha256(json.dumps(declared).encode()).hexdigest()[:16]
-        environment.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{environment}.lock"):
-            if not (environment / ".complete").exists():
-                scratch = environment.with_suffix(".declared")
-                scratch.mkdir(exist_ok=True)
-                shutil.copy(self.path / "pyproject.toml", scratch)
-                sync = ["uv", "sync", "--quiet", "--no-install-project", "--group", "dev"]
-                sync += ["--python", python, "--resolution", resolution]
-                run(*sync, cwd=scratch, env={"UV_PROJECT_ENVIRONMENT": str(environment)})
-                (environment / ".complete").touch()
-        return environment
+
+        def make(environment: Path) -> None:
+            scratch = environment.with_suffix(".declared")
+            scratch.mkdir(exist_ok=True)
+            shutil.copy(self.path / "pyproject.toml", scratch)
+            sync = ["uv", "sync", "--quiet", "--no-install-project", "--group", "dev"]
+            sync += ["--python", python, "--resolution", resolution]
+            run(*sync, cwd=scratch, env={"UV_PROJECT_ENVIRONMENT": str(environment)})
+
+        return environment_of(declared, make)
 
     def run(self, *command: str, environment: Path, **variables: str) -> "Result":
         """Run a command of the environment in the service's folder, with the service importable."""
         path = f"{environment / BIN}{os.pathsep}{os.environ['PATH']}"
         env = {"PATH": path, "PYTHONPATH": "src", **variables}
         return run(*command, cwd=self.path, check=False, env=env)
+
+
+def environment_of(declared: object, make: Callable[[Path], None]) -> Path:
+    """The virtual environment of what is declared, made if there is none yet, and kept for the next run."""
+    environment = ENVIRONMENTS / sha256(json.dumps(declared).encode()).hexdigest()[:16]
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{environment}.lock"):
+        if not (environment / ".complete").exists():
+            shutil.rmtree(environment, ignore_errors=True)
+            make(environment)
+            (environment / ".complete").touch()
+    return environment
 
 
 MODULES = {"PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH))}

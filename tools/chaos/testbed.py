@@ -25,7 +25,6 @@ import structlog
 from harness.contract import start_once
 from harness.process import NOISE, Ledger, ServiceProcess, service_environment
 from harness.servers import Counts, ServerMissing, server_module
-from harness.servers.proxy import Proxy
 from runtime.brokers import make_source
 from runtime.errors import BrokerError
 from runtime.message import OutgoingMessage
@@ -34,6 +33,8 @@ from tools.chaos.reconciliation import Ending, Reconciliation
 
 SERVICE = [sys.executable, "-X", "dev", "-W", "error", "-m", "tools.chaos.service", "run"]
 DISK_MIB = 24
+SLOW_BYTES = 64
+"""The bytes that a throttled connection passes on at a time."""
 PROXIES = {"mqtt": 1}
 """Fewer than two: a client's name is locked for the address that it connects to."""
 SETTLE_SECONDS = 60
@@ -66,7 +67,7 @@ class Testbed:
             raise Unavailable(str(missing)) from None
         self.proxies: list[Any] = []
         if not embedded:
-            proxy = getattr(module, "KafkaProxy", Proxy)
+            proxy = type("ThrottledProxy", (Throttled, self.server.proxy_type), {})
             number = PROXIES.get(broker, 2)
             self.proxies = [running.enter_context(proxy(self.server.url)) for _ in range(number)]
         self._names = count()
@@ -87,6 +88,23 @@ class Testbed:
         folder = self.scratch / f"run-{next(self._names)}"
         folder.mkdir()
         return Queue(self, f"chaos-{os.getpid()}-{folder.name}", folder)
+
+
+class Throttled:
+    """Mixed into a proxy: its connections may be slow."""
+
+    bytes_per_second: float | None = None
+    """How fast each connection is, each way, as long as this is set."""
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        while data:
+            rate = self.bytes_per_second
+            size = len(data) if rate is None else SLOW_BYTES
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
+            if rate is not None:
+                await asyncio.sleep(size / rate)
 
 
 class Disk:

@@ -16,11 +16,12 @@ import pytest
 
 from harness.contract import (
     Connect,
+    Counted,
     Event,
+    ack,
     ack_all,
     as_promised,
     buffer_holds,
-    eventually_counts,
     eventually_logged,
     eventually_reconnected,
     find,
@@ -42,7 +43,6 @@ from harness.scene import (
 )
 from harness.servers import (
     SERVED_BROKERS,
-    Counts,
     PrivateServer,
     Server,
     server_module,
@@ -149,11 +149,11 @@ async def test_an_outage_of_several_attempts_is_logged_and_counted_once(
 @over_the_network
 async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_repeated(
     connect: Connect,
+    counted: Counted,
     proxy: Proxy,
     events: list[Event],
     caplog: pytest.LogCaptureFixture,
     broker: Server,
-    queue: str,
 ) -> None:
     async with connect(prefetch=50, broker_url=proxy.url) as source:
         published = await publish(source, 40)
@@ -161,14 +161,13 @@ async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_re
         await buffer_holds(source, 37)
         proxy.refuse()
         await eventually_logged(events, "reconnecting")
-        for message in in_flight:  # their handlers have finished
-            await source.ack(message)
+        await ack(source, in_flight)  # their handlers have finished
         proxy.resume()
         repeated = ids(in_flight) if broker.requeues_on_disconnect else []
         handled = ids(in_flight) + await ack_all(source, 37 + len(repeated))
         assert Counter(handled) == Counter(published + repeated)
         await eventually_reconnected(source, events)
-    await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+    await counted()
     assert [event["id"] for event in find(events, "settlement_lost")] == repeated
     assert len(find(events, "reconnecting")) == 1
     assert caplog.records == []  # client libraries log each attempt, with tracebacks
@@ -195,6 +194,7 @@ async def test_a_deleted_queue_is_created_again_and_consumed(
 ) -> None:
     broker.need("recreated queues")
     async with connect() as source:
+        assert await publish(source, 1) == await ack_all(source, 1)  # now it consumes
         await asyncio.to_thread(broker.delete, queue)
         await eventually_reconnected(source, events)
         published = await publish(source, 5)
@@ -231,8 +231,7 @@ async def test_a_broker_that_stops_responding_is_an_outage(
         proxy.cut()
         proxy.resume()
         await eventually_reconnected(source, events)
-        for message in messages:
-            await source.ack(message)
+        await ack(source, messages)
         published += await publish(source, 1)
         while (await ack_all(source, 1)) != published[-1:]:
             assert broker.requeues_on_disconnect
@@ -285,7 +284,7 @@ async def test_a_shutdown_during_an_outage_is_immediate(
 
 @over_the_network
 async def test_after_an_outage_a_stopped_source_gets_nothing(
-    connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, events: list[Event]
 ) -> None:
     url = with_options(proxy.url, broker.lease_option)
     async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
@@ -297,13 +296,13 @@ async def test_after_an_outage_a_stopped_source_gets_nothing(
         await source.stop()
         proxy.resume()
         await publish(publisher, 1)
-        await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        await counted(ready=4)
         assert len(source.buffer) == 0
 
 
 @over_the_network
 async def test_deliveries_that_arrive_after_the_stop_are_requeued(
-    connect: Connect, proxy: Proxy, broker: Server, queue: str, shorten: Shorten
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, shorten: Shorten
 ) -> None:
     shorten(0.1, "STOP_SECONDS", "CANCEL_SECONDS")
     url = with_options(proxy.url, broker.lease_option)
@@ -313,4 +312,4 @@ async def test_deliveries_that_arrive_after_the_stop_are_requeued(
         await publish(publisher, 3)
         await source.stop()
         proxy.resume()  # the deliveries arrive, before the broker has heard of the stop
-        await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
+        await counted(ready=3)

@@ -67,15 +67,6 @@ def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Sc
     scene.assert_left(ready=1)
 
 
-def test_a_partial_batch_is_handled_at_once_on_sigterm(scene: Scene) -> None:
-    scene.publish(3, kind="batch")
-    process = scene.start(HANDLERS="batch", batch_size=10, batch_seconds=60)
-    wait_until(lambda: len(set(scene.ledger.ids("take"))) == 3)
-    assert assert_clean_shutdown(process) < AT_ONCE_SECONDS
-    assert len(process.find("handling")) == 1
-    scene.assert_left(ready=3 - len(scene.ledger.ended))
-
-
 def test_every_finished_message_of_many_is_acknowledged_before_the_close(scene: Scene) -> None:
     tasks = scene.publish(200)
     process = scene.start(concurrency=10, prefetch=50)
@@ -84,25 +75,6 @@ def test_every_finished_message_of_many_is_acknowledged_before_the_close(scene: 
     scene.assert_left(ready=len(tasks) - len(scene.ledger.ended))
     scene.handle_the_rest()
     assert Counter(scene.ledger.ended) == Counter(tasks)
-
-
-def test_a_long_handler_saves_its_place_on_sigterm_and_resumes_there(scene: Scene) -> None:
-    scene.need("attempts")
-    scene.publish(1, kind="long", steps=40, seconds=0.02)
-    first = scene.start(HANDLERS="long", drain_seconds=20, max_attempts=1)
-    first.wait_for("step", count=3)
-    assert assert_clean_shutdown(first) < AT_ONCE_SECONDS
-    [drained] = first.find("drained")
-    assert (drained["handled"], drained["requeued"], drained["abandoned"]) == (0, 1, 0)
-    done = len(scene.ledger.ids("step"))
-    assert 3 <= done < 40
-    second = scene.start(HANDLERS="long", max_attempts=1)
-    resumed = second.wait_for("handling")
-    assert (resumed["place"], resumed["attempt"]) == (done, 1)
-    wait_until(lambda: scene.ledger.ended == ["task-0"])
-    assert_clean_shutdown(second)
-    assert len(scene.ledger.ids("step")) == 40
-    scene.assert_left()
 
 
 def test_a_failure_during_the_drain_is_retried_later_and_others_finish(scene: Scene) -> None:
@@ -129,16 +101,6 @@ def test_a_message_that_waits_for_its_retry_is_kept_with_its_attempts(scene: Sce
     second.wait_for("message_rejected", attempt=2)
     second.stop()
     scene.assert_left(dead=1)
-
-
-def test_a_poison_message_becomes_a_dead_letter_and_not_a_crash(scene: Scene) -> None:
-    scene.need("dead_letters")
-    scene.publish_bodies([b"\xff\x00 not JSON", b'{"id": 1}'], kind="work")
-    scene.publish(1, seconds=0.2)
-    process = scene.start()
-    process.wait_for("message_rejected", count=2)
-    assert_clean_shutdown(process)
-    scene.assert_left(dead=2)
 
 
 def test_at_the_deadline_the_message_is_requeued_and_no_attempt_is_counted(scene: Scene) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.brokers import make_source
-from runtime.brokers.source import Source
+from runtime.brokers.source import Publisher, Source
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
@@ -21,6 +21,8 @@ WAIT_SECONDS = 20
 
 Connect = Callable[..., AbstractAsyncContextManager[Any]]
 """Connects a source: the fixture `connect`."""
+Counted = Callable[..., Awaitable[None]]
+"""The fixture `counted`."""
 Event = dict[str, Any]
 """What was logged, with its level."""
 
@@ -45,7 +47,7 @@ def need(source: Source, capability: str) -> None:
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
 
 
-async def publish(source: Source, count: int, **fields: Any) -> list[str]:
+async def publish(source: Publisher, count: int, **fields: Any) -> list[str]:
     """Publish this many messages; returns their ids."""
     messages = [OutgoingMessage(b"%d" % number, **fields) for number in range(count)]
     await source.publish(messages)
@@ -55,6 +57,11 @@ async def publish(source: Source, count: int, **fields: Any) -> list[str]:
 async def take(source: Source, count: int) -> list[Message]:
     async with asyncio.timeout(WAIT_SECONDS):
         return [await anext(source) for _ in range(count)]
+
+
+async def ack(source: Source, messages: Iterable[Message]) -> None:
+    for message in messages:
+        await source.ack(message)
 
 
 async def ack_all(source: Source, count: int) -> list[str]:

@@ -4,9 +4,7 @@
 import asyncio
 import inspect
 import os
-import shutil
 import signal
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -24,18 +22,17 @@ from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.settings import ConsumerSettings
 
-from .contract import Connect, Event
+from .contract import Connect, Counted, Event, eventually_counts
 from .scene import Scene
 from .servers import (
     BROKERS,
     SERVED_BROKERS,
-    PrivateServer,
+    Counts,
     Server,
     ServerMissing,
     server_module,
     skip_without_server,
 )
-from .servers.local import once_for_all_workers
 from .servers.proxy import Proxy
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,14 +50,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
+Start = Callable[[str], Any]
+"""Gives the server of a broker, the same one at each call."""
+
+
 @contextmanager
-def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """Gives the server of a broker, the same one at each call."""
+def servers(kind: str, directories: pytest.TempPathFactory) -> Iterator[Start]:
     with ExitStack() as running:
 
         @cache
         def start(broker: str) -> Any:
-            directory = tmp_path_factory.mktemp(f"{kind}-{broker}")
+            directory = directories.mktemp(f"{kind}-{broker}")
             try:
                 return running.enter_context(getattr(server_module(broker), kind)(directory))
             except ServerMissing as missing:
@@ -70,27 +70,24 @@ def servers(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 
 @pytest.fixture(scope="session")
-def shared_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], Server]]:
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Not part of `broker`, which pytest ends and makes again as often as its parameter changes."""
     with servers("shared", tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(scope="session")
-def private_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], PrivateServer]]:
-    """Gives the broker's server that tests may kill and start again; its queues are not cleaned up."""
+def private_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """For tests that kill it and start it again; its queues are not cleaned up."""
     with servers("private", tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(scope="session", params=BROKERS)
-def broker(request: pytest.FixtureRequest, shared_server: Callable[[str], Server]) -> Server:
+def broker(request: pytest.FixtureRequest, shared_server: Start) -> Server:
     """A server of each broker whose module is in harness/servers."""
-    return shared_server(request.param)
+    server: Server = shared_server(request.param)
+    return server
 
 
 @pytest.fixture
@@ -146,6 +143,16 @@ def connect(source_for: Callable[..., Source]) -> Connect:
 
 
 @pytest.fixture
+def counted(broker: Server, queue: str) -> Counted:
+    """Waits until the broker itself counts this many messages of the test's queue; by default none."""
+
+    async def counted(ready: int = 0, delayed: int = 0, dead: int = 0) -> None:
+        await eventually_counts(broker, queue, Counts(ready, delayed, dead))
+
+    return counted
+
+
+@pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """What the runtime's modules for brokers log."""
     events: list[Event] = []
@@ -191,47 +198,6 @@ def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
 def proxy(broker: Server) -> Iterator[Proxy]:
     with broker.proxy_type(broker.url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def tls_proxy(broker: Server, certificates: Path) -> Iterator[Proxy]:
-    """The broker behind TLS that asks for a client's certificate."""
-    with broker.tls(certificates) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make certificates with")
-    return once_for_all_workers(tmp_path_factory, "certificates", make_certificates)
-
-
-def make_certificates(directory: Path) -> None:
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    for ca in ("ca", "other"):
-        openssl(
-            *("req", "-x509", *new_key, "-subj", f"/CN={ca}", "-days", "2"),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.pem"),
-        )
-    (directory / "extensions").write_text(
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
-    )
-    for name in ("server", "client"):
-        openssl(
-            *("req", *new_key, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "extensions"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem"),
-        )
 
 
 @pytest.fixture(autouse=True)

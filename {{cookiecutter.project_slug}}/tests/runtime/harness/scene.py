@@ -66,9 +66,8 @@ class Scene:
         self, *, consuming: bool = True, url: str = "", **variables: object
     ) -> ServiceProcess:
         """Start a service on this queue, and wait until it consumes."""
-        environment = service_environment(
-            url or self.broker.url, self.queue, self.ledger, **variables
-        )
+        url = url or self.broker.url
+        environment = service_environment(url, self.queue, self.ledger, **variables)
         process = ServiceProcess(service_command("run", service=self.service), environment)
         self.processes.append(process)
         if consuming:

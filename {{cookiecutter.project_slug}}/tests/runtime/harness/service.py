@@ -8,11 +8,10 @@ that LEDGER names, one line for each start and each end, and survives SIGKILL.
 import asyncio
 import os
 import sys
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import structlog
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel
 
 from runtime.consumer import Lifespan
 from runtime.handlers import HandlerFunction
@@ -28,17 +27,7 @@ class Task(BaseModel):
     id: str
     seconds: float = 0
     retry_after_seconds: float | None = None
-    steps: int = 0
     end: str = "return"
-
-
-class TaskInBatch(Task):
-    """Its handler starts when the batch is full; the ledger has it as soon as the consumer does."""
-
-    @model_validator(mode="after")
-    def _write(self) -> Self:
-        write("take", self.id)
-        return self
 
 
 def write(what: str, task_id: str) -> None:
@@ -71,29 +60,6 @@ async def work(task: Task, message: Message) -> None:
     finish(task)
 
 
-async def long(task: Task, message: Message) -> None:
-    """Many steps; on shutdown it leaves, and resumes at the place that the ledger has kept."""
-    ledger = Path(os.environ["LEDGER"])
-    place = ledger.read_text(encoding="utf-8").count(f"step {task.id} ")
-    begin(task, message, place=place)
-    for _ in range(place, task.steps):
-        if message.stopping.is_set():
-            raise Retry("stopping")
-        await asyncio.sleep(task.seconds)
-        write("step", task.id)
-        log.info("step")
-    finish(task)
-
-
-async def batch(tasks: list[TaskInBatch]) -> None:
-    for task in tasks:
-        write("start", task.id)
-    log.info("handling", tasks=[task.id for task in tasks])
-    await asyncio.sleep(max(task.seconds for task in tasks))
-    for task in tasks:
-        finish(task)
-
-
 def run(handlers: dict[str, HandlerFunction], lifespan: Lifespan | None = None) -> int:
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: handlers[name] for name in chosen}
@@ -101,4 +67,4 @@ def run(handlers: dict[str, HandlerFunction], lifespan: Lifespan | None = None) 
 
 
 if __name__ == "__main__":
-    sys.exit(run({"work": work, "long": long, "batch": batch}))
+    sys.exit(run({"work": work}))

@@ -62,9 +62,11 @@ def text_of(value: object) -> str:
         if value.isascii():
             return value
         return value.encode(errors="replace").decode()  # JSON may hold lone surrogates
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     if value is None:
         return ""
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, bytearray | memoryview):
         return bytes(value).decode(errors="replace")
     return str(value)
 

@@ -103,7 +103,7 @@ CONNECT_RULES = (
     Rule(  # aiormq drops the broker's reason
         InvalidFrameError,
         BrokerRefused,
-        "the virtual host was refused: it does not exist, is not for this user, or has all its connections",
+        "the virtual host was refused: it does not exist, is not for this user, or has reached a limit of connections",
     ),
     *RULES,
 )
@@ -154,7 +154,7 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
-def _start(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
+def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
     """A task whose failure may go unseen: asyncio does not log it."""
     task = asyncio.create_task(work, name=f"rabbitmq: {name}")
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -202,16 +202,17 @@ class _Client:
             return self._connection
 
     async def _connect(self) -> Connection:
-        try:
+        connection = None
+        with suppress(ValueError):
             connection = Connection(
                 self._text,
                 context=self._url.tls_context() if self._url.scheme == "amqps" else None,
                 transport_factory=self._socket,
                 client_properties={"connection_name": self._name},
             )
-        except ValueError:
-            raise self._url.unreadable() from None
-        connecting = _start(connection.connect(), "connect")
+        if connection is None:  # raised here, so that the parser's error is not its context
+            raise self._url.unreadable()
+        connecting = _task(connection.connect(), "connect")
         try:
             await asyncio.wait({connecting})
         except BaseException:
@@ -224,7 +225,7 @@ class _Client:
 
     async def close(self) -> None:
         if self._connection is not None and not self._connection.is_closed:
-            closing = _start(self._connection.close(), "close")
+            closing = _task(self._connection.close(), "close")
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
             self.cut()  # in an alarm there is no answer
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
@@ -301,7 +302,7 @@ class _Deliveries:
         self._work = asyncio.Event()
         self.written = asyncio.Event()
         self.written.set()
-        self.writer = _start(self._write(), "write settlements")
+        self.writer = _task(self._write(), "write settlements")
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(lambda _: self.ended.set())
 
@@ -406,6 +407,7 @@ class RabbitBroker(Broker):
         self._deliveries: _Deliveries | None = None
         self._fetcher: asyncio.Task[None] | None = None
         self._cancelling: asyncio.Task[Any] | None = None
+        self._exited = asyncio.Event()
 
     # -- connecting and closing
 
@@ -420,6 +422,7 @@ class RabbitBroker(Broker):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._exited.set()
         self.connectivity.up = False
         await self._close()
 
@@ -428,15 +431,21 @@ class RabbitBroker(Broker):
         return self.connectivity.up and self._client.opened
 
     async def _connect(self) -> Connection:
-        async with self._connecting.bounded():
-            return await self._client.open()
+        try:
+            async with self._connecting.bounded():
+                return await self._client.open()
+        except BrokerRefused as refusal:
+            if self._fetcher is None:
+                raise
+            # The login was good before: an outage lasts until it is good again.
+            raise BrokerUnavailable(str(refusal)) from refusal
 
     async def _close(self) -> None:
         tasks: set[asyncio.Task[Any]] = set()
         if self._fetcher is not None:
             self._fetcher.cancel()
             tasks.add(self._fetcher)
-        closing = _start(self._close_gracefully(), "close gracefully")
+        closing = _task(self._close_gracefully(), "close gracefully")
         tasks.add(closing)
         try:
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
@@ -551,9 +560,9 @@ class RabbitBroker(Broker):
         self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
     async def _fetch(self) -> None:
-        """Consume through outages, until cancelled."""
+        """Consume through outages, until the source is left."""
         try:
-            await self.connectivity.keep(self._consume, asyncio.Event())
+            await self.connectivity.keep(self._consume, self._exited)
         except Exception as failure:
             self.connectivity.up = False
             self.buffer.fail(failure)
@@ -572,10 +581,6 @@ class RabbitBroker(Broker):
         raise BrokerUnavailable(msg)
 
     async def _resubscribe(self) -> _Deliveries:
-        try:
-            await self._connect()
-        except BrokerRefused as refusal:  # it was good before: try until it is good again
-            raise BrokerUnavailable(str(refusal)) from refusal
         try:
             await self._declare_topology()
             deliveries = await self._subscribe()
@@ -623,7 +628,7 @@ class RabbitBroker(Broker):
     async def _stop_fetching(self) -> None:
         if self._deliveries is not None and not self._deliveries.ended.is_set():
             cancel = self._deliveries.channel.basic_cancel(self._consumer_tag)
-            self._cancelling = _start(cancel, "cancel")
+            self._cancelling = _task(cancel, "cancel")
             await asyncio.wait({self._cancelling}, timeout=CANCEL_SECONDS)
 
     async def _flush(self) -> None:
@@ -707,7 +712,7 @@ class RabbitBroker(Broker):
         queue: str,
         body: bytes,
         properties: Basic.Properties,
-        seconds: float = ANSWER_SECONDS,
+        seconds: float | None = None,
     ) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if there is no such queue."""
         async with self._connecting.bounded():

@@ -2,21 +2,21 @@
 """Redis Streams, on Redis 6.2 or later or Valkey, by redis-py: one stream with one consumer group.
 
 ``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``,
-or ``unix:///path/redis.sock?db=0``. What a password may not hold in a URL is percent-encoded.
+or ``unix:///path/redis.sock?db=0``.
 
 For ``CONSUMER_SOURCE=orders`` the keys are the stream ``orders``, the stream ``orders.dead``, the sorted set
 ``orders.delayed`` (entries that wait for a retry, by the time when they are due) and the sorted set
-``orders.consumers`` (who lives, by the time when its lease ends). On a cluster the source is called
+``orders.consumers`` (live consumers, by the time when their leases expire). On a cluster the source is called
 ``{orders}``, so that all four are in one slot.
 
-An entry stays where it is in the stream until it is acknowledged, and is deleted then; so it keeps its place,
-and a stream has one group. What changes is whose it is in the group: a consumer's, or that of one of two
-names which nobody has. ``delayed`` waits for its retry; ``returned`` is for whoever has room. A consumer looks
-there four times a second, before it reads what is new.
+An entry stays in its place in the stream until it is acknowledged, and is deleted then; so a stream has one group. Only
+its owner in the group changes: a consumer, or one of two names that no consumer has. ``delayed`` entries wait for their
+retry; ``requeued`` ones are for any consumer with room. A consumer looks there four times a second, before it reads
+new entries.
 
-A consumer renews its lease while it lives, also while a handler runs for hours. When the lease has ended,
-another one returns what was in its hand. ``?lease_seconds=30`` in the URL says after how long; an event
-loop that is blocked for longer counts as dead. All times are those of the server's clock.
+A consumer renews its lease while it lives, also while a handler runs for hours. When the lease has expired, another
+consumer requeues its entries. ``?lease_seconds=30`` in the URL is its length; an event loop that is blocked for longer
+counts as dead. All times are those of the server's clock.
 """
 
 import asyncio
@@ -25,11 +25,10 @@ import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from ssl import SSLEOFError, SSLError, SSLZeroReturnError
-from typing import Any, ClassVar, NamedTuple, Self
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode, urlsplit
 
 import structlog
 from redis.asyncio.connection import ConnectionPool
@@ -37,64 +36,67 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     DataError,
     MovedError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
+from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    Capabilities,
-    Connectivity,
-    Source,
-    backoff_seconds,
-    headers_from,
-    log_settlement_lost,
+from .delivery import (
+    ATTEMPTS,
+    DEAD_LETTERED_AT,
+    REASON,
+    json_object,
+    make_dead_letter,
+    make_message,
+    text_of,
 )
+from .requests import Requests, Rule
+from .source import Broker, Capabilities, Connectivity, backoff_seconds, log_settlement_lost
+from .url import BrokerUrl
 
 log = structlog.get_logger()
 
 LEASE_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
-"""How long the server may say nothing before that is an outage."""
+"""How long the server may leave a request unanswered before that is an outage."""
 CHECK_SECONDS = 1.0
-"""How often a connection on which nothing is to be read is looked after."""
+"""How often a connection that reads nothing, for want of room, is checked."""
 POLL_SECONDS = 0.25
-"""How long a read waits for new entries before what was returned is looked for."""
+"""How long a read waits for new entries before the next look for requeued ones."""
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.5
 QUIET_TURNS = 3
-"""So many turns of the event loop without another settlement end a batch of them."""
+"""This many turns of the event loop without another settlement end a batch of them."""
 AT_ONCE = 500
-"""Entries per command: other clients of the server get their turn, and Lua's stack has an end."""
+"""Entries per command: other clients of the server get their turn, and Lua's stack is limited."""
+MOST_VALUES = 7000
+"""Names and values of an entry that a script can copy: Lua's stack holds 8000."""
 CRASH_LIMIT = 100
-"""When so many consumers died with a message in hand, the message is taken for the cause."""
+"""When this many consumers died with an entry in flight, the entry counts as the cause."""
 
 TYPES = (b"stream", b"zset", b"zset", b"stream")
-RETURNED, DELAYED = "returned", "delayed"
-"""Nobody's names in the group; see the module."""
+REQUEUED, DELAYED = "requeued", "delayed"
+"""Owners in the group that no consumer is called; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
-"""Fields of an entry. Others are kept, and not looked at. The headers are a JSON object."""
-REASON, ATTEMPTS, DEAD_LETTERED_AT = (
-    b"x-consumer-reason",
-    b"x-consumer-attempts",
-    b"x-consumer-dead-lettered-at",
+"""Fields of an entry; others are kept. The headers are a JSON object. A dead letter has REASON, ATTEMPTS and DEAD_LETTERED_AT too."""
+
+OPTIONS = (
+    *("db", "lease_seconds", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_check_hostname"),
+    *("ssl_cert_reqs", "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password"),
 )
-"""Fields that a dead letter has besides: its death in Unix seconds."""
 
-OPTIONS = {
-    "db", "lease_seconds", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_check_hostname",
-    "ssl_cert_reqs", "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password",
-}  # fmt: skip
-
-# The group counts the deliveries of each entry that is pending. The scripts keep that count as one of their
-# own: the attempt, and in its upper bits how many consumers died with the entry in hand.
+# The group counts the deliveries of each pending entry. The scripts keep that count as one of their own: the attempt,
+# and in its upper bits how many consumers died with the entry in flight.
 ONE_CRASH = 2**20  # more than CONSUMER_MAX_ATTEMPTS can be
 COMMON = f"""
 local stream, delayed, consumers, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -112,21 +114,35 @@ local function drop(id)
     redis.call('XACK', stream, group, id)
     redis.call('XDEL', stream, id)
 end
-local function bury(id, reason, attempts)
+-- With an id at least; of an entry with too many fields, the last of those that a consumer reads.
+local function add(key, fields, id)
+    local last, entry = {{}}, fields
+    for at = 1, #fields, 2 do last[fields[at]] = fields[at + 1] end
+    if #fields > {MOST_VALUES} then
+        entry = {{}}
+        for _, name in ipairs({{'body', 'id', 'type', 'headers', '{REASON}', '{ATTEMPTS}', '{DEAD_LETTERED_AT}'}}) do
+            if last[name] then entry[#entry + 1] = name entry[#entry + 1] = last[name] end
+        end
+    end
+    if (last['id'] or '') == '' then entry[#entry + 1] = 'id' entry[#entry + 1] = id end
+    redis.call('XADD', key, '*', unpack(entry))
+end
+local function reject(id, reason, attempts)
     local entry = redis.call('XRANGE', stream, id, id)[1]
     if entry then
-        local fields, named = entry[2], false
-        for at = 1, #fields, 2 do named = named or fields[at] == '{ID.decode()}' end
-        if not named then fields[#fields + 1] = '{ID.decode()}' fields[#fields + 1] = id end
-        for _, more in ipairs({{
-            '{REASON.decode()}', reason, '{ATTEMPTS.decode()}', attempts, '{DEAD_LETTERED_AT.decode()}', now / 1000
-        }}) do fields[#fields + 1] = tostring(more) end
-        redis.call('XADD', dead, '*', unpack(fields))
+        local fields = entry[2]
+        if #fields > {MOST_VALUES} then
+            reason = reason .. ' (of its ' .. #fields / 2 .. ' fields, only body, id, type and headers are stored)'
+        end
+        for _, more in ipairs({{'{REASON}', reason, '{ATTEMPTS}', attempts, '{DEAD_LETTERED_AT}', now / 1000}}) do
+            fields[#fields + 1] = tostring(more)
+        end
+        add(dead, fields, id)
     end
     drop(id)
 end
 """
-# With as many entries as there is room for: {id, fields, attempt}; and the milliseconds until another is due.
+# Entries, as many as there is room for: {id, fields, attempt}; and the milliseconds until another one is due.
 TAKE = f"""{COMMON}
 local room, taken = tonumber(ARGV[3]), {{}}
 local function take(id, count)
@@ -134,7 +150,7 @@ local function take(id, count)
     if entry then
         taken[#taken + 1] = {{entry[1], entry[2], count % {ONE_CRASH}}}
     else
-        drop(id) -- somebody deleted it from the stream
+        drop(id) -- another program deleted it from the stream
     end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
@@ -143,16 +159,16 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0
     if count then take(id, count) end
 end
 if room > #taken then
-    local pending = redis.call('XPENDING', stream, group, '-', '+', room - #taken, '{RETURNED}')
+    local pending = redis.call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
     for _, row in ipairs(pending) do take(row[1], row[4]) end
 end
 local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 return {{taken, due and math.max(0, due - now) or -1}}
 """
-# Returns the ids of what is ours. With sweep, also returns to the group what is in dead consumers' hands.
-BEAT = f"""{COMMON}
+# Renews the lease, and returns the ids of our entries. With sweep, also requeues the entries of dead consumers.
+RENEW = f"""{COMMON}
 local lease, sweep, most = ARGV[3], ARGV[4], ARGV[5]
--- A server that has no memory left refuses this. Then nobody may be taken for dead.
+-- A server without free memory refuses this. Then no consumer counts as dead.
 local renewed = redis.pcall('ZADD', consumers, now + lease, me)
 if type(renewed) == 'table' then sweep = '0' end
 local mine = {{}}
@@ -163,7 +179,7 @@ if sweep == '0' then return mine end
 redis.call('ZREMRANGEBYSCORE', consumers, '-inf', now - 10 * lease)
 for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local name, lives_until = info[2], nil
-    if name ~= '{RETURNED}' and name ~= '{DELAYED}' then
+    if name ~= '{REQUEUED}' and name ~= '{DELAYED}' then
         lives_until = redis.call('ZSCORE', consumers, name)
         if not lives_until then lives_until = now + lease - info[6] end
     end
@@ -172,9 +188,9 @@ for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
         for _, row in ipairs(pending) do
             local count = row[4] + {ONE_CRASH}
             if count >= {CRASH_LIMIT} * {ONE_CRASH} then
-                bury(row[1], '{CRASH_LIMIT} consumers died with it in hand', count % {ONE_CRASH} - 1)
+                reject(row[1], '{CRASH_LIMIT} consumers died with it in flight', count % {ONE_CRASH} - 1)
             else
-                move(row[1], '{RETURNED}', count)
+                move(row[1], '{REQUEUED}', count)
             end
         end
         if #pending < {AT_ONCE} then
@@ -185,7 +201,7 @@ for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
 end
 return mine
 """
-# Not only ours: who was taken for dead and finished all the same spares the others the work.
+# Also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
 ACK = """
 redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
@@ -193,7 +209,7 @@ return redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
 REQUEUE = f"""{COMMON}
 for at = 3, #ARGV do
     local count = deliveries(me, ARGV[at])
-    if count then move(ARGV[at], '{RETURNED}', count) end
+    if count then move(ARGV[at], '{REQUEUED}', count) end
 end
 return 1
 """
@@ -209,14 +225,14 @@ REJECT = f"""{COMMON}
 local id, reason = ARGV[3], ARGV[4]
 local count = deliveries(me, id)
 if not count then return 0 end
-bury(id, reason, count % {ONE_CRASH})
+reject(id, reason, count % {ONE_CRASH})
 return 1
 """
 LEAVE = f"""{COMMON}
 local left = 0
 repeat
     local pending = redis.call('XPENDING', stream, group, '-', '+', {AT_ONCE}, me)
-    for _, row in ipairs(pending) do move(row[1], '{RETURNED}', row[4]) end
+    for _, row in ipairs(pending) do move(row[1], '{REQUEUED}', row[4]) end
     left = #pending
 until left == 0
 redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
@@ -224,32 +240,32 @@ redis.call('ZREM', consumers, me)
 return 1
 """
 COUNT = f"""{COMMON}
-local pending, returned, waiting = 0, 0, redis.call('ZCARD', delayed)
+local pending, requeued, waiting = 0, 0, redis.call('ZCARD', delayed)
 local late = redis.call('ZCOUNT', delayed, '-inf', now)
--- Without a group, which comes with its first consumer, this is an error, and has no length.
+-- Before the first consumer there is no group, and this is an error, which has no length.
 for _, info in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
     pending = pending + info[4]
-    if info[2] == '{RETURNED}' then returned = info[4] end
+    if info[2] == '{REQUEUED}' then requeued = info[4] end
 end
 return {{
-    redis.call('XLEN', stream) - pending + returned + late, waiting - late,
-    pending - returned - waiting, redis.call('XLEN', dead),
+    redis.call('XLEN', stream) - pending + requeued + late, waiting - late,
+    pending - requeued - waiting, redis.call('XLEN', dead),
     redis.call('ZCOUNT', consumers, '(' .. now, '+inf')
 }}
 """
-# The dead letters up to the id, so many at a time; returns how many were moved.
+# Moves the oldest dead letters up to this id; returns how many.
 REPLAY = f"""{COMMON}
 local letters = redis.call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
 for _, letter in ipairs(letters) do
     local fields = {{}}
     for at = 1, #letter[2], 2 do
         local name = letter[2][at]
-        if name ~= '{REASON.decode()}' and name ~= '{ATTEMPTS.decode()}' and name ~= '{DEAD_LETTERED_AT.decode()}' then
+        if name ~= '{REASON}' and name ~= '{ATTEMPTS}' and name ~= '{DEAD_LETTERED_AT}' then
             fields[#fields + 1] = name
             fields[#fields + 1] = letter[2][at + 1]
         end
     end
-    redis.call('XADD', stream, '*', unpack(fields))
+    add(stream, fields, letter[1])
     redis.call('XDEL', dead, letter[1])
 end
 return #letters
@@ -260,36 +276,89 @@ redis.call('UNLINK', dead)
 return count
 """
 
+SCRIPT_OF = {"ack": ACK, "requeue": REQUEUE, "retry": RETRY, "reject": REJECT}
+
+RULES = (
+    Rule(
+        AuthenticationError,
+        BrokerRefused,
+        "the server refused the user name or the password, or requires one",
+    ),
+    Rule(
+        MovedError,
+        BrokerRefused,
+        "the stream is on another node of this cluster ({error}): name that node in the URL, and write "
+        "CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
+    ),
+    Rule(
+        ClusterCrossSlotError,
+        BrokerRefused,
+        "the server is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
+    ),
+    Rule(
+        ResponseError, BrokerUnavailable, "the stream or its group was deleted", "NOGROUP|UNBLOCKED"
+    ),
+    # These pass by themselves, or with the next connection. In a script's error the type is a word of the text.
+    Rule(
+        (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError),
+        BrokerUnavailable,
+        "{error}",
+    ),
+    Rule(
+        ResponseError,
+        BrokerUnavailable,
+        "{error}",
+        "READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|OOM|MISCONF|NOREPLICAS|BUSY ",
+    ),
+    Rule(ResponseError, BrokerRefused, "the server refused: {error}"),
+    Rule(DataError, BrokerRefused, "this cannot be sent: {error}"),
+)
+
 Command = tuple[Any, ...]
 
 
-def make_source(settings: ConsumerSettings, prefetch: int = 1) -> Source:
-    return RedisSource(settings, prefetch)
+class RedisUrl(BrokerUrl):
+    """Raises BrokerRefused if the URL cannot be read."""
+
+    def __init__(self, text: str) -> None:
+        like = "redis://user:password@host:6379/0 or unix:///path?db=0"
+        super().__init__(text, like=like, options=OPTIONS, default_port=6379)
+        database = self.path.strip("/")
+        if self.scheme == "unix":
+            self.redacted = f"unix:///{self.path}"
+        elif len(self.hosts) != 1 or (database and not database.isdecimal()):
+            raise self.unreadable()
+        self.lease_seconds = self.number("lease_seconds", LEASE_SECONDS, at_least=0.1)
+        options = {name: value for name, value in self.options.items() if name != "lease_seconds"}
+        try:
+            pool: Any = ConnectionPool.from_url(  # redis-py's types leave some methods out
+                urlsplit(text)._replace(query=urlencode(options)).geturl(),
+                protocol=2,  # of which this file reads the answers; in 3 they have other shapes
+                socket_timeout=ANSWER_SECONDS,
+                socket_connect_timeout=CONNECT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+                driver_info=None,
+            )
+            pool.make_connection()
+        except (ValueError, TypeError, RedisError):
+            msg = "CONSUMER_BROKER_URL: an option has a value that redis-py does not accept"
+            raise BrokerRefused(msg) from None
+        self.pool = pool
+        """Makes connections; it keeps none."""
 
 
-class _Server(NamedTuple):
-    """What the URL says."""
+class Wire:
+    """One connection, opened when it is needed. One caller at a time; the commands of a call travel together.
 
-    pool: ConnectionPool
-    """Makes connections; it keeps none."""
-    address: str
-    """For people; without credentials."""
-    lease_seconds: float
-
-
-class _Wire:
-    """One connection, opened when it is needed. One caller at a time; what he asks travels together.
-
-    ``reopens``: also when it was lost while nobody used it; for whom that makes no difference.
+    ``reopens``: also when it was lost while unused; for callers to whom that makes no difference.
 
     Below redis-py's client: its pool hands out any connection, and this must be the one that can be unblocked
-    and cut. A caller who is cancelled loses the connection, as its answers would be the next one's.
+    and cut. A caller who is cancelled loses the connection, since its answers would be the next one's.
     """
 
-    def __init__(self, server: _Server, *, reopens: bool) -> None:
-        self._server = server
+    def __init__(self, pool: Any, requests: Requests, *, reopens: bool) -> None:
+        self._requests = requests
         self._reopens = reopens
-        pool: Any = server.pool  # redis-py's types leave some methods out
         self._connection: Any = pool.make_connection()
         self._transport: asyncio.WriteTransport | None = None
         self._turn = asyncio.Lock()
@@ -299,66 +368,69 @@ class _Wire:
         answers = await self.try_all(*commands)
         for answer in answers:
             if isinstance(answer, RedisError):
-                raise _explain(answer, self._server.address) from answer
+                raise self._requests.translated(answer) from answer
         return answers
 
     async def try_all(self, *commands: Command) -> list[Any]:
         """The answers, errors among them. Raises BrokerUnavailable, or BrokerRefused while connecting."""
         connection = self._connection
         answers: list[Any] = []
-        async with self._turn:
+        async with self._turn, self._requests.bounded(math.inf):  # redis-py bounds each answer
             try:
                 if self._is_lost():
                     await self.cut()
                     if not self._reopens:
-                        msg = f"{self._server.address}: the connection was lost"
-                        raise BrokerUnavailable(msg)
+                        raise self._requests.lost()
                 if not connection.is_connected:
-                    async with asyncio.timeout(CONNECT_SECONDS):
-                        await connection.connect()
-                    self._transport = connection._writer.transport
+                    await self._connect()
                 await connection.send_packed_command(connection.pack_commands(commands))
                 for _ in commands:
                     try:
                         answers.append(await connection.read_response())
                     except ResponseError as error:
                         answers.append(error)
-            except BaseException as error:
+            except BaseException:
                 await self.cut()
-                if isinstance(error, TimeoutError):
-                    msg = f"{self._server.address} gave no answer in {CONNECT_SECONDS:g} seconds"
-                    raise BrokerUnavailable(msg) from None
-                if isinstance(error, RedisError):
-                    raise _explain(error, self._server.address) from error
                 raise
         return answers
+
+    async def _connect(self) -> None:
+        async with self._requests.bounded(CONNECT_SECONDS):
+            try:
+                await self._connection.connect()
+            except RedisError as error:
+                if self._requests.address.startswith("rediss:"):
+                    error.__cause__ = (
+                        error.__context__
+                    )  # of ssl, which redis-py does not name as the cause
+                raise
+        self._transport = self._connection._writer.transport
 
     def _is_lost(self) -> bool:
         reader = self._connection._reader
         return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
     async def cut(self) -> None:
-        """Close without a word: a polite close, as redis-py's, waits long for a silent peer."""
+        """Close at once: a polite close, as redis-py's, waits long for an unresponsive peer."""
         await self._connection.disconnect(nowait=True)
         if self._transport is not None:
             self._transport.abort()
 
 
-class _Settlement(NamedTuple):
-    script: str
+class Settlement(NamedTuple):
+    verb: str
     message: Message
     arguments: tuple[Any, ...]
 
 
-class RedisSource(Source):
-    """See the module. In the sentences of its errors and logs the URL has no credentials."""
+class RedisBroker(Broker):
+    """One stream and its group. Raises BrokerRefused if the URL cannot be used. Headers must be JSON values."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
-        """Raises BrokerRefused if the URL makes no sense."""
         super().__init__(settings, prefetch)
         self._stream = settings.source
         self._group = settings.group or settings.source
@@ -370,21 +442,25 @@ class RedisSource(Source):
             self._dead,
         )
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._server = _parse(settings.broker_url.get_secret_value())
-        self.connectivity = Connectivity(self._server.address)
-        self._commands = _Wire(self._server, reopens=True)  # for everything but reading
+        self._url = RedisUrl(settings.broker_url.get_secret_value())
+        self.connectivity = Connectivity(self._url.redacted)
+        self._requests = Requests(self._url.redacted, (RedisError,), RULES)
+        self._commands = Wire(self._url.pool, self._requests, reopens=True)  # for all but reading
         self._entered = False
         self._closing = asyncio.Event()
-        self._taking = False
+        self._fetching = False
+        self._stop_by = 0.0  # event loop time
         self._reader_id = 0
-        self._resting = asyncio.Event()  # set while nothing is being read
-        self._resting.set()
+        self._not_reading = asyncio.Event()
+        self._not_reading.set()
         self._wake = asyncio.Event()  # of the fetcher: there may be room
         self._work = asyncio.Event()  # of the writer
         self._written = asyncio.Event()
         self._written.set()
-        self._unacked: dict[bytes, Message] = {}  # by the entry's id, as the next
-        self._settling: dict[bytes, _Settlement] = {}  # until the server has confirmed it
+        self._by_id: dict[bytes, Message] = {}  # the unacked messages
+        self._unwritten: dict[
+            bytes, Settlement
+        ] = {}  # by the entry's id, until the server confirms
         self._fetcher: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -392,7 +468,7 @@ class RedisSource(Source):
 
     async def __aenter__(self) -> Self:
         try:
-            await self._look()
+            await self._check_types()
         except BaseException:
             await self._commands.cut()
             raise
@@ -401,8 +477,7 @@ class RedisSource(Source):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._taking:
-            await self.stop()
+        await self.stop()
         self._closing.set()
         self._wake.set()
         try:
@@ -413,7 +488,7 @@ class RedisSource(Source):
                     await self._written.wait()
                     await self._commands.ask(self._eval(LEAVE))
         except (TimeoutError, BrokerError) as error:
-            log.debug("close_failed", broker=self._server.address, reason=str(error))
+            log.debug("close_failed", broker=self._url.redacted, reason=str(error))
         finally:
             self._entered = self.connectivity.up = False
             tasks = {task for task in (self._fetcher, self._writer) if task is not None}
@@ -422,10 +497,10 @@ class RedisSource(Source):
             if tasks:
                 await asyncio.wait(tasks, timeout=0.5)
             await self._commands.cut()
-            for settlement in self._settling.values():
-                log_settlement_lost(settlement.message, "the server could not be told")
-            self._settling.clear()
-            self._unacked.clear()
+            for settlement in self._unwritten.values():
+                log_settlement_lost(settlement.message, settlement.verb, "the connection was lost")
+            for collection in (self._unwritten, self._by_id, self.unacked):
+                collection.clear()
             await asyncio.sleep(0)  # the transports that were cut close their sockets now
 
     @property
@@ -436,33 +511,33 @@ class RedisSource(Source):
         keys = self._keys
         return ("EVAL", script, len(keys), *keys, self._group, self._consumer, *arguments)
 
-    async def _look(self) -> None:
-        """Raises BrokerRefused if a key of ours is of another type."""
+    async def _check_types(self) -> None:
+        """Raises BrokerRefused if one of the keys has another type."""
         answers = await self._commands.ask(*(("TYPE", key) for key in self._keys))
         for key, found, type in zip(self._keys, answers, TYPES, strict=True):
             if found not in (type, b"none"):
-                msg = f"the key {key!r} is there already, and is a {found.decode()} and no {type.decode()}"
+                msg = f"the key {key!r} already exists, and is a {found.decode()} and no {type.decode()}"
                 raise BrokerRefused(msg)
 
-    async def _declare(self, wire: _Wire) -> None:
+    async def _declare(self, wire: Wire) -> None:
         """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one."""
         await self._expect_no_other_group(wire)
         (created,) = await wire.try_all(
             ("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM")
         )
         if isinstance(created, RedisError) and not str(created).startswith("BUSYGROUP"):
-            raise _explain(created, self._server.address) from created
+            raise self._requests.translated(created) from created
 
-    async def _expect_no_other_group(self, wire: _Wire) -> None:
+    async def _expect_no_other_group(self, wire: Wire) -> None:
         (groups,) = await wire.try_all(("XINFO", "GROUPS", self._stream))
         if isinstance(groups, RedisError):
-            return  # there is no stream yet
-        others = {group[1].decode(errors="replace") for group in groups} - {self._group}
+            return  # the stream does not exist yet
+        others = {text_of(group[1]) for group in groups} - {self._group}
         if others:
             msg = (
-                f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss what this "
-                f"one acknowledges, as that is deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
-                f"publish to one stream for each"
+                f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss the entries that "
+                "this one acknowledges, since they are deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
+                "publish to one stream for each"
             )
             raise BrokerRefused(msg)
 
@@ -470,73 +545,75 @@ class RedisSource(Source):
         await self._expect_no_other_group(self._commands)
         counts, info = await self._commands.try_all(self._eval(COUNT), ("INFO",))
         if isinstance(counts, RedisError):
-            raise _explain(counts, self._server.address) from counts
+            raise self._requests.translated(counts) from counts
         ready, delayed, in_flight, dead, consumers = counts
         described: dict[str, int | str] = {} if isinstance(info, RedisError) else _describe(info)
         return described | {
             self._stream: ready,
             f"{self._stream} delayed": delayed,
-            f"{self._stream} in hand": in_flight,
+            f"{self._stream} in flight": in_flight,
             self._dead: dead,
             f"{self._stream} consumers": consumers,
         }
 
-    # -- consuming: one task reads, keeps the lease, and looks for what others left
+    # -- fetching: one task reads, renews the lease, and looks for the entries of dead consumers
 
     async def start(self) -> None:
         await self._declare(self._commands)
-        # Known to all before it is ready, so that nobody takes it for dead.
-        await self._commands.ask(self._beat_command(sweep=False))
-        self._taking = True
-        self._fetcher = asyncio.create_task(self._fill(), name="redis-fetcher")
+        # With a lease before it is ready, so that no consumer counts it as dead.
+        await self._commands.ask(self._renew_command(sweep=False))
+        self._fetching = True
+        self._fetcher = asyncio.create_task(self._fetch(), name="redis-fetcher")
         self._writer = asyncio.create_task(self._write(), name="redis-settlements")
 
-    async def stop(self) -> None:
-        self._taking = False
-        for message in self.buffer.take_all():
-            await self.requeue(message)
-        self.buffer.close()
-        if self._fetcher is None or not self.connectivity.up:
+    async def _stop_fetching(self) -> None:
+        self._fetching = False
+        self._stop_by = asyncio.get_running_loop().time() + STOP_SECONDS
+        if self._not_reading.is_set() or not self.connectivity.up:
             return
         with suppress(TimeoutError, BrokerError):
-            async with asyncio.timeout(STOP_SECONDS):
-                if not self._resting.is_set():
-                    # Never cancelled: that would leave what it was just given in nobody's hand.
-                    await self._commands.try_all(("CLIENT", "UNBLOCK", self._reader_id))
-                await self._resting.wait()
-                await self._written.wait()
+            async with asyncio.timeout_at(self._stop_by):
+                # Never cancelled: then the entries that it was just given would be lost until the next sweep.
+                await self._commands.try_all(("CLIENT", "UNBLOCK", self._reader_id))
+                await self._not_reading.wait()
 
-    async def _fill(self) -> None:
+    async def _flush(self) -> None:
+        if self._fetcher is not None and self.connectivity.up:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._stop_by):
+                    await self._written.wait()
+
+    async def _fetch(self) -> None:
         try:
             await self.connectivity.keep(self._consume, self._closing)
         except Exception as failure:
             self.connectivity.up = False
             self.buffer.fail(failure)
         finally:
-            self._resting.set()
+            self._not_reading.set()
 
     async def _consume(self) -> None:
-        """The life of one connection. It goes on after `stop`: what is in hand needs its lease."""
+        """The life of one connection. It goes on after `stop`: in-flight entries need the lease."""
         loop = asyncio.get_running_loop()
-        lease = self._server.lease_seconds
-        reader = _Wire(self._server, reopens=False)
+        lease = self._url.lease_seconds
+        reader = Wire(self._url.pool, self._requests, reopens=False)
         try:
             await self._declare(reader)
-            await self._beat(reader, sweep=False)
+            await self._renew(reader, sweep=False)
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
             self.connectivity.established()
-            # After an outage of all, the others get the time to say that they live.
+            # After an outage for all, the other consumers get the time to renew their leases.
             sweep_from = loop.time() + lease
-            beat_at = loop.time() + lease / 3
+            renew_at = loop.time() + lease / 3
             look_at = 0.0
             while not self._closing.is_set():
-                if loop.time() >= beat_at:
-                    await self._beat(reader, sweep=loop.time() >= sweep_from)
-                    beat_at = loop.time() + lease / 3
+                if loop.time() >= renew_at:
+                    await self._renew(reader, sweep=loop.time() >= sweep_from)
+                    renew_at = loop.time() + lease / 3
                 room = self._room()
                 if not room:
-                    if not await self._rest(min(beat_at, loop.time() + CHECK_SECONDS)):
+                    if not await self._wait_for_room(min(renew_at, loop.time() + CHECK_SECONDS)):
                         await reader.ask(("PING",))
                     await _while_it_grows(self._room, self.prefetch // 2)
                 elif loop.time() >= look_at:
@@ -545,17 +622,17 @@ class RedisSource(Source):
                 else:
                     await self._read(reader, room, look_at - loop.time())
         finally:
-            self._resting.set()
+            self._not_reading.set()
             await reader.cut()
 
     def _room(self) -> int:
         """To be asked just before reading, with no await in between."""
-        return self.prefetch - len(self._unacked) if self._taking else 0
+        return self.prefetch - len(self.unacked) if self._fetching else 0
 
-    async def _rest(self, until: float) -> bool:
-        """Until something was settled, or this time has come. Returns whether it was the first."""
+    async def _wait_for_room(self, until: float) -> bool:
+        """Until a message was settled, or this time has come. Returns whether it was the first."""
         self._wake.clear()
-        self._resting.set()
+        self._not_reading.set()
         loop = asyncio.get_running_loop()
         timer = loop.call_at(until, self._wake.set)
         if not self._closing.is_set():
@@ -563,95 +640,90 @@ class RedisSource(Source):
         timer.cancel()
         return loop.time() < until
 
-    async def _read(self, reader: _Wire, room: int, seconds: float) -> None:
-        self._resting.clear()
+    async def _read(self, reader: Wire, room: int, seconds: float) -> None:
+        self._not_reading.clear()
         (streams,) = await reader.ask(
             (
-                "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", room,
-                "BLOCK", max(1, math.ceil(seconds * 1000)), "STREAMS", self._stream, ">",
+                *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", room),
+                *("BLOCK", max(1, math.ceil(seconds * 1000)), "STREAMS", self._stream, ">"),
             )
-        )  # fmt: skip
+        )
         for _, entries in streams or ():
             for id, fields in entries:
-                self._receive(id, fields, 1)
+                await self._receive(id, fields, 1)
 
-    async def _take(self, reader: _Wire, room: int) -> tuple[float, bool]:
-        """What is returned or due; then the seconds until more is due, and whether there may be more now."""
-        self._resting.clear()
+    async def _take(self, reader: Wire, room: int) -> tuple[float, bool]:
+        """Requeued and due entries; the seconds until another is due, and whether there may be more now."""
+        self._not_reading.clear()
         ((taken, due_ms),) = await reader.ask(self._eval(TAKE, min(room, AT_ONCE)))
         for entry in taken:
-            self._receive(*entry)
+            await self._receive(*entry)
         return (due_ms / 1000 if due_ms >= 0 else math.inf), len(taken) == min(room, AT_ONCE)
 
-    def _receive(self, id: bytes, fields: list[bytes], attempt: int) -> None:
-        settling = self._settling.get(id)
-        if id in self._unacked or (settling is not None and settling.script is ACK):
-            return  # ours again, after we had been taken for dead
-        message = _message(id, fields, attempt)
-        self._unacked[id] = message
-        if self._taking:
-            self.buffer.put(message)
-        else:
-            self.requeued_count += 1
-            self._settle(message, REQUEUE)
+    async def _receive(self, id: bytes, fields: list[bytes], attempt: int) -> None:
+        settlement = self._unwritten.get(id)
+        if id in self._by_id or (settlement is not None and settlement.verb == "ack"):
+            return  # ours again, after we counted as dead
+        message = self._by_id[id] = _make_message(id, fields, attempt)
+        if not self._deliver(message):
+            await self.requeue(message)
 
-    def _beat_command(self, *, sweep: bool) -> Command:
-        lease_ms = math.ceil(self._server.lease_seconds * 1000)
-        return self._eval(BEAT, lease_ms, int(sweep), self.prefetch + AT_ONCE)
+    def _release(self, message: Message) -> None:
+        super()._release(message)
+        if self._by_id.get(message.receipt) is message:
+            del self._by_id[message.receipt]
+        self._wake.set()
 
-    async def _beat(self, reader: _Wire, *, sweep: bool) -> None:
-        """Renew the lease, and compare what is ours with what we have."""
-        known = {*self._unacked, *self._settling}
-        (answer,) = await reader.ask(self._beat_command(sweep=sweep))
+    def _renew_command(self, *, sweep: bool) -> Command:
+        lease_ms = math.ceil(self._url.lease_seconds * 1000)
+        return self._eval(RENEW, lease_ms, int(sweep), self.prefetch + AT_ONCE)
+
+    async def _renew(self, reader: Wire, *, sweep: bool) -> None:
+        """Renew the lease, and compare the entries that are ours with the messages that are here."""
+        known = {*self._by_id, *self._unwritten}
+        (answer,) = await reader.ask(self._renew_command(sweep=sweep))
         ours = set(answer)
         for message in self.buffer.take_all():
             if message.receipt in ours:
                 self.buffer.put(message)
             else:
-                del self._unacked[message.receipt]
+                self._release(message)
         if strays := ours - known:  # given to us in an answer that never came, or settled in vain
             await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
 
     # -- settling: one task writes
 
-    async def ack(self, message: Message) -> None:
-        self._settle(message, ACK)
+    def _ack(self, message: Message) -> Coroutine[Any, Any, None]:
+        return self._settle(message, "ack")
 
-    async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        self._settle(message, RETRY, math.ceil(delay_seconds * 1000))
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        await self._settle(message, "retry", math.ceil(delay_seconds * 1000))
 
-    async def reject(self, message: Message, reason: str) -> None:
-        self._settle(message, REJECT, reason.encode(errors="replace"))
+    async def _reject(self, message: Message, reason: str) -> None:
+        await self._settle(message, "reject", text_of(reason))
 
-    async def requeue(self, message: Message) -> None:
-        self.requeued_count += self._settle(message, REQUEUE)
+    def _requeue(self, message: Message) -> Coroutine[Any, Any, None]:
+        return self._settle(message, "requeue")
 
-    def _settle(self, message: Message, script: str, *arguments: Any) -> bool:
-        id = message.receipt
-        if self._unacked.get(id) is not message:
-            log_settlement_lost(message, "it was settled before, or its lease had ended")
-            return False
-        del self._unacked[id]
-        self._settling[id] = _Settlement(script, message, arguments)
+    async def _settle(self, message: Message, verb: str, *arguments: Any) -> None:
+        self._unwritten[message.receipt] = Settlement(verb, message, arguments)
         self._written.clear()
         self._work.set()
-        self._wake.set()
-        return True
 
     async def _write(self) -> None:
         failures = 0
         try:
             while await self._work.wait():
-                await _while_it_grows(self._settling.__len__, self.prefetch // 2)
+                await _while_it_grows(self._unwritten.__len__, self.prefetch // 2)
                 self._work.clear()
                 try:
                     await self._write_batch()
                     failures = 0
                 except BrokerError as error:  # they stay, and so does the lease
                     failures += 1
-                    log.debug("write_failed", broker=self._server.address, reason=str(error))
+                    log.debug("write_failed", broker=self._url.redacted, reason=str(error))
                     await asyncio.sleep(backoff_seconds(failures, 0.1, 1))
-                if self._settling:
+                if self._unwritten:
                     self._work.set()
                 else:
                     self._written.set()
@@ -659,29 +731,31 @@ class RedisSource(Source):
             self.buffer.fail(failure)
 
     async def _write_batch(self) -> None:
-        batch = list(self._settling.values())[:AT_ONCE]
+        batch = list(self._unwritten.values())[:AT_ONCE]
         commands: list[Command] = []
-        single = [settlement for settlement in batch if settlement.script in (RETRY, REJECT)]
-        for script in (ACK, REQUEUE):
-            if ids := [s.message.receipt for s in batch if s.script is script]:
-                commands.append(self._eval(script, *ids))
+        for verb in ("ack", "requeue"):
+            if ids := [one.message.receipt for one in batch if one.verb == verb]:
+                commands.append(self._eval(SCRIPT_OF[verb], *ids))
         together = len(commands)
-        commands += [self._eval(s.script, s.message.receipt, *s.arguments) for s in single]
+        single = [settlement for settlement in batch if settlement.verb in ("retry", "reject")]
+        for verb, message, arguments in single:
+            commands.append(self._eval(SCRIPT_OF[verb], message.receipt, *arguments))
         answers = await self._commands.try_all(*commands)
         for number, answer in enumerate(answers):
-            reason = "" if answer else "its lease had ended"
+            reason = "" if answer else "its lease had expired"
             if isinstance(answer, RedisError):
-                error = _explain(answer, self._server.address)
+                error = self._requests.translated(answer)
                 if isinstance(error, BrokerUnavailable):
                     await self._commands.cut()  # another connection may lead to another server
                     raise error
                 reason = str(error)
             if reason and number >= together:
-                log_settlement_lost(single[number - together].message, reason)
+                lost = single[number - together]
+                log_settlement_lost(lost.message, lost.verb, reason)
         for settlement in batch:
             id = settlement.message.receipt
-            if self._settling.get(id) is settlement:  # else it is here and settled once more
-                del self._settling[id]
+            if self._unwritten.get(id) is settlement:  # else it was delivered and settled again
+                del self._unwritten[id]
 
     # -- publishing
 
@@ -705,7 +779,7 @@ class RedisSource(Source):
             if not letters:
                 return
             for id, fields in letters:
-                yield _dead_letter(id, fields)
+                yield _make_dead_letter(id, fields)
             limit -= len(letters)
             after = f"({letters[-1][0].decode()}"
 
@@ -726,6 +800,10 @@ class RedisSource(Source):
     async def purge_dead_letters(self) -> AsyncIterator[int]:
         (count,) = await self._commands.ask(self._eval(PURGE))
         yield int(count)
+
+
+def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RedisBroker:
+    return RedisBroker(settings, prefetch)
 
 
 async def _while_it_grows(size: Callable[[], int], enough: int) -> None:
@@ -750,131 +828,43 @@ def _fields(message: OutgoingMessage) -> list[str | bytes]:
     return fields
 
 
-def _message(id: bytes, fields: list[bytes], attempt: int) -> Message:
+def _make_message(id: bytes, fields: list[bytes], attempt: int) -> Message:
     pairs = iter(fields)
     named = dict(zip(pairs, pairs, strict=True))
     headers = named.get(HEADERS)
-    return Message(
+    return make_message(
         named.get(BODY, b""),
-        named.get(ID, id).decode(errors="replace"),
-        named.get(TYPE, b"").decode(errors="replace"),
-        {} if headers is None else headers_from(headers),
-        attempt,
-        id,
+        id=named.get(ID) or id,
+        type=named.get(TYPE),
+        headers=json_object(text_of(headers)) if headers else {},  # json is slower with bytes
+        failures=attempt - 1,
+        receipt=id,
     )
 
 
-def _dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
-    message = _message(id, fields, 0)
-    named = dict(zip(fields[::2], fields[1::2], strict=True))
-    attempts, dead_lettered_at = named.get(ATTEMPTS, b"0"), named.get(DEAD_LETTERED_AT, b"0")
-    return DeadLetter(
-        body=message.body,
+def _make_dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
+    message = _make_message(id, fields, 1)
+    named = {text_of(name): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    return make_dead_letter(
+        message.body,
         id=message.id,
         type=message.type,
-        reason=named.get(REASON, b"").decode(errors="replace"),
-        attempts=int(attempts),
-        dead_lettered_at=float(dead_lettered_at),
+        reason=named.get(REASON),
+        attempts=named.get(ATTEMPTS),
+        dead_lettered_at=named.get(DEAD_LETTERED_AT),
     )
 
 
 def _describe(info: bytes) -> dict[str, int | str]:
-    """What the server says of itself, and what of it endangers messages."""
-    named = dict(
-        line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line
-    )
+    """The server's version, and the settings of it that endanger messages."""
+    named = dict(line.split(":", 1) for line in text_of(info).splitlines() if ":" in line)
     name, version = "Redis", named.get("redis_version", "")
     if "valkey_version" in named:
         name, version = "Valkey", named["valkey_version"]
     described: dict[str, int | str] = {"server": f"{name} {version}", "appendonly": "yes"}
     if named.get("aof_enabled") == "0":
-        described["appendonly"] = "no: a server that dies loses what came since its last snapshot"
+        described["appendonly"] = "no: a crash of the server loses all since its last snapshot"
     policy = named.get("maxmemory_policy", "noeviction")
     if named.get("maxmemory", "0") != "0" and policy != "noeviction":
         described["eviction"] = f"{policy}: a server that is full deletes messages"
     return described
-
-
-def _parse(url: str) -> _Server:
-    """Raises BrokerRefused, without the URL and without its parser's error: each may hold a password."""
-    msg = (
-        "CONSUMER_BROKER_URL: not like redis://user:password@host:6379/0 or unix:///path?db=0; in a user name "
-        "or a password, characters like @ : / ? # % are percent-encoded"
-    )
-    try:
-        parts = urlsplit(url)
-        database = parts.path.strip("/")
-        odd = parts.fragment or (parts.scheme != "unix" and database and not database.isdecimal())
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        host, port = parts.hostname or "localhost", parts.port or 6379
-    except ValueError:
-        raise BrokerRefused(msg) from None
-    if odd:
-        raise BrokerRefused(msg)
-    if unknown := options.keys() - OPTIONS:
-        msg = f"CONSUMER_BROKER_URL: unknown option {min(unknown)!r}; known are {', '.join(sorted(OPTIONS))}"
-        raise BrokerRefused(msg)
-    lease = _number(options.pop("lease_seconds", str(LEASE_SECONDS)))
-    if not 0.1 <= lease < math.inf:
-        msg = "CONSUMER_BROKER_URL: lease_seconds is a number of at least 0.1"
-        raise BrokerRefused(msg)
-    try:
-        pool: Any = ConnectionPool.from_url(
-            parts._replace(query=urlencode(options)).geturl(),
-            protocol=2,  # what this file reads; in 3 the answers have other shapes
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            driver_info=None,
-        )
-        pool.make_connection()
-    except (ValueError, TypeError, RedisError):
-        msg = "CONSUMER_BROKER_URL: an option has a value that redis-py does not take"
-        raise BrokerRefused(msg) from None
-    if parts.scheme == "unix":
-        address = f"unix://{unquote(parts.path)}"
-    else:
-        address = f"{parts.scheme}://{host}:{port}"
-    return _Server(pool, address, lease)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-# Of errors that the server answers: these pass by themselves, or when connecting or declaring anew.
-MENDABLE = (
-    "NOGROUP", "UNBLOCKED", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM",
-    "MISCONF", "NOREPLICAS", "BUSY ",
-)  # fmt: skip
-
-
-def _explain(error: RedisError, address: str) -> BrokerError:
-    text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
-    cause = error.__context__
-    if isinstance(error, AuthenticationError):
-        return BrokerRefused(f"{address} refused the user name or the password, or wants one")
-    if isinstance(cause, SSLError) and not isinstance(cause, SSLEOFError | SSLZeroReturnError):
-        return BrokerRefused(f"{address}: no TLS connection: {cause}")
-    if isinstance(cause, FileNotFoundError | PermissionError) and address.startswith("rediss"):
-        return BrokerRefused(f"{address}: a file of the ssl_ options in the URL: {cause}")
-    if isinstance(error, DataError):
-        return BrokerRefused(f"this cannot be sent: {error}")
-    if not isinstance(error, ResponseError) or any(code in text for code in MENDABLE):
-        if "NOGROUP" in text or "UNBLOCKED" in text:
-            text = "the stream or its group was deleted"
-        return BrokerUnavailable(f"{address}: {text}")
-    if isinstance(error, MovedError):
-        return BrokerRefused(
-            f"{address} is a node of a cluster, and the stream is on {error.host}:{error.port}: name that one, "
-            f"and write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together"
-        )
-    if "CROSSSLOT" in text:
-        return BrokerRefused(
-            f"{address} is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay "
-            f"together"
-        )
-    return BrokerRefused(f"{address} refused: {text}")

@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,9 +19,14 @@ class Rule(NamedTuple):
     error: type[BrokerError]
     sentence: str
     """``{error}`` stands for the first line of the exception's text."""
+    pattern: str = ""
+    """A regular expression that the text must contain, for clients with one exception for many errors."""
 
 
 COMMON_RULES = (
+    Rule(  # the peer went away in a handshake, as when it restarts
+        (ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "no TLS connection: {error}"
+    ),
     Rule(ssl.SSLError, BrokerRefused, "no TLS connection: {error}"),
     Rule(
         (FileNotFoundError, PermissionError), BrokerRefused, "a file of the URL's options: {error}"
@@ -76,13 +82,13 @@ class Requests:
 
     def translated(self, error: BaseException) -> BrokerError:
         """The BrokerError of the first rule for this exception, or for its cause."""
-        rule, match = next(
-            (rule, candidate)
+        rule, text = next(
+            (rule, text)
             for rule in self._rules
             for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
             if isinstance(candidate, rule.exceptions)
+            and re.search(rule.pattern, text := _first_line(candidate))
         )
-        text = str(match).strip().partition("\n")[0] or type(match).__name__
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
@@ -94,3 +100,7 @@ class Requests:
     def timed_out(self, seconds: float) -> BrokerUnavailable:
         """The broker is unresponsive."""
         return BrokerUnavailable(f"{self.address}: timed out after {seconds:g} seconds")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

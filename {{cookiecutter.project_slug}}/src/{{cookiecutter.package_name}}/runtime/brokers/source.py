@@ -163,7 +163,7 @@ class Source(Connected):
         await self._stop_fetching()
         for message in self.buffer.take_all():
             if self._lost_because(message):
-                self.unacked.discard(message)
+                self._release(message)
             else:
                 await self.requeue(message)
         self.buffer.close()
@@ -183,13 +183,17 @@ class Source(Connected):
             self.buffer.put(message)
         return not self.stopped
 
+    def _release(self, message: Message) -> None:
+        """The message is settled, or the broker has taken it back. May be called again for the same message."""
+        self.unacked.discard(message)
+
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: passes over those that are not ours any more."""
         while True:
             message = await self.buffer.get()
             if not self._lost_because(message):
                 return message
-            self.unacked.discard(message)
+            self._release(message)
             self.buffer.settled(message)
 
     # -- settling
@@ -200,27 +204,27 @@ class Source(Connected):
         self.buffer.settled(message)
         if not self._holds(message, "ack"):
             return _nothing()
-        self.unacked.discard(message)
+        self._release(message)
         return self._ack(message)
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
         if self._holds(message, "retry"):
             await self._retry(message, delay_seconds, reason)
-            self.unacked.discard(message)
+            self._release(message)
         self.buffer.settled(message)
 
     async def reject(self, message: Message, reason: str) -> None:
         """Make the message a dead letter."""
         if self._holds(message, "reject"):
             await self._reject(message, reason)
-            self.unacked.discard(message)
+            self._release(message)
         self.buffer.settled(message)
 
     async def requeue(self, message: Message) -> None:
         """Return the message unhandled: ready for other consumers at once, with the same ``attempt``."""
         if self._holds(message, "requeue"):
-            self.unacked.discard(message)
+            self._release(message)
             self.requeued_count += 1
             await self._requeue(message)
         self.buffer.settled(message)
@@ -241,7 +245,7 @@ class Source(Connected):
         """Whether the message can be settled; if not, that is logged."""
         if not (reason := self._lost_because(message)) and message in self.unacked:
             return True
-        self.unacked.discard(message)
+        self._release(message)
         reason = reason or "it was settled before, or the broker has taken it back"
         log_settlement_lost(message, settlement, reason)
         return False
@@ -250,10 +254,17 @@ class Source(Connected):
         """Why the broker has taken this delivery back, as a connection or a lease ends; else empty."""
         return ""
 
-    async def _move(self, message: Message, settlement: str, publishing: Awaitable[object]) -> None:
-        """Retry or reject by publishing the message again: it is acked when the broker has confirmed the copy.
+    async def _move(
+        self,
+        message: Message,
+        settlement: str,
+        publishing: Awaitable[object],
+        settle: Callable[[Message], Awaitable[None]] | None = None,
+    ) -> None:
+        """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
         A crash in between makes a duplicate, never a loss. If the copy cannot be published, the message is requeued.
+        ``settle`` is used in place of the ack.
         """
         try:
             await publishing
@@ -263,11 +274,11 @@ class Source(Connected):
             if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
         else:
-            requeued = message not in self.unacked and not self._lost_because(message)
             # If so, that was meanwhile, at the deadline.
+            requeued = message not in self.unacked and not self._lost_because(message)
             if not requeued and self._holds(message, settlement):
-                self.unacked.discard(message)
-                await self._ack(message)
+                self._release(message)
+                await (settle or self._ack)(message)
 
 
 class Broker(Source, Publisher, DeadLetters):

@@ -32,15 +32,15 @@ class BrokerUrl:
         default_port: int | None = None,
     ) -> None:
         self.like = like
-        try:
+        readable = False
+        with suppress(ValueError):
             parts = urlsplit(text, allow_fragments=False)
             credentials, _, hosts = parts.netloc.rpartition("@")
             self.hosts = [_host(host, default_port) for host in hosts.split(",") if host]
             self.options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        except ValueError:
-            raise self.unreadable() from None
-        # A part of a password with an unescaped character is a host or an option here, and would be shown.
-        if "@" in parts.path + parts.query:
+            # A part of a password with an unescaped character is a host or an option here, and would be shown.
+            readable = "@" not in parts.path + parts.query
+        if not readable:  # raised here, so that the parser's error is not its context
             raise self.unreadable()
         self.scheme = parts.scheme.lower()
         user, colon, password = credentials.partition(":")

@@ -7,23 +7,18 @@ with a queue of its own. A broker that is a program on the network also has ``pr
 """
 
 import os
-import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import NoReturn, Protocol
-from urllib.parse import quote, urlsplit
 
 import pytest
 
 from .proxy import Proxy
-
-ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
-"""A user's name and password with the characters that a URL must encode."""
 
 
 class ServerMissing(Exception):
@@ -59,10 +54,6 @@ class Server(ABC):
     """Whether messages that are in flight on a connection are redelivered when it ends."""
     silence_option = ""
     """The option of the URL with which an unresponsive broker is noticed within a second, if there is one."""
-    tls_files: Sequence[str] = ("cafile", "certfile", "keyfile")
-    """The options of the URL that name the CA, and the client's certificate and key if it can have one."""
-    tls_option = ""
-    """The option of the URL that turns TLS on, where its scheme does not."""
 
     @property
     def impatient_url(self) -> str:
@@ -84,24 +75,6 @@ class Server(ABC):
         """Skip the test if it is one of those that are lacking."""
         if ability in self.lacks:
             pytest.skip(f"the server of these tests lacks: {ability}")
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        """The URL of a user whose name and password hold what a URL must encode. Skips the test without one."""
-        pytest.skip("the server of these tests knows no users")
-        yield ""
-
-    @contextmanager
-    def tls(self, certificates: Path) -> Iterator[Proxy]:
-        """A proxy to the server behind TLS, which asks for a client's certificate if the URL can name one."""
-        context = ssl.create_default_context(
-            ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem"
-        )
-        context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-        if len(self.tls_files) > 1:
-            context.verify_mode = ssl.CERT_REQUIRED
-        with self.proxy_type(self.url, tls=context) as proxy:
-            yield proxy
 
 
 class PrivateServer(Server):
@@ -141,14 +114,6 @@ def with_options(url: str, *given: str, **options: object) -> str:
         [*filter(None, given), *(f"{name}={value}" for name, value in options.items())]
     )
     return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
-
-
-def with_user(url: str, name: str, password: str) -> str:
-    """The URL with these credentials instead of its own."""
-    parts = urlsplit(url)
-    credentials = f"{quote(name, safe='')}:{quote(password, safe='')}"
-    netloc = f"{credentials}@{parts.netloc.rpartition('@')[2]}"
-    return parts._replace(netloc=netloc).geturl()
 
 
 BROKERS = [name for _, name, _ in iter_modules(__path__) if name not in ("local", "proxy")]

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-import pytest
-
 from . import Server, ServerMissing
 
 START_SECONDS = 90
@@ -184,32 +182,6 @@ def free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
-
-
-def accepts(port: int) -> bool:
-    """Whether anybody listens there; a server may need a better question."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
-        return True
-    return False
-
-
-def once_for_all_workers(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
-) -> Path:
-    """A directory that the first process of a test run makes for the rest."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        directory = factory.mktemp(name)
-        make(directory)
-        return directory
-    from fcntl import LOCK_EX, flock  # not on Windows
-
-    directory = factory.getbasetemp().parent / name
-    with directory.with_suffix(".lock").open("w") as lock:
-        flock(lock, LOCK_EX)
-        if not directory.exists():
-            directory.mkdir()
-            make(directory)
-    return directory
 
 
 @contextmanager

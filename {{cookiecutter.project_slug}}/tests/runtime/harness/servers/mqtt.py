@@ -23,8 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from . import ODD_USER as ODD_LOGIN
-from . import Counts, PrivateServer, Server, ServerMissing, with_user
+from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
     Instance,
     ServerContainer,
@@ -38,7 +37,7 @@ DATABASE_VERSION = 6
 PORT_IN_CONTAINER = 1883
 LOGIN_PORT_IN_CONTAINER = 1884
 
-ODD_USER = ("order events", ODD_LOGIN[1])  # Mosquitto allows no colon in a name
+ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon in a name
 READER = ("reader", "may-not-publish")
 KEEPER = "keeper-of-dead-letters"
 """The client id of a session that gets every dead letter, as nobody else keeps them."""
@@ -111,10 +110,6 @@ class PrivateMosquitto(PrivateServer):
         for client_id in online:
             if queue in client_id:
                 self._command(client_id, clean=True)
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        yield with_user(self.login_url, *ODD_USER)
 
     def kill(self) -> None:
         self._instance.kill()

@@ -10,23 +10,20 @@ import os
 import shutil
 import socket
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import nats
-import pytest
 from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from . import ODD_USER, Counts, PrivateServer, Server, ServerMissing, with_user
+from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
     Instance,
     ServerContainer,
@@ -35,23 +32,10 @@ from .local import (
     has_docker,
     one_for_all_workers,
 )
-from .proxy import Proxy
 
 T = TypeVar("T")
 
 IMAGE = "nats:2"
-USERS = f"""
-no_auth_user: anybody
-authorization {{
-  users: [
-    {{ user: anybody }}
-    {{ user: "{ODD_USER[0]}", password: "{ODD_USER[1]}" }}
-  ]
-}}
-"""
-TLS = """
-tls { cert_file: "DIR/server.pem", key_file: "DIR/server.key", ca_file: "DIR/ca.pem", verify: true }
-"""
 
 
 class NatsServer(Server):
@@ -98,25 +82,6 @@ class NatsServer(Server):
                     await client.jetstream().delete_stream(stream)
 
         self.ask(delete)
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        if not _greets(urlsplit(self.url).port or 0, b'"auth_required":true'):
-            pytest.skip("the NATS at hand knows no users")
-        yield with_user(self.url, *ODD_USER)
-
-    @contextmanager
-    def tls(self, certificates: Path) -> Iterator[Proxy]:
-        """TLS begins after the server's first line, so the server speaks it, and not the proxy."""
-        if (program := find_program()) is None:
-            pytest.skip("no nats-server can be started with another configuration")
-        with tempfile.TemporaryDirectory() as directory:
-            configuration = TLS.replace("DIR", str(certificates))
-            with (
-                installed(program, Path(directory), configuration) as server,
-                Proxy(server.url.replace("nats:", "tls:")) as proxy,
-            ):
-                yield proxy
 
     def ask(self, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
         """The answer, on a connection and an event loop of its own: the test may have one already."""
@@ -215,7 +180,7 @@ def most_repeated(prefetch: int) -> float:
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
     if (program := find_program()) is not None:
-        with installed(program, directory, USERS) as server:
+        with installed(program, directory) as server:
             yield server
     elif has_docker():
         with _in_docker() as server:

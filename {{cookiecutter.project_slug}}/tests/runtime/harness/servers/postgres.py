@@ -7,19 +7,15 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
-import pytest
 
-from . import ODD_USER, Counts, PrivateServer, Server, ServerMissing, with_options, with_user
+from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
     Instance,
     ServerContainer,
@@ -28,7 +24,6 @@ from .local import (
     has_docker,
     one_for_all_workers,
 )
-from .proxy import Proxy
 
 IMAGE = "postgres:17"
 PASSWORD = "of-the-tests"
@@ -52,14 +47,6 @@ host all postgres 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 """
 
-BY_CERTIFICATE = "hostssl all client all cert\n"
-TLS = {
-    "ssl_cert_file": "server.pem",
-    "ssl_key_file": "server.key",
-    "ssl_ca_file": "ca.pem",
-    "ssl": "on",
-}
-
 COUNTS = """
 SELECT
     count(*) FILTER (WHERE due_at <= now() AND (consumer IS NULL OR consumer NOT IN
@@ -79,12 +66,9 @@ class PostgresServer(Server):
     lacks = ("recreated queues",)
     lease_option = "lease_seconds=1"
     lease_seconds = 1
-    tls_files = ("sslrootcert", "sslcert", "sslkey")
-    tls_option = "sslmode=verify-full"
 
-    def __init__(self, url: str, *, ours: bool = False) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self.ours = ours
 
     def counts(self, queue: str) -> Counts:
         try:
@@ -119,53 +103,12 @@ class PostgresServer(Server):
         with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
             return thread.submit(asyncio.run, ask()).result()
 
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        name, password = f"{ODD_USER[0]} {uuid.uuid4()}", ODD_USER[1]
-        self.query(f"CREATE USER \"{name}\" PASSWORD '{password}'")
-        self.query(f'GRANT CREATE ON DATABASE postgres TO "{name}"')
-        try:
-            with suppress(asyncpg.InvalidPasswordError):
-                PostgresServer(with_user(self.url, name, "wrong")).query("SELECT 1")
-                pytest.skip("the PostgreSQL at hand asks for no password")
-            yield with_options(with_user(self.url, name, password), schema=f"of_{uuid.uuid4().hex}")
-        finally:
-            self.query(f'DROP OWNED BY "{name}"')
-            self.query(f'DROP USER "{name}"')
-
-    @contextmanager
-    def tls(self, certificates: Path) -> Iterator[Proxy]:
-        """TLS begins after a question in plain text, so the server speaks it, and not the proxy."""
-        data = Path(self.query("SHOW data_directory")[0][0])
-        if not self.ours or not data.exists():
-            pytest.skip("the tests cannot change the settings of this PostgreSQL")
-        for name in ("server.pem", "server.key", "ca.pem"):
-            _give(certificates / name, data)
-        try:
-            for name, value in TLS.items():
-                self.query(f"ALTER SYSTEM SET {name} = '{value}'")
-        except asyncpg.PostgresError as error:
-            pytest.skip(f"this PostgreSQL was built without TLS: {error}")
-        access = data / "pg_hba.conf"
-        if not access.read_text().startswith(BY_CERTIFICATE):
-            access.write_text(BY_CERTIFICATE + access.read_text())
-        self.query("SELECT pg_reload_conf()")
-        with suppress(asyncpg.DuplicateObjectError):
-            self.query("CREATE USER client")
-            self.query("GRANT CREATE ON DATABASE postgres TO client")
-        while self.query("SHOW ssl")[0][0] != "on":
-            time.sleep(0.05)
-        with Proxy(
-            f"postgres://client@{urlsplit(self.url).netloc.rpartition('@')[2]}/postgres?schema=client"
-        ) as proxy:
-            yield proxy
-
 
 class PrivatePostgres(PostgresServer, PrivateServer):
     """A PostgreSQL of one's own, on this port; ``data`` is its directory where that can be reached."""
 
     def __init__(self, port: int, instance: Instance, data: Path | None = None) -> None:
-        super().__init__(url_of(port), ours=True)
+        super().__init__(url_of(port))
         self.data = data
         self._instance = instance
 
@@ -266,7 +209,7 @@ def shared(directory: Path) -> Iterator[Server]:
         yield PostgresServer(url)
     else:
         with one_for_all_workers("postgres", directory, private) as url:
-            yield PostgresServer(url, ours=True)
+            yield PostgresServer(url)
 
 
 def _programs() -> Path | None:
@@ -276,14 +219,6 @@ def _programs() -> Path | None:
     found = [folder for pattern in FOLDERS for folder in Path("/").glob(pattern)]
     folders += sorted(found, key=lambda folder: _numbers(str(folder)), reverse=True)
     return next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
-
-
-def _give(certificate: Path, data: Path) -> None:
-    """Copy it to the server, which insists that its key is its own."""
-    copy = Path(shutil.copy(certificate, data))
-    copy.chmod(0o600)
-    if os.geteuid() == 0:
-        shutil.chown(copy, data.stat().st_uid, data.stat().st_gid)
 
 
 def _numbers(text: str) -> list[int]:

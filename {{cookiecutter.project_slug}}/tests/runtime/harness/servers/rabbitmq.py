@@ -2,10 +2,7 @@
 """A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
-import base64
-import hashlib
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -17,13 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aio_pika
-import pytest
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import ChannelNotFoundEntity, ProbableAuthenticationError
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from runtime.brokers.rabbitmq import delays_ms
 
-from . import ODD_USER, Counts, PrivateServer, Server, ServerMissing, with_user
+from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
     Instance,
     ServerContainer,
@@ -43,10 +39,6 @@ DISK_FREE_BYTES = 10**7
 
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
 """What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
-
-ODD_VHOST = "eu/order events"
-READER = ("reader", "reads-and-writes")
-"""May not declare queues."""
 
 # The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
 SCRIPTS = (
@@ -87,17 +79,6 @@ class RabbitServer(Server):
                 await channel.queue_delete(name)
 
         self._ask(delete)
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        async def connect(connection: AbstractConnection) -> None: ...
-
-        url = with_user(self.url, *ODD_USER)
-        try:
-            RabbitServer(url)._ask(connect)
-        except ProbableAuthenticationError:
-            pytest.skip("the RabbitMQ at hand does not know the users of these tests")
-        yield url
 
     def _ask(self, question: Callable[[AbstractConnection], Coroutine[Any, Any, T]]) -> T:
         async def ask() -> T:
@@ -143,8 +124,9 @@ class PrivateRabbit(RabbitServer, PrivateServer):
         self, port: int, instance: Instance, control: Callable[[str, str], object]
     ) -> None:
         super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
+        self.control = control
+        """Runs a command of rabbitmqctl."""
         self._instance = instance
-        self._control = control
 
     def kill(self) -> None:
         self._instance.kill()
@@ -152,25 +134,20 @@ class PrivateRabbit(RabbitServer, PrivateServer):
     def restart(self) -> None:
         self._instance.restart()
 
-    @contextmanager
-    def alarm(self) -> Iterator[None]:
-        """Less of the disk is free than the broker asks for."""
-        self._control("set_disk_free_limit", str(10**15))
-        try:
-            yield
-        finally:
-            self._control("set_disk_free_limit", str(DISK_FREE_BYTES))
+
+def find_script() -> str | None:
+    """The script that starts an installed server."""
+    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
+    script = str(found[0]) if found else shutil.which("rabbitmq-server")
+    return script if shutil.which("epmd") else None
 
 
 @contextmanager
 def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
-    """Own port, own data, own Erlang port mapper."""
+    """Own port, own data, own Erlang port mapper; a rabbitmq.conf that lies there is used."""
     port, distribution_port, epmd_port = free_ports(3)
-    definitions = directory / "definitions.json"
-    definitions.write_text(json.dumps(_definitions()))
-    (directory / "rabbitmq.conf").write_text(
-        f"load_definitions = {definitions}\ndisk_free_limit.absolute = {DISK_FREE_BYTES}\n"
-    )
+    with (directory / "rabbitmq.conf").open("a") as configuration:
+        configuration.write(f"disk_free_limit.absolute = {DISK_FREE_BYTES}\n")
     (directory / "enabled_plugins").write_text("[].")
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -196,14 +173,13 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
     try:
         node = ServerProcess([script], directory, lambda: _answers(port), environment)
         ctl = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
+        output = subprocess.DEVNULL
+
+        def control(*command: str) -> None:
+            subprocess.run([*ctl, *command], env=environment, check=True, stdout=output)
+
         try:
-            yield PrivateRabbit(
-                port,
-                node,
-                lambda *command: subprocess.run(
-                    [*ctl, *command], env=environment, check=True, stdout=subprocess.DEVNULL
-                ),
-            )
+            yield PrivateRabbit(port, node, control)
         finally:
             node.close()
     finally:
@@ -232,9 +208,7 @@ def most_repeated(prefetch: int) -> float:
 def private(directory: Path) -> Iterator[PrivateServer]:
     # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
     # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
-    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
-    script = str(found[0]) if found else shutil.which("rabbitmq-server")
-    if script is not None and shutil.which("epmd"):
+    if (script := find_script()) is not None:
         with _installed(script, directory) as server:
             yield server
     elif has_docker():
@@ -266,28 +240,3 @@ def _answers(port: int) -> bool:
             return connection.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def _definitions() -> dict[str, Any]:
-    users = [("guest", "guest"), ODD_USER, READER]
-    rights = [
-        *(("guest", "/", ".*"), (ODD_USER[0], "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*")),
-        (READER[0], "/", "^$"),
-    ]
-    return {
-        "vhosts": [{"name": "/"}, {"name": ODD_VHOST}],
-        "users": [
-            {"name": name, "password_hash": _password_hash(password), "tags": ""}
-            for name, password in users
-        ],
-        "permissions": [
-            {"user": user, "vhost": vhost, "configure": configure, "write": ".*", "read": ".*"}
-            for user, vhost, configure in rights
-        ],
-    }
-
-
-def _password_hash(password: str) -> str:
-    """As RabbitMQ keeps it: a salt of four bytes, and the SHA-256 of salt and password."""
-    salt = os.urandom(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

@@ -3,7 +3,6 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 import redis
 
-from . import ODD_USER, Counts, PrivateServer, Server, ServerMissing, with_user
+from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
     Instance,
     ServerContainer,
@@ -32,7 +31,6 @@ class RedisServer(Server):
 
     lease_option = "lease_seconds=1"
     lease_seconds = 1
-    tls_files = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -55,8 +53,8 @@ class RedisServer(Server):
             due = client.zcount(f"{queue}.delayed", "-inf", now)
             delayed = client.zcount(f"{queue}.delayed", f"({now}", "+inf")
             dead_consumers = client.zrangebyscore(f"{queue}.consumers", "-inf", now)
-            nobodys = {"returned", *(name.decode() for name in dead_consumers)}
-            held = sum(count for name, count in pending.items() if name not in nobodys)
+            free = {"requeued", *(name.decode() for name in dead_consumers)}
+            held = sum(count for name, count in pending.items() if name not in free)
             return Counts(client.xlen(queue) - held + due, delayed, dead, held)
 
     def consumers(self, queue: str) -> int:
@@ -67,17 +65,6 @@ class RedisServer(Server):
     def delete(self, queue: str) -> None:
         with self.client() as client:
             client.delete(queue, f"{queue}.dead", f"{queue}.delayed", f"{queue}.consumers")
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        name = f"{ODD_USER[0]}-{uuid.uuid4()}"
-        with self.client() as client:
-            rights = ("reset", "on", f">{ODD_USER[1]}", "~*", "+@all")
-            client.execute_command("ACL", "SETUSER", name, *rights)
-            try:
-                yield with_user(self.url, name, ODD_USER[1])
-            finally:
-                client.execute_command("ACL", "DELUSER", name)
 
 
 class PrivateRedis(RedisServer, PrivateServer):

@@ -6,9 +6,10 @@ therefore stands behind a proxy, and what goes away is every connection to it.
 """
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from botocore.session import get_session
 from runtime.brokers.sqs import parse_url
 
 from . import Counts, PrivateServer, Server, ServerMissing, with_options
-from .local import ServerProcess, accepts, free_ports, one_for_all_workers
+from .local import ServerProcess, free_ports, one_for_all_workers
 from .proxy import Proxy
 
 KEY, SECRET = "test", "p/ss+w@rd"
@@ -54,9 +55,6 @@ main(["--port", sys.argv[1]])
 class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
-    lacks = ("wrong passwords",)  # moto takes every one
-    tls_files = ("cafile",)
-    tls_option = "tls=true"
     lease_option = "visibility_seconds=3"
     lease_seconds = 3
 
@@ -85,10 +83,6 @@ class SqsServer(Server):
 
     def consumers(self, queue: str) -> int:
         return -1
-
-    @contextmanager
-    def login(self) -> Iterator[str]:
-        yield self.url
 
     def delete(self, queue: str) -> None:
         for name in (queue, f"{queue}-dead"):
@@ -143,7 +137,7 @@ def moto(directory: Path) -> Iterator[str]:
         raise ServerMissing(msg)
     (port,) = free_ports(1)
     command = [sys.executable, "-c", MOTO, str(port)]
-    process = ServerProcess(command, directory, lambda: accepts(port))
+    process = ServerProcess(command, directory, lambda: _answers(port))
     try:
         yield f"sqs://{KEY}:{quote(SECRET, safe='')}@127.0.0.1:{port}/eu-central-1?wait_seconds=1"
     finally:
@@ -180,3 +174,10 @@ def shared(directory: Path) -> Iterator[Server]:
 def _without_proxy(directory: Path) -> Iterator[SqsServer]:
     with moto(directory) as url, closing(SqsServer(url)) as server:
         yield server
+
+
+def _answers(port: int) -> bool:
+    """Whether it listens."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False

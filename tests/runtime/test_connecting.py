@@ -1,0 +1,142 @@
+"""Connecting, on every broker: credentials, TLS, and URLs that make no sense."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+
+from harness.contract import (
+    Connect,
+    Event,
+    ack_all,
+    as_promised,
+    eventually_logged,
+    eventually_reconnected,
+    publish,
+    take,
+)
+from harness.servers import SERVED_BROKERS, Server, with_options
+from harness.servers.proxy import Proxy
+from runtime.brokers.source import Source
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from secured import CHECKS_NO_PASSWORD, TLS_OPTION, tls_files, with_user
+
+pytestmark = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
+
+
+async def test_a_user_and_a_password_may_have_any_character_and_are_in_no_log_and_no_error(
+    connect: Connect,
+    broker: Server,
+    login_url: str,
+    events: list[Event],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with broker.proxy_type(login_url) as proxy:
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            proxy.refuse()
+            await eventually_logged(events, "reconnecting")
+            await source.ack(message)
+            with pytest.raises(BrokerUnavailable) as unavailable:
+                await publish(source, 1)
+            proxy.resume()
+            await eventually_reconnected(source, events)
+            await publish(source, 1)
+            await ack_all(source, 1 + broker.requeues_on_disconnect)
+    said = f"{unavailable.value!r} {events} {caplog.text}"
+    password = urlsplit(login_url).password or ""
+    for secret in (password, unquote(password), quote(unquote(password))):
+        assert secret not in said
+
+
+async def test_a_wrong_password_is_one_sentence_without_it(
+    source_for: Callable[..., Source], broker_name: str, login_url: str
+) -> None:
+    if reason := CHECKS_NO_PASSWORD.get(broker_name):
+        pytest.skip(reason)
+    user = unquote(urlsplit(login_url).username or "")
+    with pytest.raises(BrokerRefused) as refused:
+        await source_for(broker_url=with_user(login_url, user, "s3cret-s3cret")).__aenter__()
+    assert "\n" not in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["me:s3cret#s3cret@host", "me:1/s3cret@host", "me:s3cret?s3cret@host", "me@host:s3cret"],
+)
+def test_a_url_that_makes_no_sense_is_one_sentence_that_does_not_repeat_it(
+    source_for: Callable[..., Source], broker: Server, rest: str
+) -> None:
+    with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: .*$") as refused:
+        source_for(broker_url=f"{urlsplit(broker.url).scheme}://{rest}")
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+def with_files(broker: str, url: str, *files: Path) -> str:
+    """The URL with TLS, and the files of the CA, of the client's certificate, and of its key."""
+    named = dict(zip(tls_files(broker), files, strict=False))
+    return with_options(url, TLS_OPTION.get(broker, ""), **named)
+
+
+async def test_tls_with_a_ca_and_a_client_certificate(
+    connect: Connect,
+    broker: Server,
+    broker_name: str,
+    tls_proxy: Proxy,
+    certificates: Path,
+    events: list[Event],
+    shorten: Callable[..., None],
+) -> None:
+    files = [certificates / name for name in ("ca.pem", "client.pem", "client.key")]
+    async with connect(broker_url=with_files(broker_name, tls_proxy.url, *files)) as source:
+        published = await publish(source, 10)
+        assert as_promised(source, await ack_all(source, 10)) == as_promised(source, published)
+        tls_proxy.refuse()
+        await eventually_logged(events, "reconnecting")
+        tls_proxy.resume()
+        await eventually_reconnected(source, events)
+        (last_id,) = await publish(source, 1)
+        while last_id not in await ack_all(source, 1):
+            assert broker.requeues_on_disconnect  # an ack may have been on its way
+        shorten(0.3, "STOP_SECONDS", "CANCEL_SECONDS", "FLUSH_SECONDS", "CLOSE_SECONDS")
+        tls_proxy.black_hole()
+        began_at = time.monotonic()
+        await source.stop()
+    assert time.monotonic() - began_at < 2.5
+
+
+@pytest.mark.parametrize(
+    "files",
+    [(), ("other.pem",), ("missing.pem",), ("ca.pem", "client.pem", "server.key")],
+    ids=["no CA", "another CA", "no such file", "the key of another certificate"],
+)
+async def test_tls_that_cannot_be_is_one_sentence(
+    source_for: Callable[..., Source],
+    broker_name: str,
+    tls_proxy: Proxy,
+    certificates: Path,
+    files: tuple[str, ...],
+) -> None:
+    if len(files) > len(tls_files(broker_name)):
+        pytest.skip("the broker takes no client certificate")
+    paths = [certificates / file for file in files]
+    with pytest.raises(BrokerRefused, match=r"(?i)certificate|file|key") as refused:
+        await source_for(broker_url=with_files(broker_name, tls_proxy.url, *paths)).__aenter__()
+    assert "\n" not in str(refused.value)
+
+
+async def test_without_the_client_certificate_that_is_asked_for_there_is_no_connection(
+    source_for: Callable[..., Source], broker_name: str, tls_proxy: Proxy, certificates: Path
+) -> None:
+    if len(tls_files(broker_name)) == 1:
+        pytest.skip("the broker takes no client certificate")
+    url = with_files(broker_name, tls_proxy.url, certificates / "ca.pem")
+    with pytest.raises(BrokerError, match=f"localhost:{tls_proxy.port}"):
+        await source_for(broker_url=url).__aenter__()
