@@ -84,8 +84,8 @@ DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
-"""Prefixes of the headers that tell a message's past. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a
-cycle of dead letters, and keeps it for ever."""
+"""Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
+dead letters, and stores it without end."""
 
 FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, beside OSError."""
@@ -111,7 +111,7 @@ CONNECT_RULES = (
 log = structlog.get_logger()
 
 if logging.getLogger("aiormq").level == logging.NOTSET:
-    # It logs a traceback for each lost connection; what matters of it is logged here, once.
+    # It logs a traceback for each lost connection; the runtime logs each outage once.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
@@ -126,7 +126,7 @@ def _short_text(value: bytes) -> tuple[int, str]:
 
 
 def _table(value: bytes) -> tuple[int, Any]:
-    """All names, in any encoding, and the values before one that Python cannot represent or that is nested too deeply."""
+    """The fields before a value that Python cannot represent or that is nested too deeply; names in any encoding."""
     try:
         return decode.field_table(value)
     except (ValueError, ArithmeticError, RecursionError):
@@ -150,7 +150,7 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
-# Else one such message ends every connection that it is delivered on, and no other message is handled.
+# Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
@@ -729,7 +729,7 @@ class RabbitBroker(Broker):
     async def _letters(
         self, channel: AbstractChannel, limit: int
     ) -> AsyncIterator[DeliveredMessage]:
-        """Unacked letters go back to the queue when the channel is closed."""
+        """Unacked letters are requeued when the channel closes."""
         for _ in range(limit):
             async with self._requests.bounded():
                 letter = await channel.basic_get(self._dead)
@@ -812,8 +812,8 @@ def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
 async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
     """Ask the queue for a message, twice: one answer says that it has stored what the channel passed on before.
 
-    With that the channel sends what it had held back, and the other answer says that this is stored too. A
-    message that comes with an answer goes back to the queue with the channel.
+    The channel then passes on the rest, and the other answer says that this is stored too. A message that comes with
+    an answer is requeued when the channel closes.
     """
     for _ in range(2):
         await channel.basic_get(queue)
