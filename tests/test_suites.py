@@ -1,7 +1,7 @@
-"""Every service passes its own tests with nothing installed but what it declares; so does the runtime where it lies.
+"""Every service passes its own tests with only its declared dependencies, and so does the runtime where it lies.
 
 The runtime's tests in place are a part of every run of pytest here, on this Python and the newest dependencies. Here
-they run again on the other Pythons, and with the oldest dependencies: what the lock of a service may choose.
+they run again on the other Pythons, and with the lowest versions: a service's own lock may choose any of these.
 """
 
 import re
@@ -138,14 +138,19 @@ def runtime_environment(python: str = sys.executable, resolution: str = "highest
     return environment_of([*needed, str(Path(python).resolve()), resolution], make)
 
 
+@pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
 @pytest.mark.parametrize("python", other_pythons())
-def test_the_runtime_passes_its_tests_on_other_pythons(suite: Suite, python: str) -> None:
-    """All but the slow ones, and the contract on the default broker."""
-    environment = runtime_environment(python)
+def test_the_runtime_passes_its_tests_on_other_pythons(
+    suite: Suite, python: str, resolution: str
+) -> None:
+    """All but the slow tests, and the contract on the default broker."""
+    environment = runtime_environment(python, resolution)
     version = run(str(environment / BIN / "python"), "--version", cwd=TEMPLATE).stdout.strip()
-    suite.in_place(environment, f"on {version}, without the slow tests", *QUICK, *IN_PLACE)
-    arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
-    suite.in_place(environment, f"on {version}, the contract on RabbitMQ", *arguments)
+    what = f"on {version}, {resolution} versions"
+    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
+    if resolution == "highest":
+        arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
+        suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
 
 
 def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite) -> None:

@@ -54,9 +54,9 @@ MEANINGS = {
     "session_opened": "connected; whether the broker had kept the session",
     "session_lost": "the broker had not kept the session: the messages in it are lost",
     "session_left": "how the session was left, and how long the broker keeps it",
-    "properties_dropped": "the client library cannot read a message's properties; it is delivered without them",
     "source_failed": "no more messages can be delivered; the service ends with an error",
     "dead_letter_dropped": "the broker stores no dead letters, and there was no subscriber to them",
+    "properties_dropped": "the client library cannot read a message's properties; it is delivered without them",
 }
 LEVELS = ("debug", "info", "warning", "error")
 

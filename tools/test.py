@@ -1,8 +1,8 @@
-"""Runs the tests: ``python3 tasks.py test [--all] [PYTEST ARGUMENTS]``.
+"""Runs the tests: ``python3 tasks.py test [--all | --measure] [PYTEST ARGUMENTS]``.
 
-Without ``--all``, the tests in LEFT_OUT are left out, unless an argument names a path: then exactly that runs. It
-prints first what runs, what is left out, and how long each part took when it was measured. ``--measure`` runs all
-and writes these figures.
+It prints first what runs, what is left out, and the seconds of each when they were measured. Without ``--all`` it leaves
+out LEFT_OUT, and of the runtime's tests those of BROKERS_LEFT_OUT. ``--measure`` runs all and writes the figures. With a
+path among the arguments, exactly that runs.
 
 Ctrl-C and SIGTERM end it in about a second: pytest has most of it for its own cleanup, then every process that the
 tests started is killed, and their temporary folder is deleted. ``--basetemp`` keeps the files of failed tests elsewhere.
@@ -28,20 +28,20 @@ import pytest
 
 from tools import ROOT, TREE
 
-SERVICE_TESTS = f"{TREE.name}/tests/runtime"
 LEFT_OUT: dict[str, str] = {
     "tests/test_suites.py": "every service's own tests, each in an environment of its own",
 }
-"""Only with --all, and why: node ids as pytest prints them, or the beginning of such ids."""
-LEFT_OUT_MARKERS = ("very_slow",)
-"""Tests with one of these run only with --all, too."""
-FOLDERS = {
-    "tests/runtime": "the runtime where it lies, on the brokers that are installed",
-    SERVICE_TESTS: "the tests that every service gets, here on the brokers that are installed",
+"""Only with --all, and what it is: ids of tests as pytest prints them, or the beginning of such ids."""
+BROKERS_LEFT_OUT = ("rabbitmq", "redis", "kafka", "sqs", "postgres", "mqtt")
+"""In RUNTIME_TESTS, only with --all: their servers are not on PyPI, or slow. Left are the embedded broker and NATS."""
+MARKER_LEFT_OUT = "very_slow"
+RUNTIME_TESTS = {
+    "tests/runtime": "the runtime where it lies",
+    f"{TREE.name}/tests/runtime": "the tests that every service gets",
 }
-"""Their files are one line of the overview."""
+"""The files of each folder are one line of the overview."""
 FIGURES = Path(__file__).with_name("test_seconds.json")
-"""Seconds of each line of the overview, without and with LEFT_OUT: written by ``python3 tasks.py test --measure``."""
+"""Seconds of each line of the overview, without and only with --all. ``python3 tasks.py test --measure`` writes them."""
 
 CLEANUP_SECONDS = 0.7
 """For pytest, after Ctrl-C."""
@@ -52,21 +52,10 @@ DELETE_SECONDS = 1.0
 
 
 def main(arguments: list[str]) -> int:
-    measure = "--measure" in arguments
-    everything = measure or "--all" in arguments
-    rest = [one for one in arguments if one not in ("--all", "--measure")]
-    if any(Path(one.partition("::")[0]).exists() for one in rest):
-        return run_pytest(rest)
-    print(overview(everything), flush=True)
-    if measure:
-        return run_pytest(["-p", "tools.test", *rest])
-    return run_pytest([*([] if everything else selection()), *rest])
-
-
-def selection() -> list[str]:
-    """The arguments of pytest that leave out what only --all runs."""
-    markers = " and ".join(f"not {marker}" for marker in LEFT_OUT_MARKERS)
-    return ["-m", markers, *(f"--deselect={tests}" for tests in LEFT_OUT)]
+    if any(Path(one.partition("::")[0]).exists() for one in arguments):
+        return run_pytest(arguments)
+    print(overview(everything="--all" in arguments or "--measure" in arguments), flush=True)
+    return run_pytest(["-p", "tools.test", *arguments])
 
 
 # -- the overview
@@ -76,28 +65,29 @@ def overview(everything: bool) -> str:
     """What runs, what is left out, and the seconds of each."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     seconds: dict[str, list[float]] = figures.get("seconds", {})
-    runs = [(lasts(seconds, name, 0), name, about) for name, about in lines()]
-    left_out = [(lasts(seconds, name, 1), name, about) for name, about in left_out_lines()]
+    runs = [(seconds.get(name, [])[:1], name, about) for name, about in lines()]
+    left_out = [(seconds.get(name, [])[1:], name, about) for name, about in left_out_lines()]
+    whole = minutes([*runs, *left_out])
     if everything:
-        total, others = minutes(seconds, everything=True), [*runs, *left_out]
-        head = [f"All tests, about {total}:"]
+        text = [f"All tests, about {whole}:", "", *map(row, [*runs, *left_out]), ""]
     else:
-        total, others = minutes(seconds, everything=False), runs
-        head = [f"These tests, about {total}:"]
-    text = [*head, "", *map(row, others), ""]
-    if not everything:
+        text = [f"A selection of the tests, about {minutes(runs)}:", "", *map(row, runs), ""]
         text += ["Left out:", "", *map(row, left_out), ""]
-        whole = minutes(seconds, everything=True)
-        text += [f"`python3 tasks.py test --all` runs them too, in about {whole}."]
+        text += [f"`python3 tasks.py test --all` runs these too, all in about {whole}."]
     measured = figures.get("measured", "never: `python3 tasks.py test --measure`")
-    text += [f"Seconds were measured {measured}. Paths and options go to pytest."]
+    text += [f"The seconds were measured {measured}. Paths and options go to pytest."]
     text += ["Tests of a broker whose server is missing are skipped, with the reason.", ""]
     return "\n".join(text)
 
 
+Line = tuple[list[float], str, str]
+"""Seconds, if they were measured; the path; what it is."""
+
+
 def lines() -> Iterator[tuple[str, str]]:
-    """Each line of the overview that runs without --all: its path, and the first sentence of its docstring."""
-    yield from FOLDERS.items()
+    """What runs without --all: paths, each with the first sentence of its docstring."""
+    for folder, about in RUNTIME_TESTS.items():
+        yield folder, f"{about}, on the embedded broker and NATS"
     for file in sorted((ROOT / "tests").glob("test_*.py")):
         name = file.relative_to(ROOT).as_posix()
         if name not in LEFT_OUT:
@@ -106,53 +96,61 @@ def lines() -> Iterator[tuple[str, str]]:
 
 
 def left_out_lines() -> Iterator[tuple[str, str]]:
-    for folder in FOLDERS:
-        yield folder, f"tests that are marked {' or '.join(LEFT_OUT_MARKERS)}"
+    for folder, about in RUNTIME_TESTS.items():
+        yield folder, f"{about}, on {', '.join(BROKERS_LEFT_OUT)}, and what waits for time-outs"
     yield from LEFT_OUT.items()
 
 
-def row(cells: tuple[str, str, str]) -> str:
-    seconds, name, about = cells
-    return f"  {seconds:>6}  {name}: {about}"
+def row(line: Line) -> str:
+    seconds, name, about = line
+    return f"  {f'{sum(seconds):.0f} s' if seconds else '?':>6}  {name}: {about}"
 
 
-def lasts(seconds: dict[str, list[float]], name: str, part: int) -> str:
-    return f"{seconds[name][part]:.0f} s" if name in seconds else "?"
-
-
-def minutes(seconds: dict[str, list[float]], *, everything: bool) -> str:
-    total = sum(sum(both) if everything else both[0] for both in seconds.values())
+def minutes(of: Iterable[Line]) -> str:
+    total = sum(sum(seconds) for seconds, _, _ in of)
     return f"{total // 60:.0f} min {total % 60:.0f} s" if total else "? min"
 
 
-# -- the figures: with --measure, pytest loads this module as a plugin
+# -- what pytest gets from here, as a plugin
 
 
-def line_of(node_id: str) -> str:
-    """The line of the overview to which a test belongs."""
-    for name in (*LEFT_OUT, *FOLDERS):
-        if node_id.startswith(name):
-            return name
-    return node_id.partition("::")[0]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="leave nothing out")
+    parser.addoption("--measure", action="store_true", help="as --all, and write the figures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--measure") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Figures())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all") and not config.getoption("--measure"):
+        left_out = [item for item in items if is_left_out(item.nodeid, item.keywords)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def is_left_out(node_id: str, keywords: Iterable[str]) -> bool:
-    return node_id.startswith(tuple(LEFT_OUT)) or not set(LEFT_OUT_MARKERS).isdisjoint(keywords)
+    if node_id.startswith(tuple(RUNTIME_TESTS)):
+        # Of a broker are the files with its name, and the tests with its name as a parameter.
+        return MARKER_LEFT_OUT in keywords or any(name in node_id for name in BROKERS_LEFT_OUT)
+    return node_id.startswith(tuple(LEFT_OUT))
 
 
 class Figures:
-    """Adds up the seconds of the tests."""
+    """Adds up the seconds of the tests, for the lines of the overview."""
 
     def __init__(self) -> None:
         self.began_at = time.monotonic()
         self.seconds: dict[str, list[float]] = {}
 
-    @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        both = self.seconds.setdefault(line_of(report.nodeid), [0.0, 0.0])
+        names = [*LEFT_OUT, *RUNTIME_TESTS, report.nodeid.partition("::")[0]]
+        name = next(name for name in names if report.nodeid.startswith(name))
+        both = self.seconds.setdefault(name, [0.0, 0.0])
         both[is_left_out(report.nodeid, report.keywords)] += report.duration
 
-    @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
         """Tests run side by side, so the sum of their seconds is more than the time that passed."""
         share = (time.monotonic() - self.began_at) / max(1, sum(map(sum, self.seconds.values())))
@@ -166,11 +164,6 @@ class Figures:
         FIGURES.write_text(f"{text}\n", encoding="utf-8", newline="\n")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Figures())
-
-
 # -- the process
 
 
@@ -179,6 +172,7 @@ def run_pytest(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="tests-")).resolve()
+    folder.chmod(0o711)  # some tests run as another user
     # A test that passed needs its files no longer: there may be gigabytes of them.
     command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})

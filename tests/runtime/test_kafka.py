@@ -54,6 +54,7 @@ from runtime.brokers import (
     kafka,
     make_source,
 )
+from runtime.brokers.delivery import ATTEMPTS
 from runtime.brokers.kafka import (
     KEY,
     KafkaBroker,
@@ -165,7 +166,7 @@ ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "ce_type is null": ("", [("ce_type", None)]),
     "ce_type is not UTF-8": ("", [("ce_type", b"\xff")]),
     "the type is not UTF-8": ("", [(kafka.TYPE, b"\xff")]),
-    "the attempts are no number": ("", [("ce_type", b"order"), (kafka.ATTEMPTS, b"\xff")]),
+    "the attempts are no number": ("", [("ce_type", b"order"), (ATTEMPTS, b"\xff")]),
     "the time of a retry is null": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, None)]),
     "the time of a retry is no number": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, b"x")]),
 }

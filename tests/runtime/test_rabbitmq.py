@@ -47,6 +47,7 @@ from runtime.brokers import (
     rabbitmq,
 )
 from runtime.brokers import source as outages
+from runtime.brokers.delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON
 from runtime.brokers.rabbitmq import (
     UNSTORED_SETTLEMENTS,
     RabbitBroker,
@@ -97,7 +98,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], tuple[bytes, bytes], str]] = {
         "handled",
     ),
 }
-"""Properties, what of their bytes is replaced, and what becomes of the message."""
+"""Properties, which of their bytes are replaced by which, and how the message ends."""
 
 Connect = Callable[..., AbstractAsyncContextManager[RabbitBroker]]
 
@@ -126,7 +127,7 @@ def alarm(server: PrivateRabbit) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
-    """A channel of one's own, without the runtime."""
+    """A channel without the runtime."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         yield channel
 
@@ -169,7 +170,7 @@ def fake_channel() -> Any:
 
 class TestOutages:
     @pytest.mark.parametrize("step", ["open", "basic_consume"])
-    async def test_a_start_that_failed_can_be_made_again_and_consumes_once(
+    async def test_a_failed_start_can_be_repeated_and_consumes_once(
         self,
         source_for: Callable[..., RabbitBroker],
         broker: Server,
@@ -220,7 +221,7 @@ class TestOutages:
             assert [message.id, *await ack_all(source, 19)] == published
 
     @pytest.mark.very_slow
-    async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
+    async def test_an_unresponsive_connection_is_noticed_by_the_heartbeat(
         self, connect: Connect, proxy: Proxy, events: list[Event]
     ) -> None:
         async with connect(prefetch=2, broker_url=f"{proxy.url}?heartbeat=1") as source:
@@ -271,7 +272,25 @@ class TestOutages:
         assert find(events, "settlement_lost") == []
 
     @pytest.mark.very_slow
-    async def test_an_alarm_cannot_hold_the_stop(
+    async def test_a_login_that_is_refused_for_a_while_is_an_outage(
+        self, connect: Connect, node: PrivateServer, events: list[Event]
+    ) -> None:
+        assert isinstance(node, PrivateRabbit)
+        control: Any = node.control
+        async with connect(prefetch=1, broker_url=node.url) as source:
+            try:
+                control("change_password", "guest", "another")
+                control("close_all_connections", "the password was changed")
+                await eventually_logged(events, "reconnect_failed")
+            finally:
+                control("change_password", "guest", "guest")
+            await eventually_logged(events, "connected", count=2)
+            published = await publish(source, 1)
+            assert await ack_all(source, 1) == published
+        assert "password was refused" in find(events, "reconnect_failed")[0]["reason"]
+
+    @pytest.mark.very_slow
+    async def test_an_alarm_cannot_delay_the_shutdown(
         self, connect: Connect, node: PrivateServer
     ) -> None:
         assert isinstance(node, PrivateRabbit)
@@ -306,7 +325,7 @@ class TestOutages:
         assert scene.ledger.ended == scene.ledger.started
         assert len(scene.ledger.started) <= 2
 
-    async def test_what_the_broker_cancels_with_its_first_delivery_is_noticed_and_resumed(
+    async def test_a_consumer_that_the_broker_cancels_is_restored(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=10) as source:
@@ -314,7 +333,8 @@ class TestOutages:
             channel: Any = source._deliveries.channel
             tag = source._consumer_tag
             callback = channel.consumers[tag]
-            await channel.basic_cancel(tag)  # gone at the broker, and not yet here
+            await channel.basic_cancel(tag)
+            # Ended at the broker: as if this process did not know yet.
             channel.consumers[tag] = callback
             header = ContentHeader(properties=Basic.Properties(message_id="first"), body_size=1)
             for frame in (
@@ -328,7 +348,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             assert broker.consumers(queue) == 1
 
-    async def test_a_queue_that_others_made_again_with_other_arguments_ends_the_consumption(
+    async def test_a_queue_recreated_with_other_arguments_ends_the_consumption(
         self,
         connect: Connect,
         broker: Server,
@@ -388,7 +408,7 @@ class TestStopping:
 
     @pytest.mark.very_slow
     @pytest.mark.parametrize("in_flight", [0, 1])
-    def test_a_black_hole_cannot_hold_the_process(
+    def test_an_unresponsive_broker_cannot_delay_the_exit(
         self, scene: Scene, proxy: Proxy, in_flight: int
     ) -> None:
         scene.publish(in_flight, seconds=3600)
@@ -448,10 +468,10 @@ class TestSettlements:
         assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
 
     @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
-    async def test_no_ack_is_forgotten_because_the_queue_is_slower_than_the_close(
+    async def test_no_ack_is_dropped_because_the_queue_is_slower_than_the_close(
         self, connect: Connect, broker: Server, queue: str, prefetch: int
     ) -> None:
-        """The channel of a quorum queue holds some back; each of these is one, as what lies between stays."""
+        """A channel holds acks back; each is a frame of its own, as every other message stays unacked."""
         async with connect(prefetch=0) as source:
             await publish(source, 400)
         for _ in range(6):
@@ -546,7 +566,7 @@ class TestMoving:
     async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
         self, connect: Connect, broker: Server, queue: str, attempts: Any
     ) -> None:
-        headers = {rabbitmq.ATTEMPTS: attempts}
+        headers = {ATTEMPTS: attempts}
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
             (message,) = await take(source, 1)
@@ -610,7 +630,7 @@ class TestMoving:
             await source.ack(message)
 
     @pytest.mark.parametrize("case", UNREADABLE)
-    async def test_what_the_client_library_cannot_read_is_a_message_and_no_end_of_the_connection(
+    async def test_a_message_that_the_client_library_cannot_decode_is_delivered_and_ends_no_connection(
         self,
         settings_for: Callable[..., ConsumerSettings],
         broker: Server,
@@ -646,7 +666,7 @@ class TestMoving:
         async with make_source(settings) as source:
             assert [n async for n in source.replay_dead_letters()] == [1] * counts.dead
 
-    async def test_a_message_that_cannot_be_published_again_is_given_back(
+    async def test_a_message_that_cannot_be_published_again_is_requeued(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
@@ -693,7 +713,7 @@ class TestMoving:
 
         async def kept() -> int:
             counts = await asyncio.to_thread(broker.counts, queue)
-            return counts.dead + counts.ready  # given back, where the new queue was not ready
+            return counts.dead + counts.ready  # requeued, where the new queue was not ready
 
         await eventually(3, kept)
 
@@ -749,9 +769,9 @@ class TestDeadLetters:
     @pytest.mark.parametrize(
         "headers",
         [
-            {rabbitmq.ATTEMPTS: "many", rabbitmq.DEAD_LETTERED_AT: "yesterday"},
-            {rabbitmq.ATTEMPTS: [], rabbitmq.DEAD_LETTERED_AT: [1]},
-            {rabbitmq.REASON: {"a": 1}, rabbitmq.DEAD_LETTERED_AT: -1.5},
+            {ATTEMPTS: "many", DEAD_LETTERED_AT: "yesterday"},
+            {ATTEMPTS: [], DEAD_LETTERED_AT: [1]},
+            {REASON: {"a": 1}, DEAD_LETTERED_AT: -1.5},
             {"x-death": "often"},
             {"x-death": []},
             {"x-death": ["often"]},
@@ -776,7 +796,7 @@ class TestTopology:
     async def test_services_of_other_versions_find_their_queues_unchanged(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """A change of these arguments is one that every service refuses, until somebody moves its queues."""
+        """Every service refuses queues with other arguments, until their messages are moved."""
         quorum = {"x-queue-type": "quorum"}
         reliably = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
         to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead"}
@@ -807,7 +827,7 @@ class TestTopology:
         assert "\n" not in str(refused.value)
 
     @pytest.mark.very_slow
-    async def test_who_may_not_declare_uses_the_queues_that_are_there(
+    async def test_a_user_without_the_right_to_declare_uses_existing_queues(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
@@ -832,7 +852,7 @@ class TestTopology:
 
 class TestCredentials:
     @pytest.mark.very_slow
-    async def test_user_password_and_virtual_host_may_hold_any_character(
+    async def test_user_password_and_virtual_host_may_have_any_character(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         vhost = quote(ODD_VHOST, safe="")

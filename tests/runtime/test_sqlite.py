@@ -275,7 +275,7 @@ async def test_a_second_settlement_is_logged_with_its_reason(
         await source.ack(message)
         await source.ack(message)
     [lost] = [event for event in events if event["event"] == "settlement_lost"]
-    assert lost["reason"] == "it was settled before, or its lease had expired"
+    assert lost["reason"] == "it was settled before, or the broker has taken it back"
 
 
 async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

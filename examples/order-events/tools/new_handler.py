@@ -1,8 +1,10 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Adds a handler for another kind of message: ``python3 tools/new_handler.py refund_issued``.
+"""Adds a handler for another message type: ``python3 tools/new_handler.py refund_issued``.
 
-Writes its file and its test from the two stubs beside this file, which are yours to change, and enters it in the
-registry. Nothing that exists is overwritten. Exit codes: 0; 2 for a name that cannot be one, with nothing written.
+Writes the handler and its test from the two stubs in this folder, which you may edit, and adds it to the
+registry, handlers/__init__.py. Existing files are never overwritten.
+
+Exit codes: 0 added; 2 the name was refused, and no file was written.
 """
 
 import keyword
@@ -15,30 +17,32 @@ PROJECT = TOOLS.parent
 PACKAGE = "order_events"
 HANDLERS = PROJECT / "src" / PACKAGE / "handlers"
 TAKEN = "asynccontextmanager aware_datetime base_model bytes field lifespan message reject retry str unicode_decode_error validation_error"
-"""Names that the handlers' files use themselves."""
+"""Names that the generated handler files use."""
 LONGEST_NAME = 40
 BLOCKS = ("from . import ", "HANDLERS: ", "EXAMPLES: ")
-"""How the lines begin in the registry, under each of which the handler gets a line."""
+"""Beginnings of the three blocks in the registry; the handler gets a line in each."""
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        sys.exit(refuse("give the name of one kind of message, for example refund_issued."))
+        sys.exit(refuse("expected one message type, for example refund_issued."))
     [name] = arguments
     class_name = "".join(word.capitalize() for word in name.split("_"))
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > LONGEST_NAME:
         return refuse(
-            f"{name!r} must be lower-case letters, digits and underscores, a letter first,"
-            f" {LONGEST_NAME} characters at most."
+            f"{name!r} must consist of lowercase letters a-z, digits and underscores, start with a letter,"
+            f" and have at most {LONGEST_NAME} characters."
         )
-    if keyword.iskeyword(name) or keyword.iskeyword(class_name) or f" {name} " in f" {TAKEN} ":
-        return refuse(f"{name!r} is a name that the handlers' files use themselves.")
+    if keyword.iskeyword(name) or keyword.iskeyword(class_name):
+        return refuse(f"{name!r} is reserved: {name} or {class_name} is a Python keyword.")
+    if f" {name} " in f" {TAKEN} ":
+        return refuse(f"{name!r} is reserved: the generated handler files use that name.")
     files = {
         HANDLERS / f"{name}.py": TOOLS / "handler.stub",
         PROJECT / f"tests/handlers/test_{name}.py": TOOLS / "test_handler.stub",
     }
-    if there := [path for path in files if path.exists()]:
-        return refuse(f"{name!r} is there already: {there[0].relative_to(PROJECT).as_posix()}.")
+    if existing := [path for path in files if path.exists()]:
+        return refuse(f"{existing[0].relative_to(PROJECT).as_posix()} already exists.")
     registry = HANDLERS / "__init__.py"
     entered = registry.read_text(encoding="utf-8")
     lines = (
@@ -51,7 +55,9 @@ def main(arguments: list[str]) -> int:
         block = re.search(pattern, entered, re.M)
         if block is None:
             where = registry.relative_to(PROJECT).as_posix()
-            return refuse(f"{where} has no lines {beginning!r} ... to enter it under.")
+            return refuse(
+                f"{where} contains no block that begins with {beginning!r}; add the handler by hand."
+            )
         inside = sorted([*block[1].splitlines(keepends=True), line], key=natural_order)
         entered = entered[: block.start(1)] + "".join(inside) + entered[block.end(1) :]
     words = {"order_events": PACKAGE, "order_created": name, "OrderCreated": class_name}
@@ -66,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def natural_order(line: str) -> list[str | int]:
-    """As ruff sorts imports: order_2 is before order_10."""
+    """Sort key: the order in which ruff sorts imports, order_2 before order_10."""
     name = re.sub(r"\W.*", "", line.strip(' "\n'))
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 

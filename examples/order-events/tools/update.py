@@ -1,12 +1,12 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Brings what changed in the template into this project: ``python3 tools/update.py [question=answer ...]``.
+"""Merges the template's changes into this project.
 
-Needs git and cookiecutter (or uv). The branch `template` holds what the template alone would have written; its
-newest state is committed there and merged, so that your changes stay and the history shows both. An answer on the
-command line changes this service's, for example ``broker=nats``; with ``package_name=NEW`` the package is renamed first,
-in your files as well.
+``python3 tools/update.py [question=answer ...]`` needs git and cookiecutter (or uv). The branch `template` holds the
+unmodified render. Each update commits a new render to that branch and merges the branch, so your changes are kept and
+the history shows both. An answer on the command line replaces the recorded one, for example ``broker=nats``.
+``package_name=NEW`` renames the package first, in your files too.
 
-Exit codes: 0 updated, or nothing to do; 1 it could not be done, or the merge has conflicts; 2 usage.
+Exit codes: 0 updated, or already up to date; 1 failed, or the merge has conflicts; 2 usage.
 """
 
 import argparse
@@ -35,27 +35,29 @@ def main() -> int:
         template = arguments.template or recorded["template"]
         came_from = arguments.came_from or recorded.get("commit") or f"v{recorded['version']}"
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return refuse(f".template-answers.json does not tell where this came from: {error!r}.")
+        return refuse(
+            f".template-answers.json does not record the template and the answers: {error!r}."
+        )
     changes = dict(answer.split("=", 1) for answer in arguments.answers)
     if unknown := sorted(changes.keys() - answers.keys()):
-        return refuse(f"{unknown[0]!r} is no question; there are {', '.join(answers)}.", 2)
+        return refuse(f"unknown question {unknown[0]!r}; choose from {', '.join(answers)}.", 2)
     if git("status", "--porcelain"):
         return refuse("commit or stash your changes first.")
     with rendered(template, arguments.checkout, {**answers, **changes}) as folder:
         if not git("for-each-ref", BRANCH):
-            # The first update: what this project came from becomes the branch's first commit.
+            # The first update: the render that this project came from becomes the first commit of the branch.
             with rendered(template, came_from, answers) as past:
-                shutil.copy(RECORD, past)  # as here, so that the merge takes the new one
-                commit(past, f"What this project came from: {came_from}")
+                shutil.copy(RECORD, past)  # identical to this one, so the merge takes the new one
+                commit(past, f"Template as rendered: {came_from}")
         first = git("rev-list", "--max-parents=0", BRANCH)
         if first not in git("rev-list", "--max-parents=0", "HEAD").split():
-            # Not in the history yet; or not any more, after a merge request that was squashed or never merged.
+            # The history does not contain it: the first update, or the last merge request was squashed or not merged.
             join = ["--strategy=ours", "--allow-unrelated-histories", "--message=Join the template"]
             git("merge", "--quiet", *join, first)
         new = json.loads((folder / RECORD.name).read_text(encoding="utf-8"))
         package = new["answers"]["package_name"]
         if package != answers["package_name"]:
-            if exit_code := merge():  # what was proposed before, and is not merged yet
+            if exit_code := merge():  # the previous update, if it is not merged yet
                 return exit_code
             rename(answers["package_name"], package)
         commit(folder, f"Template {new['version']}", files_of_yours(package))
@@ -70,14 +72,14 @@ def merge() -> int:
     result = subprocess.run(["git", "merge", "--no-edit", BRANCH], cwd=PROJECT, check=False)
     if result.returncode != 0:
         return refuse(
-            "the files above have conflicts: resolve them and commit, or `git merge --abort`."
+            "merge conflicts in the files above: resolve and commit them, or run `git merge --abort`."
         )
     return 0
 
 
 def rename(old: str, new: str) -> None:
-    """Rename the package here and on the branch, and join the two, so that the merge sees only what else is new."""
-    message = f"The package {old} is {new}"
+    """Rename the package here and on the branch, and join both, so that the next merge sees only the other changes."""
+    message = f"Rename the package {old} to {new}"
     with renamed(BRANCH, old, new) as past:
         commit(past, message)
     with renamed("HEAD", old, new) as present, index_of(present) as index:
@@ -88,7 +90,7 @@ def rename(old: str, new: str) -> None:
 
 @contextmanager
 def renamed(revision: str, old: str, new: str) -> Iterator[Path]:
-    """The files of the revision with a new name of the package, in a folder that is deleted afterwards."""
+    """The files of the revision with the package renamed, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="template-") as scratch:
         folder = Path(scratch, "files")
         folder.mkdir()
@@ -96,14 +98,14 @@ def renamed(revision: str, old: str, new: str) -> Iterator[Path]:
         checkout = ("checkout", "--quiet", revision, "--", ".")
         git(f"--work-tree={folder}", *checkout, cwd=folder, environment=index)
         package = folder / "src" / old
-        # Where the word is the package: it may be a variable as well, or mean something in a sentence.
+        # Only where the word is the package: it may also be a variable, or a word in a sentence.
         modules = "|".join(sorted({re.escape(path.stem) for path in package.iterdir()}))
         before = r"""^ *(?:from|import) |\bsrc/|-m["', ]+|"package_name": \""""
         word = re.compile(rf"({before}){old}\b|(?<![\w./-]){old}(?=\.(?:{modules})\b)", re.M)
         package.rename(package.with_name(new))
         for file in folder.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                with suppress(UnicodeDecodeError):  # no text
+                with suppress(UnicodeDecodeError):  # a binary file
                     text = file.read_bytes().decode()
                     file.write_bytes(word.sub(lambda found: (found[1] or "") + new, text).encode())
         yield folder
@@ -111,8 +113,8 @@ def renamed(revision: str, old: str, new: str) -> Iterator[Path]:
 
 @contextmanager
 def rendered(template: str, checkout: str | None, answers: dict[str, str]) -> Iterator[Path]:
-    """The project as the template writes it, in a folder that is deleted afterwards."""
-    if checkout and Path(template).is_dir():  # cookiecutter checks out clones only
+    """The project as the template renders it, in a temporary folder."""
+    if checkout and Path(template).is_dir():  # cookiecutter checks out only clones
         template = f"git+{Path(template).resolve().as_uri()}"
     with tempfile.TemporaryDirectory(prefix="template-") as scratch:
         command = [*cookiecutter(), template, "--no-input", "--output-dir", scratch]
@@ -135,7 +137,7 @@ def cookiecutter() -> list[str]:
 
 
 def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
-    """Commit the folder to the branch, with the branch's own state of the files that are kept."""
+    """Commit the folder to the branch; files in ``kept`` stay as they are on the branch."""
     with index_of(folder) as index:
         parents = []
         if parent := git("for-each-ref", "--format=%(objectname)", BRANCH):
@@ -152,7 +154,7 @@ def commit(folder: Path, message: str, kept: list[str] | None = None) -> None:
 
 @contextmanager
 def index_of(folder: Path) -> Iterator[dict[str, str]]:
-    """The variable that names an index of all that is in the folder."""
+    """The environment of a temporary git index that contains all files of the folder."""
     with tempfile.TemporaryDirectory(prefix="template-") as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
         work_tree = f"--work-tree={folder}"
@@ -175,7 +177,7 @@ def git(
         check=False,
     )
     if result.returncode != 0:
-        sys.exit(refuse(f"git {arguments[0]} failed; see above."))
+        sys.exit(refuse(f"git {arguments[0]} failed; see the message above."))
     return str(result.stdout).strip("\n")
 
 
@@ -192,15 +194,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="update.py", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("answers", nargs="*", metavar="question=answer", help="what is to change")
-    parser.add_argument("--checkout", help="a version of the template; the newest if not given")
-    parser.add_argument("--template", help="where it is, if no longer where this project came from")
+    parser.add_argument("answers", nargs="*", metavar="question=answer", help="an answer to change")
+    parser.add_argument("--checkout", help="tag or commit of the template (default: the newest)")
+    parser.add_argument("--template", help="URL or path of the template, if it has moved")
     parser.add_argument(
-        "--came-from", help="the tag or commit this project came from, if that is not recorded"
+        "--came-from", help="tag or commit that this project was rendered from, if not recorded"
     )
     arguments = parser.parse_args()
     if wrong := [answer for answer in arguments.answers if "=" not in answer]:
-        parser.error(f"{wrong[0]!r} is not question=answer")
+        parser.error(f"{wrong[0]!r} must have the form question=answer")
     return arguments
 
 

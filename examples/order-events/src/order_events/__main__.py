@@ -3,7 +3,7 @@
 import sys
 
 from .handlers import EXAMPLES, HANDLERS, lifespan
-from .runtime.cli import main
+from .runtime.operate.cli import main
 from .settings import Settings
 
 

@@ -1,7 +1,7 @@
-"""This service's own settings, beside the runtime's: yours to edit.
+"""This service's own settings, in addition to the runtime's: yours to edit.
 
-They are read from environment variables that begin with ORDER_EVENTS_, and from ``.env``
-in the working directory. A wrong value stops the service before it takes a message.
+They are read from environment variables with the prefix ORDER_EVENTS_, and from ``.env`` in
+the working directory. An invalid value ends the service before it consumes a message.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    # A field is a variable: `database_url: SecretStr` is read from ..._DATABASE_URL.
+    # Each field is a variable: `database_url: SecretStr` is read from ..._DATABASE_URL.
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Tests of the ``order_created`` handler: a start for your own."""
+"""Tests of the ``order_created`` handler: yours to extend."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,514 +1,418 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""What every broker must do, on real servers: the same sentences for each of them.
+"""The contract of every broker, on real servers: the same sentences for each of them.
 
-A broker that declares it lacks a capability skips the sentences about it, and says so.
+A broker that declares that it lacks a capability skips the sentences about it, and says so.
 """
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sized
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from order_events.runtime.brokers import make_source
-from order_events.runtime.brokers.source import Source, SourceFailed
-from order_events.runtime.message import Message, OutgoingMessage
-from order_events.runtime.settings import ConsumerSettings
+from harness.contract import (
+    Connect,
+    Counted,
+    Event,
+    ack,
+    ack_all,
+    as_promised,
+    buffer_holds,
+    consume,
+    eventually,
+    find,
+    ids,
+    last,
+    length_of,
+    need,
+    publish,
+    start_once,
+    take,
+)
+from harness.servers import Server
+from runtime.brokers.source import Source
+from runtime.message import OutgoingMessage
 
-from .servers import Counts, Server
-
-WAIT_SECONDS = 20
-"""How long something expected may take on a loaded machine."""
 AT_ONCE_SECONDS = 1.0
 RETRY_SECONDS = 0.2
 LONG_RETRY_SECONDS = 0.4
-
-Connect = Callable[..., AbstractAsyncContextManager[Source]]
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
 
 
 @pytest.fixture
-def connect(settings_for: Callable[..., ConsumerSettings]) -> Connect:
-    """Connects a source to the test's queue; ``prefetch`` 0 makes one that only publishes."""
-
-    settings = settings_for(retry_seconds=0.1, retry_max_seconds=LONG_RETRY_SECONDS)
-
-    @asynccontextmanager
-    async def connect(prefetch: int = 0) -> AsyncIterator[Source]:
-        await start_once(settings)
-        async with make_source(settings, prefetch or 1) as source:
-            if prefetch:
-                await source.start()
-            yield source
-
+async def connect(connect: Connect, source_for: Callable[..., Source]) -> Connect:
+    """To a queue that a consumer has started on once, so that each broker retains what is published."""
+    await start_once(source_for().settings)
     return connect
 
 
-_started_once: set[tuple[str, str]] = set()
+# -- delivery
 
 
-async def start_once(settings: ConsumerSettings) -> None:
-    """Let a consumer start and stop, where a broker keeps nothing for one that it has never seen."""
-    source = make_source(settings)
-    consumer = (settings.source, settings.group)
-    if source.capabilities.keeps_before_first_start or consumer in _started_once:
-        return
-    _started_once.add(consumer)
-    async with source:
-        await source.start()
-        await source.stop()
+async def test_an_acknowledged_message_is_gone(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=10) as source:
+        published = await publish(source, 3)
+        messages = await take(source, 3)
+        assert as_promised(source, ids(messages)) == as_promised(source, published)
+        await ack(source, messages)
+    await counted()
 
 
-async def publish(source: Source, count: int, **fields: Any) -> list[str]:
-    """Publish so many messages; returns their ids."""
-    messages = [OutgoingMessage(b"%d" % number, **fields) for number in range(count)]
-    await source.publish(messages)
-    return [message.id for message in messages]
-
-
-async def take(source: Source, count: int) -> list[Message]:
-    async with asyncio.timeout(WAIT_SECONDS):
-        return [await anext(source) for _ in range(count)]
-
-
-async def consume(source: Source, handled: list[str]) -> None:
-    """A worker that acknowledges everything, until the source stops."""
-    async for message in source:
-        await asyncio.sleep(0)
-        handled.append(message.id)
+@pytest.mark.parametrize(
+    "body",
+    [b"", b'{"n": 1}', bytes(range(256)), b"\x00" * 1_000_000],
+    ids=["empty", "json", "binary", "1 MB"],
+)
+async def test_body_id_type_and_headers_survive(connect: Connect, body: bytes) -> None:
+    headers = {"traceparent": "00-ab-01", "größe": "ü", "n": 7, "yes": True, "list": ["a", 1]}
+    async with connect(prefetch=1) as source:
+        if len(body) > (source.largest_body_bytes or len(body)):
+            pytest.skip(f"this broker takes at most {source.largest_body_bytes} bytes")
+        await source.publish([OutgoingMessage(body, "order_created", "id-7", headers)])
+        (message,) = await take(source, 1)
+        assert message.body == body
+        assert (message.id, message.type, message.attempt) == ("id-7", "order_created", 1)
+        assert dict(message.headers) == headers
         await source.ack(message)
 
 
-async def become(expected: object, look: Callable[[], Awaitable[object]]) -> None:
-    """Look again and again until what is seen is as expected; fails with what is seen instead."""
-    give_up_at = time.monotonic() + WAIT_SECONDS
-    while (seen := await look()) != expected:
-        assert time.monotonic() < give_up_at, f"{seen} did not become {expected}"
-        await asyncio.sleep(0.01)
+async def test_messages_published_before_the_start_are_delivered(connect: Connect) -> None:
+    async with connect(prefetch=0) as publisher:
+        published = await publish(publisher, 3)
+    async with connect(prefetch=1) as source:
+        received = await ack_all(source, 3)
+        assert as_promised(source, received) == as_promised(source, published)
 
 
-async def last(progress: AsyncIterator[int]) -> int:
-    """The number that it has come to in the end."""
-    numbers = [number async for number in progress]
-    return numbers[-1] if numbers else 0
+async def test_publish_returns_when_every_message_is_in_the_queue(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=0) as source:
+        await publish(source, 1000)
+        await counted(ready=1000)
 
 
-async def settle_as(broker: Server, queue: str, counts: Counts) -> None:
-    """Wait until the broker itself counts so."""
-    await become(counts, lambda: asyncio.to_thread(broker.counts, queue))
+async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
+    async with connect(prefetch=3) as few:
+        need(few, "competing_consumers")
+        await publish(few, 30)
+        held = await take(few, 3)
+        async with connect(prefetch=30) as many:
+            others = await take(many, 27)  # not there if the first had more than its three
+            await ack(many, others)
+        await ack(few, held)
 
 
-def length_of(sized: Sized) -> Callable[[], Awaitable[int]]:
-    async def look() -> int:
-        return len(sized)
+async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
+    connect: Connect, counted: Counted
+) -> None:
+    handled: list[str] = []
+    published: list[str] = []
+    async with (
+        connect(prefetch=7) as one,
+        connect(prefetch=3) as other,
+        connect(prefetch=0) as publisher,
+    ):
+        workers = [
+            asyncio.create_task(consume(source, handled))
+            for source in (one, one, one, other, other)
+        ]
+        for _ in range(20):
+            published += await publish(publisher, 20)
+        await eventually(len(published), length_of(handled))
+        await asyncio.gather(one.stop(), other.stop())
+        await asyncio.gather(*workers)
+    assert Counter(handled) == Counter(published)
+    await counted()
 
-    return look
+
+# -- failures
 
 
-def ids(messages: Iterable[Any]) -> list[str]:
-    return [message.id for message in messages]
-
-
-def as_promised(source: Source, ids: list[str]) -> list[str]:
-    """In this order, if the broker keeps one; else sorted, so that only what is there is compared."""
-    return ids if source.capabilities.order else sorted(ids)
-
-
-def need(source: Source, capability: str) -> None:
-    if not getattr(source.capabilities, capability):
-        pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
-
-
-class TestContract:
-    # -- delivery
-
-    async def test_an_acknowledged_message_is_gone(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=10) as source:
-            published = await publish(source, 3)
-            messages = await take(source, 3)
-            assert as_promised(source, ids(messages)) == as_promised(source, published)
-            for message in messages:
-                await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
-
-    @pytest.mark.parametrize(
-        "body",
-        [b"", b'{"n": 1}', bytes(range(256)), b"\x00" * 1_000_000],
-        ids=["empty", "json", "binary", "1 MB"],
-    )
-    async def test_body_id_type_and_headers_survive(self, connect: Connect, body: bytes) -> None:
-        headers = {"traceparent": "00-ab-01", "größe": "ü", "n": 7, "yes": True, "list": ["a", 1]}
-        async with connect(prefetch=1) as source:
-            if len(body) > (source.largest_body_bytes or len(body)):
-                pytest.skip(f"this broker takes at most {source.largest_body_bytes} bytes")
-            await source.publish([OutgoingMessage(body, "order_created", "id-7", headers)])
+@pytest.mark.slow
+async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(connect: Connect) -> None:
+    async with connect(prefetch=2) as source:
+        need(source, "delayed_retry")
+        need(source, "attempts")
+        await source.publish([OutgoingMessage(b"body", "kind", "id-1", {"trace": "t"})])
+        (message,) = await take(source, 1)
+        for attempt in (2, 3):
+            retried_at = time.monotonic()
+            await source.retry(message, RETRY_SECONDS, "not now")
             (message,) = await take(source, 1)
-            assert message.body == body
-            assert (message.id, message.type, message.attempt) == ("id-7", "order_created", 1)
-            assert dict(message.headers) == headers
-            await source.ack(message)
+            assert time.monotonic() - retried_at >= RETRY_SECONDS * 0.98
+            assert (message.id, message.attempt) == ("id-1", attempt)
+            assert (message.body, message.type) == (b"body", "kind")
+            assert message.headers["trace"] == "t"
+        await source.ack(message)
 
-    async def test_messages_published_before_the_start_are_delivered(
-        self, connect: Connect
-    ) -> None:
-        async with connect() as publisher:
-            published = await publish(publisher, 3)
-        async with connect(prefetch=1) as source:
-            received = []
-            for _ in published:
-                (message,) = await take(source, 1)
-                received.append(message.id)
-                await source.ack(message)
-            assert as_promised(source, received) == as_promised(source, published)
 
-    async def test_publish_returns_when_every_message_is_in_the_queue(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect() as source:
-            await publish(source, 1000)
-            await settle_as(broker, queue, Counts(ready=1000, delayed=0, dead=0))
+@pytest.mark.slow
+async def test_a_message_that_waits_for_its_retry_delays_no_other(connect: Connect) -> None:
+    async with connect(prefetch=1) as source:
+        need(source, "delayed_retry")
+        published = await publish(source, 3)
+        (first,) = await take(source, 1)
+        await source.retry(first, LONG_RETRY_SECONDS, "not now")
+        order = await ack_all(source, 3)
+        others = [id for id in published if id != first.id]
+        assert as_promised(source, order[:-1]) == as_promised(source, others)
+        assert order[-1] == first.id
 
-    async def test_prefetch_is_never_exceeded(self, connect: Connect) -> None:
-        async with connect(prefetch=3) as few:
-            need(few, "deals_on_demand")
-            await publish(few, 30)
-            held = await take(few, 3)
-            async with connect(prefetch=30) as many:
-                others = await take(many, 27)  # not there if the first had more than its three
-                for message in others:
-                    await many.ack(message)
-            for message in held:
-                await few.ack(message)
 
-    async def test_workers_share_one_source(self, connect: Connect) -> None:
-        handled: list[str] = []
-        async with connect(prefetch=5) as source:
-            all_busy = asyncio.Barrier(5)
+async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=1) as source:
+        need(source, "dead_letters")
+        await source.publish([OutgoingMessage(b"bad", "kind", "id-1", {"trace": "t"})])
+        (message,) = await take(source, 1)
+        before = time.time()
+        await source.reject(message, "cannot be read: größe")
+        await counted(dead=1)
+        [letter] = [letter async for letter in source.dead_letters(10)]
+        assert (letter.id, letter.type, letter.body) == ("id-1", "kind", b"bad")
+        assert letter.reason == "cannot be read: größe"
+        assert letter.attempts == 1
+        assert before - 1 <= letter.dead_lettered_at <= time.time() + 1
+        await eventually(1, source.count_dead_letters)  # looking takes nothing away
 
-            async def work() -> None:
-                (message,) = await take(source, 1)
-                await all_busy.wait()
-                handled.append(message.id)
-                await source.ack(message)
-                await consume(source, handled)
 
-            workers = [asyncio.create_task(work()) for _ in range(5)]
-            published = await publish(source, 60)
-            await become(60, length_of(handled))
-            await source.stop()
-            await asyncio.gather(*workers)
-        assert Counter(handled) == Counter(published)
+async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged(
+    connect: Connect,
+) -> None:
+    async with connect(prefetch=1) as one, connect(prefetch=1) as other:
+        need(one, "requeue")
+        await publish(one, 2)
+        (held,) = await take(other, 1)
+        (message,) = await take(one, 1)
+        await one.retry(message, RETRY_SECONDS, "not now")
+        (message,) = await take(one, 1)
+        await one.stop()
+        await other.ack(held)
+        requeued_at = time.monotonic()
+        await one.requeue(message)
+        (again,) = await take(other, 1)
+        assert time.monotonic() - requeued_at < AT_ONCE_SECONDS
+        assert (again.id, again.attempt) == (message.id, 2)
+        assert one.requeued_count == 1
+        await other.ack(again)
 
-    async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        handled: list[str] = []
-        published: list[str] = []
-        async with (
-            connect(prefetch=7) as one,
-            connect(prefetch=3) as other,
-            connect() as publisher,
-        ):
-            workers = [
-                asyncio.create_task(consume(source, handled))
-                for source in (one, one, one, other, other)
-            ]
-            for _ in range(20):
-                published += await publish(publisher, 20)
-            await become(len(published), length_of(handled))
-            await asyncio.gather(one.stop(), other.stop())
-            await asyncio.gather(*workers)
-        assert Counter(handled) == Counter(published)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    @pytest.mark.slow
-    async def test_cancelling_anext_300_times_loses_nothing(self, connect: Connect) -> None:
-        seed = random.randrange(2**32)
-        print(f"seed {seed}")
-        chance = random.Random(seed)
-        received: list[str] = []
-        published: list[str] = []
+# -- stopping
 
-        async with connect(prefetch=4) as source, connect() as publisher:
 
-            async def publish_slowly() -> None:
-                for _ in range(20):
-                    published.extend(await publish(publisher, chance.randrange(1, 6)))
+async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
+    connect: Connect,
+) -> None:
+    published: list[str] = []
 
-            publishing = asyncio.create_task(publish_slowly())
-            for _ in range(300):
-                pull = asyncio.ensure_future(anext(source))
-                for _ in range(chance.randrange(8)):
-                    await asyncio.sleep(chance.choice([0, 0, 0.001]))
-                pull.cancel()
-                with suppress(asyncio.CancelledError):
-                    message = await pull
-                    received.append(message.id)
-                    await source.ack(message)
-            await publishing
-            while len(received) < len(published):
-                (message,) = await take(source, 1)
-                received.append(message.id)
-                await source.ack(message)
-        assert Counter(received) == Counter(published)
+    async def others_get_everything() -> None:
+        async with connect(prefetch=12) as other:
+            messages = await take(other, 12)
+            assert Counter(ids(messages)) == Counter(published)
+            assert {message.attempt for message in messages} == {1}
+            await ack(other, messages)
 
-    # -- failures
-
-    @pytest.mark.slow
-    async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(
-        self, connect: Connect
-    ) -> None:
-        async with connect(prefetch=2) as source:
-            need(source, "delayed_retry")
-            need(source, "attempts")
-            await source.publish([OutgoingMessage(b"body", "kind", "id-1", {"trace": "t"})])
-            (message,) = await take(source, 1)
-            for attempt in (2, 3):
-                retried_at = time.monotonic()
-                await source.retry(message, RETRY_SECONDS, "not now")
-                (message,) = await take(source, 1)
-                assert time.monotonic() - retried_at >= RETRY_SECONDS * 0.98
-                assert (message.id, message.attempt) == ("id-1", attempt)
-                assert (message.body, message.type) == (b"body", "kind")
-                assert message.headers["trace"] == "t"
-            await source.ack(message)
-
-    @pytest.mark.slow
-    async def test_a_message_that_waits_for_its_retry_holds_up_nothing(
-        self, connect: Connect
-    ) -> None:
-        async with connect(prefetch=1) as source:
-            need(source, "delayed_retry")
-            published = await publish(source, 3)
-            (first,) = await take(source, 1)
-            await source.retry(first, LONG_RETRY_SECONDS, "not now")
-            order = []
-            for _ in range(3):
-                (message,) = await take(source, 1)
-                order.append(message.id)
-                await source.ack(message)
-            others = [id for id in published if id != first.id]
-            assert as_promised(source, order[:-1]) == as_promised(source, others)
-            assert order[-1] == first.id
-
-    async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=1) as source:
-            need(source, "dead_letters")
-            await source.publish([OutgoingMessage(b"bad", "kind", "id-1", {"trace": "t"})])
-            (message,) = await take(source, 1)
-            before = time.time()
-            await source.reject(message, "cannot be read: größe")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=1))
-            [letter] = [letter async for letter in source.dead_letters(10)]
-            assert (letter.id, letter.type, letter.body) == ("id-1", "kind", b"bad")
-            assert letter.reason == "cannot be read: größe"
-            assert letter.attempts == 1
-            assert before - 1 <= letter.died_at <= time.time() + 1
-            await become(1, source.count_dead_letters)  # looking takes nothing away
-
-    async def test_a_message_given_back_goes_to_another_consumer_at_once_as_it_was(
-        self, connect: Connect
-    ) -> None:
-        async with connect(prefetch=1) as one, connect(prefetch=1) as other:
-            need(one, "give_back")
-            await publish(one, 2)
-            (held,) = await take(other, 1)
-            (message,) = await take(one, 1)
-            await one.retry(message, RETRY_SECONDS, "not now")
-            (message,) = await take(one, 1)
+    async with connect(prefetch=0) as publisher:
+        async with connect(prefetch=10) as one:
+            published += await publish(publisher, 10)
+            await buffer_holds(one, 10)
             await one.stop()
-            await other.ack(held)
-            given_back_at = time.monotonic()
-            await one.give_back(message)
-            (again,) = await take(other, 1)
-            assert time.monotonic() - given_back_at < AT_ONCE_SECONDS
-            assert (again.id, again.attempt) == (message.id, 2)
-            assert one.returned_count == 1
-            await other.ack(again)
+            published += await publish(publisher, 2)
+            with pytest.raises(StopAsyncIteration):
+                await anext(one)
+            assert one.requeued_count == 10
+            if one.capabilities.requeue:
+                await others_get_everything()  # the first is still connected
+        if not one.capabilities.requeue:
+            await others_get_everything()
 
-    # -- stopping
 
-    async def test_stop_returns_what_no_worker_took_and_delivers_nothing_more(
-        self, connect: Connect
-    ) -> None:
-        published: list[str] = []
-
-        async def others_get_everything() -> None:
-            async with connect(prefetch=12) as other:
-                messages = await take(other, 12)
-                assert Counter(ids(messages)) == Counter(published)
-                assert {message.attempt for message in messages} == {1}
-                for message in messages:
-                    await other.ack(message)
-
-        async with connect() as publisher:
-            async with connect(prefetch=10) as one:
-                published += await publish(publisher, 10)
-                await become(10, length_of(one.buffer))
-                await one.stop()
-                published += await publish(publisher, 2)
-                with pytest.raises(StopAsyncIteration):
-                    await anext(one)
-                assert one.returned_count == 10
-                if one.capabilities.give_back:
-                    await others_get_everything()  # the first is still connected
-            if not one.capabilities.give_back:
-                await others_get_everything()
-
-    async def test_stop_ends_the_workers_that_wait(self, connect: Connect) -> None:
-        async with connect(prefetch=3) as source:
-            workers = [asyncio.create_task(consume(source, [])) for _ in range(3)]
-            await asyncio.sleep(0)
-            await source.stop()
-            async with asyncio.timeout(WAIT_SECONDS):
-                await asyncio.gather(*workers)
-
-    async def test_messages_in_hand_are_settled_after_the_stop(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=4) as source:
-            await publish(source, 4)
-            done, later, bad, back = await take(source, 4)
-            await source.stop()
-            await source.ack(done)
-            await source.retry(later, RETRY_SECONDS, "not now")
-            await source.reject(bad, "bad")
-            await source.give_back(back)
-        await settle_as(broker, queue, Counts(ready=2, delayed=0, dead=1))
-
-    async def test_leaving_returns_what_is_in_hand(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=4) as source:  # more than come, so it may wait for more
-            published = await publish(source, 2)
-            await take(source, 1)
-        await settle_as(broker, queue, Counts(ready=2, delayed=0, dead=0))
-        async with connect(prefetch=2) as source:
-            messages = await take(source, 2)
-            assert {(m.id, m.attempt) for m in messages} == {(id, 1) for id in published}
-            for message in messages:
-                await source.ack(message)
-
-    async def test_settling_twice_changes_nothing(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=3) as source:
-            await publish(source, 3)
-            done, rejected, given_back = await take(source, 3)
-            await source.stop()
-            await source.ack(done)
-            await source.give_back(given_back)
-            await source.reject(rejected, "bad")
-            for message in (done, given_back, rejected):
-                await source.ack(message)
-                await source.give_back(message)
-                await source.retry(message, RETRY_SECONDS, "not now")
-                await source.reject(message, "bad")
-            assert source.returned_count == 1
-        await settle_as(broker, queue, Counts(ready=1, delayed=0, dead=1))
-
-    async def test_settling_after_the_connection_is_gone_changes_nothing(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=4) as source:
-            await publish(source, 4)
-            done, later, bad, back = await take(source, 4)
+async def test_in_flight_messages_are_settled_after_the_stop(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=4) as source:
+        await publish(source, 4)
+        done, later, bad, back = await take(source, 4)
+        await source.stop()
         await source.ack(done)
         await source.retry(later, RETRY_SECONDS, "not now")
         await source.reject(bad, "bad")
-        await source.give_back(back)
-        await settle_as(broker, queue, Counts(ready=4, delayed=0, dead=0))
+        await source.requeue(back)
+    await counted(ready=2, dead=1)
 
-    async def test_a_dead_filler_makes_every_worker_raise(self, connect: Connect) -> None:
-        async with connect(prefetch=2) as source:
-            workers = [asyncio.ensure_future(anext(source)) for _ in range(3)]
-            await asyncio.sleep(0)
-            source.buffer.fail(RuntimeError("out of order"))
-            for worker in workers:
-                with pytest.raises(SourceFailed, match="out of order"):
-                    await worker
-            with pytest.raises(SourceFailed, match="out of order"):
-                await anext(source)
 
-    async def test_a_source_is_connected_from_entering_to_leaving(self, connect: Connect) -> None:
+async def test_leaving_requeues_what_is_in_flight(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=4) as source:  # more than come, so it may wait for more
+        published = await publish(source, 2)
+        await take(source, 1)
+    await counted(ready=2)
+    async with connect(prefetch=2) as source:
+        messages = await take(source, 2)
+        assert {(m.id, m.attempt) for m in messages} == {(id, 1) for id in published}
+        await ack(source, messages)
+
+
+async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        await publish(source, 3)
+        done, rejected, requeued = await take(source, 3)
+        await source.stop()
+        await source.ack(done)
+        await source.requeue(requeued)
+        await source.reject(rejected, "bad")
+        for message in (done, requeued, rejected):
+            await source.ack(message)
+            await source.requeue(message)
+            await source.retry(message, RETRY_SECONDS, "not now")
+            await source.reject(message, "bad")
+        assert source.requeued_count == 1
+    await counted(ready=1, dead=1)
+
+
+async def test_settling_after_the_connection_is_gone_changes_nothing(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=4) as source:
+        await publish(source, 4)
+        done, later, bad, back = await take(source, 4)
+    await source.ack(done)
+    await source.retry(later, RETRY_SECONDS, "not now")
+    await source.reject(bad, "bad")
+    await source.requeue(back)
+    await counted(ready=4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_settlements_in_any_order_settle_exactly_what_they_name(
+    connect: Connect, counted: Counted, seed: int
+) -> None:
+    chance = random.Random(seed)
+    done, dead, delayed = 0, 0, 0
+    async with connect(prefetch=150, retry_seconds=1, retry_max_seconds=300) as source:
+        need(source, "requeue")
+        await publish(source, 150)
+        messages = await take(source, 150)
+        await source.stop()
+        chance.shuffle(messages)
+        for message in messages:
+            match chance.randrange(10):
+                case 0:
+                    await source.requeue(message)
+                case 1:
+                    await source.reject(message, "bad")
+                    dead += 1
+                case 2:
+                    await source.retry(message, 300, "not now")
+                    delayed += 1
+                case 3 if seed % 2:
+                    pass  # requeued on leaving
+                case _:
+                    await source.ack(message)
+                    done += 1
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+    ready = 150 - done - dead - delayed
+    await counted(ready=ready, delayed=delayed, dead=dead)
+
+
+async def test_every_ack_has_arrived_when_the_source_is_left(
+    connect: Connect, counted: Counted, shorten: Callable[..., None]
+) -> None:
+    shorten(50, "QUIET_TURNS")  # acks that travel together wait for each other
+    async with connect(prefetch=1000) as source:
+        await publish(source, 300)
+        await ack(source, await take(source, 300))
+    await counted()
+
+
+@pytest.mark.slow
+async def test_rolling_restarts_count_no_attempts(connect: Connect) -> None:
+    async with connect(prefetch=0) as source:
+        need(source, "requeue")
+        await publish(source, 1)
+    for _ in range(25):  # RabbitMQ 4 by itself would make it a dead letter after 20
         async with connect(prefetch=1) as source:
-            assert source.connected
+            await buffer_holds(source, 1)
             await source.stop()
-            assert source.connected  # what is in hand can still be settled
-        assert not source.connected
+            assert source.requeued_count == 1
+    async with connect(prefetch=1) as source:
+        (message,) = await take(source, 1)
+        assert message.attempt == 1
+        await source.ack(message)
 
-    # -- operating
 
-    async def test_dead_letters_are_listed_oldest_first_and_stay(self, connect: Connect) -> None:
-        async with connect(prefetch=5) as source:
-            need(source, "dead_letters")
-            published = await publish(source, 5)
-            for message in await take(source, 5):
-                await source.reject(message, f"reason {message.body.decode()}")
+@pytest.mark.slow
+async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_lease(
+    connect: Connect, counted: Counted, broker: Server, events: list[Event]
+) -> None:
+    if not broker.lease_seconds:
+        pytest.skip("the broker has no leases")
+    async with connect(prefetch=3, broker_url=broker.impatient_url) as source:
+        await publish(source, 3)
+        messages = await take(source, 2)
+        await buffer_holds(source, 1)
+        async with connect(prefetch=3, broker_url=broker.impatient_url) as other:
+            await asyncio.sleep(1.5 * broker.lease_seconds)
+            assert len(other.buffer) == 0
+            await source.ack(messages[0])
+            await other.stop()
             await source.stop()
-            for _ in range(2):
-                limit = 3 if source.capabilities.order else 5
-                letters = [letter async for letter in source.dead_letters(limit)]
-                assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
-                assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
-                await become(5, source.count_dead_letters)
+            await asyncio.sleep(1.5 * broker.lease_seconds)  # it is kept during the drain
+            await source.ack(messages[1])
+    await counted(ready=1)
+    assert not find(events, "settlement_lost")
 
-    async def test_replayed_dead_letters_are_new_messages(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=3) as source:
-            need(source, "dead_letters")
-            await publish(source, 3, type="kind", headers={"trace": "t"})
-            rejected = await take(source, 3)
-            for message in rejected:
-                await source.reject(message, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=3))
-            progress = [moved async for moved in source.replay_dead_letters()]
-            assert progress == sorted(progress)
-            assert progress[-1] == 3
-            messages = await take(source, 3)
-            assert as_promised(source, ids(messages)) == as_promised(source, ids(rejected))
-            for message in messages:
-                assert (message.attempt, message.type) == (1, "kind")
-                assert dict(message.headers) == {"trace": "t"}
-                await source.ack(message)
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_purged_dead_letters_are_gone_and_counted(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect(prefetch=3) as source:
-            need(source, "dead_letters")
-            await publish(source, 3)
-            for message in await take(source, 3):
-                await source.reject(message, "bad")
-            await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=3))
-            assert await last(source.purge_dead_letters()) == 3
-            assert await last(source.purge_dead_letters()) == 0
-            assert [moved async for moved in source.replay_dead_letters()] == []
-        await settle_as(broker, queue, Counts(ready=0, delayed=0, dead=0))
+# -- operating
 
-    async def test_describe_tells_what_waits_and_who_consumes(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        async with connect() as source:
-            need(source, "counts")
-            await publish(source, 3)
-            described = await source.describe()
-            assert described[queue] == 3
-            if f"{queue} consumers" not in described:
-                pytest.skip("this broker cannot tell who consumes")
-            assert described[f"{queue} consumers"] == 0
-            async with connect(prefetch=1):
 
-                async def count_consumers() -> object:
-                    return (await source.describe())[f"{queue} consumers"]
+async def test_dead_letters_are_listed_oldest_first_and_stay(connect: Connect) -> None:
+    async with connect(prefetch=5) as source:
+        need(source, "dead_letters")
+        published = await publish(source, 5)
+        for message in await take(source, 5):
+            await source.reject(message, f"reason {message.body.decode()}")
+        await source.stop()
+        for _ in range(2):
+            limit = 3 if source.capabilities.order else 5
+            letters = [letter async for letter in source.dead_letters(limit)]
+            assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
+            assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
+            await eventually(5, source.count_dead_letters)
 
-                await become(1, count_consumers)
+
+async def test_replayed_dead_letters_are_new_messages(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        need(source, "dead_letters")
+        await publish(source, 3, type="kind", headers={"trace": "t"})
+        rejected = await take(source, 3)
+        for message in rejected:
+            await source.reject(message, "bad")
+        await counted(dead=3)
+        progress = [moved async for moved in source.replay_dead_letters()]
+        assert progress == sorted(progress)
+        assert progress[-1] == 3
+        messages = await take(source, 3)
+        assert as_promised(source, ids(messages)) == as_promised(source, ids(rejected))
+        for message in messages:
+            assert (message.attempt, message.type) == (1, "kind")
+            assert dict(message.headers) == {"trace": "t"}
+            await source.ack(message)
+    await counted()
+
+
+async def test_purged_dead_letters_are_gone_and_counted(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        need(source, "dead_letters")
+        await publish(source, 3)
+        for message in await take(source, 3):
+            await source.reject(message, "bad")
+        await counted(dead=3)
+        assert await last(source.purge_dead_letters()) == 3
+        assert await last(source.purge_dead_letters()) == 0
+        assert [moved async for moved in source.replay_dead_letters()] == []
+    await counted()

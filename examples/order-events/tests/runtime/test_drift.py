@@ -1,52 +1,12 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The template's files are as they came: an edit, an addition and a deletion are all seen.
+"""The vendored files are unmodified; the command ``check --vendored`` says the same.
 
-Change the template and update, not these files; or take them over by deleting this test and the manifest.
-`order-events check --vendored` says the same.
+Change the template and update, not these files. Or make them yours: delete this test and runtime/MANIFEST.sha256.
 """
 
-import shutil
-from pathlib import Path
-
-import pytest
-
-from order_events.runtime import vendored
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-RUNTIME, TESTS = "src/order_events/runtime", "tests/runtime"
+from runtime.operate import vendored
 
 
-def test_the_files_of_the_template_are_as_they_came() -> None:
-    drift = vendored.find_drift(CHECKOUT)
+def test_the_vendored_files_are_unmodified() -> None:
+    drift = vendored.find_drift()
     assert not drift, f"\n{drift}"
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """A copy of the template's files in this project, to spoil."""
-    for folder in (RUNTIME, TESTS):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=ignored)
-    return tmp_path
-
-
-def test_an_edit_an_addition_and_a_deletion_are_named(copy: Path) -> None:
-    before = vendored.find_drift(copy)
-    (copy / RUNTIME / "logs.py").write_text("# ours\n", encoding="utf-8")
-    (copy / RUNTIME / "ours.py").touch()
-    (copy / TESTS / "test_drift.py").unlink()
-    after = vendored.find_drift(copy)
-    assert set(after.edited) - set(before.edited) <= {f"{RUNTIME}/logs.py"}
-    assert set(after.added) - set(before.added) == {f"{RUNTIME}/ours.py"}
-    assert set(after.deleted) - set(before.deleted) == {f"{TESTS}/test_drift.py"}
-    assert f"edited: {RUNTIME}/logs.py" in str(after)
-    assert vendored.ADVICE in str(after)
-
-
-def test_without_the_list_or_outside_of_a_checkout_it_is_one_sentence(copy: Path) -> None:
-    (copy / RUNTIME / vendored.MANIFEST).unlink()
-    with pytest.raises(vendored.NotComparable, match=r"MANIFEST\.sha256 is missing"):
-        vendored.find_drift(copy)
-    shutil.rmtree(copy / TESTS)
-    with pytest.raises(vendored.NotComparable, match="in a checkout of the service"):
-        vendored.find_drift(copy)

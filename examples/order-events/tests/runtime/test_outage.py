@@ -1,207 +1,315 @@
 # cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The broker goes away: the real program, and a real server that is killed and started again.
+"""The broker goes away, or no longer answers: a real server that is killed, and connections that a proxy takes away.
 
-The invariant is that of test_shutdown.py: published = done + still in the broker + dead letters. What may
-be done twice is what the broker's own nature says (``most_repeated`` in servers/).
+The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. What may be
+handled twice is what the broker's own nature says (harness/servers).
 """
 
 import asyncio
-import gc
-import os
-import socket
-import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from order_events.runtime.brokers import make_source
-
-from .process import ask
-from .servers import SERVED_BROKERS, PrivateServer, let_store, local, server_module
-from .servers.proxy import Proxy
-from .test_contract import become
-from .test_shutdown import (
+from harness.contract import (
+    Connect,
+    Counted,
+    Event,
+    ack,
+    ack_all,
+    as_promised,
+    buffer_holds,
+    eventually_logged,
+    eventually_reconnected,
+    find,
+    ids,
+    need,
+    publish,
+    take,
+)
+from harness.fixtures import over_the_network
+from harness.process import ask
+from harness.scene import (
     AT_ONCE_SECONDS,
     Scene,
+    assert_clean_shutdown,
     assert_quiet,
-    free_port,
     has_ended,
     is_empty,
     wait_until,
 )
+from harness.servers import (
+    SERVED_BROKERS,
+    PrivateServer,
+    Server,
+    server_module,
+    with_options,
+)
+from harness.servers.local import free_port
+from harness.servers.proxy import Proxy
+from runtime.brokers.source import Source
+from runtime.errors import BrokerUnavailable
 
 pytestmark = pytest.mark.slow
 
 CONCURRENCY = 4
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
+Shorten = Callable[..., None]
 
 
-@pytest.fixture(scope="module", params=SERVED_BROKERS)
-def broker_name(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+@pytest.fixture(autouse=True)
+def reconnects_soon(shorten: Shorten) -> None:
+    shorten(0.2, "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")
 
 
-@pytest.fixture
-def server(broker_name: str, private_server: Callable[[str], PrivateServer]) -> PrivateServer:
-    return private_server(broker_name)
+# -- the process
 
 
-@pytest.fixture
-def scene(server: PrivateServer, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(server, f"ccc-test-{uuid.uuid4().hex[:12]}", tmp_path)
-    yield scene
-    scene.close()
-
-
+@pytest.mark.parametrize("name", SERVED_BROKERS)
 def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
-    scene: Scene, server: PrivateServer, broker_name: str
+    name: str, private_server: Callable[[str], PrivateServer], tmp_path: Path
 ) -> None:
+    server = private_server(name)
+    scene = Scene(server, f"ccc-test-{uuid.uuid4().hex[:12]}", tmp_path)
     tasks = scene.publish(150, seconds=0.02)
-    let_store(server)
     port = free_port()
-    process = scene.start(concurrency=CONCURRENCY, probe_port=port)
-    wait_until(lambda: has_ended(scene, 30))
-    assert ask(port, "/readyz")[0] == 200
-    server.kill()
-    process.wait_for("reconnecting")
-    assert ask(port, "/readyz") == (503, "the broker cannot be reached\n")
-    assert ask(port, "/livez")[0] == 200
-    server.restart()
-    process.wait_for("connected", count=2)
-    wait_until(lambda: ask(port, "/readyz")[0] == 200)
-    tasks += scene.publish(20)
-    wait_until(lambda: set(scene.ledger.ended) == set(tasks))
-    wait_until(lambda: is_empty(scene))
-    status, metrics = ask(port, "/metrics")
-    assert status == 404 or "consumer_reconnects_total 1.0" in metrics  # 404: made without them
-    exit_code, _ = process.stop()
-    assert exit_code == 0
-    assert_quiet(process)
+    with scene:
+        process = scene.start(concurrency=CONCURRENCY, probe_port=port)
+        wait_until(lambda: has_ended(scene, 30))
+        assert ask(port, "/readyz")[0] == 200
+        server.kill()
+        process.wait_for("reconnecting")
+        assert ask(port, "/readyz")[0] == 503
+        assert ask(port, "/livez")[0] == 200
+        server.restart()
+        process.wait_for("connected", count=2)
+        wait_until(lambda: ask(port, "/readyz")[0] == 200)
+        tasks += scene.publish(20)
+        wait_until(lambda: set(scene.ledger.ended) == set(tasks))
+        wait_until(lambda: is_empty(scene))
+        status, metrics = ask(port, "/metrics")
+        assert status == 404 or "consumer_reconnects_total 1.0" in metrics  # 404: without telemetry
+        assert_clean_shutdown(process)
     repeated = Counter(scene.ledger.ended) - Counter(tasks)
-    assert repeated.total() <= server_module(broker_name).most_repeated(CONCURRENCY)
+    assert repeated.total() <= server_module(name).most_repeated(CONCURRENCY)
     assert len(process.find("reconnecting")) == 1
     scene.assert_left()
 
 
-@pytest.mark.very_slow
-async def test_an_outage_is_counted_once_and_is_not_the_end_of_the_source(
-    scene: Scene, server: PrivateServer
-) -> None:
-    source = make_source(scene.settings)
-
-    async def connected() -> bool:
-        return source.connected
-
-    async with source:
-        await source.start()
-        assert source.outage_count == 0
-        await asyncio.to_thread(server.kill)
-        await become(False, connected)
-        await asyncio.sleep(1)  # for some attempts that fail
-        assert source.outage_count == 1
-        await asyncio.to_thread(server.restart)
-        await become(True, connected)
-        assert source.outage_count == 1
-        assert source.buffer.failure is None
-        await source.stop()
-
-
-@pytest.mark.very_slow
-def test_a_rolling_restart_while_the_server_is_away_loses_nothing(
-    scene: Scene, server: PrivateServer
-) -> None:
+@over_the_network
+def test_a_rolling_restart_during_an_outage_loses_nothing(scene: Scene, proxy: Proxy) -> None:
     tasks = scene.publish(3, seconds=1)
-    let_store(server)
-    old = scene.start(concurrency=1)
+    url = with_options(proxy.url, scene.broker.lease_option)
+    old = scene.start(url=url, concurrency=1)
     old.wait_for("handling")
-    server.kill()
+    proxy.refuse()
     old.wait_for("reconnecting")
     exit_code, seconds = old.stop()
     assert exit_code == 0
     assert seconds < 1 + AT_ONCE_SECONDS
     assert_quiet(old)
-    assert len(scene.ledger.ended) >= 1, "what is in hand is finished"
-    new = scene.start(consuming=False)
+    assert len(scene.ledger.ended) >= 1, "the in-flight message is finished"
+    new = scene.start(url=url, consuming=False)
     new.wait_for("reconnecting")  # and it goes on waiting
-    server.restart()
+    proxy.resume()
     new.wait_for("consuming")
     published_since = scene.publish(5)
     wait_until(lambda: set(scene.ledger.ended) == {*tasks, *published_since})
-    exit_code, _ = new.stop()
-    assert exit_code == 0
-    assert_quiet(new)
+    assert_clean_shutdown(new)
     new_ones = [id for id in scene.ledger.ended if id in published_since]
     assert Counter(new_ones) == Counter(published_since)
 
 
-def test_a_proxy_closes_the_connections_that_come_while_it_ends() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as target, ExitStack() as clients:
-        for _ in range(100):
-            with Proxy(f"any://127.0.0.1:{target.getsockname()[1]}") as proxy:
-                for _ in range(5):
-                    client = clients.enter_context(socket.socket())
-                    client.setblocking(False)
-                    client.connect_ex(("127.0.0.1", proxy.port))
-    gc.collect()  # what was left open says so, and that is an error here
+# -- an outage
 
 
-def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@over_the_network
+async def test_an_outage_of_several_attempts_is_logged_and_counted_once(
+    connect: Connect, proxy: Proxy, events: list[Event]
 ) -> None:
-    pytest.importorskip("fcntl", reason="Windows has no flock")
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
-    up: list[str] = []
-    numbers = count()
-
-    @contextmanager
-    def start(_: Path) -> Iterator[Any]:
-        up.append(f"server {next(numbers)}")
-        yield SimpleNamespace(url=up[-1])
-        up.pop()
-
-    def worker(number: int) -> AbstractContextManager[str]:
-        return local.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
-
-    with ExitStack() as others:
-        first = ExitStack()
-        assert first.enter_context(worker(0)) == "server 0"
-        assert others.enter_context(worker(1)) == "server 0"
-        leaving = threading.Thread(target=first.close)
-        leaving.start()
-        leaving.join(0.2)
-        assert leaving.is_alive()  # it waits for the other one
-        joining = threading.Thread(target=lambda: others.enter_context(worker(2)))
-        joining.start()
-        joining.join(10)
-        assert not joining.is_alive(), "who comes meanwhile need not wait"
-        assert up == ["server 0"]
-    leaving.join(10)
-    assert up == []
-    with worker(3) as url:
-        assert (url, up) == ("server 1", ["server 1"])
+    async with connect(broker_url=proxy.url) as source:
+        assert source.outage_count == 0
+        proxy.refuse()
+        await eventually_logged(events, "reconnect_failed", count=2)
+        assert not source.connected
+        proxy.resume()
+        await eventually_reconnected(source, events)
+        published = await publish(source, 20)
+        assert as_promised(source, await ack_all(source, 20)) == as_promised(source, published)
+        assert source.outage_count == 1
+        assert source.buffer.failure is None
+    assert len(find(events, "reconnecting")) == 1
+    assert {event["level"] for event in find(events, "reconnect_failed")} == {"debug"}
 
 
-@pytest.mark.parametrize(
-    ("client", "found"),
-    [("exit 0", True), ("exit 1", False), ("exec sleep 600", False), (None, False)],
-    ids=["answered", "no daemon", "silent daemon", "no client"],
-)
-def test_docker_counts_only_with_a_daemon_that_answers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str | None, found: bool
+@over_the_network
+async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_repeated(
+    connect: Connect,
+    counted: Counted,
+    proxy: Proxy,
+    events: list[Event],
+    caplog: pytest.LogCaptureFixture,
+    broker: Server,
 ) -> None:
-    if client is not None:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\n{client}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    else:
-        monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
-    assert local.has_docker.__wrapped__() is found
+    async with connect(prefetch=50, broker_url=proxy.url) as source:
+        published = await publish(source, 40)
+        in_flight = await take(source, 3)
+        await buffer_holds(source, 37)
+        proxy.refuse()
+        await eventually_logged(events, "reconnecting")
+        await ack(source, in_flight)  # their handlers have finished
+        proxy.resume()
+        repeated = ids(in_flight) if broker.requeues_on_disconnect else []
+        handled = ids(in_flight) + await ack_all(source, 37 + len(repeated))
+        assert Counter(handled) == Counter(published + repeated)
+        await eventually_reconnected(source, events)
+    await counted()
+    assert [event["id"] for event in find(events, "settlement_lost")] == repeated
+    assert len(find(events, "reconnecting")) == 1
+    assert caplog.records == []  # client libraries log each attempt, with tracebacks
+
+
+@over_the_network
+async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+    source_for: Callable[..., Source], proxy: Proxy
+) -> None:
+    source = source_for(broker_url=proxy.url)
+    proxy.refuse()
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+            await source.__aenter__()
+        assert not source.connected
+    proxy.resume()
+    async with source:
+        assert source.connected
+
+
+@over_the_network
+async def test_a_deleted_queue_is_created_again_and_consumed(
+    connect: Connect, broker: Server, queue: str, events: list[Event]
+) -> None:
+    broker.need("recreated queues")
+    async with connect() as source:
+        assert await publish(source, 1) == await ack_all(source, 1)  # now it consumes
+        await asyncio.to_thread(broker.delete, queue)
+        await eventually_reconnected(source, events)
+        published = await publish(source, 5)
+        assert as_promised(source, await ack_all(source, 5)) == as_promised(source, published)
+
+
+# -- an unresponsive broker
+
+
+@over_the_network
+async def test_an_unresponsive_broker_is_unavailable_when_the_time_is_up(
+    source_for: Callable[..., Source], proxy: Proxy, shorten: Shorten
+) -> None:
+    shorten(0.3, "CONNECT_SECONDS", "ANSWER_SECONDS")
+    proxy.black_hole()
+    began_at = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
+        await source_for(broker_url=proxy.url).__aenter__()
+    assert time.monotonic() - began_at < 2
+
+
+@over_the_network
+async def test_a_broker_that_stops_responding_is_an_outage(
+    connect: Connect, proxy: Proxy, broker: Server, events: list[Event], shorten: Shorten
+) -> None:
+    shorten(1, "ANSWER_SECONDS")
+    url = with_options(proxy.url, broker.silence_option)
+    async with connect(broker_url=url) as source:
+        shorten(1, "CONNECT_SECONDS")
+        published = await publish(source, 2)
+        messages = await take(source, 2)
+        proxy.black_hole()
+        await eventually_logged(events, "reconnecting")
+        proxy.cut()
+        proxy.resume()
+        await eventually_reconnected(source, events)
+        await ack(source, messages)
+        published += await publish(source, 1)
+        while (await ack_all(source, 1)) != published[-1:]:
+            assert broker.requeues_on_disconnect
+
+
+@over_the_network
+async def test_an_ack_does_not_wait_for_the_broker(connect: Connect, proxy: Proxy) -> None:
+    async with connect(prefetch=1, broker_url=proxy.url) as source:
+        await publish(source, 1)
+        (message,) = await take(source, 1)
+        proxy.black_hole()
+        async with asyncio.timeout(0.5):
+            await source.ack(message)
+        proxy.resume()
+
+
+# -- shutdown in an outage
+
+
+@over_the_network
+async def test_an_unresponsive_broker_cannot_delay_the_shutdown(
+    connect: Connect, proxy: Proxy
+) -> None:
+    async with connect(broker_url=proxy.url) as source:
+        await publish(source, 10)
+        (message,) = await take(source, 1)
+        proxy.black_hole()
+        began_at = time.monotonic()
+        await source.stop()
+        await source.ack(message)
+    assert time.monotonic() - began_at < 5
+
+
+@over_the_network
+async def test_a_shutdown_during_an_outage_is_immediate(
+    connect: Connect, proxy: Proxy, events: list[Event]
+) -> None:
+    async with connect(broker_url=proxy.url) as source:
+        await publish(source, 5)
+        first, message = await take(source, 2)
+        proxy.refuse()
+        await source.ack(first)
+        await eventually_logged(events, "reconnecting")
+        began_at = time.monotonic()
+        await source.stop()
+        await source.ack(message)
+    assert time.monotonic() - began_at < 2
+    assert message.id in [event["id"] for event in find(events, "settlement_lost")]
+
+
+@over_the_network
+async def test_after_an_outage_a_stopped_source_gets_nothing(
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, events: list[Event]
+) -> None:
+    url = with_options(proxy.url, broker.lease_option)
+    async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
+        need(source, "requeue")
+        await publish(publisher, 3)
+        await buffer_holds(source, 3)
+        proxy.refuse()
+        await eventually_logged(events, "reconnecting")
+        await source.stop()
+        proxy.resume()
+        await publish(publisher, 1)
+        await counted(ready=4)
+        assert len(source.buffer) == 0
+
+
+@over_the_network
+async def test_deliveries_that_arrive_after_the_stop_are_requeued(
+    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, shorten: Shorten
+) -> None:
+    shorten(0.1, "STOP_SECONDS", "CANCEL_SECONDS")
+    url = with_options(proxy.url, broker.lease_option)
+    async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
+        need(source, "requeue")
+        proxy.black_hole()
+        await publish(publisher, 3)
+        await source.stop()
+        proxy.resume()  # the deliveries arrive, before the broker has heard of the stop
+        await counted(ready=3)

@@ -1,7 +1,8 @@
-"""The handlers of this service, and what they share: yours to edit.
+"""The handlers of this service and their shared resources: yours to edit.
 
-`python3 tools/new_handler.py NAME` adds a handler: its file, its test, and its lines here. A message's
-type picks its handler; a service with one handler sends it everything.
+`python3 tools/new_handler.py NAME` adds a handler: its file, its test, and its lines here. With one
+handler, it gets every message. With several, the message's type must be a key of HANDLERS; a message
+of any other type becomes a dead letter.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -19,12 +20,12 @@ HANDLERS: Mapping[str, HandlerFunction] = {
 EXAMPLES: Mapping[str, bytes] = {
     "order_created": order_created.EXAMPLE,
 }
-"""A message of each type, as a publisher would send it: for `demo`, and for the tests."""
+"""A message of each type, as a producer would send it: for `demo` and for the tests."""
 
 
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
-    """What the handlers share, say a database pool: opened before the first message, closed after
-    the last.
+    """Resources that handlers share, such as a database pool: opened before the first message, closed
+    after the last.
     """
     yield

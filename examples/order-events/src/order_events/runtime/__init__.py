@@ -1,2 +1,24 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""The runtime: takes messages, runs handlers, settles, and stops without losing anything."""
+"""The runtime: takes messages, calls handlers, settles, and shuts down gracefully.
+
+The way of a message, and of a shutdown::
+
+    broker ──> fetcher ──> Buffer ──> worker: cancellable_aiter ──> Router ──> your handler
+                 │           │          │                                          │
+                 │           │          └── ack, retry, reject <── returned, raised ┘
+    SIGTERM: 1 stops      2 requeued    3 finishes, or is cancelled and requeued at the deadline
+
+Read in this order; the other files serve these:
+
+1. `message`          the message, and the exceptions by which a handler settles it
+2. `cancellation`     the event that a signal sets, and the iterator that ends when the event is set
+3. `brokers.delivery` how any delivery becomes a message
+4. `brokers.buffer`   the deliveries that no worker has taken yet
+5. `brokers.source`   taking, settling, requeueing: the promises that every broker keeps
+6. `handlers`         signatures, routing by type, decoding
+7. `consumer`         the workers, and the drain
+8. one broker         such as ``brokers/rabbitmq.py``, and `brokers.url` and `brokers.requests` beside it
+
+`service.serve` is the whole life of the process; `watchdog` ends it when the event loop is blocked; `errors` has
+every error and exit code. Commands that a consuming process does not need are in `operate`.
+"""

@@ -2,7 +2,7 @@
 """Stop an ``async for`` between two items, never in the middle of one.
 
 An event is set by SIGINT or SIGTERM, and an iterator ends when the event is set. The loop body,
-the item in hand, is never interrupted::
+the in-flight item, is never interrupted::
 
     async def ticker(seconds: float) -> AsyncIterator[datetime]:
         while True:
@@ -103,7 +103,7 @@ class CancellationEvent(asyncio.Event):
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         signum = signal.Signals(number)
         if self._loop_to_wake.is_closed():
-            self.restore_signals()  # nobody is left to stop: the earlier handlers take over
+            self.restore_signals()  # the event is of no use any more: the earlier handlers apply
             signal.raise_signal(signum)
             return
         self.signals.append((signum, time.monotonic()))
@@ -117,7 +117,7 @@ class CancellationEvent(asyncio.Event):
 
 
 _with_handlers: list[CancellationEvent] = []
-"""Those whose signal handlers are installed, the last one last."""
+"""Events with installed signal handlers, in order of installation."""
 
 
 def _restore_signals_in_a_forked_child() -> None:
@@ -134,7 +134,7 @@ def make_cancellation_event(
     signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> CancellationEvent:
-    """Make an event that is set when the program is asked to stop. Make it before connecting to anything.
+    """Make an event that these signals set. Make it before connecting to anything.
 
     Without ``loop`` it is for the running event loop. Raises RuntimeError outside the main thread.
     """

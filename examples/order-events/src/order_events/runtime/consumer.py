@@ -1,14 +1,14 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""Workers take messages, run handlers and settle; on a signal they finish what they hold.
+"""Workers take messages, run handlers and settle; on shutdown they drain.
 
 Each worker is the loop of the article::
 
     async for message in cancellable_aiter(source, cancellation_event):
         await process(message)
 
-A stop, in this order: the source stops at the broker and gives back what no worker took; workers finish
-what they hold, within ``drain_seconds``; what is left then is cancelled and returned to the broker, never
-acknowledged and never a dead letter; settlements are flushed and everything is closed, each step bounded.
+Graceful shutdown, in this order: fetching stops, and messages that no worker took are requeued; workers finish the
+in-flight messages within ``drain_seconds``; at that deadline the remaining handlers are cancelled and their messages
+requeued, never acked and never dead-lettered; settlements are flushed and everything is closed, each step bounded.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from signal import Signals
-from typing import Any, Literal, get_args
+from typing import Any
 
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from . import systemd
-from .brokers.source import BrokerUnavailable, Source, SourceFailed, backoff_seconds
+from .brokers.source import Source, backoff_seconds
 from .cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -36,42 +36,35 @@ from .cancellation import (
     cancellable_sleep,
     cancellable_wait,
 )
+from .errors import BrokerUnavailable, ExitCode, SourceFailed, forced_exit_code
 from .handlers import Handler, Router
 from .logs import without_input
-from .message import REASON_CHARACTERS, Message, Reject, Retry, Stop
+from .message import REASON_CHARACTERS, Message, Reject, Retry, Shutdown
 from .settings import ConsumerSettings
-from .telemetry import NO_HANDLER, Outcome, Telemetry
+from .signals import forces, name_of
+from .telemetry import NO_HANDLER, Outcome, State, Telemetry
 
 log = structlog.get_logger()
 
-EXIT_DRAINED = 0
-EXIT_CRASHED = 1
-EXIT_DEADLINE = 75
-
-PAIR_SECONDS = 0.3
-"""Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal is no force."""
 IDLE_SECONDS = 0.1
-"""For workers that hold nothing to notice the stop, however short the drain time is."""
+"""For idle workers to notice the shutdown, however short the drain time is."""
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
-RETURN_SECONDS = 0.5
+REQUEUE_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 4
 CLOSE_LIFESPAN_SECONDS = 4
 """With a drain time of a second or more these bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops
 while handlers finish."""
 
-# What bind_contextvars(message_id=...) sets, at a tenth of its price for each message.
+# The variable behind bind_contextvars(message_id=...), at a tenth of the cost for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
-State = Literal["starting", "consuming", "draining", "stopped"]
 
 
 class Consumer:
-    """Runs one service from the first connection to the last close. Used once."""
-
-    states: tuple[State, ...] = get_args(State)
+    """Runs one service from the first connection to the last close. Used once. See `telemetry.ConsumerView`."""
 
     def __init__(
         self,
@@ -89,16 +82,16 @@ class Consumer:
         self.lifespan = lifespan() if lifespan is not None else None
         self.telemetry = telemetry if telemetry is not None else Telemetry()
         self.state: State = "starting"
-        self.in_hand: dict[Message, str] = {}
-        """The messages that are not settled yet, each with its handler's name."""
+        self.in_flight: dict[Message, str] = {}
+        """Messages delivered to a handler and not settled yet, each with its handler's name."""
         self.handled_count = 0
         self.rejected_count = 0
         self.abandoned_count = 0
         self.errors: list[BaseException] = []
-        self._stop = Stop(event, settings.drain_seconds)
+        self._shutdown = Shutdown(event, settings.drain_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking_back = False
-        self._source_stopped = asyncio.Event()
+        self._cancelling_handlers = False
+        self._fetching_stopped = asyncio.Event()
         self._open_batches: dict[Handler, _Batch] = {}
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
@@ -112,17 +105,30 @@ class Consumer:
 
         Raises BrokerUnavailable or BrokerRefused if it could not start.
         """
-        exit_code = EXIT_DRAINED
+        exit_code: int = ExitCode.DRAINED
         try:
             exit_code = await self._run_in_lifespan()
-        except CancellationRequested:  # while starting: nothing was taken yet
-            log.info("stop_requested", reason=_name(self.event.reason))
+        except CancellationRequested:  # while starting, without a message taken
+            log.info("stop_requested", reason=name_of(self.event.reason))
         finally:
             self.state = "stopped"
             self._threads.shutdown(wait=False, cancel_futures=True)
-            for error in self.errors:
+            for error in _distinct(self.errors):
                 log.error("crashed", error=str(error), exc_info=error)
-        return EXIT_CRASHED if self.errors and exit_code == EXIT_DRAINED else exit_code
+        crashed = self.errors and exit_code == ExitCode.DRAINED
+        return ExitCode.CRASHED if crashed else exit_code
+
+    @property
+    def handler_types(self) -> Sequence[str]:
+        return self.router.types
+
+    @property
+    def outage_count(self) -> int:
+        return self.source.outage_count
+
+    @property
+    def shutdown_began_at(self) -> float | None:
+        return self.event.set_at
 
     async def _run_in_lifespan(self) -> int:
         if self.lifespan is None:
@@ -136,10 +142,10 @@ class Consumer:
             )
 
     async def _run_on_source(self) -> int:
-        give_up_at = self._loop.time() + self.settings.connect_seconds
-        await self._insist(self.source.__aenter__, give_up_at)
+        until = self._loop.time() + self.settings.connect_seconds
+        await self._insist(self.source.__aenter__, until)
         try:
-            await self._insist(self.source.start, give_up_at)
+            await self._insist(self.source.start, until)
             self.state = "consuming"
             systemd.notify("READY=1", "STATUS=consuming")
             log.info(
@@ -154,19 +160,17 @@ class Consumer:
                 "source", self.source.__aexit__(None, None, None), CLOSE_SOURCE_SECONDS
             )
 
-    async def _insist(
-        self, step: Callable[[], Coroutine[Any, Any, object]], give_up_at: float
-    ) -> None:
-        """Take a step of starting, again and again while the broker is unavailable, until that time."""
+    async def _insist(self, step: Callable[[], Coroutine[Any, Any, object]], until: float) -> None:
+        """Take a step of the start; repeat it while the broker is unavailable, until that time."""
         attempt = 0
         while True:
             try:
-                await self._unless_stopped(step())
+                await self._unless_shutdown(step())
                 return
             except BrokerUnavailable as error:
                 attempt += 1
                 delay = backoff_seconds(attempt, first=0.5, longest=10)
-                if self._loop.time() + delay > give_up_at:
+                if self._loop.time() + delay > until:
                     raise
                 log.warning(
                     "reconnecting", reason=str(error), attempt=attempt, seconds=round(delay, 1)
@@ -174,10 +178,10 @@ class Consumer:
             if not await cancellable_sleep(delay, self.event):
                 raise CancellationRequested
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do the work; raises CancellationRequested if the event is set first, after which it is cancelled.
+    async def _unless_shutdown(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do the work; if the event is set first, cancel it until it ends and raise CancellationRequested.
 
-        Until it ends, that is: `asyncio.wait_for` of Python 3.11, which clients use while they connect, loses
+        Once is not enough: `asyncio.wait_for` of Python 3.11, which clients use while they connect, loses
         a cancellation that comes with the result it waits for.
         """
         task = asyncio.create_task(work)
@@ -191,7 +195,7 @@ class Consumer:
                 raise
         task.result()
 
-    # -- taking and handling
+    # -- handling
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -202,30 +206,30 @@ class Consumer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.errors.append(error)
-            self.event.set("failure")  # never alive and idle: the other workers finish, and we go
+            self.event.set("failure")  # never alive and idle: the other workers finish, and we exit
 
     async def _work(self) -> None:
         async for message in cancellable_aiter(self.source, self.event):
             _message_id.set(message.id)
-            message.stop = self._stop
+            message.shutdown = self._shutdown
             name = NO_HANDLER
             try:
                 handler = self.router.route(message)
                 name = handler.name
                 payload = handler.decode(message)
             except Reject as rejection:
-                self.in_hand[message] = name
+                self.in_flight[message] = name
                 self.telemetry.refused(name, message, rejection)
                 await self._reject(message, str(rejection))
-                self._let_go(message, name, "rejected")
+                self._settled(message, name, "rejected")
                 continue
-            self.in_hand[message] = name
+            self.in_flight[message] = name
             if handler.batched:
                 self._add_to_batch(handler, message, payload)
             else:
                 await self._process(handler, [message], [payload])
         if not self.event.is_set():
-            msg = "the source ended although nobody stopped it"
+            msg = "the source ended without a shutdown"
             raise SourceFailed(msg)
 
     async def _process(
@@ -241,11 +245,11 @@ class Consumer:
         task = asyncio.current_task(self._loop)
         assert task is not None
         if task.cancelling():
-            if self._taking_back:
-                # Also if the handler swallowed that, as nobody knows how far it came.
-                await self._give_back(messages)
+            if self._cancelling_handlers:
+                # Also if the handler swallowed the cancellation: its progress is unknown.
+                await self._requeue(messages)
                 raise asyncio.CancelledError
-            # The handler cancelled its own task, and never took that back.
+            # The handler cancelled its own task without `uncancel`.
             while task.uncancel():
                 pass
             with suppress(asyncio.CancelledError):
@@ -257,13 +261,11 @@ class Consumer:
                 await self.source.ack(message)
             else:
                 outcome = await self._fail(message, failure)
-            self._let_go(message, handler.name, outcome)
+            self._settled(message, handler.name, outcome)
 
-    def _let_go(self, message: Message, handler_name: str, outcome: Outcome) -> None:
+    def _settled(self, message: Message, handler_name: str, outcome: Outcome) -> None:
         self.telemetry.settled(handler_name, outcome)
-        self.in_hand.pop(message, None)
-        if not self.event.is_set():  # a stop gives back what waits for its key
-            self.source.buffer.done(message)
+        self.in_flight.pop(message, None)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -286,7 +288,7 @@ class Consumer:
                 del self._open_batches[handler]
             await self._batch_slots.acquire()
         except asyncio.CancelledError:
-            await self._give_back(batch.messages)
+            await self._requeue(batch.messages)
             raise
         try:
             await self._process(handler, batch.messages, batch.payloads)
@@ -300,9 +302,9 @@ class Consumer:
         if isinstance(failure, Reject):
             await self._reject(message, _storable(_text_of(failure)))
         elif _is_checkpoint(failure) and self.event.is_set():
-            # Not before the source has stopped: the broker could give it to us again.
-            await self._source_stopped.wait()
-            await self.source.give_back(message)
+            # Not before fetching has stopped: the broker could deliver it to this process again.
+            await self._fetching_stopped.wait()
+            await self.source.requeue(message)
             return "retried"
         elif message.attempt >= self.settings.max_attempts:
             await self._reject(
@@ -339,57 +341,57 @@ class Consumer:
         self.rejected_count += 1
         await self.source.reject(message, reason)
 
-    async def _give_back(self, messages: list[Message]) -> None:
+    async def _requeue(self, messages: list[Message]) -> None:
         for message in messages:
-            if self.in_hand.pop(message, None) is not None:
-                await self.source.give_back(message)
+            if self.in_flight.pop(message, None) is not None:
+                await self.source.requeue(message)
 
-    # -- stopping
+    # -- draining
 
     async def _drain(self) -> int:
         loop = asyncio.get_running_loop()
         requested_at = self.event.set_at if self.event.set_at is not None else loop.time()
         deadline = requested_at + self.settings.drain_seconds
-        self._stop.deadline = time.monotonic() + deadline - loop.time()
+        self._shutdown.deadline = time.monotonic() + deadline - loop.time()
         self.state = "draining"
-        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_hand)} in hand")
-        log.info("stop_requested", reason=_name(self.event.reason))
-        log.info("draining", in_flight=len(self.in_hand), seconds=self.settings.drain_seconds)
+        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_flight)} in flight")
+        log.info("stop_requested", reason=name_of(self.event.reason))
+        log.info("draining", in_flight=len(self.in_flight), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
             self._step("deliveries", self.source.stop(), STOP_SOURCE_SECONDS), name="stop-source"
         )
-        stopping.add_done_callback(lambda _: self._source_stopped.set())
+        stopping.add_done_callback(lambda _: self._fetching_stopped.set())
         await self._wait_for_handlers(deadline)
         if self._tasks:
-            await self._take_back()
+            await self._cancel_handlers()
         await stopping
         self.telemetry.stopped(loop.time() - requested_at)
         log.info(
             "drained",
             handled=self.handled_count,
-            returned=self.source.returned_count,
+            requeued=self.source.requeued_count,
             abandoned=self.abandoned_count,
             seconds=round(loop.time() - requested_at, 3),
         )
         if self._forced.done():
-            return 128 + self._forced.result()
-        return EXIT_DEADLINE if self.abandoned_count else EXIT_DRAINED
+            return forced_exit_code(self._forced.result())
+        return ExitCode.DEADLINE if self.abandoned_count else ExitCode.DRAINED
 
     async def _wait_for_handlers(self, deadline: float) -> None:
-        """Until all have finished, the deadline (event loop time) has come, or a second signal forces."""
+        """Until all have finished, the deadline (event loop time) passes, or a second signal forces."""
         loop = asyncio.get_running_loop()
         deadline = max(deadline, loop.time() + IDLE_SECONDS)
         while self._tasks and not self._forced.done() and (seconds := deadline - loop.time()) > 0:
             ends: set[asyncio.Future[Any]] = {self._forced, *self._tasks}
             await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self._forced.done():
-            log.warning("forced", reason=_name(self._forced.result()))
+            log.warning("forced", reason=name_of(self._forced.result()))
 
-    async def _take_back(self) -> None:
-        """Cancel what still runs, and return what it holds to the broker."""
-        self._taking_back = True
-        self.abandoned_count = len(self.in_hand)
-        for message, name in self.in_hand.items():
+    async def _cancel_handlers(self) -> None:
+        """Cancel the remaining handlers, and requeue their messages."""
+        self._cancelling_handlers = True
+        self.abandoned_count = len(self.in_flight)
+        for message, name in self.in_flight.items():
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
             self.telemetry.settled(name, "abandoned")
         log.error(
@@ -398,11 +400,11 @@ class Consumer:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
-        # What is still there: its handler swallows the cancellation, and is left behind.
-        await self._step("return", self._give_back(list(self.in_hand)), RETURN_SECONDS)
+        # A handler that swallows its cancellation is left behind, without its message.
+        await self._step("requeue", self._requeue(list(self.in_flight)), REQUEUE_SECONDS)
 
     async def _step(self, name: str, work: Awaitable[object], seconds: float) -> None:
-        """One bounded step of closing. Its error decides the exit code, and the next step is still taken."""
+        """One bounded step of closing. Its failure decides the exit code, and the next step follows all the same."""
         try:
             async with asyncio.timeout(seconds):
                 await work
@@ -412,17 +414,22 @@ class Consumer:
             self.errors.append(error)
 
     def _on_repeated_signal(self, signum: Signals) -> None:
-        # Several may have come while something blocked the event loop: each counts by its own time.
+        # Several may have come while the event loop was blocked: each counts with its own time.
         first = self.event.signals[0][1]
         forcing = [one for one, received in self.event.signals if forces(one, received - first)]
         if forcing and not self._forced.done():
             self._forced.set_result(forcing[0])
         else:
-            log.info("signal_ignored", signal=signum.name, reason="already stopping")
+            log.info("signal_ignored", signal=signum.name, reason="already shutting down")
+
+
+def _distinct(errors: list[BaseException]) -> list[BaseException]:
+    """One failure of the source ends every worker: it is logged once."""
+    return list({id(error.__cause__ or error): error for error in errors}.values())
 
 
 class _Batch:
-    """Messages that one call of a batch handler will get."""
+    """The messages of one call of a batch handler."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -430,18 +437,13 @@ class _Batch:
         self.full = asyncio.Event()
 
 
-def forces(signum: Signals, seconds_after_first: float) -> bool:
-    """Whether this signal, coming after the one that began the stop, means: now."""
-    return signum is Signals.SIGINT and seconds_after_first >= PAIR_SECONDS
-
-
 @types.coroutine
 def _in_a_context_of_its_own(
     call: Coroutine[Any, Any, None],
 ) -> Generator[Any, None, None]:
-    """Await the call so that what it sets in context variables, or binds for the log, ends with it.
+    """Await the call with its own context: variables that it sets, or binds for the log, end with it.
 
-    A task would do that too, for twenty times as much.
+    A task would do that too, at twenty times the cost.
     """
     context = contextvars.copy_context()
     resume: Callable[[Any], Any] = call.send
@@ -459,7 +461,7 @@ def _in_a_context_of_its_own(
 
 
 def _is_checkpoint(failure: BaseException) -> bool:
-    """Whether the handler only asks for the message again, without saying when."""
+    """Whether the handler only wants the message again, without a delay."""
     return isinstance(failure, Retry) and failure.delay_seconds is None
 
 
@@ -471,16 +473,12 @@ def _text_of(failure: BaseException) -> str:
 
 
 def _storable(reason: str) -> str:
-    """Without lone surrogates: file names and JSON bring them into errors, and no broker takes them."""
+    """Without lone surrogates: file names and JSON bring them into errors, and no broker stores them."""
     return without_input(reason)[:REASON_CHARACTERS].encode(errors="replace").decode()
 
 
-def _name(reason: Signals | str | None) -> str:
-    return reason.name if isinstance(reason, Signals) else str(reason)
-
-
 def _stack_of_task(task: asyncio.Task[None]) -> str:
-    """Where a suspended task is, outermost first; asyncio's own get_stack() shows one frame only."""
+    """The stack of a suspended task, outermost first; asyncio's own get_stack() shows one frame only."""
     lines = [task.get_name()]
     awaited: Any = task.get_coro()
     while (frame := getattr(awaited, "cr_frame", None)) is not None:

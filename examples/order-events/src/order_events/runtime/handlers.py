@@ -1,10 +1,10 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""Reads the handlers' signatures once, when the service starts; then decodes messages and calls them.
+"""Reads the handlers' signatures when the service starts; then decodes messages and calls the handlers.
 
-A handler is a function; its signature says what it wants::
+A handler is a function; its signature says which payload it takes::
 
     async def handle(event: OrderCreated, message: Message) -> None   # JSON, validated by pydantic
-    async def handle(body: bytes, message: Message) -> None           # the bytes as they came
+    async def handle(body: bytes, message: Message) -> None           # the undecoded bytes
     async def handle(events: list[OrderCreated]) -> None              # a batch
     def handle(event: OrderCreated, message: Message) -> None         # blocking: runs in a thread
 
@@ -21,15 +21,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from .errors import HandlerError
 from .message import REASON_CHARACTERS, Message, Reject
 
 HandlerFunction = Callable[..., Any]
 
 _MOST_ERRORS = 1000
-
-
-class HandlerError(Exception):
-    """A handler's signature is none of those above: one sentence that names it. Exit code 2."""
 
 
 class Handler:

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""One log line for each event: JSON for machines, or aligned text for people."""
+"""One log line for each event: JSON, or human-readable text. Secrets are masked in both."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ def configure_logs(
     # Through the standard library's handler: a closed or full standard output must not raise in a worker.
     logging.raiseExceptions = False
     if isinstance(sys.stdout, TextIOWrapper):
-        # A line must not be lost for one character.
+        # One character must not lose a line.
         sys.stdout.reconfigure(errors="backslashreplace")
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -70,10 +70,10 @@ def configure_logs(
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """The passwords and tokens of a URL, as they are written there and as they are meant."""
+    """The passwords and tokens of a URL, percent-encoded and decoded."""
     scheme, _, rest = url.partition("://")
     written = {secret for _, secret in _QUERY_SECRETS.findall(rest)}
-    # By hand: a password with an unescaped / or # is none to urlsplit, and still must not be shown.
+    # Not by urlsplit, which does not recognize a password with an unescaped / or #: it must be masked too.
     for part in (re.split("[/?#]", rest)[0], rest):
         user, colon, password = part.rpartition("@")[0].partition(":")
         is_token = not colon and scheme.lower() in ("nats", "tls")
@@ -82,14 +82,14 @@ def secrets_of(url: str) -> tuple[str, ...]:
 
 
 def without_credentials(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The text with what is secret in URLs, and the given secrets, masked."""
-    for secret in secrets:  # before the pattern, which would leave the half of p@ss
+    """The text with the credentials of URLs and the given secrets masked."""
+    for secret in secrets:  # before the pattern, which would leave half of p@ss
         text = text.replace(secret, "***")
     return _QUERY_SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 def without_input(text: str) -> str:
-    """The text without the values that pydantic's errors quote: they are content of messages."""
+    """The text without the values that pydantic's errors quote, which come from messages."""
     return _INPUT.sub("input_value=***, input_type=", text)
 
 
@@ -98,7 +98,7 @@ def _in_reading_order(event: EventDict) -> EventDict:
 
 
 def _without_control_characters(event: EventDict) -> EventDict:
-    """So that no message's id or type moves a terminal's cursor; JSON escapes them anyway."""
+    """No id or type of a message may move a terminal's cursor; JSON escapes them anyway."""
     return {
         key: _printable(_shortened(value)) if isinstance(value, str) else value
         for key, value in event.items()
@@ -106,7 +106,7 @@ def _without_control_characters(event: EventDict) -> EventDict:
 
 
 def _write_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
-    """Indented, so that no text of an exception looks like a line of the log."""
+    """Indented: no text of an exception may look like a line of the log."""
     for line in _shortened("".join(traceback.format_exception(*exc_info))).rstrip().split("\n"):
         stream.write(f"\n    {_printable(line)}")
 
@@ -116,7 +116,7 @@ def _printable(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Both ends of what is too long: brokers allow ids of a megabyte."""
+    """The two ends of a long text: brokers allow ids of a megabyte."""
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST // 2]} [{len(text)} characters] {text[-_LONGEST // 2 :]}"

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""What a handler sees: the message, and the two exceptions that decide its fate."""
+"""The message as a handler sees it, and the two exceptions by which the handler settles it."""
 
 import asyncio
 import math
@@ -13,10 +13,10 @@ _YEAR_SECONDS = 365 * 86_400.0
 
 
 class Retry(Exception):
-    """Raised by a handler: bring this message back later.
+    """Raised by a handler: deliver this message again later.
 
-    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``;
-    without ``delay_seconds`` and while the service stops it does not, and the message goes back at once.
+    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
+    During shutdown, without ``delay_seconds``, no attempt is counted and the message is requeued at once.
     """
 
     def __init__(self, reason: str = "", *, delay_seconds: float | None = None) -> None:
@@ -28,20 +28,20 @@ class Retry(Exception):
 
 
 REASON_CHARACTERS = 500
-"""So much is kept of why a message was not handled."""
+"""The length to which a reason is cut."""
 
 
 class Reject(Exception):
-    """Raised by a handler: this message can never be handled. It becomes a dead letter with this reason."""
+    """Raised by a handler: the message becomes a dead letter with this reason, without another attempt."""
 
 
-class Stop:
-    """The stop as the consumer and the handlers see it: the event, and the time that is left after it."""
+class Shutdown:
+    """The shutdown as the consumer and the handlers see it: its event, and the time left."""
 
     def __init__(self, event: asyncio.Event, drain_seconds: float = math.inf) -> None:
         self.event = event
         self.drain_seconds = drain_seconds
-        self.deadline: float | None = None  # time.monotonic(), set when the stop begins
+        self.deadline: float | None = None  # time.monotonic(), set when the drain begins
 
     def seconds_left(self) -> float:
         if self.deadline is None:
@@ -51,7 +51,7 @@ class Stop:
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One delivery. ``attempt`` is 1 the first time; only failures count, not redeliveries."""
+    """One delivery. ``attempt`` is 1 at first; only failures count, not redeliveries."""
 
     body: bytes
     id: str = ""
@@ -60,18 +60,18 @@ class Message:
     attempt: int = 1
     receipt: Any = None
     """The broker's own handle of this delivery, for its source only."""
-    stop: Stop | None = None
+    shutdown: Shutdown | None = None
 
     @property
     def stopping(self) -> asyncio.Event:
-        """Set when the service was asked to stop: finish soon, or save your place and raise `Retry`."""
-        if self.stop is None:
-            self.stop = Stop(asyncio.Event())
-        return self.stop.event
+        """Set on shutdown: finish soon, or save your progress and raise `Retry`."""
+        if self.shutdown is None:
+            self.shutdown = Shutdown(asyncio.Event())
+        return self.shutdown.event
 
     def seconds_left(self) -> float:
-        """Seconds until this message is taken away: all of the drain time until the stop begins."""
-        return math.inf if self.stop is None else self.stop.seconds_left()
+        """Seconds until the handler is cancelled and the message requeued; the whole drain time before shutdown."""
+        return math.inf if self.shutdown is None else self.shutdown.seconds_left()
 
 
 @dataclass(slots=True)
@@ -86,12 +86,12 @@ class OutgoingMessage:
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A message that was given up, with the reason. ``attempts`` is how often a handler failed on it."""
+    """A message that was rejected, or failed too often. ``attempts`` is how often a handler failed on it."""
 
     body: bytes
     id: str
     type: str
     reason: str
     attempts: int
-    died_at: float
+    dead_lettered_at: float
     """Unix time in seconds."""

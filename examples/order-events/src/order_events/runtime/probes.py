@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""Answers a supervisor's questions over HTTP: does it live, is it ready, and how much has it done.
+"""Liveness, readiness and metrics over HTTP: ``/livez``, ``/readyz`` and ``/metrics``.
 
-The server runs in the service's own event loop, on ``CONSUMER_PROBE_PORT`` of every interface. That is the
-point of ``/livez``: when a handler blocks the loop, nobody answers, and the supervisor starts it anew.
+The server runs in the service's own event loop, on ``CONSUMER_PROBE_PORT`` of every interface. So ``/livez`` does
+not answer while a handler blocks the loop, and the supervisor restarts the service.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from .consumer import Consumer
-from .settings import SettingsError
+from .errors import SettingsError
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-BEAT_SECONDS = 0.25
-REMEMBERED_BEATS = 240
-"""So `/livez` tells how late the event loop was in the last minute."""
+SAMPLE_SECONDS = 0.25
+SAMPLES = 240
+"""`/livez` tells how late the event loop was in the last minute."""
 LATE_SECONDS = 1.0
-"""An event loop this late is worth a line in the log."""
+"""An event loop this late is logged."""
 CLOSE_SECONDS = 0.5
 
 
@@ -40,12 +40,12 @@ async def probes(port: int, consumer: Consumer, telemetry: Telemetry) -> AsyncIt
         return
     from aiohttp import web  # here, as it takes longer to import than all of the runtime
 
-    heart = Heart()
+    lag = EventLoopLag()
     listener = _listen(port)
 
     async def livez(_: "web.Request") -> "web.Response":
         reason = why_not_live(consumer)
-        late = f"event loop at most {heart.lag_seconds():.3f} s late in the last minute"
+        late = f"event loop at most {lag.seconds():.3f} s late in the last minute"
         return web.Response(status=503 if reason else 200, text=f"{reason or 'live'}\n{late}\n")
 
     async def readyz(_: "web.Request") -> "web.Response":
@@ -55,7 +55,7 @@ async def probes(port: int, consumer: Consumer, telemetry: Telemetry) -> AsyncIt
     async def metrics(request: "web.Request") -> "web.Response":
         page = telemetry.scrape(request.headers.get("Accept", ""))
         if page is None:
-            raise web.HTTPNotFound(text="this service was made without Prometheus\n")
+            raise web.HTTPNotFound(text="this service has no Prometheus metrics\n")
         return web.Response(body=page[0], headers={"Content-Type": page[1]})
 
     app = web.Application()
@@ -65,55 +65,55 @@ async def probes(port: int, consumer: Consumer, telemetry: Telemetry) -> AsyncIt
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS / 2)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    heart.start()
+    lag.start()
     try:
         yield
     finally:
-        heart.stop()
+        lag.stop()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await runner.cleanup()
         except TimeoutError:
-            log.warning("close_failed", step="probes", error="a client does not let go")
+            log.warning("close_failed", step="probes", error="a client keeps its connection open")
 
 
 def why_not_live(consumer: Consumer) -> str:
-    """Empty if all is well: the loop turns, as somebody runs this, and what fills the buffer lives."""
+    """Empty if the service is live: this code runs, so the loop turns; and neither fetcher nor worker failed."""
     failure = consumer.source.buffer.failure or next(iter(consumer.errors), None)
     return "" if failure is None else f"failed: {_in_one_line(failure)}"
 
 
 def why_not_ready(consumer: Consumer) -> str:
-    """Empty if messages are being taken. Not so from the first instant of a stop on."""
+    """Empty while the service takes messages; from the first instant of a shutdown it does not."""
     if consumer.event.is_set():
-        return "stopping"
+        return "shutting down"
     if consumer.state != "consuming":
         return consumer.state
     return "" if consumer.source.connected else "the broker cannot be reached"
 
 
-class Heart:
-    """Beats in the event loop, and knows how late it did."""
+class EventLoopLag:
+    """Samples how late the event loop runs its timers."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lags: deque[float] = deque([0.0], REMEMBERED_BEATS)
+        self._lags: deque[float] = deque([0.0], SAMPLES)
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
 
     def start(self) -> None:
-        self._due_at = self._loop.time() + BEAT_SECONDS
-        self._timer = self._loop.call_at(self._due_at, self._beat)
+        self._due_at = self._loop.time() + SAMPLE_SECONDS
+        self._timer = self._loop.call_at(self._due_at, self._sample)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def lag_seconds(self) -> float:
-        """The longest of the last minute, with the beat that is due now."""
+    def seconds(self) -> float:
+        """The longest delay of the last minute, with the sample that is due now."""
         return max(*self._lags, self._loop.time() - self._due_at, 0.0)
 
-    def _beat(self) -> None:
+    def _sample(self) -> None:
         lag = self._loop.time() - self._due_at
         self._lags.append(lag)
         if lag >= LATE_SECONDS:
@@ -135,7 +135,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _refused(port: int, error: Exception) -> SettingsError:
-    reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs the rights of root"}
+    reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs root"}
     why = reason.get(getattr(error, "errno", 0) or 0, f"cannot be listened on: {error}")
     return SettingsError(f"CONSUMER_PROBE_PORT: port {port} {why}")
 

@@ -1,19 +1,18 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
 """The runtime's settings: the same environment variables in every service, ``CONSUMER_...``."""
 
+import re
 from typing import Any, Literal, Self, TypeVar
 
 import pydantic_settings
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .ordering import ORDER_BY
+from .errors import SettingsError
 
 S = TypeVar("S", bound=BaseSettings)
 
-
-class SettingsError(Exception):
-    """A setting has a wrong value: one line for people that names the variable. Exit code 2."""
+ORDER_BY = re.compile(r"(header|body):.+")
 
 
 class ConsumerSettings(BaseSettings):
@@ -24,19 +23,19 @@ class ConsumerSettings(BaseSettings):
     )
 
     broker_url: SecretStr
-    """Where the messages are: ``amqp://user:password@host:5672/vhost``, ``sqlite:///file.db``."""
+    """The broker: ``amqp://user:password@host:5672/vhost``, ``sqlite:///file.db``."""
     source: str = Field(default="", max_length=200)
     """The queue (stream, topic) to consume. By default the service's name."""
     group: str = Field(default="", max_length=200)
-    """Consumers of one group share the messages, where a broker has groups. By default the service's name."""
+    """The consumer group, where the broker has groups. By default the service's name."""
     concurrency: int = Field(default=10, ge=1, le=10_000)
-    """How many handlers run at a time."""
+    """How many handlers run concurrently."""
     prefetch: int | None = Field(default=None, ge=1, le=65_535)
-    """How many messages may be here unsettled. By default as many as can be in hand; with a key ten times that."""
+    """Maximum unacked messages in this process. By default as many as can be in flight; with CONSUMER_ORDER_BY ten times that."""
     order_by: str = Field(default="", max_length=200)
     """Messages with equal keys are handled one after the other: ``header:customer-id``, ``body:customer.id``."""
     drain_seconds: float = Field(default=25, ge=0, le=86_400)
-    """How long handlers may finish after a stop was requested."""
+    """How long in-flight messages may take to finish after SIGTERM."""
     connect_seconds: float = Field(default=180, ge=0, le=86_400)
     """How long to keep trying to reach the broker at start."""
     max_attempts: int = Field(default=5, ge=1, le=1_000_000)
@@ -48,13 +47,13 @@ class ConsumerSettings(BaseSettings):
     batch_size: int = Field(default=100, ge=1, le=65_535)
     """A batch handler gets at most this many messages at once."""
     batch_seconds: float = Field(default=1, gt=0, le=3_600)
-    """A batch that is not full is handled this long after its first message came."""
+    """A batch that is not full is handled this long after its first message."""
     probe_port: int = Field(default=0, ge=0, le=65_535)
-    """Where /livez, /readyz and, with Prometheus, /metrics answer; 0 is nowhere."""
+    """Port of /livez, /readyz and, with Prometheus, /metrics; 0 disables it."""
     log_format: Literal["json", "console"] = "json"
-    """JSON for machines, or aligned text for people."""
+    """JSON, or human-readable text."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least that is worth a line."""
+    """Minimum level to log."""
 
     @property
     def broker_scheme(self) -> str:
@@ -64,7 +63,7 @@ class ConsumerSettings(BaseSettings):
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
     def _in_any_case(cls, value: object) -> object:
-        """INFO is what other programs want."""
+        """Other programs want INFO."""
         return value.lower() if isinstance(value, str) else value
 
     @field_validator("order_by")
@@ -101,7 +100,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         )
         if not first["loc"]:
             raise SettingsError(reason) from None
-        # What is no field is an alias: the variable's full name.
+        # A name that is no field is an alias: the variable's full name.
         is_field = first["loc"][0] in settings_class.model_fields
         prefix = settings_class.model_config.get("env_prefix", "") if is_field else ""
         variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()

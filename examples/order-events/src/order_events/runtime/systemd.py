@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""Tells systemd how the service is, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
+"""Notifies systemd of the service's state, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
 
-READY is sent when messages are being taken, and STOPPING at the signal. WATCHDOG comes from a timer in the
-event loop, which is the point: a loop that is blocked sends none, so the service is started anew.
+READY is sent when the service takes messages, and STOPPING at the signal. WATCHDOG comes from a timer in the
+event loop: a blocked loop sends none, and systemd restarts the service.
 The protocol is one datagram of lines, see sd_notify(3).
 """
 
@@ -16,7 +16,7 @@ import structlog
 log = structlog.get_logger()
 
 SEND_SECONDS = 0.5
-"""A READY that is lost would end the service, so it may wait a little; but not for long, in the event loop."""
+"""A lost READY would end the service, so it may wait a little; but the event loop waits with it."""
 
 
 def notify(*lines: str) -> None:
@@ -38,7 +38,9 @@ def ping_watchdog() -> None:
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", "") not in (
         "",
-        str(os.getpid()),  # else it is meant for another process, which left us its environment
+        str(
+            os.getpid()
+        ),  # else it is meant for the parent process, whose environment was inherited
     ):
         return
     loop = asyncio.get_running_loop()

@@ -1,11 +1,11 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""Ends the process when its event loop cannot: a handler that blocks it, or a thread that never returns.
+"""Ends the process when its event loop cannot: a handler blocks the loop, or a thread never returns.
 
-Everything else about stopping happens in the event loop (consumer.py), each step bounded. This thread is
-the last resort behind it, so that "gone by the deadline" holds whatever a handler does.
+The rest of a shutdown happens in the event loop (consumer.py), each step bounded. This thread is the last resort
+behind it: the process ends by the deadline, whatever a handler does.
 
-A signal handler written in Python waits for the main thread, which may be in native code that returns to nobody,
-or about to wait. So the operating system's own handler tells this thread, too (`signal.set_wakeup_fd`).
+A signal handler written in Python waits for the main thread, which may be in native code that never returns, or
+about to wait. So the operating system's own handler wakes this thread as well (`signal.set_wakeup_fd`).
 """
 
 import asyncio
@@ -16,60 +16,62 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import structlog
 
 from .cancellation import CancellationEvent
-from .consumer import EXIT_DEADLINE, Consumer, forces
+from .errors import ExitCode, forced_exit_code
+from .message import Message
+from .signals import forces
 
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 10.0
 """How long closing may take after the drain time; the consumer's own bounds add up to less."""
 FORCED_SECONDS = 2.0
-"""How long a forced stop may take."""
+"""How long a forced shutdown may take."""
 _POLL_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 1
 
 
 class Watchdog(threading.Thread):
-    """Watches a consumer's stop from outside its event loop. Made and started in the main thread, in that loop."""
+    """Watches a shutdown from outside the event loop. Made and started in the main thread, in that loop."""
 
     def __init__(
         self,
         event: CancellationEvent,
-        stop_signals: Collection[signal.Signals],
+        shutdown_signals: Collection[signal.Signals],
         drain_seconds: float,
-        consumer: Consumer,
+        in_flight: Mapping[Message, str],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._event = event
-        self._stop_signals = stop_signals
+        self._shutdown_signals = shutdown_signals
         self._drain_seconds = drain_seconds
-        self._consumer = consumer
+        self._in_flight = in_flight
         self._final: tuple[float, int] | None = None
         self._loop = asyncio.get_running_loop()
         self._noticed: list[tuple[signal.Signals, float]] = []
 
     def start(self) -> None:
-        self._numbers, self._told = socket.socketpair()
-        self._numbers.settimeout(_POLL_SECONDS)
-        self._told.setblocking(False)
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        self._wakeup_reader.settimeout(_POLL_SECONDS)
+        self._wakeup_writer.setblocking(False)
         if sys.platform != "win32":  # where asyncio itself listens
-            earlier = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+            earlier = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
             if earlier != -1:
-                signal.set_wakeup_fd(earlier)  # so does somebody else, uvloop perhaps: leave it
-            else:  # what a forked child gets is not for us
+                signal.set_wakeup_fd(earlier)  # in use already, perhaps by uvloop: leave it
+            else:  # signals of a forked child are not this process's
                 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         super().start()
 
     def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
-        """The service is done: the process is to end with this code, threads or no threads.
+        """The service is done: the process must end with this code, even with threads left.
 
-        It has a second for that, and before it ``flush_seconds`` as far as the time for stopping allows: returns
-        how many those are.
+        It has a second for that, and before it ``flush_seconds``, as far as the time for closing allows; returns
+        how many seconds those are.
         """
         now = time.monotonic()
         limit = self._limit()
@@ -88,44 +90,44 @@ class Watchdog(threading.Thread):
     def _notice(self) -> None:
         """Wait for a signal, or for the time of a poll."""
         try:
-            numbers = self._numbers.recv(100)
+            numbers = self._wakeup_reader.recv(100)
         except TimeoutError:
             return
         now = time.monotonic()
-        self._noticed += [(s, now) for s in self._stop_signals if s in numbers]
+        self._noticed += [(s, now) for s in self._shutdown_signals if s in numbers]
         with suppress(RuntimeError):  # the loop is closed
-            # Wakes it, so that Python's own handlers run, should it wait; and then they know best.
+            # Wakes the loop, so that Python's own signal handlers run; their record then replaces this one.
             self._loop.call_soon_threadsafe(self._believe_the_event)
 
     def _believe_the_event(self) -> None:
         self._noticed = self._event.signals.copy()
 
     def _limit(self) -> tuple[float, int] | None:
-        """When the process has to be gone (``time.monotonic()``), and with which exit code."""
+        """When the process must have ended (``time.monotonic()``), and with which exit code."""
         signals = max(self._event.signals, self._noticed, key=len)
         if self._final is not None or not signals:
             return self._final
         (_, first), *later = signals
         for signum, received in later:
             if forces(signum, received - first):
-                return received + FORCED_SECONDS, 128 + signum
-        return first + self._drain_seconds + CLOSE_SECONDS, EXIT_DEADLINE
+                return received + FORCED_SECONDS, forced_exit_code(signum)
+        return first + self._drain_seconds + CLOSE_SECONDS, ExitCode.DEADLINE
 
     def _end_process(self, exit_code: int) -> None:
         if self._final is None:
-            # In a thread of their own: the main thread may hold the lock of the log it is blocked on.
+            # In another thread: the main thread may hold the lock of the log that it is blocked on.
             last_words = threading.Thread(
-                target=self._say_last_words, args=(exit_code,), daemon=True
+                target=self._log_last_words, args=(exit_code,), daemon=True
             )
             last_words.start()
             last_words.join(_LAST_WORDS_SECONDS)
         os._exit(exit_code)
 
-    def _say_last_words(self, exit_code: int) -> None:
+    def _log_last_words(self, exit_code: int) -> None:
         main_thread = threading.main_thread().ident
         frame = sys._current_frames().get(main_thread) if main_thread is not None else None
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        for message, name in list(self._consumer.in_hand.items()):
+        for message, name in list(self._in_flight.items()):
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
         log.error("event_loop_blocked", stack=stack)
         log.error("stopped", exit_code=exit_code)

@@ -122,8 +122,8 @@ def _read_text(buffer: bytes, most: int) -> tuple[str, int]:
     return buffer[2:end].decode(), end
 
 
-# paho's own looks at each character in Python, which takes longer than all else that paho does with a message; and
-# it refuses U+FEFF, which MQTT allows.
+# paho's own refuses U+FEFF, which MQTT allows, and looks at each character in Python: a third of the time that paho
+# needs to read one of the runtime's messages.
 paho.mqtt.properties.readUTF = _read_text
 
 

@@ -84,8 +84,8 @@ DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
-"""Prefixes of the headers that tell a message's past. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a
-cycle of dead letters, and keeps it for ever."""
+"""Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
+dead letters, and stores it without end."""
 
 FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, beside OSError."""
@@ -103,7 +103,7 @@ CONNECT_RULES = (
     Rule(  # aiormq drops the broker's reason
         InvalidFrameError,
         BrokerRefused,
-        "the virtual host was refused: it does not exist, is not for this user, or has all its connections",
+        "the virtual host was refused: it does not exist, is not for this user, or has reached a limit of connections",
     ),
     *RULES,
 )
@@ -111,7 +111,7 @@ CONNECT_RULES = (
 log = structlog.get_logger()
 
 if logging.getLogger("aiormq").level == logging.NOTSET:
-    # It logs a traceback for each lost connection; what matters of it is logged here, once.
+    # It logs a traceback for each lost connection; the runtime logs each outage once.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
@@ -126,7 +126,7 @@ def _short_text(value: bytes) -> tuple[int, str]:
 
 
 def _table(value: bytes) -> tuple[int, Any]:
-    """All names, in any encoding, and the values before one that Python cannot represent or that is nested too deeply."""
+    """The fields before a value that Python cannot represent or that is nested too deeply; names in any encoding."""
     try:
         return decode.field_table(value)
     except (ValueError, ArithmeticError, RecursionError):
@@ -150,11 +150,11 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
-# Else one such message ends every connection that it is delivered on, and no other message is handled.
+# Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
-def _start(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
+def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
     """A task whose failure may go unseen: asyncio does not log it."""
     task = asyncio.create_task(work, name=f"rabbitmq: {name}")
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -202,16 +202,17 @@ class _Client:
             return self._connection
 
     async def _connect(self) -> Connection:
-        try:
+        connection = None
+        with suppress(ValueError):
             connection = Connection(
                 self._text,
                 context=self._url.tls_context() if self._url.scheme == "amqps" else None,
                 transport_factory=self._socket,
                 client_properties={"connection_name": self._name},
             )
-        except ValueError:
-            raise self._url.unreadable() from None
-        connecting = _start(connection.connect(), "connect")
+        if connection is None:  # raised here, so that the parser's error is not its context
+            raise self._url.unreadable()
+        connecting = _task(connection.connect(), "connect")
         try:
             await asyncio.wait({connecting})
         except BaseException:
@@ -224,7 +225,7 @@ class _Client:
 
     async def close(self) -> None:
         if self._connection is not None and not self._connection.is_closed:
-            closing = _start(self._connection.close(), "close")
+            closing = _task(self._connection.close(), "close")
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
             self.cut()  # in an alarm there is no answer
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
@@ -301,7 +302,7 @@ class _Deliveries:
         self._work = asyncio.Event()
         self.written = asyncio.Event()
         self.written.set()
-        self.writer = _start(self._write(), "write settlements")
+        self.writer = _task(self._write(), "write settlements")
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(lambda _: self.ended.set())
 
@@ -406,6 +407,7 @@ class RabbitBroker(Broker):
         self._deliveries: _Deliveries | None = None
         self._fetcher: asyncio.Task[None] | None = None
         self._cancelling: asyncio.Task[Any] | None = None
+        self._exited = asyncio.Event()
 
     # -- connecting and closing
 
@@ -420,6 +422,7 @@ class RabbitBroker(Broker):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._exited.set()
         self.connectivity.up = False
         await self._close()
 
@@ -428,15 +431,21 @@ class RabbitBroker(Broker):
         return self.connectivity.up and self._client.opened
 
     async def _connect(self) -> Connection:
-        async with self._connecting.bounded():
-            return await self._client.open()
+        try:
+            async with self._connecting.bounded():
+                return await self._client.open()
+        except BrokerRefused as refusal:
+            if self._fetcher is None:
+                raise
+            # The login was good before: an outage lasts until it is good again.
+            raise BrokerUnavailable(str(refusal)) from refusal
 
     async def _close(self) -> None:
         tasks: set[asyncio.Task[Any]] = set()
         if self._fetcher is not None:
             self._fetcher.cancel()
             tasks.add(self._fetcher)
-        closing = _start(self._close_gracefully(), "close gracefully")
+        closing = _task(self._close_gracefully(), "close gracefully")
         tasks.add(closing)
         try:
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
@@ -551,9 +560,9 @@ class RabbitBroker(Broker):
         self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
     async def _fetch(self) -> None:
-        """Consume through outages, until cancelled."""
+        """Consume through outages, until the source is left."""
         try:
-            await self.connectivity.keep(self._consume, asyncio.Event())
+            await self.connectivity.keep(self._consume, self._exited)
         except Exception as failure:
             self.connectivity.up = False
             self.buffer.fail(failure)
@@ -572,10 +581,6 @@ class RabbitBroker(Broker):
         raise BrokerUnavailable(msg)
 
     async def _resubscribe(self) -> _Deliveries:
-        try:
-            await self._connect()
-        except BrokerRefused as refusal:  # it was good before: try until it is good again
-            raise BrokerUnavailable(str(refusal)) from refusal
         try:
             await self._declare_topology()
             deliveries = await self._subscribe()
@@ -623,7 +628,7 @@ class RabbitBroker(Broker):
     async def _stop_fetching(self) -> None:
         if self._deliveries is not None and not self._deliveries.ended.is_set():
             cancel = self._deliveries.channel.basic_cancel(self._consumer_tag)
-            self._cancelling = _start(cancel, "cancel")
+            self._cancelling = _task(cancel, "cancel")
             await asyncio.wait({self._cancelling}, timeout=CANCEL_SECONDS)
 
     async def _flush(self) -> None:
@@ -707,7 +712,7 @@ class RabbitBroker(Broker):
         queue: str,
         body: bytes,
         properties: Basic.Properties,
-        seconds: float = ANSWER_SECONDS,
+        seconds: float | None = None,
     ) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if there is no such queue."""
         async with self._connecting.bounded():
@@ -724,7 +729,7 @@ class RabbitBroker(Broker):
     async def _letters(
         self, channel: AbstractChannel, limit: int
     ) -> AsyncIterator[DeliveredMessage]:
-        """Unacked letters go back to the queue when the channel is closed."""
+        """Unacked letters are requeued when the channel closes."""
         for _ in range(limit):
             async with self._requests.bounded():
                 letter = await channel.basic_get(self._dead)
@@ -807,8 +812,8 @@ def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
 async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
     """Ask the queue for a message, twice: one answer says that it has stored what the channel passed on before.
 
-    With that the channel sends what it had held back, and the other answer says that this is stored too. A
-    message that comes with an answer goes back to the queue with the channel.
+    The channel then passes on the rest, and the other answer says that this is stored too. A message that comes with
+    an answer is requeued when the channel closes.
     """
     for _ in range(2):
         await channel.basic_get(queue)

@@ -1,11 +1,15 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""The brokers this service can take its messages from, by the scheme of ``CONSUMER_BROKER_URL``."""
+"""The brokers that this service can use, by the scheme of ``CONSUMER_BROKER_URL``."""
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from ..settings import ConsumerSettings
-from .source import BrokerRefused, Source
+from ..errors import BrokerRefused
+
+if TYPE_CHECKING:
+    from ..settings import ConsumerSettings
+    from .source import Broker
 
 MODULE_OF_SCHEME = {
     "sqlite": "sqlite",
@@ -33,14 +37,14 @@ def known_schemes() -> list[str]:
     ]
 
 
-def make_source(settings: ConsumerSettings, prefetch: int = 1) -> Source:
-    """The source that ``settings.broker_url`` names. Raises BrokerRefused for a scheme this service lacks."""
+def make_source(settings: "ConsumerSettings", prefetch: int = 1) -> "Broker":
+    """The broker that ``settings.broker_url`` names. Raises BrokerRefused for a scheme that this service lacks."""
     scheme = settings.broker_scheme
     if scheme not in known_schemes():
-        msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; this service knows {', '.join(known_schemes())}"
+        msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; known schemes: {', '.join(known_schemes())}"
         raise BrokerRefused(msg)
-    # Imported only when it is used: a service that runs on sqlite needs no broker's client library.
-    source: Source = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__).make_source(
+    # Imported only when it is used: the demo, on sqlite, needs no broker's client library.
+    source: Broker = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__).make_source(
         settings, prefetch
     )
     return source

@@ -1,20 +1,20 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
 """The embedded broker: durable queues in one SQLite file, shared by the processes of one machine.
 
-``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may hold many
-queues; it is made when it is not there. It must be on a local disk, not on a network share.
+``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may have many queues,
+and is created if it does not exist. It must be on a local disk, not on a network share.
 
-A consumer is a row with an expiry time, which it renews while it lives, also while a handler runs for
-hours. A message in hand carries its consumer's number. When a consumer dies, whoever sees its row
-expired removes it, and its messages are ready again with the same ``attempt``. ``?lease_seconds=30`` in
-the URL says after how long; an event loop that is blocked for longer counts as dead.
+A consumer is a row with an expiry time, its lease. The consumer renews it while it lives, also while a handler runs
+for hours. An unacked message carries its consumer's number. When a consumer dies, another one finds its row expired
+and removes it; its messages are then ready again with the same ``attempt``. ``?lease_seconds=30`` in the URL is the
+length of the lease; a consumer whose event loop is blocked for longer counts as dead.
 
-A confirmed publish survives a loss of power. Settlements are gathered and written with the next
-transaction, within milliseconds; a process killed in between sees those messages again.
+A confirmed publish survives a power failure. Settlements are batched and written with the next transaction, within
+milliseconds; after a kill in between, those messages are redelivered.
 
-Times are the machine's wall clock. Set back, it makes delayed retries and the messages of dead consumers
-late by as much; set forward by more than the lease, it may deliver messages in hand a second time.
-Messages that simply wait do not depend on it.
+Times are the machine's wall clock. If it is set back, delayed retries and the messages of dead consumers are late by
+as much; if it is set forward by more than the lease, unacked messages may be redelivered. Waiting messages do not
+depend on it.
 """
 
 import asyncio
@@ -27,54 +27,48 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
+from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import (
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    Capabilities,
-    Link,
-    Source,
-    headers_from,
-    log_lost,
-)
+from .delivery import json_object, make_dead_letter, make_message
+from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .url import BrokerUrl
 
 T = TypeVar("T")
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.05
-"""How often to look for what other processes have written."""
+"""How often to look for changes by other processes."""
 LOCK_SECONDS = 0.25
-"""How long SQLite waits for a lock, and so the longest time that nothing else can be asked of it."""
+"""How long SQLite waits for a lock, which blocks every other request to it."""
 PATIENCE_SECONDS = 5.0
-"""How long others may keep the file locked before that is an outage."""
+"""How long other programs may keep the file locked before that is an outage."""
 LONGEST_PAUSE_SECONDS = 5.0
 STOP_SECONDS = 2.0
 CLOSE_SECONDS = 3.0
 CRASH_LIMIT = 100
-"""When so many consumers died with a message in hand, the message is taken for the cause."""
+"""When this many consumers died with a message in flight, the message counts as the cause."""
 STEP = 500
-"""Rows per transaction in long work, so that other processes get their turn."""
+"""Rows per transaction in long work, so that other processes get a turn."""
 
-APPLICATION_ID = 0x63637131  # in the file's header: it is one of ours
+APPLICATION_ID = 0x63637131  # in the file's header: it belongs to this broker
 SCHEMA_VERSION = 1
-# Each index holds only what it is for, so taking a message costs the same however many others wait for
-# their time or are in hand. IF NOT EXISTS: two processes may make the same file at once.
+# Each index is partial, so taking a message costs the same however many others are delayed or in flight.
+# IF NOT EXISTS: two processes may create the same file at once.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS consumers (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: an old lease fits no new consumer
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never reused: an old lease fits no new consumer
     source TEXT NOT NULL,
     expires_at REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS messages (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of publishing
     source TEXT NOT NULL,
-    consumer INTEGER, -- in whose hand it is; NULL while it waits
-    due_at REAL NOT NULL DEFAULT 0, -- 0: at once, whatever the clock says
+    consumer INTEGER, -- the consumer that holds it; NULL while it waits
+    due_at REAL NOT NULL DEFAULT 0, -- 0: at once, independent of the clock
     failures INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,
     id TEXT NOT NULL,
@@ -83,13 +77,13 @@ CREATE TABLE IF NOT EXISTS messages (
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS messages_waiting ON messages (source, due_at) WHERE consumer IS NULL;
-CREATE INDEX IF NOT EXISTS messages_in_hand ON messages (consumer) WHERE consumer IS NOT NULL;
+CREATE INDEX IF NOT EXISTS messages_in_flight ON messages (consumer) WHERE consumer IS NOT NULL;
 CREATE TABLE IF NOT EXISTS dead_letters (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     source TEXT NOT NULL,
     reason TEXT NOT NULL,
     attempts INTEGER NOT NULL,
-    died_at REAL NOT NULL,
+    dead_lettered_at REAL NOT NULL,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     headers TEXT NOT NULL,
@@ -108,12 +102,12 @@ SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NUL
     OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
 FIND_DUE = """
-SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
 ORDER BY due_at LIMIT :limit
 """
 FIND_READY = """
-SELECT CAST(body AS BLOB), id, type, headers, failures + 1, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND due_at = 0
 ORDER BY seq LIMIT :limit
 """
@@ -125,9 +119,9 @@ RETRY = (
     """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = failures + 1
     WHERE seq = :seq AND consumer = :consumer""",
 )
-GIVE_BACK = ("UPDATE messages SET consumer = NULL WHERE seq = :seq AND consumer = :consumer",)
+REQUEUE = ("UPDATE messages SET consumer = NULL WHERE seq = :seq AND consumer = :consumer",)
 REJECT = (
-    """INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
+    """INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
     SELECT source, :reason, failures + 1, :now, id, type, headers, body
     FROM messages WHERE seq = :seq AND consumer = :consumer""",
     *ACK,
@@ -141,10 +135,10 @@ LEAVE = (
     "DELETE FROM consumers WHERE id = :consumer",
 )
 FIND_EXPIRED = "SELECT id FROM consumers WHERE expires_at <= ? AND id != ?"
-BRING_BACK = (
+RECLAIM = (
     "UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer",
-    f"""INSERT INTO dead_letters (source, reason, attempts, died_at, id, type, headers, body)
-    SELECT source, '{CRASH_LIMIT} consumers died with it in hand', failures, :now,
+    f"""INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
+    SELECT source, '{CRASH_LIMIT} consumers died with it in flight', failures, :now,
         id, type, headers, body
     FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}""",
     f"DELETE FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}",
@@ -158,13 +152,13 @@ SELECT
     (SELECT count(*) FROM messages
         WHERE source = :source AND consumer IS NULL AND due_at > :now) AS delayed,
     (SELECT count(*) FROM messages
-        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_hand,
+        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_flight,
     (SELECT count(*) FROM dead_letters WHERE source = :source) AS dead,
     (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now) AS consumers
 """
 COUNT_DEAD = "SELECT count(*), max(seq) FROM dead_letters WHERE source = :source"
 NEXT_DEAD = """
-SELECT seq, body, id, type, reason, attempts, died_at FROM dead_letters
+SELECT seq, body, id, type, reason, attempts, dead_lettered_at FROM dead_letters
 WHERE source = :source AND seq > :after ORDER BY seq LIMIT 1
 """
 OLDEST_DEAD = f"""
@@ -188,26 +182,27 @@ class Lease(NamedTuple):
 
 class Settlement(NamedTuple):
     message: Message
+    verb: str
     statements: tuple[str, ...]
     parameters: dict[str, Any]
 
 
-Row = tuple[bytes, str, str, str, int, int]  # body, id, type, headers, attempt, seq
+Row = tuple[bytes, str, str, str, int, int]  # body, id, type, headers, failures, seq
 
 
 class Exchange(NamedTuple):
-    """What one transaction of the filler brought."""
+    """The result of one transaction of the fetcher."""
 
     consumer: int
-    lost: list[Message]
+    lost: list[Settlement]
     rows: list[Row]
 
 
-class SqliteSource(Source):
+class SqliteBroker(Broker):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(
-        delayed_retry=True, attempts=True, give_back=True, dead_letters=True, order=True
+        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -215,19 +210,18 @@ class SqliteSource(Source):
         self._name = settings.source
         self._file, self._lease_seconds = _parse(settings.broker_url.get_secret_value())
         self._file_identity: tuple[int, int] | None = None
-        self._thread: ThreadPoolExecutor | None = None  # the only one that uses the connection
+        self._thread: ThreadPoolExecutor | None = None  # the only user of the connection
         self._connection: sqlite3.Connection | None = None
-        # For a look from the event loop: asking the thread would double the CPU time of an idle consumer.
+        # For a look from the event loop: a request to the thread would double the CPU time of an idle consumer.
         self._watch: sqlite3.Connection | None = None
-        self.link = Link(str(self._file))
+        self.connectivity = Connectivity(str(self._file))
         self._consumer = 0  # our row in the table of consumers; no row has the number 0
         self._renew_at = -math.inf  # time.monotonic(), in seconds
-        self._filler: asyncio.Task[None] | None = None
-        self._taking = False
+        self._fetcher: asyncio.Task[None] | None = None
+        self._fetching = False
         self._closing = False
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
-        self._unsettled: set[Message] = set()
         self._settlements: list[Settlement] = []
 
     # -- connecting and closing
@@ -239,34 +233,35 @@ class SqliteSource(Source):
         except BaseException:
             self._end_thread()
             raise
-        self.link.came_up()
+        self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._taking = False
+        self._fetching = False
         self._closing = True
         self._wake.set()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._filler is not None:
-                    await asyncio.wait({self._filler})
+                if self._fetcher is not None:
+                    await asyncio.wait({self._fetcher})
                     await self._call(self._leave, self._settlements)
                     self._settlements.clear()
                 await self._call(self._close)
         except (TimeoutError, BrokerError) as error:
             for settlement in self._settlements:
-                log_lost(settlement.message, str(error) or f"{self._file} does not answer")
+                reason = str(error) or f"{self._file} does not answer"
+                log_settlement_lost(settlement.message, settlement.verb, reason)
         finally:
-            self.link.up = False
+            self.connectivity.up = False
             self._settlements.clear()
-            self._unsettled.clear()
-            if self._filler is not None:
-                self._filler.cancel()
+            self.unacked.clear()
+            if self._fetcher is not None:
+                self._fetcher.cancel()
             self._end_thread()
 
     @property
     def connected(self) -> bool:
-        return self.link.up
+        return self.connectivity.up
 
     def _open(self) -> None:
         if not self._file.parent.is_dir():
@@ -318,23 +313,22 @@ class SqliteSource(Source):
     # -- consuming
 
     async def start(self) -> None:
-        self._taking = True
-        self._filler = asyncio.create_task(self._fill(), name=f"filler of {self._name}")
+        self._fetching = True
+        self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
-    async def stop(self) -> None:
-        self._taking = False
-        for message in self.buffer.take_all():
-            await self.give_back(message)
-        self.buffer.close()
-        if self._filler is None or self._filler.done():
+    async def _stop_fetching(self) -> None:
+        self._fetching = False
+
+    async def _flush(self) -> None:
+        if self._fetcher is None or self._fetcher.done():
             return
-        self._flushed.clear()  # until the transaction that may be under way has been answered too
+        self._flushed.clear()  # until the transaction in progress has been answered too
         self._wake.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._flushed.wait()
 
-    async def _fill(self) -> None:
+    async def _fetch(self) -> None:
         """Write settlements and take messages, both in one transaction, until closed."""
         loop = asyncio.get_running_loop()
         pause = POLL_SECONDS
@@ -342,13 +336,13 @@ class SqliteSource(Source):
             while not self._closing:
                 self._wake.clear()
                 try:
-                    if not self.link.up or self._has_work():
+                    if not self.connectivity.up or self._has_work():
                         await self._exchange_once()
                 except BrokerUnavailable as outage:
-                    self.link.went_down(outage)
+                    self.connectivity.lost(outage)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 else:
-                    self.link.came_up()
+                    self.connectivity.established()
                     pause = POLL_SECONDS
                     if not self._settlements:
                         self._flushed.set()
@@ -356,17 +350,17 @@ class SqliteSource(Source):
                 await self._wake.wait()
                 timer.cancel()
         except Exception as failure:
-            self.link.up = False
+            self.connectivity.up = False
             self.buffer.fail(failure)
         finally:
             self._flushed.set()
 
     @property
     def _room(self) -> int:
-        return self.prefetch - len(self._unsettled) if self._taking else 0
+        return self.prefetch - len(self.unacked) if self._fetching else 0
 
     def _has_work(self) -> bool:
-        """Whether a transaction is needed. Looking locks nobody out, and is done 20 times a second."""
+        """Whether a transaction is needed. Looking takes no lock, and happens 20 times a second."""
         if self._settlements or time.monotonic() >= self._renew_at:
             return True
         if not self._room:
@@ -376,34 +370,31 @@ class SqliteSource(Source):
         try:
             return bool(self._watch.execute(ANYTHING_TO_DO, what).fetchone()[0])
         except sqlite3.Error:
-            return True  # the transaction will say what is wrong
+            return True  # the transaction will raise it again
 
     async def _exchange_once(self) -> None:
         settlements = self._settlements.copy()
         exchange = await self._call(self._exchange, settlements, self._room)
-        # Not earlier: after an outage they are written again.
+        # Not earlier: during an outage they are kept, and written again.
         del self._settlements[: len(settlements)]
         if exchange.consumer != self._consumer:
-            # We were taken for dead, and what we had is in other hands: drop what nobody started.
+            # The lease expired, and other consumers have the messages: drop those that no worker took.
             self._consumer = exchange.consumer
-            self._unsettled.clear()
+            self.unacked.clear()
             self.buffer.take_all()
-        for message in exchange.lost:
-            log_lost(message, "its lease had expired")
-        for body, id, type, headers, attempt, seq in exchange.rows:
-            message = Message(
+        for settlement in exchange.lost:
+            log_settlement_lost(settlement.message, settlement.verb, "its lease had expired")
+        for body, id, type, headers, failures, seq in exchange.rows:
+            message = make_message(
                 body,
-                id,
-                type,
-                headers_from(headers) if headers else {},
-                attempt,
-                Lease(seq, exchange.consumer),
+                id=id,
+                type=type,
+                headers=json_object(headers) if headers else {},
+                failures=failures,
+                receipt=Lease(seq, exchange.consumer),
             )
-            self._unsettled.add(message)
-            if self._taking:
-                self.buffer.put(message)
-            else:
-                await self.give_back(message)
+            if not self._deliver(message):
+                await self.requeue(message)
 
     def _exchange(self, settlements: list[Settlement], room: int) -> Exchange:
         now = time.time()
@@ -415,16 +406,16 @@ class SqliteSource(Source):
         with self._transaction() as connection:
             lost = _settle(connection, settlements)
             if not renewing:
-                # Whoever's clock is ahead may have removed our row, and nobody would ever bring back what is
-                # taken with a number that no row has.
+                # Another consumer, with a fast clock, may have removed this consumer's row; messages taken with
+                # a number that no row has would stay unacked for ever.
                 (alive,) = connection.execute(IS_ALIVE, (consumer,)).fetchone()
                 renewing = not alive
             if renewing:
                 consumer = self._renew(connection, now + self._lease_seconds)
             for (dead,) in connection.execute(FIND_EXPIRED, (now, consumer)).fetchall():
-                _execute(connection, BRING_BACK, {"consumer": dead, "now": now})
+                _execute(connection, RECLAIM, {"consumer": dead, "now": now})
             rows: list[Row] = []
-            for find in (FIND_DUE, FIND_READY):  # what had to wait for its time is the older
+            for find in (FIND_DUE, FIND_READY):  # a delayed message is older than a ready one
                 what = {"source": self._name, "now": now, "limit": max(0, room - len(rows))}
                 rows += connection.execute(find, what).fetchall()
             connection.executemany(TAKE, [(consumer, row[-1]) for row in rows])
@@ -433,7 +424,7 @@ class SqliteSource(Source):
         return Exchange(consumer, lost, rows)
 
     def _renew(self, connection: sqlite3.Connection, expires_at: float) -> int:
-        """Returns our number, which is a new one at the start, and after we were taken for dead."""
+        """Returns this consumer's number: a new one at the start, and after its lease expired."""
         if connection.execute(RENEW, (expires_at, self._consumer)).rowcount:
             return self._consumer
         return connection.execute(REGISTER, (expires_at, self._name)).lastrowid or 0
@@ -445,26 +436,23 @@ class SqliteSource(Source):
 
     # -- settling
 
-    async def ack(self, message: Message) -> None:
-        self._settle(message, ACK)
+    async def _ack(self, message: Message) -> None:
+        self._settle(message, "ack", ACK)
 
-    async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        self._settle(message, RETRY, due_at=time.time() + delay_seconds)
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        self._settle(message, "retry", RETRY, due_at=time.time() + delay_seconds)
 
-    async def reject(self, message: Message, reason: str) -> None:
-        self._settle(message, REJECT, reason=reason, now=time.time())
+    async def _reject(self, message: Message, reason: str) -> None:
+        self._settle(message, "reject", REJECT, reason=reason, now=time.time())
 
-    async def give_back(self, message: Message) -> None:
-        self.returned_count += message in self._unsettled
-        self._settle(message, GIVE_BACK)
+    async def _requeue(self, message: Message) -> None:
+        self._settle(message, "requeue", REQUEUE)
 
-    def _settle(self, message: Message, statements: tuple[str, ...], **parameters: Any) -> None:
-        if message not in self._unsettled:
-            log_lost(message, "it was settled before, or its lease had expired")
-            return
-        self._unsettled.remove(message)
+    def _settle(
+        self, message: Message, verb: str, statements: tuple[str, ...], **parameters: Any
+    ) -> None:
         parameters |= message.receipt._asdict()
-        self._settlements.append(Settlement(message, statements, parameters))
+        self._settlements.append(Settlement(message, verb, statements, parameters))
         self._flushed.clear()
         self._wake.set()
 
@@ -489,12 +477,12 @@ class SqliteSource(Source):
             connection.executemany(PUBLISH, rows)
 
     async def describe(self) -> dict[str, int | str]:
-        ready, delayed, in_hand, dead, consumers = await self._read(COUNTS, now=time.time())
+        ready, delayed, in_flight, dead, consumers = await self._read(COUNTS, now=time.time())
         return {
             "file": str(self._file),
             self._name: ready,
             f"{self._name} delayed": delayed,
-            f"{self._name} in hand": in_hand,
+            f"{self._name} in flight": in_flight,
             f"{self._name} dead letters": dead,
             f"{self._name} consumers": consumers,
         }
@@ -505,8 +493,15 @@ class SqliteSource(Source):
             row = await self._read(NEXT_DEAD, after=after)
             if row is None:
                 return
-            after, *letter = row
-            yield DeadLetter(*letter)
+            after, body, id, type, reason, attempts, dead_lettered_at = row
+            yield make_dead_letter(
+                body,
+                id=id,
+                type=type,
+                reason=reason,
+                attempts=attempts,
+                dead_lettered_at=dead_lettered_at,
+            )
 
     async def count_dead_letters(self) -> int:
         count, _ = await self._read(COUNT_DEAD)
@@ -520,7 +515,7 @@ class SqliteSource(Source):
         return self._in_steps(PURGE)
 
     async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
-        """Work through the dead letters that are there now; yields how many are done."""
+        """Work through the present dead letters; yields how many are done."""
         done = 0
         _, last = await self._read(COUNT_DEAD)
         while changed := await self._call(
@@ -531,9 +526,9 @@ class SqliteSource(Source):
 
     async def _read(self, query: str, **parameters: Any) -> Any:
         """The first row, or None."""
-        return await self._call(self._fetch, query, {"source": self._name, **parameters})
+        return await self._call(self._query, query, {"source": self._name, **parameters})
 
-    def _fetch(self, query: str, parameters: dict[str, Any]) -> Any:
+    def _query(self, query: str, parameters: dict[str, Any]) -> Any:
         assert self._connection is not None
         return self._connection.execute(query, parameters).fetchone()
 
@@ -570,29 +565,29 @@ class SqliteSource(Source):
                 connection.execute("ROLLBACK")
 
 
-def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqliteSource:
+def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqliteBroker:
     """Raises BrokerRefused if the URL names no file."""
-    return SqliteSource(settings, prefetch)
+    return SqliteBroker(settings, prefetch)
 
 
-def _parse(url: str) -> tuple[Path, float]:
-    """The file, and the lease in seconds."""
-    parts = urlsplit(url, allow_fragments=False)
-    name = unquote(parts.path.removeprefix("/"))
-    if parts.netloc or not name or name == ":memory:":
-        msg = "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
-        raise BrokerRefused(msg)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    lease = options.pop("lease_seconds", str(LEASE_SECONDS))
-    with suppress(ValueError):
-        if not options and 0 < float(lease) < math.inf:
-            return Path(name).absolute(), float(lease)
-    msg = "CONSUMER_BROKER_URL: the only option of sqlite is ?lease_seconds=, a number above 0"
-    raise BrokerRefused(msg)
+def _parse(text: str) -> tuple[Path, float]:
+    """The file, and the lease in seconds. Raises BrokerRefused."""
+    if urlsplit(text).netloc:  # sqlite://orders.db
+        raise _names_no_file()
+    url = BrokerUrl(text, like="sqlite:///relative.db", options=["lease_seconds"])
+    if not url.path or url.path == ":memory:":
+        raise _names_no_file()
+    return Path(url.path).absolute(), url.number("lease_seconds", LEASE_SECONDS, at_least=0.01)
+
+
+def _names_no_file() -> BrokerRefused:
+    return BrokerRefused(
+        "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+    )
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Which file this is, whatever it is called; None if it is gone."""
+    """Device and inode of the file; None if it does not exist."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -600,10 +595,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _settle(connection: sqlite3.Connection, settlements: list[Settlement]) -> list[Message]:
-    """Returns the messages that were settled too late."""
+def _settle(connection: sqlite3.Connection, settlements: list[Settlement]) -> list[Settlement]:
+    """Returns those that came too late."""
     return [
-        settlement.message
+        settlement
         for settlement in settlements
         if not _execute(connection, settlement.statements, settlement.parameters)
     ]
@@ -619,7 +614,7 @@ def _execute(
     return changed
 
 
-# The last: many processes began a transaction at the same instant.
+# SQLITE_PROTOCOL: many processes began a transaction at the same instant.
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _TRY_AGAIN = {
     **dict.fromkeys(_LOCKED, "is locked by another program"),
@@ -630,7 +625,7 @@ _GIVE_UP = {
     sqlite3.SQLITE_READONLY: "is read-only",
     sqlite3.SQLITE_NOTADB: "is not an SQLite database",
     sqlite3.SQLITE_CORRUPT: "is damaged",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened or made: this user may not read and write it and its directory",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened or created: this user needs read and write access to it and its directory",
 }
 
 

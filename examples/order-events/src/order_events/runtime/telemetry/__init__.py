@@ -1,22 +1,19 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""What the consumer tells of its work, and to whom: the module beside this one, if there is one.
+"""The interface between the consumer and telemetry: the consumer calls `Telemetry`, which reads a `ConsumerView`.
 
 A new kind of telemetry is one file with a subclass of `Telemetry`, a function ``make_telemetry`` like the
 one here, and its name in `KINDS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from ..message import Message, OutgoingMessage
 from ..settings import ConsumerSettings
-
-if TYPE_CHECKING:
-    from ..consumer import Consumer
 
 KINDS = ("prometheus", "opentelemetry")
 
@@ -24,60 +21,86 @@ CLOSE_SECONDS = 2.0
 """How long `Telemetry.close` may take, unless there is less time left."""
 
 Outcome = Literal["handled", "retried", "rejected", "abandoned"]
-"""What became of a delivery: each has exactly one."""
+"""How a delivery ended: each has exactly one."""
 
 NO_HANDLER = "none"
-"""In a handler's place, for messages whose type no handler has."""
+"""Stands for the handler of a message whose type no handler has."""
+
+
+State = Literal["starting", "consuming", "draining", "stopped"]
+
+
+class ConsumerView(Protocol):
+    """The part of a consumer that telemetry reads, whenever it is scraped or exports."""
+
+    @property
+    def handler_types(self) -> Sequence[str]: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def in_flight(self) -> Mapping[Message, str]:
+        """The in-flight messages, each with its handler's name."""
+
+    @property
+    def outage_count(self) -> int:
+        """How many times the broker was lost."""
+
+    @property
+    def abandoned_count(self) -> int:
+        """Messages that were requeued at the drain deadline."""
+
+    @property
+    def shutdown_began_at(self) -> float | None:
+        """In the event loop's time, in seconds; None before."""
 
 
 class Telemetry:
-    """Counts, and tells nobody: the telemetry of a service that was made without any.
+    """Counts, and exports nothing: the telemetry of a service that has none.
 
-    All but `close` are called in the event loop, for each message: they must not wait, and must not raise.
+    All methods but `close` are called in the event loop, for each message: they must not wait or raise.
     """
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, Outcome], int] = {}
-        """How many messages of which handler had which outcome. All that can be are there from the start:
-        a rate needs the zero before the one."""
+        """Messages by handler and outcome. Every combination exists from the start: a rate needs the zero."""
 
-    def watch(self, consumer: "Consumer") -> None:
-        """Once, before it runs. What can be read from it at any time is not told by calls."""
-        possible = product(consumer.router.types, get_args(Outcome))
+    def watch(self, consumer: ConsumerView) -> None:
+        """Called once, before the consumer runs."""
+        possible = product(consumer.handler_types, get_args(Outcome))
         self.outcomes = dict.fromkeys(
             [*possible, (NO_HANDLER, "rejected"), (NO_HANDLER, "abandoned")], 0
         )
 
     def handling(self, handler: str, messages: Sequence[Message]) -> Any:
-        """A handler begins; returns what `handled` needs to know of that."""
+        """A handler starts; the result is passed to `handled`."""
 
     def handled(self, handling: Any, failure: BaseException | None) -> None:
-        """It has ended, in the same task. The messages are settled next."""
+        """The handler has ended, in the same task. Its messages are settled next."""
 
     def refused(self, handler: str, message: Message, rejection: BaseException) -> None:
-        """No handler had it: its type is unknown (`NO_HANDLER`) or its payload invalid. It is settled next."""
+        """A message that reaches no handler: unknown type (`NO_HANDLER`) or invalid payload. It is settled next."""
 
     def settled(self, handler: str, outcome: Outcome) -> None:
-        """One message is done with."""
+        """One message is settled."""
         self.outcomes[handler, outcome] += 1
 
     def stopped(self, seconds: float) -> None:
-        """The stop is over: so long after it was asked for."""
+        """The drain has ended, this long after the signal."""
 
     def publishing(self, messages: Sequence[OutgoingMessage]) -> AbstractContextManager[object]:
-        """Around the publishing of messages, which may get further headers."""
+        """Around the publishing of messages, to which it may add headers."""
         return nullcontext()
 
     def scrape(self, accept: str) -> tuple[bytes, str] | None:
-        """What ``/metrics`` answers, with its content type; None if it is not there."""
+        """The body of ``/metrics`` and its content type; None without that page."""
         return None
 
     async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
-        """Send what is still to be sent, whatever listens at the other end."""
+        """Export the rest, bounded in time, whatever the collector does."""
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
-    """The telemetry that is in this service; ``service`` is its name."""
+    """The telemetry of this service, whose name is ``service``."""
     for kind in KINDS:
         if find_spec(f".{kind}", __name__):
             made: Telemetry = import_module(f".{kind}", __name__).make_telemetry(service, settings)

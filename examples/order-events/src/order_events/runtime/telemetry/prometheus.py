@@ -4,8 +4,8 @@
 They are in the client library's default registry, so the service's own metrics are on the same page: a
 ``prometheus_client.Counter`` at the top of a handler's file is enough.
 
-All is put together when somebody scrapes. A message costs a few additions to plain numbers, which is enough as
-only the event loop uses them: the library's own metrics take locks, for each message several.
+The page is built at each scrape. A message costs a few additions to plain numbers, since only the event loop uses
+them: the library's own metrics take several locks for each message.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import (
@@ -27,10 +27,7 @@ from prometheus_client.registry import Collector
 
 from ..message import Message
 from ..settings import ConsumerSettings
-from . import Outcome, Telemetry
-
-if TYPE_CHECKING:
-    from ..consumer import Consumer
+from . import ConsumerView, Outcome, State, Telemetry
 
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 BUCKETS = [*map(str, BUCKETS_SECONDS), "+Inf"]
@@ -40,14 +37,14 @@ class PrometheusTelemetry(Telemetry, Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
         self._registry = registry
-        self._consumer: Consumer | None = None
+        self._consumer: ConsumerView | None = None
         self._last_message_at = 0.0
         self._shutdown_seconds: float | None = None
         self._durations = [0] * (len(BUCKETS_SECONDS) + 1)
         self._duration_sum = 0.0
         registry.register(self)
 
-    def watch(self, consumer: "Consumer") -> None:
+    def watch(self, consumer: ConsumerView) -> None:
         super().watch(consumer)
         self._consumer = consumer
 
@@ -71,7 +68,7 @@ class PrometheusTelemetry(Telemetry, Collector):
         return encode(self._registry), content_type
 
     def describe(self) -> Iterator[Metric]:
-        """For the registry, so that it need not `collect` to know the names."""
+        """For the registry, which would otherwise `collect` to learn the names."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -80,7 +77,7 @@ class PrometheusTelemetry(Telemetry, Collector):
             return
         messages = CounterMetricFamily(
             "consumer_messages",
-            "Deliveries by what became of them.",
+            "Deliveries by handler and outcome.",
             labels=["handler", "outcome"],
         )
         for (handler, outcome), count in self.outcomes.items():
@@ -88,47 +85,49 @@ class PrometheusTelemetry(Telemetry, Collector):
         yield messages
         yield HistogramMetricFamily(
             "consumer_message_duration_seconds",
-            "How long a handler took, for a message or for a batch.",
+            "Duration of a handler's call, for a message or a batch.",
             list(zip(BUCKETS, accumulate(self._durations), strict=True)),
             self._duration_sum,
         )
         state = GaugeMetricFamily(
-            "consumer_state", "1 for the state it is in, 0 for the others.", labels=["state"]
+            "consumer_state", "1 for the current state, 0 for the others.", labels=["state"]
         )
-        for name in consumer.states:
+        for name in get_args(State):
             state.add_metric([name], float(name == consumer.state))
         yield state
         yield GaugeMetricFamily(
-            "consumer_messages_in_flight", "Messages in hand.", len(consumer.in_hand)
+            "consumer_messages_in_flight",
+            "In-flight messages: delivered to a handler, not settled yet.",
+            len(consumer.in_flight),
         )
         yield GaugeMetricFamily(
             "consumer_last_message_timestamp_seconds",
-            "When the last message was done with, in Unix time; 0 before the first.",
+            "When the last message was settled, in Unix time; 0 before the first.",
             self._last_message_at,
         )
         yield CounterMetricFamily(
             "consumer_reconnects",
-            "How often the broker was lost, and connected to again.",
-            consumer.source.outage_count,
+            "How many times the broker was lost.",
+            consumer.outage_count,
         )
         yield CounterMetricFamily(
             "consumer_messages_abandoned",
-            "Messages that went back to the broker as the drain time had passed.",
+            "Messages that were requeued at the drain deadline.",
             consumer.abandoned_count,
         )
         yield GaugeMetricFamily(
             "consumer_shutdown_duration_seconds",
-            "How long the stop has taken, so far or in all; 0 before it.",
-            self._seconds_since_stop(consumer),
+            "Duration of the graceful shutdown, so far or in all; 0 before it.",
+            self._shutdown_seconds_so_far(consumer),
         )
 
-    def _seconds_since_stop(self, consumer: "Consumer") -> float:
+    def _shutdown_seconds_so_far(self, consumer: ConsumerView) -> float:
         if self._shutdown_seconds is not None:
             return self._shutdown_seconds
-        set_at = consumer.event.set_at
-        return 0.0 if set_at is None else asyncio.get_running_loop().time() - set_at
+        began_at = consumer.shutdown_began_at
+        return 0.0 if began_at is None else asyncio.get_running_loop().time() - began_at
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
-    """Nothing is counted when there is no port to ask on."""
+    """Without a probe port, which serves the metrics, there are none."""
     return PrometheusTelemetry(REGISTRY) if settings.probe_port else Telemetry()

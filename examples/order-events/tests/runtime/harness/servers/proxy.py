@@ -12,10 +12,8 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 BROKEN = (OSError, asyncio.IncompleteReadError)
-SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts"}
+SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts", "redis": "rediss"}
 """Where the URL tells it by its scheme."""
-SLOW_BYTES = 64
-"""So many at a time where they are slow."""
 
 
 class Proxy:
@@ -36,11 +34,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self.port = 0
-        self.accepted = 0
-        """How many connections were accepted so far."""
         self.bytes_to_broker = 0
-        self.bytes_per_second: float | None = None
-        """How fast each connection is, each way, as long as this is set."""
         self._thread.start()
         self._run(self._listen)
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -88,7 +82,6 @@ class Proxy:
             self.port = self._server.sockets[0].getsockname()[1]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
         self._writers.add(writer)
         if self._server is None:  # it came in the very moment of the refusal
             self._reset(writer)
@@ -130,14 +123,8 @@ class Proxy:
         self._writers.discard(writer)
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
-        while data:
-            rate = self.bytes_per_second
-            size = len(data) if rate is None else SLOW_BYTES
-            writer.write(data[:size])
-            await writer.drain()
-            data = data[size:]
-            if rate is not None:
-                await asyncio.sleep(size / rate)
+        writer.write(data)
+        await writer.drain()
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
         try:

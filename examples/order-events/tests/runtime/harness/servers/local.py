@@ -171,19 +171,17 @@ def has_docker() -> bool:
     return False
 
 
+def free_port() -> int:
+    (port,) = free_ports(1)
+    return port
+
+
 def free_ports(count: int) -> list[int]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
         listener.close()
     return ports
-
-
-def accepts(port: int) -> bool:
-    """Whether anybody listens there; a server may need a better question."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
-        return True
-    return False
 
 
 @contextmanager

@@ -12,12 +12,17 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import harness
+import runtime
+
 Event = dict[str, Any]
 
 WAIT_SECONDS = 30
 """How long an expected event may take before the test fails; far more than on an idle machine."""
 
-PROJECT = Path(__file__).resolve().parents[2]
+SERVICE = Path(__file__).with_name("service.py")
+IMPORTED_FROM = [str(Path(package.__path__[0]).parent) for package in (runtime, harness)]
+"""The folders in which the packages of the runtime and of these tests lie."""
 
 NOISE = ("Traceback", "never retrieved", "never awaited", "was destroyed", "Unclosed", "Warning")
 
@@ -144,10 +149,9 @@ class Ledger:
         return self.ids("end")
 
 
-def service_command(*arguments: str) -> list[str]:
+def service_command(*arguments: str, service: Path = SERVICE) -> list[str]:
     """The test service under the strictest interpreter settings there are."""
-    strict = ["-X", "dev", "-W", "error"]
-    return [sys.executable, *strict, "-m", "tests.runtime.service", *arguments]
+    return [sys.executable, "-P", "-X", "dev", "-W", "error", str(service), *arguments]
 
 
 def service_environment(
@@ -157,11 +161,12 @@ def service_environment(
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
     inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
     inherited["PYTHONMALLOC"] = "default"  # -X dev looks for errors of C in each allocation: slow
-    inherited["PYTHONPATH"] = os.pathsep.join(path for path in (str(PROJECT), *sys.path) if path)
+    path = [*IMPORTED_FROM, *filter(None, [inherited.get("PYTHONPATH")])]
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}
     others = {k: str(v) for k, v in variables.items() if k.isupper()}
     return {
         **inherited,
+        "PYTHONPATH": os.pathsep.join(path),
         "CONSUMER_BROKER_URL": url,
         "CONSUMER_SOURCE": queue,
         "CONSUMER_GROUP": queue,  # as it is for a source that is made without a command line

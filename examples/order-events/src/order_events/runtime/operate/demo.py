@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""The demo: this service on the embedded broker, with sample messages, until all of them are done."""
+"""The demo: the service on the embedded broker, with its example messages, until all of them are settled."""
 
 import asyncio
 import itertools
@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .brokers import make_source
-from .cancellation import CancellationEvent, cancellable_sleep
-from .consumer import Consumer, Lifespan
-from .handlers import Router
-from .message import OutgoingMessage
-from .settings import ConsumerSettings
+from ..brokers import make_source
+from ..cancellation import CancellationEvent, cancellable_sleep
+from ..consumer import Consumer, Lifespan
+from ..handlers import Router
+from ..message import OutgoingMessage
+from ..settings import ConsumerSettings
 from .timeline import Timeline
 
 MESSAGE_COUNT = 20
@@ -27,7 +27,7 @@ async def run_demo(
     make_settings: Callable[..., ConsumerSettings],
     timeline: Timeline | None = None,
 ) -> int:
-    """Publish the examples in turn, consume them, and stop when all are done or on a signal."""
+    """Publish the examples in turn, consume them, and shut down when all are settled or on a signal."""
     with tempfile.TemporaryDirectory(prefix="consumer-demo-") as directory:
         url = f"sqlite:///{Path(directory, 'demo.db').as_posix()}"
         settings = make_settings(broker_url=url, prefetch=None)
@@ -35,7 +35,9 @@ async def run_demo(
             make_source(settings, settings.concurrency), router, event, settings, lifespan, timeline
         )
         consuming = asyncio.create_task(consumer.run())
-        consuming.add_done_callback(lambda _: event.set("demo failed"))  # else we wait for ever
+        consuming.add_done_callback(
+            lambda _: event.set("demo failed")
+        )  # else the demo would wait for ever
         published = 0
         async with make_source(settings) as publisher:
             for message_type, body in itertools.islice(
@@ -50,10 +52,10 @@ async def run_demo(
                     break
             event.set("demo finished")
             exit_code = await consuming
-            left = await publisher.describe()
+            left = (await publisher.describe())[settings.source]
         print(
             f"published {published}, handled {consumer.handled_count},"
-            f" dead letters {consumer.rejected_count}; the queue at the end: {left}"
+            f" dead letters {consumer.rejected_count}, left in the queue {left}"
         )
         if timeline is not None:
             print(timeline.drawn())

@@ -2,10 +2,7 @@
 """A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
-import base64
-import hashlib
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -20,7 +17,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from order_events.runtime.brokers.rabbitmq import delays_ms
+from runtime.brokers.rabbitmq import delays_ms
 
 from . import Counts, PrivateServer, Server, ServerMissing
 from .local import (
@@ -43,11 +40,6 @@ DISK_FREE_BYTES = 10**7
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
 """What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
 
-ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
-ODD_VHOST = "eu/order events"
-READER = ("reader", "reads-and-writes")
-"""May not declare queues."""
-
 # The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
 SCRIPTS = (
     "/usr/lib/rabbitmq/bin/rabbitmq-server",
@@ -57,12 +49,14 @@ SCRIPTS = (
 )
 
 
-class RabbitServer:
+class RabbitServer(Server):
     """Reads the broker's own counts by its protocol."""
+
+    requeues_on_disconnect = True
+    silence_option = "heartbeat=1"
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.impatient_url = url  # a connection that ends is noticed at once
 
     def counts(self, queue: str) -> Counts:
         async def count(connection: AbstractConnection) -> Counts:
@@ -123,15 +117,16 @@ async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int
     return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
 
 
-class PrivateRabbit(RabbitServer):
+class PrivateRabbit(RabbitServer, PrivateServer):
     """A RabbitMQ of one's own, on this port."""
 
     def __init__(
         self, port: int, instance: Instance, control: Callable[[str, str], object]
     ) -> None:
         super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
+        self.control = control
+        """Runs a command of rabbitmqctl."""
         self._instance = instance
-        self._control = control
 
     def kill(self) -> None:
         self._instance.kill()
@@ -139,25 +134,20 @@ class PrivateRabbit(RabbitServer):
     def restart(self) -> None:
         self._instance.restart()
 
-    @contextmanager
-    def alarm(self) -> Iterator[None]:
-        """Less of the disk is free than the broker asks for."""
-        self._control("set_disk_free_limit", str(10**15))
-        try:
-            yield
-        finally:
-            self._control("set_disk_free_limit", str(DISK_FREE_BYTES))
+
+def find_script() -> str | None:
+    """The script that starts an installed server."""
+    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
+    script = str(found[0]) if found else shutil.which("rabbitmq-server")
+    return script if shutil.which("epmd") else None
 
 
 @contextmanager
 def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
-    """Own port, own data, own Erlang port mapper."""
+    """Own port, own data, own Erlang port mapper; a rabbitmq.conf that lies there is used."""
     port, distribution_port, epmd_port = free_ports(3)
-    definitions = directory / "definitions.json"
-    definitions.write_text(json.dumps(_definitions()))
-    (directory / "rabbitmq.conf").write_text(
-        f"load_definitions = {definitions}\ndisk_free_limit.absolute = {DISK_FREE_BYTES}\n"
-    )
+    with (directory / "rabbitmq.conf").open("a") as configuration:
+        configuration.write(f"disk_free_limit.absolute = {DISK_FREE_BYTES}\n")
     (directory / "enabled_plugins").write_text("[].")
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -183,14 +173,13 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
     try:
         node = ServerProcess([script], directory, lambda: _answers(port), environment)
         ctl = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
+        output = subprocess.DEVNULL
+
+        def control(*command: str) -> None:
+            subprocess.run([*ctl, *command], env=environment, check=True, stdout=output)
+
         try:
-            yield PrivateRabbit(
-                port,
-                node,
-                lambda *command: subprocess.run(
-                    [*ctl, *command], env=environment, check=True, stdout=subprocess.DEVNULL
-                ),
-            )
+            yield PrivateRabbit(port, node, control)
         finally:
             node.close()
     finally:
@@ -211,7 +200,7 @@ def _in_docker() -> Iterator[PrivateRabbit]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """What was in hand, or acknowledged in the last instant: all of it unsettled, as the broker saw it."""
+    """What was in hand, or acknowledged in the last instant: all of it unacked, as the broker saw it."""
     return prefetch
 
 
@@ -219,9 +208,7 @@ def most_repeated(prefetch: int) -> float:
 def private(directory: Path) -> Iterator[PrivateServer]:
     # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
     # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
-    found = [path for pattern in SCRIPTS for path in Path("/").glob(pattern.lstrip("/"))]
-    script = str(found[0]) if found else shutil.which("rabbitmq-server")
-    if script is not None and shutil.which("epmd"):
+    if (script := find_script()) is not None:
         with _installed(script, directory) as server:
             yield server
     elif has_docker():
@@ -253,25 +240,3 @@ def _answers(port: int) -> bool:
             return connection.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def _definitions() -> dict[str, Any]:
-    users = [("guest", "guest"), ODD_USER, READER]
-    rights = [("guest", "/", ".*"), (ODD_USER[0], ODD_VHOST, ".*"), (READER[0], "/", "^$")]
-    return {
-        "vhosts": [{"name": "/"}, {"name": ODD_VHOST}],
-        "users": [
-            {"name": name, "password_hash": _password_hash(password), "tags": ""}
-            for name, password in users
-        ],
-        "permissions": [
-            {"user": user, "vhost": vhost, "configure": configure, "write": ".*", "read": ".*"}
-            for user, vhost, configure in rights
-        ],
-    }
-
-
-def _password_hash(password: str) -> str:
-    """As RabbitMQ keeps it: a salt of four bytes, and the SHA-256 of salt and password."""
-    salt = os.urandom(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

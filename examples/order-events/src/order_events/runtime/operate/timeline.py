@@ -1,25 +1,22 @@
 # cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
-"""A stop, drawn in the terminal: ``demo --timeline``. It shows what telemetry and log were told, and nothing else."""
+"""A graceful shutdown, drawn in the terminal: ``demo --timeline``. Its only sources are telemetry and the log."""
 
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .message import Message
-from .telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from .consumer import Consumer
+from ..message import Message
+from ..telemetry import ConsumerView, Telemetry
 
 COLUMNS = 48
 """The width of the bars, in characters."""
 STEPS = {
-    "deliveries": "the broker delivers no more; what was not begun is given back",
-    "return": "what was in hand is given back",
+    "deliveries": "deliveries stopped; messages that no worker took are requeued",
+    "requeue": "in-flight messages are requeued",
     "source": "the connection is closed",
-    "lifespan": "what the handlers share is closed",
+    "lifespan": "the lifespan is closed",
 }
 MARKS = ("stop_requested", "draining", "message_abandoned", "forced", "close_failed", "drained")
 
@@ -35,7 +32,7 @@ class _Call:
 
 
 class _Listener(logging.Handler):
-    """Notes what the log says of a stop."""
+    """Records the log events of a shutdown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,13 +47,13 @@ class _Listener(logging.Handler):
         if name == "step_done":
             self.marks.append((time.monotonic(), STEPS[event["step"]]))
         elif name in MARKS:
-            shown = ("reason", "in_flight", "id", "step", "handled", "returned", "abandoned")
+            shown = ("reason", "in_flight", "id", "step", "handled", "requeued", "abandoned")
             details = [f"{key} {event[key]}" for key in shown if key in event]
             self.marks.append((time.monotonic(), f"{name}: {', '.join(details)}"))
 
 
 class Timeline(Telemetry):
-    """Give it to a consumer; `drawn` tells afterwards how that stopped."""
+    """The telemetry of a consumer whose shutdown `drawn` shows afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +63,12 @@ class Timeline(Telemetry):
         root = logging.getLogger()
         for handler in root.handlers:
             handler.setLevel(root.level)  # the log stays as it is
-        root.setLevel(logging.DEBUG)  # the steps of a stop are not in it
+        root.setLevel(logging.DEBUG)  # the log at its own level has no steps
         root.addHandler(listener)
 
-    def watch(self, consumer: "Consumer") -> None:
+    def watch(self, consumer: ConsumerView) -> None:
         super().watch(consumer)
-        self._event = consumer.event
+        self._consumer = consumer
 
     def handling(self, handler: str, messages: Sequence[Message]) -> _Call:
         self._calls.append(call := _Call(handler, time.monotonic()))
@@ -82,17 +79,17 @@ class Timeline(Telemetry):
         handling.outcome = "handled" if failure is None else type(failure).__name__
 
     def drawn(self) -> str:
-        """A line for each call that the stop found at work, and one for each thing that happened since."""
-        zero = self._event.set_at
+        """A line for each handler in flight at the signal, and one for each event after it."""
+        zero = self._consumer.shutdown_began_at
         if zero is None or not self._marks:
-            return "there was no stop"
+            return "there was no shutdown"
         end = self._marks[-1][0]
         calls = [c for c in self._calls if c.ended_at is None or c.ended_at > zero]
-        # A handler that had begun long ago is shown from the middle of its work.
+        # A handler that started long before the signal is shown from the middle of its run.
         begin = max(min([zero, *(call.began_at for call in calls)]), zero - (end - zero))
         scale = COLUMNS / max(end - begin, 0.001)
         width = max((len(call.handler) for call in calls), default=0)
-        lines = ["the stop, in seconds after it was asked for"]
+        lines = ["the shutdown, in seconds after the signal"]
         for call in calls:
             first, until = max(call.began_at, begin), call.ended_at or end
             before = round((min(zero, until) - first) * scale)

@@ -1,0 +1,76 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""Every error that ends the service or a command, and every exit code::
+
+    ServiceError
+    ├── UsageError             2   the command line asks for something that cannot be done
+    ├── SettingsError          2   a setting has a wrong value
+    ├── HandlerError           2   a handler's signature cannot be used
+    └── BrokerError
+        ├── BrokerRefused      2   the broker answered no: credentials, other arguments, a foreign file
+        ├── BrokerUnavailable  69  the broker does not answer, for now: worth another attempt
+        └── SourceFailed       1   the source broke while consuming, and cannot recover
+
+The text of each is one sentence for an operator, without a password. The exceptions by which a handler settles its
+own message, `Retry` and `Reject`, are in message.py: they never leave the consumer.
+"""
+
+from enum import IntEnum
+from signal import Signals
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every command; a supervisor can rely on them."""
+
+    DRAINED = 0
+    """Done; after a signal: drained, with every in-flight message settled."""
+    CRASHED = 1
+    """A failure that ended the service; also: ``check --vendored`` found a difference."""
+    USAGE = 2
+    """A setting, a handler, the command line, or a refusal of the broker."""
+    UNAVAILABLE = 69
+    """The broker could not be reached at start, within ``CONSUMER_CONNECT_SECONDS``."""
+    DEADLINE = 75
+    """The drain time passed, and unfinished messages were requeued."""
+
+
+def forced_exit_code(signum: Signals | int) -> int:
+    """The exit code of a process that this signal ended, as a shell would report it."""
+    return 128 + signum
+
+
+class ServiceError(Exception):
+    """One sentence for an operator; see the tree above."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UsageError(ServiceError):
+    """The command line asks for something that cannot be done."""
+
+
+class SettingsError(ServiceError):
+    """A setting has a wrong value: one line that names the variable, never the value."""
+
+
+class HandlerError(ServiceError):
+    """A handler's signature cannot be used: one sentence that names the handler."""
+
+
+class BrokerError(ServiceError):
+    """Something about the broker, with its address but without credentials."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker answered no, and would again: there is no further attempt."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker does not answer, for now: worth another attempt."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class SourceFailed(BrokerError):
+    """The source broke while consuming and cannot recover: the service drains and exits."""
+
+    exit_code = ExitCode.CRASHED

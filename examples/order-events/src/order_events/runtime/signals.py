@@ -1,0 +1,33 @@
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+"""Which signals shut the service down, and which of them force it."""
+
+import signal
+from signal import Signals
+
+SHUTDOWN_SIGNALS = [
+    # SIGHUP, a closed terminal, shuts down as SIGTERM does; SIGBREAK is how Windows ends a process group.
+    Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if name in Signals.__members__
+]
+PAIR_SECONDS = 0.3
+"""Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal does not force."""
+
+
+def shutdown_signals() -> list[Signals]:
+    """Those that this process handles: nohup has SIGHUP ignored, so that the service outlives the terminal."""
+    return [
+        signum
+        for signum in SHUTDOWN_SIGNALS
+        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
+
+
+def forces(signum: Signals, seconds_after_first: float) -> bool:
+    """Whether this signal, after the one that began the shutdown, ends the drain at once."""
+    return signum is Signals.SIGINT and seconds_after_first >= PAIR_SECONDS
+
+
+def name_of(reason: Signals | str | None) -> str:
+    """The reason of a `CancellationEvent` as the log shows it."""
+    return reason.name if isinstance(reason, Signals) else str(reason)
