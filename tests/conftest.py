@@ -1,5 +1,7 @@
 """Renders with pytest-cookies, and sums up at the end what was proved."""
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +18,13 @@ from support.rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Prove, Rende
 pytest.register_assert_rewrite("harness")
 
 from harness.servers import ServerMissing, rabbitmq, skip_without_server  # noqa: E402
+from tools import kafka  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """Where there is Maven, Kafka can be had too."""
+    if shutil.which("mvn") and shutil.which("java"):
+        os.environ.setdefault("CONSUMER_TEST_BROKER_COMMAND", kafka.command())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -212,7 +212,7 @@ def test_kafka_has_the_settings_that_the_tests_give_it(render: Render) -> None:
 
 
 def servers_file(render: Render, broker: str) -> str:
-    return render(broker=broker).read(f"tests/runtime/servers/{broker}.py")
+    return render(broker=broker).read(f"tests/runtime/harness/servers/{broker}.py")
 
 
 @pytest.mark.parametrize("ci", CI)

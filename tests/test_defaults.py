@@ -13,7 +13,7 @@ from support.rendered import BIN, Render, Service
 
 DELETE = """
 import sys
-from tests.runtime.servers.rabbitmq import RabbitServer
+from harness.servers.rabbitmq import RabbitServer
 RabbitServer(sys.argv[1]).delete(sys.argv[2])
 """
 
@@ -66,4 +66,8 @@ def test_what_is_published_is_handled_and_sigterm_ends_it_with_nothing_left(
         assert f"{queue}: 0\n" in order_events("check")
     finally:
         arguments = ("python", "-c", DELETE, rabbitmq_url, queue)
-        service.run(*arguments, environment=service.environment(), PYTHONPATH="src:.")
+        service.run(
+            *arguments,
+            environment=service.environment(),
+            PYTHONPATH="src/order_events:tests/runtime",
+        )

@@ -29,7 +29,7 @@ def template(tmp_path: Path) -> Path:
         table.read_text("utf-8").replace(row, f'{row}    "spool": "spool",\n'), "utf-8"
     )
     # 3. The server, for the tests.
-    shutil.copy(OWN / "server.py", template / TREE / "tests/runtime/servers/spool.py")
+    shutil.copy(OWN / "server.py", template / TREE / "tests/runtime/harness/servers/spool.py")
     # 4. The question.
     questions = json.loads((template / "cookiecutter.json").read_text("utf-8"))
     questions["broker"].append("spool")
@@ -46,7 +46,7 @@ def template(tmp_path: Path) -> Path:
         "service": {},
         "packages": "",
         "runtime": ["brokers/spool.py"],
-        "tests": ["servers/spool.py"],
+        "tests": ["harness/servers/spool.py"],
         "kubernetes": [],
     }
     (template / "cookiecutter.json").write_text(json.dumps(questions), "utf-8")

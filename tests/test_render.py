@@ -36,22 +36,31 @@ ALWAYS = [
     "src/{package}/runtime/MANIFEST.sha256",
     "src/{package}/runtime/__init__.py",
     "src/{package}/runtime/brokers/__init__.py",
+    "src/{package}/runtime/brokers/buffer.py",
+    "src/{package}/runtime/brokers/delivery.py",
+    "src/{package}/runtime/brokers/requests.py",
     "src/{package}/runtime/brokers/source.py",
     "src/{package}/runtime/brokers/sqlite.py",
+    "src/{package}/runtime/brokers/url.py",
     "src/{package}/runtime/cancellation.py",
-    "src/{package}/runtime/cli.py",
     "src/{package}/runtime/consumer.py",
-    "src/{package}/runtime/demo.py",
+    "src/{package}/runtime/errors.py",
     "src/{package}/runtime/handlers.py",
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
+    "src/{package}/runtime/operate/__init__.py",
+    "src/{package}/runtime/operate/cli.py",
+    "src/{package}/runtime/operate/console.py",
+    "src/{package}/runtime/operate/demo.py",
+    "src/{package}/runtime/operate/timeline.py",
+    "src/{package}/runtime/operate/vendored.py",
     "src/{package}/runtime/ordering.py",
     "src/{package}/runtime/probes.py",
+    "src/{package}/runtime/service.py",
     "src/{package}/runtime/settings.py",
+    "src/{package}/runtime/signals.py",
     "src/{package}/runtime/systemd.py",
     "src/{package}/runtime/telemetry/__init__.py",
-    "src/{package}/runtime/timeline.py",
-    "src/{package}/runtime/vendored.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
@@ -59,32 +68,19 @@ ALWAYS = [
     "tests/handlers/__init__.py",
     "tests/runtime/__init__.py",
     "tests/runtime/conftest.py",
-    "tests/runtime/handoff.py",
-    "tests/runtime/helpers.py",
-    "tests/runtime/process.py",
-    "tests/runtime/servers/__init__.py",
-    "tests/runtime/servers/local.py",
-    "tests/runtime/servers/proxy.py",
-    "tests/runtime/servers/sqlite.py",
-    "tests/runtime/service.py",
-    "tests/runtime/test_bad_input.py",
-    "tests/runtime/test_cancellation.py",
-    "tests/runtime/test_cancellation_properties.py",
-    "tests/runtime/test_cli.py",
-    "tests/runtime/test_consumer.py",
+    "tests/runtime/harness/__init__.py",
+    "tests/runtime/harness/contract.py",
+    "tests/runtime/harness/fixtures.py",
+    "tests/runtime/harness/process.py",
+    "tests/runtime/harness/scene.py",
+    "tests/runtime/harness/servers/__init__.py",
+    "tests/runtime/harness/servers/local.py",
+    "tests/runtime/harness/servers/proxy.py",
+    "tests/runtime/harness/service.py",
     "tests/runtime/test_contract.py",
     "tests/runtime/test_drift.py",
-    "tests/runtime/test_handlers.py",
-    "tests/runtime/test_ordering.py",
     "tests/runtime/test_outage.py",
-    "tests/runtime/test_probes.py",
-    "tests/runtime/test_settings.py",
     "tests/runtime/test_shutdown.py",
-    "tests/runtime/test_signals.py",
-    "tests/runtime/test_source.py",
-    "tests/runtime/test_sqlite.py",
-    "tests/runtime/test_systemd.py",
-    "tests/runtime/test_watchdog.py",
     "tools/handler.stub",
     "tools/new_handler.py",
     "tools/test_handler.stub",
@@ -130,14 +126,17 @@ def check_template_language(service: Service, _: Combination) -> None:
     assert [name for name, content in service.files.items() if left.search(content)] == []
 
 
-def check_runtime(service: Service, _: Combination) -> None:
-    """The same bytes in every service."""
-    folder = f"src/{service.package}/runtime/"
-    found = {name.removeprefix(folder): content for name, content in service.files.items()}
-    original = TREE / "src/{{cookiecutter.package_name}}/runtime"
-    for file in original.rglob("*.py"):
-        name = file.relative_to(original).as_posix()
-        assert found.get(name, file.read_bytes()) == file.read_bytes(), name
+def check_vendored(service: Service, _: Combination) -> None:
+    """The runtime and its tests are the same bytes in every service."""
+    folders = {
+        f"src/{service.package}/runtime/": TREE / "src/{{cookiecutter.package_name}}/runtime",
+        "tests/runtime/": TREE / "tests/runtime",
+    }
+    for folder, original in folders.items():
+        found = {name.removeprefix(folder): content for name, content in service.files.items()}
+        for file in original.rglob("*.py"):
+            name = file.relative_to(original).as_posix()
+            assert found.get(name, file.read_bytes()) == file.read_bytes(), name
 
 
 def check_first_lines(service: Service, _: Combination) -> None:
@@ -183,7 +182,7 @@ CHECKS = [
     check_files,
     check_telemetry_that_was_not_chosen,
     check_template_language,
-    check_runtime,
+    check_vendored,
     check_first_lines,
     check_answers,
     check_bounds,

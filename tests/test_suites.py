@@ -4,13 +4,11 @@ The runtime's tests in place are a part of every run of pytest here, on this Pyt
 they run again on the other Pythons, and with the lowest versions: a service's own lock may choose any of these.
 """
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import pytest
 
 from support.rendered import (
     BIN,
-    CHOICES,
     TEMPLATE,
     TREE,
     Combination,
@@ -30,21 +27,9 @@ from support.rendered import (
     run,
 )
 from tasks import requirements
-from tools import kafka
 
 IN_PLACE = ("tests/runtime", f"{TREE.name}/tests/runtime")
 QUICK = ("-m", "not slow")
-
-
-def variables_of(brokers: Iterable[str]) -> dict[str, str]:
-    """What the tests need to start a server of these brokers."""
-    if "kafka" in brokers:
-        try:
-            return kafka.variables()
-        except kafka.KafkaMissing as missing:
-            if os.environ.get("REQUIRE_BROKERS") == "1":
-                pytest.fail(str(missing))
-    return {}
 
 
 class Suite:
@@ -66,7 +51,8 @@ class Suite:
     def in_place(self, environment: Path, what: str, *arguments: str, **variables: str) -> Result:
         """Without tests/conftest.py, whose fixtures need what no service has."""
         command = [str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
-        command += ["-p", "no:cacheprovider", "--confcutdir=tests/runtime", "-n", "2", *arguments]
+        command += ["-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir=."]
+        command += ["--confcutdir=tests/runtime", "-n", "2", *arguments]
         began_at = time.monotonic()
         env = {"PYTHONMALLOC": "default", **variables}
         result = run(*command, cwd=TEMPLATE, check=False, env=env)
@@ -96,8 +82,7 @@ def test_its_own_suite_passes(service: Service, combination: Combination, suite:
     """
     broker = combination["broker"]
     if combination["handler_stub"] == "json" and combination.names == "short":
-        variables = variables_of([broker])
-        suite.of_service(service, f"broker={broker}, whole", "-n", "2", **variables)
+        suite.of_service(service, f"broker={broker}, whole", "-n", "2")
     else:
         suite.of_service(service, f"broker={broker}, without the slow tests", *QUICK)
 
@@ -175,8 +160,7 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite)
     suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
     files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
     files.append("tests/runtime/test_connecting.py")
-    variables = variables_of(CHOICES["broker"])
-    suite.in_place(environment, f"{what}, on every broker", *files, **variables)
+    suite.in_place(environment, f"{what}, on every broker", *files)
 
 
 ON_UVLOOP = """

@@ -75,15 +75,9 @@ def copy_template(folder: Path) -> Path:
     """What git has of the template, as far as a render or the demo needs it."""
     copy = folder / "template"
     copy.mkdir()
-    for name in (
-        "cookiecutter.json",
-        "demo.py",
-        "scaffold.py",
-        "local_extensions.py",
-        ".gitattributes",
-    ):
+    for name in ("cookiecutter.json", "local_extensions.py", ".gitattributes"):
         shutil.copy(TEMPLATE / name, copy)
-    for name in ("hooks", TREE.name):
+    for name in ("hooks", "tools", TREE.name):
         shutil.copytree(TEMPLATE / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))
     return copy
 
@@ -92,7 +86,7 @@ def test_the_demo_needs_nothing_that_windows_lacks(
     tmp_path: Path, like_windows: dict[str, str]
 ) -> None:
     template = copy_template(tmp_path)
-    shown = run(sys.executable, "demo.py", cwd=template, env=like_windows).stdout
+    shown = run(sys.executable, "-m", "tools.demo", cwd=template, env=like_windows).stdout
     counted = dict(re.findall(r"^ +(published|handled|lost|handled twice) +(\d+)", shown, re.M))
     assert counted == {"published": "60", "handled": "60", "lost": "0", "handled twice": "0"}
 
@@ -182,7 +176,7 @@ def test_without_gitattributes_it_would_not(render_own: Render, tmp_path: Path) 
     service = render_own()
     (service.path / ".gitattributes").unlink()
     checkout = checked_out(service.path, tmp_path / "checkout")
-    assert b"\r\n" in checkout.files["src/order_events/runtime/cli.py"]
+    assert b"\r\n" in checkout.files["src/order_events/runtime/service.py"]
 
 
 def checked_out(folder: Path, checkout: Path) -> Service:

@@ -66,13 +66,14 @@ class KafkaMissing(Exception):
 def variables() -> dict[str, str]:
     """The environment variable by which a service's tests start a broker. Raises KafkaMissing."""
     install()
+    return {"CONSUMER_TEST_BROKER_COMMAND": command()}
+
+
+def command() -> str:
+    """For CONSUMER_TEST_BROKER_COMMAND; the first broker that it starts is also installed by it."""
     # With the path of this repository, as a service's tests may run it.
     program = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tools.kafka"]
-    return {
-        "CONSUMER_TEST_BROKER_COMMAND": shlex.join(
-            [*program, "--port", "{port}", "--directory", "{directory}"]
-        )
-    }
+    return shlex.join([*program, "--port", "{port}", "--directory", "{directory}"])
 
 
 def variables_for(broker: str) -> dict[str, str]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from . import Counts, Server
 
 
-class Folder:
+class Folder(Server):
+    lease_option = "lease_seconds=1"
+    lease_seconds = 1
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.url = f"spool:///{folder}"
-        self.impatient_url = f"{self.url}?lease_seconds=1"
 
     def _names(self, queue: str, folder: str) -> list[str]:
         path = self._folder / queue / folder

@@ -2,8 +2,8 @@
 """A spool: one file for each message, in folders that the processes of one machine share.
 
 ``spool:////var/spool/orders``, with ``?lease_seconds=30``. A message is in ``ready``, in ``held/<consumer>``, or in
-``dead``; renaming its file from one to the next is what makes sure that one consumer has it. Whoever sees
-that a consumer has not touched its folder for longer than the lease puts its messages back.
+``dead``; renaming its file from one to the next ensures that one consumer has it. A consumer that has not touched its
+folder for longer than the lease counts as dead: the others move its messages back.
 """
 
 import asyncio
@@ -16,11 +16,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
-from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..errors import BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .source import BrokerRefused, BrokerUnavailable, Capabilities, Connectivity, Source
+from .delivery import json_object, make_dead_letter, make_message
+from .source import Broker, Capabilities, Connectivity
+from .url import BrokerUrl
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -28,44 +30,41 @@ POLL_SECONDS = 0.05
 _last_words = itertools.count()
 
 
-class SpoolSource(Source):
+class SpoolBroker(Broker):
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
-        url = urlsplit(settings.broker_url.get_secret_value())
-        root = Path(unquote(url.path)[1:]).absolute() / settings.source
+        text = settings.broker_url.get_secret_value()
+        url = BrokerUrl(text, like="spool:////var/spool", options=["lease_seconds"])
+        root = Path(url.path).absolute() / settings.source
         self._ready, self._all_held, self._dead = root / "ready", root / "held", root / "dead"
         self._held = self._all_held / uuid.uuid4().hex
-        self._lease_seconds = float(parse_qs(url.query).get("lease_seconds", [LEASE_SECONDS])[0])
+        self._lease_seconds = url.number("lease_seconds", LEASE_SECONDS, at_least=0.01)
         self.connectivity = Connectivity(str(root))
-        self._unacked: set[Message] = set()
         self._closing = asyncio.Event()
         self._fetcher: asyncio.Task[None] | None = None
-        self._taking = False
 
     async def __aenter__(self) -> Self:
         try:
             for folder in (self._ready, self._all_held, self._dead):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"{self.connectivity.broker} cannot be used: {error.strerror}"
+            msg = f"{self.connectivity.address} cannot be used: {error.strerror}"
             raise BrokerRefused(msg) from error
         self.connectivity.established()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._taking, self.connectivity.up = False, False
+        self.connectivity.up = False
         self._closing.set()
         if self._fetcher is not None:
             await asyncio.wait({self._fetcher}, timeout=1)
-        for message in self.buffer.take_all():
-            await self.requeue(message)
-        self._unacked.clear()
+        self.unacked.clear()
         if self._held.exists():
-            self._put_back(self._held)
+            self._reclaim(self._held)
 
     @property
     def connected(self) -> bool:
@@ -73,30 +72,25 @@ class SpoolSource(Source):
 
     async def start(self) -> None:
         self._held.mkdir()
-        self._taking = True
-        self._fetcher = asyncio.create_task(self._fill_for_ever(), name="spool-fetcher")
+        self._fetcher = asyncio.create_task(self._fetch_for_ever(), name="spool-fetcher")
 
-    async def stop(self) -> None:
-        self._taking = False
-        for message in self.buffer.take_all():
-            await self.requeue(message)
-        self.buffer.close()
+    async def _stop_fetching(self) -> None: ...  # `stopped` says it
 
-    async def _fill_for_ever(self) -> None:
+    async def _fetch_for_ever(self) -> None:
         try:
-            await self.connectivity.keep(self._fill, until=self._closing)
+            await self.connectivity.keep(self._fetch, until=self._closing)
         except Exception as failure:
             self.buffer.fail(failure)
 
-    async def _fill(self) -> None:
+    async def _fetch(self) -> None:
         try:
-            os.utime(self._held)  # also while draining: the messages in hand are ours
+            os.utime(self._held)  # also while draining: in-flight messages stay with this consumer
             for other in self._all_held.iterdir():
                 with suppress(FileNotFoundError):
                     if time.time() - other.stat().st_mtime > self._lease_seconds:
-                        self._put_back(other)
-            for file in _files(self._ready) if self._taking else ():
-                if len(self._unacked) >= self.prefetch or file.name > _name(time.time()):
+                        self._reclaim(other)
+            for file in () if self.stopped else _files(self._ready):
+                if len(self.unacked) >= self.prefetch or file.name > _name(time.time()):
                     break
                 with suppress(FileNotFoundError):  # another consumer was quicker
                     self._take(file)
@@ -109,47 +103,35 @@ class SpoolSource(Source):
 
     def _take(self, ready: Path) -> None:
         file = ready.rename(self._held / ready.name)
-        about, body = _read(file)
-        message = Message(
-            body, about["id"], about["type"], about["headers"], about["failures"] + 1, file
-        )
-        self._unacked.add(message)
-        self.buffer.put(message)
+        self._deliver(_message(file))
 
-    def _put_back(self, held: Path) -> None:
+    def _reclaim(self, held: Path) -> None:
         for file in held.iterdir():
             with suppress(FileNotFoundError):
                 file.rename(self._ready / file.name)
         with suppress(OSError):
             held.rmdir()
 
-    # -- settling: a message whose file is gone is somebody else's by now
+    # -- settling
 
-    def _settle(self, message: Message) -> bool:
-        known = message in self._unacked and message.receipt.exists()
-        self._unacked.discard(message)
-        return known
+    def _lost_because(self, message: Message) -> str:
+        return "" if message.receipt.exists() else "its lease had expired"
 
-    async def ack(self, message: Message) -> None:
-        if self._settle(message):
-            message.receipt.unlink()
+    async def _ack(self, message: Message) -> None:
+        message.receipt.unlink()
 
-    async def requeue(self, message: Message) -> None:
-        if self._settle(message):
-            message.receipt.rename(self._ready / message.receipt.name)
-            self.requeued_count += 1
+    async def _requeue(self, message: Message) -> None:
+        message.receipt.rename(self._ready / message.receipt.name)
 
-    async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        if self._settle(message):
-            due = time.time() + delay_seconds
-            self._write(self._ready, message.body, due, **_about(message))
-            message.receipt.unlink()
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        due = time.time() + delay_seconds
+        self._write(self._ready, message.body, due, **_about(message))
+        message.receipt.unlink()
 
-    async def reject(self, message: Message, reason: str) -> None:
-        if self._settle(message):
-            about = {**_about(message), "reason": reason, "dead_lettered_at": time.time()}
-            self._write(self._dead, message.body, time.time(), **about)
-            message.receipt.unlink()
+    async def _reject(self, message: Message, reason: str) -> None:
+        about = {**_about(message), "reason": reason, "dead_lettered_at": time.time()}
+        self._write(self._dead, message.body, time.time(), **about)
+        message.receipt.unlink()
 
     # -- publishing and dead letters
 
@@ -175,14 +157,14 @@ class SpoolSource(Source):
 
     async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
         for file in _files(self._dead)[:limit]:
-            about, body = _read(file)
-            yield DeadLetter(
+            body, about = _read(file)
+            yield make_dead_letter(
                 body,
-                about["id"],
-                about["type"],
-                about["reason"],
-                about["failures"],
-                about["dead_lettered_at"],
+                id=about.get("id"),
+                type=about.get("type"),
+                reason=about.get("reason"),
+                attempts=about.get("failures"),
+                dead_lettered_at=about.get("dead_lettered_at"),
             )
 
     async def count_dead_letters(self) -> int:
@@ -190,9 +172,8 @@ class SpoolSource(Source):
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
         for moved, file in enumerate(_files(self._dead), start=1):
-            about, body = _read(file)
-            fresh = OutgoingMessage(body, about["type"], about["id"], about["headers"])
-            await self.publish([fresh])
+            old = _message(file)
+            await self.publish([OutgoingMessage(old.body, old.type, old.id, old.headers)])
             file.unlink()
             yield moved
 
@@ -202,8 +183,8 @@ class SpoolSource(Source):
             yield deleted
 
 
-def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SpoolSource:
-    return SpoolSource(settings, prefetch)
+def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SpoolBroker:
+    return SpoolBroker(settings, prefetch)
 
 
 def _name(due: float) -> str:
@@ -226,6 +207,19 @@ def _about(message: Message | OutgoingMessage) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> tuple[dict[str, Any], bytes]:
+def _message(file: Path) -> Message:
+    body, about = _read(file)
+    return make_message(
+        body,
+        id=about.get("id"),
+        type=about.get("type"),
+        headers=about.get("headers"),
+        failures=about.get("failures"),
+        receipt=file,
+    )
+
+
+def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
+    """The body, and what the first line says of it: any program may have written it."""
     about, _, body = file.read_bytes().partition(b"\n")
-    return json.loads(about), body
+    return body, json_object(about)

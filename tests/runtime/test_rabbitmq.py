@@ -4,8 +4,8 @@ import asyncio
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
 from types import SimpleNamespace
@@ -115,14 +115,15 @@ def with_users(start_secured: Start) -> str:
     return start_secured(rabbitmq_with_users)
 
 
-@contextmanager
-def alarm(server: PrivateRabbit) -> Iterator[None]:
+@asynccontextmanager
+async def alarm(server: PrivateRabbit) -> AsyncIterator[None]:
     """Less of the disk is free than the broker asks for."""
-    server.control("set_disk_free_limit", str(10**15))
+    # In a thread: rabbitmqctl takes seconds, in which the event loop must send heartbeats.
+    await asyncio.to_thread(server.control, "set_disk_free_limit", str(10**15))
     try:
         yield
     finally:
-        server.control("set_disk_free_limit", str(DISK_FREE_BYTES))
+        await asyncio.to_thread(server.control, "set_disk_free_limit", str(DISK_FREE_BYTES))
 
 
 @asynccontextmanager
@@ -251,7 +252,7 @@ class TestOutages:
         async with connect(prefetch=4, broker_url=f"{node.url}?heartbeat=1") as source:
             published = await publish(source, 30)
             failed, *others = await take(source, 4)
-            with alarm(node):
+            async with alarm(node):
                 retrying = asyncio.create_task(source.retry(failed, 0.1, "not now"))
                 for message in others:
                     await source.ack(message)
@@ -296,7 +297,7 @@ class TestOutages:
         assert isinstance(node, PrivateRabbit)
         async with connect(broker_url=node.url) as source:
             published = await publish(source, 1)
-        with alarm(node):
+        async with alarm(node):
             async with connect(prefetch=1, broker_url=node.url) as source:
                 (message,) = await take(source, 1)
                 retrying = asyncio.create_task(source.retry(message, 0.1, "not now"))

@@ -223,7 +223,10 @@ MODULES = {"PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH))}
 """Where the commands of tasks.py find tools, runtime and harness."""
 BIN = "Scripts" if os.name == "nt" else "bin"
 Result = subprocess.CompletedProcess[str]
-INHERITED = ("CONSUMER_TEST_BROKER_URL", "HOME", "LANG", "PATH", "REQUIRE_BROKERS", "TMPDIR")
+INHERITED = (
+    *("CONSUMER_TEST_BROKER_COMMAND", "CONSUMER_TEST_BROKER_URL", "REQUIRE_BROKERS"),
+    *("HOME", "LANG", "PATH", "TMPDIR"),
+)
 INSTALLERS = ("PIP_", "UV_", "SSL_", "HTTP", "http")
 
 

@@ -1,0 +1,57 @@
+"""A service is mostly yours: how many lines it has, and which of them are marked as vendored."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.rendered import CHOICES, Render, Service
+from support.repositories import commit_all, git, without_git
+
+WAY_OF_A_MESSAGE = ("message", "cancellation", "consumer", "handlers", "brokers/source")
+"""The files of the runtime on the way of a message, but for its broker."""
+
+
+def lines(service: Service, *beginnings: str) -> int:
+    """How many there are in the files whose names begin so."""
+    texts = [text for name, text in service.files.items() if name.startswith(beginnings)]
+    assert texts
+    return sum(text.count(b"\n") for text in texts)
+
+
+def test_a_default_service_has_at_most_9000_lines(render: Render) -> None:
+    assert lines(render(), "") <= 9_000
+
+
+@pytest.mark.parametrize("broker", CHOICES["broker"])
+def test_a_service_has_at_most_2500_lines_of_vendored_tests(render: Render, broker: str) -> None:
+    """On the default broker; some servers need a few more for the tests to read them."""
+    most = 2_500 if broker == "rabbitmq" else 2_550
+    assert lines(render(broker=broker), "tests/runtime/") <= most
+
+
+def test_the_way_of_a_message_has_at_most_2500_lines(render: Render) -> None:
+    service = render()
+    files = [f"src/{service.package}/runtime/{name}.py" for name in WAY_OF_A_MESSAGE]
+    assert lines(service, *files) <= 1_400
+    assert lines(service, *files, f"src/{service.package}/runtime/brokers/rabbitmq.py") <= 2_500
+
+
+@without_git
+def test_exactly_the_vendored_folders_are_marked_as_such(render_own: Render) -> None:
+    service = render_own()
+    git(service.path, "init", "--quiet")
+    commit_all(service.path, "As rendered")
+    names = git(service.path, "ls-files", "-z")
+    asked = subprocess.run(
+        ["git", "check-attr", "-z", "--stdin", "linguist-vendored"],
+        cwd=service.path, input=names, text=True, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    answers = asked.stdout.split("\0")
+    marked = {
+        name for name, value in zip(answers[::3], answers[2::3], strict=False) if value == "set"
+    }
+    folders = (Path("src", service.package, "runtime"), Path("tests/runtime"))
+    vendored = {name for name in service.files if set(Path(name).parents).intersection(folders)}
+    assert marked == vendored
+    assert len(marked) > 40
