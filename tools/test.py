@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -213,10 +212,9 @@ def delete(folder: Path, seconds: float | None) -> None:
     """Delete it; what is left after this time, another process deletes."""
     for mounted in mounts_below(folder):
         subprocess.run(["umount", "-l", mounted], check=False)
-    if os.name == "nt":
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    deleting = subprocess.Popen(["rm", "-rf", str(folder)], start_new_session=True)
+    program = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
+    command = [sys.executable, "-c", program, str(folder)]
+    deleting = subprocess.Popen(command, start_new_session=True)
     try:
         deleting.wait(seconds)
     except subprocess.TimeoutExpired:
