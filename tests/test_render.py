@@ -93,7 +93,7 @@ ALWAYS = [
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
 
 OWNER = re.compile(
-    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| the template's file: .+"
+    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| vendored, .+"
 )
 
 

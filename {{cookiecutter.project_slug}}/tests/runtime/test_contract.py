@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The contract of every broker, on real servers: the same sentences for each of them.
 
 A broker that declares that it lacks a capability skips the sentences about it, and says so.

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The broker goes away, or no longer answers: a real server that is killed, and connections that a proxy takes away.
 
 The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. What may be

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Graceful shutdown, proved: the real program as a child process, real signals, and the broker's own counts.
 
 The invariant everywhere: published = handled + still in the broker + dead letters; and after a graceful shutdown

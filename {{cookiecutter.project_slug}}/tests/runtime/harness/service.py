@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A service on the real runtime whose messages say how its handlers are to behave.
 
 The tests run it as a child process: ``python harness/service.py run``. What handlers did is appended to the file

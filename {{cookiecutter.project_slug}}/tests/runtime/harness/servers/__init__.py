@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Real brokers for the tests: one module for each. The tests run on every broker whose module lies here.
 
 Each module has ``shared(directory)``, a context manager that gives a `Server` which all tests may use at once, each

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real Kafka: one that is running, one that is installed, or Docker's.
 
 CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is

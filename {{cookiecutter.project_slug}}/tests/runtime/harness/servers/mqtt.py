@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real Mosquitto of one's own, gone afterwards. What waits in its sessions is read in the file it writes.
 
 The protocol counts nothing, so a broker that only has a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
