@@ -141,7 +141,7 @@ async def test_waiting_for_a_result_or_the_event_ends_with_the_event() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_ticker_ticks_until_a_signal_and_the_tick_in_hand_is_finished(
+def test_the_ticker_ticks_until_a_signal_and_the_in_flight_tick_is_finished(
     signum: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def main_async() -> None:
@@ -171,7 +171,7 @@ from runtime.cancellation import cancellable_aiter, make_cancellation_event
 """
 
 
-def test_the_example_in_the_docstring_of_the_module_runs_and_stops() -> None:
+def test_the_example_in_the_docstring_of_the_module_runs_and_shuts_down() -> None:
     assert cancellation.__doc__
     [example] = re.findall(r"::\n\n((?:    .*\n|\n)+)", cancellation.__doc__)
     quick = textwrap.dedent(example).replace("ticker(1)", "ticker(0.05)")

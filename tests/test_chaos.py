@@ -181,7 +181,7 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
-def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unsettled(
+def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unacked(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:
     result = chaos(tmp_path, "--broker", broker, "--sweep", "--every-ms", "25")

@@ -61,7 +61,7 @@ def test_the_files_of_a_service_are_valid(
     prove("CI files that are valid", f"ci={ci}")
 
 
-def test_nothing_of_ci_is_left_where_none_was_wanted(render: Render) -> None:
+def test_no_ci_files_are_left_without_a_ci_provider(render: Render) -> None:
     assert not render(ci="none").has(".github")
 
 

@@ -133,9 +133,7 @@ def test_the_services_own_test_sees_an_edit_that_makes_the_grace_period_too_shor
 
 @pytest.mark.parametrize("deploy", ["kubernetes", "compose"])
 @each_broker
-def test_the_dockerfile_has_nothing_that_a_linter_minds(
-    render: Render, broker: str, deploy: str
-) -> None:
+def test_the_dockerfile_passes_a_linter(render: Render, broker: str, deploy: str) -> None:
     service = render(broker=broker, deploy=deploy)
     result = run(program("hadolint"), "Dockerfile", cwd=service.path, check=False)
     assert (result.returncode, result.stdout) == (0, "")
@@ -260,7 +258,7 @@ def test_the_image_has_the_service_and_no_tools_to_build_with(image: Stage) -> N
     [("sqlite:////data/messages.db", ["/data"]), ("sqlite:////tmp/messages.db", [])],
     ids=["a volume", "only /tmp"],
 )
-def test_as_process_1_without_rights_and_on_a_read_only_root_it_stops_when_asked_to(
+def test_as_process_1_without_rights_and_on_a_read_only_root_it_shuts_down_on_sigterm(
     image: Stage, url: str, writable: list[str]
 ) -> None:
     """The kernel gives process 1 no default actions: a signal that nobody handles is lost on it."""
@@ -647,7 +645,7 @@ def unit(render_own: Render, tmp_path: Path, broker: str) -> Path:
 
 
 @each_broker
-def test_systemd_minds_nothing_in_the_unit(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     analyze = program("systemd-analyze")
     result = run(analyze, "verify", "--man=no", str(unit), cwd=unit.parent, check=False)
     assert (result.returncode, result.stdout) == (0, "")
@@ -673,14 +671,14 @@ def directives(service: Service) -> dict[str, str]:
     return dict(re.findall(r"^(\w+)=(.*)$", service.read(UNIT), re.M))
 
 
-def test_the_unit_hears_of_the_service_and_of_no_other_process(render: Render) -> None:
+def test_the_unit_accepts_notifications_of_the_service_only(render: Render) -> None:
     unit = directives(render(deploy="systemd"))
     assert unit["Type"] == "notify"
     assert unit["NotifyAccess"] == "main"
     assert unit["WatchdogSec"] == "30"
 
 
-def test_the_unit_is_started_anew_after_all_but_wrong_settings(render: Render) -> None:
+def test_the_unit_is_restarted_after_every_failure_but_wrong_settings(render: Render) -> None:
     service = render(deploy="systemd")
     unit = directives(service)
     cli = service.read("src/order_events/runtime/cli.py")

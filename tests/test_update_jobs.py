@@ -203,7 +203,7 @@ def guard(service: Service, ci: str) -> str:
     )
 
 
-def test_a_template_that_cannot_be_had_fails_the_job_and_nothing_is_proposed(forge: Forge) -> None:
+def test_an_unavailable_template_fails_the_job_and_no_change_is_proposed(forge: Forge) -> None:
     forge.change(".template-answers.json", "cookiecutter-consumer", "cookiecutter-nowhere")
     result = forge.run_job()
     assert result.returncode == 1

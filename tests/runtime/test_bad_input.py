@@ -90,7 +90,7 @@ async def strict(event: Strict) -> None: ...
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_soon_with_a_short_reason_that_does_not_quote_it(case: str) -> None:
+def test_it_is_rejected_quickly_with_a_short_reason_that_does_not_quote_it(case: str) -> None:
     body, reason = REFUSED[case]
     began_at = time.process_time()
     with pytest.raises(Reject) as rejection:
@@ -102,7 +102,7 @@ def test_it_is_refused_soon_with_a_short_reason_that_does_not_quote_it(case: str
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_it_is_strange_and_yet_no_mistake(case: str) -> None:
+def test_it_is_unusual_and_accepted(case: str) -> None:
     assert isinstance(Handler("strict", strict).decode(Message(TAKEN[case])), Strict)
 
 
@@ -179,7 +179,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
         (b'{"a": ' + b"9" * 5_000 + b"}", {}),
     ],
 )
-def test_headers_that_are_no_json_object_are_no_headers(
+def test_headers_that_are_not_a_json_object_are_ignored(
     text: bytes, headers: dict[str, Any]
 ) -> None:
     assert json_object(text) == headers
@@ -206,5 +206,5 @@ async def test_rows_of_another_program_are_messages_too(
 
 
 @pytest.mark.parametrize("unix_seconds", [math.nan, math.inf, -1e300, 1e300])
-def test_a_dead_letter_may_say_that_it_died_at_no_time(unix_seconds: float) -> None:
+def test_a_dead_letter_without_a_valid_time_is_listed(unix_seconds: float) -> None:
     assert cli._time_of(unix_seconds) == str(unix_seconds)

@@ -172,7 +172,7 @@ async def test_labels_are_bounded_whatever_messages_come(run: Run) -> None:
     assert labels["consumer_messages_total"] == 2 * 4 + 2
 
 
-async def test_every_outcome_is_there_from_the_start_as_0(run: Run) -> None:
+async def test_every_outcome_exists_from_the_start_as_0(run: Run) -> None:
     async def handle(body: bytes) -> None: ...
 
     page = await run([], {"n": handle}, lambda page: page.state == "consuming")
@@ -228,7 +228,7 @@ def test_the_services_own_metrics_are_on_the_page_and_openmetrics_is_spoken(
     assert "orders" in {family.name for family in families}
 
 
-def test_nothing_is_counted_where_nobody_can_ask(
+def test_without_a_probe_port_no_metrics_are_collected(
     settings_for: Callable[..., ConsumerSettings],
 ) -> None:
     assert type(make_telemetry("orders", settings_for(probe_port=0))) is Telemetry

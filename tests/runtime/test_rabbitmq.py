@@ -170,7 +170,7 @@ def fake_channel() -> Any:
 
 class TestOutages:
     @pytest.mark.parametrize("step", ["open", "basic_consume"])
-    async def test_a_start_that_failed_can_be_made_again_and_consumes_once(
+    async def test_a_failed_start_can_be_repeated_and_consumes_once(
         self,
         source_for: Callable[..., RabbitBroker],
         broker: Server,
@@ -221,7 +221,7 @@ class TestOutages:
             assert [message.id, *await ack_all(source, 19)] == published
 
     @pytest.mark.very_slow
-    async def test_a_connection_that_says_nothing_any_more_is_noticed_by_the_heartbeat(
+    async def test_an_unresponsive_connection_is_noticed_by_the_heartbeat(
         self, connect: Connect, proxy: Proxy, events: list[Event]
     ) -> None:
         async with connect(prefetch=2, broker_url=f"{proxy.url}?heartbeat=1") as source:
@@ -239,7 +239,7 @@ class TestOutages:
         assert {event["id"] for event in find(events, "settlement_lost")} == set(published)
 
     @pytest.mark.very_slow
-    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_made_once(
+    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_published_once(
         self,
         connect: Connect,
         node: PrivateServer,
@@ -272,7 +272,7 @@ class TestOutages:
         assert find(events, "settlement_lost") == []
 
     @pytest.mark.very_slow
-    async def test_an_alarm_cannot_hold_the_stop(
+    async def test_an_alarm_cannot_delay_the_shutdown(
         self, connect: Connect, node: PrivateServer
     ) -> None:
         assert isinstance(node, PrivateRabbit)
@@ -307,7 +307,7 @@ class TestOutages:
         assert scene.ledger.ended == scene.ledger.started
         assert len(scene.ledger.started) <= 2
 
-    async def test_what_the_broker_cancels_with_its_first_delivery_is_noticed_and_resumed(
+    async def test_a_consumer_that_the_broker_cancels_with_its_first_delivery_is_resumed(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=10) as source:
@@ -329,7 +329,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             assert broker.consumers(queue) == 1
 
-    async def test_a_queue_that_others_made_again_with_other_arguments_ends_the_consumption(
+    async def test_a_queue_recreated_with_other_arguments_ends_the_consumption(
         self,
         connect: Connect,
         broker: Server,
@@ -389,7 +389,7 @@ class TestStopping:
 
     @pytest.mark.very_slow
     @pytest.mark.parametrize("in_flight", [0, 1])
-    def test_a_black_hole_cannot_hold_the_process(
+    def test_an_unresponsive_broker_cannot_delay_the_exit(
         self, scene: Scene, proxy: Proxy, in_flight: int
     ) -> None:
         scene.publish(in_flight, seconds=3600)
@@ -427,7 +427,7 @@ class TestSettlements:
         async with connect(prefetch=40) as source:
             assert await ack_all(source, 200) == published
 
-    async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+    async def test_consecutive_acks_are_sent_together(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=100, broker_url=proxy.url) as source:
             await publish(source, 1000)
             sent_before = proxy.bytes_to_broker
@@ -449,7 +449,7 @@ class TestSettlements:
         assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
 
     @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
-    async def test_no_ack_is_forgotten_because_the_queue_is_slower_than_the_close(
+    async def test_no_ack_is_lost_when_the_queue_is_slower_than_the_close(
         self, connect: Connect, broker: Server, queue: str, prefetch: int
     ) -> None:
         """The channel of a quorum queue holds some back; each of these is one, as what lies between stays."""
@@ -544,7 +544,7 @@ class TestMoving:
     @pytest.mark.parametrize(
         "attempts", ["many", "2", -1, 2**40, 1.5, True, None, [1], {"a": 1}, datetime.now(UTC)]
     )
-    async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
+    async def test_an_attempts_header_of_another_program_ends_no_consumer(
         self, connect: Connect, broker: Server, queue: str, attempts: Any
     ) -> None:
         headers = {ATTEMPTS: attempts}
@@ -611,7 +611,7 @@ class TestMoving:
             await source.ack(message)
 
     @pytest.mark.parametrize("case", UNREADABLE)
-    async def test_what_the_client_library_cannot_read_is_a_message_and_no_end_of_the_connection(
+    async def test_a_message_that_the_client_library_cannot_read_is_delivered_and_the_connection_stays(
         self,
         settings_for: Callable[..., ConsumerSettings],
         broker: Server,
@@ -647,7 +647,7 @@ class TestMoving:
         async with make_source(settings) as source:
             assert [n async for n in source.replay_dead_letters()] == [1] * counts.dead
 
-    async def test_a_message_that_cannot_be_published_again_is_given_back(
+    async def test_a_message_that_cannot_be_published_again_is_requeued(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
@@ -726,7 +726,7 @@ class TestMoving:
     ) -> None:
         assert delays_ms(first, longest) == expected
 
-    def test_there_are_never_more_than_twelve_of_them(self, broker: Server) -> None:
+    def test_there_are_never_more_than_twelve_retry_queues(self, broker: Server) -> None:
         delays = delays_ms(0.01, 86_400)
         assert len(delays) == 12
         assert (delays[0], delays[-1]) == (10, 86_400_000)
@@ -734,7 +734,7 @@ class TestMoving:
 
 class TestDeadLetters:
     @pytest.mark.parametrize("count", [33, 250])
-    async def test_a_replay_leaves_none_behind(
+    async def test_a_replay_leaves_no_dead_letter_behind(
         self, connect: Connect, broker: Server, queue: str, count: int
     ) -> None:
         """The channel of a quorum queue drops more than 32 acks that the queue has not stored when it is closed."""
@@ -808,7 +808,7 @@ class TestTopology:
         assert "\n" not in str(refused.value)
 
     @pytest.mark.very_slow
-    async def test_who_may_not_declare_uses_the_queues_that_are_there(
+    async def test_a_user_who_may_not_declare_uses_existing_queues(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
@@ -833,7 +833,7 @@ class TestTopology:
 
 class TestCredentials:
     @pytest.mark.very_slow
-    async def test_user_password_and_virtual_host_may_hold_any_character(
+    async def test_user_password_and_virtual_host_may_contain_any_character(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         vhost = quote(ODD_VHOST, safe="")

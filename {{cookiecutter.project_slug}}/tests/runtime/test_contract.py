@@ -132,7 +132,7 @@ async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
 
 
 @pytest.mark.slow
-async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(connect: Connect) -> None:
+async def test_a_retry_is_redelivered_after_its_delay_and_counted(connect: Connect) -> None:
     async with connect(prefetch=2) as source:
         need(source, "delayed_retry")
         need(source, "attempts")
@@ -204,7 +204,7 @@ async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged
 # -- stopping
 
 
-async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
+async def test_stop_requeues_untaken_messages_and_ends_deliveries(
     connect: Connect,
 ) -> None:
     published: list[str] = []
@@ -231,7 +231,7 @@ async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
             await others_get_everything()
 
 
-async def test_in_flight_messages_are_settled_after_the_stop(
+async def test_in_flight_messages_can_be_settled_after_stop(
     connect: Connect, counted: Counted
 ) -> None:
     async with connect(prefetch=4) as source:
@@ -245,7 +245,7 @@ async def test_in_flight_messages_are_settled_after_the_stop(
     await counted(ready=2, dead=1)
 
 
-async def test_leaving_requeues_what_is_in_flight(connect: Connect, counted: Counted) -> None:
+async def test_closing_requeues_in_flight_messages(connect: Connect, counted: Counted) -> None:
     async with connect(prefetch=4) as source:  # more than come, so it may wait for more
         published = await publish(source, 2)
         await take(source, 1)
@@ -273,7 +273,7 @@ async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted
     await counted(ready=1, dead=1)
 
 
-async def test_settling_after_the_connection_is_gone_changes_nothing(
+async def test_settling_after_the_connection_is_lost_changes_nothing(
     connect: Connect, counted: Counted
 ) -> None:
     async with connect(prefetch=4) as source:
@@ -287,7 +287,7 @@ async def test_settling_after_the_connection_is_gone_changes_nothing(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-async def test_settlements_in_any_order_settle_exactly_what_they_name(
+async def test_settlements_in_any_order_settle_exactly_their_messages(
     connect: Connect, counted: Counted, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -319,7 +319,7 @@ async def test_settlements_in_any_order_settle_exactly_what_they_name(
     await counted(ready=ready, delayed=delayed, dead=dead)
 
 
-async def test_every_ack_has_arrived_when_the_source_is_left(
+async def test_every_ack_has_reached_the_broker_when_the_source_is_closed(
     connect: Connect, counted: Counted, shorten: Callable[..., None]
 ) -> None:
     shorten(50, "QUIET_TURNS")  # acks that travel together wait for each other

@@ -37,7 +37,7 @@ def test_an_idle_service_exits_0_at_once(scene: Scene) -> None:
     assert scene.broker.consumers(scene.queue) in (0, -1)
 
 
-def test_the_in_flight_message_is_finished_and_the_rest_stays(scene: Scene) -> None:
+def test_the_in_flight_message_is_finished_and_the_rest_stays_in_the_queue(scene: Scene) -> None:
     tasks = scene.publish(30, seconds=0.3)
     process = scene.start(concurrency=2, prefetch=10)
     process.wait_for("handling", count=2)
@@ -67,7 +67,7 @@ def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Sc
     scene.assert_left(ready=1)
 
 
-def test_every_finished_message_of_many_is_acknowledged_before_the_close(scene: Scene) -> None:
+def test_every_handled_message_is_acked_before_the_connection_closes(scene: Scene) -> None:
     tasks = scene.publish(200)
     process = scene.start(concurrency=10, prefetch=50)
     wait_until(lambda: len(scene.ledger.ended) > 20)
@@ -118,7 +118,7 @@ def test_at_the_deadline_the_message_is_requeued_and_no_attempt_is_counted(scene
     again.stop()
 
 
-def test_all_that_was_in_flight_at_the_deadline_is_redelivered_at_once(scene: Scene) -> None:
+def test_all_in_flight_messages_at_the_deadline_are_redelivered_at_once(scene: Scene) -> None:
     """Fewer than the prefetch: the consumer has asked for more, and could be given what it requeues."""
     tasks = scene.publish(4, seconds=60)
     for _ in range(2):
