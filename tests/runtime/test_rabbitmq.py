@@ -98,7 +98,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], tuple[bytes, bytes], str]] = {
         "handled",
     ),
 }
-"""Properties, what of their bytes is replaced, and what becomes of the message."""
+"""Properties, which of their bytes are replaced by which, and how the message ends."""
 
 Connect = Callable[..., AbstractAsyncContextManager[RabbitBroker]]
 
@@ -127,7 +127,7 @@ def alarm(server: PrivateRabbit) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
-    """A channel of one's own, without the runtime."""
+    """A channel without the runtime."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         yield channel
 
@@ -272,6 +272,24 @@ class TestOutages:
         assert find(events, "settlement_lost") == []
 
     @pytest.mark.very_slow
+    async def test_a_login_that_is_refused_for_a_while_is_an_outage(
+        self, connect: Connect, node: PrivateServer, events: list[Event]
+    ) -> None:
+        assert isinstance(node, PrivateRabbit)
+        control: Any = node.control
+        async with connect(prefetch=1, broker_url=node.url) as source:
+            try:
+                control("change_password", "guest", "another")
+                control("close_all_connections", "the password was changed")
+                await eventually_logged(events, "reconnect_failed")
+            finally:
+                control("change_password", "guest", "guest")
+            await eventually_logged(events, "connected", count=2)
+            published = await publish(source, 1)
+            assert await ack_all(source, 1) == published
+        assert "password was refused" in find(events, "reconnect_failed")[0]["reason"]
+
+    @pytest.mark.very_slow
     async def test_an_alarm_cannot_delay_the_shutdown(
         self, connect: Connect, node: PrivateServer
     ) -> None:
@@ -307,7 +325,7 @@ class TestOutages:
         assert scene.ledger.ended == scene.ledger.started
         assert len(scene.ledger.started) <= 2
 
-    async def test_a_consumer_that_the_broker_cancels_with_its_first_delivery_is_resumed(
+    async def test_a_consumer_that_the_broker_cancels_is_restored(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=10) as source:
@@ -315,7 +333,8 @@ class TestOutages:
             channel: Any = source._deliveries.channel
             tag = source._consumer_tag
             callback = channel.consumers[tag]
-            await channel.basic_cancel(tag)  # gone at the broker, and not yet here
+            await channel.basic_cancel(tag)
+            # Ended at the broker: as if this process did not know yet.
             channel.consumers[tag] = callback
             header = ContentHeader(properties=Basic.Properties(message_id="first"), body_size=1)
             for frame in (
@@ -449,10 +468,10 @@ class TestSettlements:
         assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
 
     @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
-    async def test_no_ack_is_lost_when_the_queue_is_slower_than_the_close(
+    async def test_no_ack_is_dropped_because_the_queue_is_slower_than_the_close(
         self, connect: Connect, broker: Server, queue: str, prefetch: int
     ) -> None:
-        """The channel of a quorum queue holds some back; each of these is one, as what lies between stays."""
+        """A channel holds acks back; each is a frame of its own, as every other message stays unacked."""
         async with connect(prefetch=0) as source:
             await publish(source, 400)
         for _ in range(6):
@@ -611,7 +630,7 @@ class TestMoving:
             await source.ack(message)
 
     @pytest.mark.parametrize("case", UNREADABLE)
-    async def test_a_message_that_the_client_library_cannot_read_is_delivered_and_the_connection_stays(
+    async def test_a_message_that_the_client_library_cannot_decode_is_delivered_and_ends_no_connection(
         self,
         settings_for: Callable[..., ConsumerSettings],
         broker: Server,
@@ -694,7 +713,7 @@ class TestMoving:
 
         async def kept() -> int:
             counts = await asyncio.to_thread(broker.counts, queue)
-            return counts.dead + counts.ready  # given back, where the new queue was not ready
+            return counts.dead + counts.ready  # requeued, where the new queue was not ready
 
         await eventually(3, kept)
 
@@ -777,7 +796,7 @@ class TestTopology:
     async def test_services_of_other_versions_find_their_queues_unchanged(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """A change of these arguments is one that every service refuses, until somebody moves its queues."""
+        """Every service refuses queues with other arguments, until their messages are moved."""
         quorum = {"x-queue-type": "quorum"}
         reliably = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
         to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead"}
@@ -808,7 +827,7 @@ class TestTopology:
         assert "\n" not in str(refused.value)
 
     @pytest.mark.very_slow
-    async def test_a_user_who_may_not_declare_uses_existing_queues(
+    async def test_a_user_without_the_right_to_declare_uses_existing_queues(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
@@ -833,7 +852,7 @@ class TestTopology:
 
 class TestCredentials:
     @pytest.mark.very_slow
-    async def test_user_password_and_virtual_host_may_contain_any_character(
+    async def test_user_password_and_virtual_host_may_have_any_character(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
         vhost = quote(ODD_VHOST, safe="")

@@ -450,8 +450,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._to_commit: set[_Partition] = set()
-        self._acked: list[Message] = []
-        """Since the last commit."""
+        self._acked: list[str] = []
+        """The ids since the last commit; the messages themselves would cost the garbage collector much."""
         self._commit_wanted = asyncio.Event()
         self._settled = asyncio.Event()
         """Set when a message was settled or dropped, so there may be room for another."""
@@ -799,8 +799,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     def _drop_partitions(self) -> None:
         """They are no longer assigned to this consumer: settling their messages has no effect from now on."""
-        for message in self._acked:
-            log_settlement_lost(message, "ack", "its offset could not be committed")
+        for id in self._acked:
+            log_settlement_lost(Message(b"", id), "ack", "its offset could not be committed")
         self._acked.clear()
         for partition in self._partitions.values():
             partition.revoked = True
@@ -820,7 +820,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         partition, record = message.receipt
         del partition.unacked[record.offset]
         self._to_commit.add(partition)
-        self._acked.append(message)
+        self._acked.append(message.id)
         self._settled.set()
         self._commit_wanted.set()
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
 """RabbitMQ 3.10 or later, by aiormq, the client inside aio-pika: a quorum queue, its dead letters, and retry queues.
 
 ``amqp://user:password@host:5672/vhost``, or ``amqps://`` with ``?cafile=ca.pem&certfile=me.pem&keyfile=me.key``.
@@ -84,8 +84,8 @@ DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
-"""Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a
-cycle of dead letters, and stores it without end."""
+"""Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
+dead letters, and stores it without end."""
 
 FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, besides OSError."""
@@ -126,7 +126,7 @@ def _short_text(value: bytes) -> tuple[int, str]:
 
 
 def _table(value: bytes) -> tuple[int, Any]:
-    """All names, in any encoding, and the values before one that Python cannot represent or that is nested too deeply."""
+    """The fields before a value that Python cannot represent or that is nested too deeply; names in any encoding."""
     try:
         return decode.field_table(value)
     except (ValueError, ArithmeticError, RecursionError):
@@ -150,7 +150,7 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
-# Else one such message ends every connection that it is delivered on, and blocks all others.
+# Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
@@ -729,7 +729,7 @@ class RabbitBroker(Broker):
     async def _letters(
         self, channel: AbstractChannel, limit: int
     ) -> AsyncIterator[DeliveredMessage]:
-        """Unacked letters are requeued when the channel is closed."""
+        """Unacked letters are requeued when the channel closes."""
         for _ in range(limit):
             async with self._requests.bounded():
                 letter = await channel.basic_get(self._dead)
@@ -812,8 +812,8 @@ def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
 async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
     """Ask the queue for a message, twice: one answer says that it has stored what the channel passed on before.
 
-    Then the channel sends the settlements it had kept, and the other answer says that these are stored too. A
-    message that comes with an answer is requeued when the channel closes.
+    The channel then passes on the rest, and the other answer says that this is stored too. A message that comes with
+    an answer is requeued when the channel closes.
     """
     for _ in range(2):
         await channel.basic_get(queue)
