@@ -1,7 +1,7 @@
 """Every form of the 2019 article "A Python asyncio cancellation pattern", on today's Python.
 
 Three things are shown: that the article's own listings no longer run, that each of its forms lives on in
-runtime/cancellation.py, and what was lost by the old form (tools/benchmarks/article_2019.py) and is not by ours.
+runtime/cancellation.py, and which items the old form (tools/benchmarks/article_2019.py) lost and ours does not.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def async_time_ticker(delay: float) -> AsyncIterator[datetime]:
 
 
 class Handoff:
-    """A source that gives each item to whoever waits for it, or keeps it in ``left``."""
+    """A source that gives each item to its waiter, or keeps it in ``left``."""
 
     def __init__(self) -> None:
         self.left: list[int] = []
@@ -198,7 +198,7 @@ def test_the_example_in_the_docstring_of_the_module_runs_and_shuts_down() -> Non
     assert done == "Done\n"
 
 
-# The 2019 form, and what it loses.
+# The 2019 form, and its losses.
 
 
 def item_by_item(form: Callable[[Any, Event], AsyncIterator[int]]) -> Any:

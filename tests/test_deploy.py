@@ -1,4 +1,4 @@
-"""What is written to deploy a service is valid for each broker, and does what it is for."""
+"""The deployment files of a service are valid for each broker, and work."""
 
 import json
 import os
@@ -184,7 +184,7 @@ def probed() -> Iterator[ThreadingHTTPServer]:
 
 
 def healthy(healthcheck: list[str], port: int) -> bool:
-    """What the health check says of what answers on this port."""
+    """The result of the health check for the server on this port."""
     [python, *arguments] = healthcheck
     assert python == "python"
     variables = {"CONSUMER_PROBE_PORT": str(port)}
@@ -261,7 +261,7 @@ def test_the_image_has_the_service_and_no_tools_to_build_with(image: Stage) -> N
 def test_as_process_1_without_rights_and_on_a_read_only_root_it_shuts_down_on_sigterm(
     image: Stage, url: str, writable: list[str]
 ) -> None:
-    """The kernel gives process 1 no default actions: a signal that nobody handles is lost on it."""
+    """The kernel gives process 1 no default actions: a signal without a handler is lost on it."""
     port = free_port()
     process = image.start(writable=writable, CONSUMER_BROKER_URL=url, CONSUMER_PROBE_PORT=str(port))
     try:
@@ -308,7 +308,7 @@ def test_elsewhere_it_cannot_write(image: Stage) -> None:
 
 @BUILD
 def test_process_1_ignores_a_signal_that_it_does_not_handle(image: Stage) -> None:
-    """What the test above would see of a service that does not handle SIGTERM."""
+    """The result of the test above for a service that does not handle SIGTERM."""
     program = "import os, signal; os.kill(1, signal.SIGTERM); print('still here')"
     careless = Stage(image.root, user=image.user, entrypoint=["python3", "-c", program])
     output, _ = careless.start(writable=[]).communicate(timeout=60)
@@ -453,7 +453,7 @@ KEDA = {
 }
 """The trigger of each broker; the names of its parameters are those of KEDA's schema/generated/scalers-schema.json.
 
-KEDA has none for MQTT; and what one file on one node can do does not become more with more pods.
+KEDA has none for MQTT; and a file on one node has no more throughput with more pods.
 """
 PARTITIONS = 12
 """Of a topic that the service makes; one pod more would have nothing to do."""
@@ -461,7 +461,7 @@ Manifests = dict[str, dict[str, Any]]
 
 
 def kustomized(service: Service, overlay: str) -> Manifests:
-    """What would be applied, by kind."""
+    """The manifests that would be applied, by kind."""
     folder = f"deploy/kubernetes/overlays/{overlay}"
     result = run(program("kubectl"), "kustomize", folder, cwd=service.path)
     documents = [parse_yaml(text) for text in result.stdout.split("\n---\n")]
@@ -499,7 +499,7 @@ def test_the_schemas_of_kubernetes_see(render: Render) -> None:
 
 
 OF_TELEMETRY = {"prometheus": set[int](), "opentelemetry": {4318}, "none": set[int]()}
-"""The ports that are asked, beside those of the broker and of names."""
+"""The ports that are allowed, besides those of the broker and of DNS."""
 
 
 @pytest.mark.parametrize("telemetry", TELEMETRIES)
@@ -634,7 +634,7 @@ def test_keda_looks_at_the_broker(render: Render, broker: str) -> None:
 
 @pytest.fixture
 def unit(render_own: Render, tmp_path: Path, broker: str) -> Path:
-    """The unit, with a program that is there."""
+    """The unit, with a program that exists."""
     service = render_own(broker=broker, deploy="systemd")
     text = service.read(UNIT)
     started = re.sub("^ExecStart=.*", "ExecStart=/bin/sh", text, flags=re.M)

@@ -1,4 +1,4 @@
-"""``python3 tasks.py fleet`` shows of each service what the service's own files say."""
+"""``python3 tasks.py fleet`` shows the facts in each service's own files."""
 
 import json
 import shutil
@@ -94,7 +94,7 @@ PASSES, SKIPS, FAILS = (
 
 @pytest.fixture
 def quick(render_own: Render) -> Service:
-    """A service with all that a run of its tests needs, and a shutdown suite yet to be written."""
+    """A service that can run its tests, with a shutdown suite yet to be written."""
     service = render_own(broker="sqlite")
     for path in (service.path / "tests/runtime").glob("test_*.py"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""The pictures in the documents are drawn from a real stop, and tell it as it was."""
+"""The pictures in the documents are drawn from a real graceful shutdown, and show it as it was."""
 
 import re
 import xml.etree.ElementTree as ElementTree

@@ -1,4 +1,4 @@
-"""A version is made by one command, in all its places, and not without upgrade notes."""
+"""One command makes a version, in all its places, and refuses one without upgrade notes."""
 
 import json
 import re

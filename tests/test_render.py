@@ -141,7 +141,7 @@ def check_runtime(service: Service, _: Combination) -> None:
 
 
 def check_first_lines(service: Service, _: Combination) -> None:
-    """That of a vendored file says whose it is."""
+    """The first line of a vendored file says that it is vendored."""
     vendored = (
         f"src/{service.package}/runtime/",
         "tests/conftest.py",
@@ -158,7 +158,7 @@ def check_first_lines(service: Service, _: Combination) -> None:
 
 
 def check_answers(service: Service, combination: Combination) -> None:
-    """They are kept for the next update."""
+    """The answers are stored for the next update."""
     kept = json.loads(service.read(".template-answers.json"))
     assert kept["version"] == QUESTIONS["_template_version"]
     assert kept["answers"].items() >= combination.answers.items()

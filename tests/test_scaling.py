@@ -1,4 +1,4 @@
-"""The scaling benchmark runs, its page says what it measured, and the model of docs/scaling.md agrees with it.
+"""The scaling benchmark runs, its page has its measurements, and the model of docs/scaling.md agrees with them.
 
 No test says how fast anything is: the measured points are those of tools/benchmarks/scaling.jsonl.
 """

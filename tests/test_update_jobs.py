@@ -1,4 +1,4 @@
-"""The weekly jobs that propose what changed in the template: their own steps, on a real remote.
+"""The weekly jobs that propose the template's changes: their own steps, on a real remote.
 
 GitHub's `gh` is a script that remembers pull requests; GitLab makes its merge requests of push options, which a hook of
 the remote writes down.
@@ -60,7 +60,7 @@ class Forge:
 
     @property
     def request(self) -> str:
-        """What was proposed last: title, text and whether it is a draft."""
+        """The last proposal: title, text and whether it is a draft."""
         last = self.folder / "requests/last"
         return last.read_text(encoding="utf-8") if last.exists() else ""
 

@@ -2,8 +2,8 @@
 """A spool: one file for each message, in folders that the processes of one machine share.
 
 ``spool:////var/spool/orders``, with ``?lease_seconds=30``. A message is in ``ready``, in ``held/<consumer>``, or in
-``dead``; renaming its file from one to the next is what makes sure that one consumer has it. Whoever sees
-that a consumer has not touched its folder for longer than the lease puts its messages back.
+``dead``; renaming its file from one to the next makes sure that one consumer has it. A consumer that sees
+that another one has not touched its folder for longer than the lease requeues its messages.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ class SpoolSource(Source):
 
     async def _fill(self) -> None:
         try:
-            os.utime(self._held)  # also while draining: the messages in hand are ours
+            os.utime(self._held)  # also while draining: the in-flight messages keep their lease
             for other in self._all_held.iterdir():
                 with suppress(FileNotFoundError):
                     if time.time() - other.stat().st_mtime > self._lease_seconds:
@@ -123,7 +123,7 @@ class SpoolSource(Source):
         with suppress(OSError):
             held.rmdir()
 
-    # -- settling: a message whose file is gone is somebody else's by now
+    # -- settling: a message whose file is gone was redelivered
 
     def _settle(self, message: Message) -> bool:
         known = message in self._unacked and message.receipt.exists()

@@ -1,4 +1,4 @@
-"""Whatever a producer sends is a dead letter with a reason, or handled; it ends nothing and is in no log."""
+"""Any message of a producer is handled or dead-lettered with a reason; it ends no consumer and is in no log."""
 
 import json
 import logging
@@ -163,7 +163,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
         assert all(0 < len(reason) < 600 and SECRET not in reason for reason in reasons)
 
 
-# -- what other programs write where the runtime has its own
+# -- values of other programs in the runtime's own fields
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ async def test_rows_of_another_program_are_messages_too(
         seen.append(body)
 
     async with make_source(settings):
-        pass  # which makes the tables
+        pass  # which creates the tables
     insert = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
     with closing(sqlite3.connect(broker.file)) as connection, connection:
         for headers in ("not JSON", "[1]", "[" * 100_000):

@@ -26,7 +26,7 @@ every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.k
 
 @pytest.fixture(autouse=True)
 def nothing_is_reported_by_the_event_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Such as a task that was destroyed while it was pending, or an exception never retrieved."""
+    """Errors such as a task that was destroyed while it was pending, or an exception never retrieved."""
     yield
     records = caplog.get_records("call")
     assert [r for r in records if r.name == "asyncio" and r.levelno >= logging.ERROR] == []
@@ -57,7 +57,7 @@ async def waiting(
     return consumer
 
 
-# Rule 1: what comes first, the item or the event.
+# Rule 1: the item or the event, whichever is first.
 
 
 @every_source
@@ -100,7 +100,7 @@ async def test_an_event_that_is_set_in_the_body_ends_the_loop_before_the_next_it
     assert (handled, list(handoff.left)) == ([1], [2])
 
 
-# Rule 2: nothing is lost, and everything that waits can be stopped.
+# Rule 2: no item is lost, and every wait can be stopped.
 
 
 @every_source
@@ -174,7 +174,7 @@ async def test_no_item_costs_a_search_for_the_event_loop(monkeypatch: pytest.Mon
     assert asked_for == [asyncio.get_running_loop()] * 3
 
 
-# Rule 4: the body belongs to the consumer, and cancellation from outside to whoever asked for it.
+# Rule 4: the body belongs to the consumer, and cancellation from outside to its caller.
 
 
 async def test_the_event_does_not_interrupt_the_body() -> None:
@@ -301,7 +301,7 @@ async def waiting_for_ever() -> AsyncIterator[int]:
 
 
 async def taking_the_cancellation_back() -> AsyncIterator[int]:
-    """As Python asks of whoever suppresses one."""
+    """As Python requires of code that suppresses one."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(3600)
         yield 1
@@ -363,7 +363,7 @@ async def test_after_the_event_the_same_task_can_be_timed_out_and_cancelled() ->
     this_task().uncancel()
 
 
-# Rule 5: how it ends, and that nothing is left behind.
+# Rule 5: how it ends, and that no task or waiter is left.
 
 
 @asynccontextmanager

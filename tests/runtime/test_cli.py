@@ -1,4 +1,4 @@
-"""The command line: what each command does on a real broker, what it says, and its exit code."""
+"""The command line: the effect of each command on a real broker, its output, and its exit code."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ async def make_dead(broker: Server, queue: str, count: int) -> None:
 
 
 def wait_for_dead(broker: Server, queue: str, count: int) -> None:
-    """A broker may take a moment to count what was put there, or looked at and put back."""
+    """A broker may take a moment to count published messages, or listed and requeued ones."""
     give_up_at = time.monotonic() + 20
     while broker.counts(queue).dead != count:
         assert time.monotonic() < give_up_at, broker.counts(queue)
@@ -516,7 +516,7 @@ def test_the_demo_draws_its_shutdown(
         "demo", "--timeline", handlers={"order_created": handle}, examples=examples
     )
     assert exit_code == code
-    assert "step_done" not in out  # which the log has only for the drawing
+    assert "step_done" not in out  # logged for the drawing only
     _, _, drawn = out.partition("the shutdown, in seconds after the signal\n")
     for expected in (
         bar,

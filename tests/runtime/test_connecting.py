@@ -1,4 +1,4 @@
-"""Connecting, on every broker: credentials, TLS, and URLs that make no sense."""
+"""Connecting, on every broker: credentials, TLS, and invalid URLs."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The consumer in this process, on the embedded broker: what becomes of a message, whatever its handler does."""
+"""The consumer in this process, on the embedded broker: the outcome of a message, whatever its handler does."""
 
 import asyncio
 import math
@@ -425,7 +425,7 @@ async def test_log_lines_of_a_batch_handler_carry_no_single_id(harness: Consumer
     assert seen == [{}]
 
 
-# -- starting and closing when something else does not work
+# -- starting and closing when another part fails
 
 
 async def test_a_shutdown_does_not_wait_for_a_lifespan_that_does_not_open(
@@ -763,7 +763,7 @@ async def test_a_start_step_that_swallows_its_first_cancellation_is_cancelled_ag
     assert cancellations == 2
 
 
-# What the log and the telemetry get.
+# The log and the telemetry.
 
 
 async def test_the_log_of_a_run_that_goes_well(harness: ConsumerHarness) -> None:
@@ -940,7 +940,7 @@ async def test_during_shutdown_a_handler_sees_how_much_of_the_drain_time_is_left
 
 
 class Recorder(Telemetry):
-    """Keeps what it is told, in order."""
+    """Records its calls, in order."""
 
     def __init__(self) -> None:
         super().__init__()

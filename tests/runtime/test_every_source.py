@@ -1,4 +1,4 @@
-"""More sentences about every source, which shared code keeps: here on each broker, and not again in services."""
+"""More tests of every source, whose code is shared: here on each broker, and not again in services."""
 
 import asyncio
 import random

@@ -82,7 +82,7 @@ Connect = Callable[..., AbstractAsyncContextManager[KafkaBroker]]
 
 
 class ForbiddingProxy(KafkaProxy):
-    """Kafka when an administrator takes away the right to read a topic: then its answers to fetches say no more."""
+    """Kafka when an administrator revokes the right to read a topic: its answers to fetches carry no other reason."""
 
     forbidden = ""
     """The topic."""
@@ -127,7 +127,7 @@ def with_key(key: str, count: int) -> list[OutgoingMessage]:
 async def produce(
     broker: Server, queue: str, compression_type: str | None = None, **record: Any
 ) -> None:
-    """Another producer's record."""
+    """A record of another producer."""
     producer = AIOKafkaProducer(
         bootstrap_servers=urlsplit(broker.url).netloc,
         compression_type=compression_type,
@@ -200,7 +200,7 @@ async def consume_until_rejected(settings: ConsumerSettings) -> int:
 
 @contextmanager
 def little_memory(more_bytes: int) -> Iterator[None]:
-    """This process gets no more than so much more."""
+    """This process gets at most this much more memory."""
     if sys.platform != "linux":
         pytest.skip("only Linux holds a process to RLIMIT_AS")
     import resource  # not on every system

@@ -1,4 +1,4 @@
-"""MQTT alone: sessions, what it does not promise, outages. What every broker must do is in test_contract.py."""
+"""MQTT alone: sessions, its missing guarantees, outages. What every broker must do is in test_contract.py."""
 
 import asyncio
 import threading
@@ -72,7 +72,7 @@ PROPERTY_VALUES = st.text() | st.sampled_from(
 
 @contextmanager
 def foreign_client(broker: PrivateMosquitto) -> Iterator[Client]:
-    """Somebody else's client, connected."""
+    """Another program's client, connected."""
     client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
     connected = threading.Event()
     client.on_connect = lambda *_: connected.set()
@@ -98,7 +98,7 @@ def publish_foreign(
 
 @contextmanager
 def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessage]]:
-    """What somebody else gets who subscribes to the topic."""
+    """The messages that another subscriber of the topic gets."""
     messages: list[MQTTMessage] = []
     with foreign_client(broker) as client:
         ready = threading.Event()
@@ -120,7 +120,7 @@ def disconnect(reason: int) -> bytes:
 
 @asynccontextmanager
 async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> AsyncIterator[Any]:
-    """A broker of a few lines, for what Mosquitto never says: its URL, and how many connections it had."""
+    """A broker of a few lines, for answers that Mosquitto never gives: its URL, and how many connections it had."""
     answers = {0x10: connack, 0x82: suback, 0xA2: UNSUBACK}
     scripted = SimpleNamespace(url="", accepted=0)
 
@@ -243,7 +243,7 @@ class TestSessions:
         assert source.requeued_count == 3
         await eventually_counts(broker, queue, Counts(ready=9, delayed=0, dead=0))
         async with connect(prefetch=1) as other:
-            publish_foreign(broker, queue)  # one of these two is dealt to each of the sessions
+            publish_foreign(broker, queue)  # one of these two is assigned to each of the sessions
             publish_foreign(broker, queue)
             await ack_all(other, 1)
             await eventually_counts(broker, queue, Counts(ready=10, delayed=0, dead=0))

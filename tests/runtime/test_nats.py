@@ -62,7 +62,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
 
 @asynccontextmanager
 async def client(server: Server) -> AsyncIterator[Client]:
-    """A connection of one's own, without the runtime."""
+    """A separate connection, without the runtime."""
     async with await nats.connect(server.url) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Traces and metrics: what a collector receives, by the messaging conventions; and no collector holds a stop."""
+"""Traces and metrics: what a collector receives, by the messaging conventions; and no collector delays a shutdown."""
 
 import asyncio
 import json

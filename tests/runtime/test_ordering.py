@@ -45,7 +45,7 @@ def by_key(steps: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 
 class Log:
-    """Which steps a source delivered, which began and which ended, and what went on at the same time."""
+    """Which steps a source delivered, which began and ended, and which overlapped."""
 
     def __init__(self) -> None:
         self.delivered: Steps = []
@@ -87,7 +87,7 @@ async def harness(
     return ConsumerHarness(broker, queue, settings_for)
 
 
-# -- what a key is
+# -- the key
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ class TestLeases:
         async with connect(prefetch=4) as source:
             published = await publish(source, 4)
             in_flight = await take(source, 4)
-            # Nobody has told this consumer yet.
+            # This consumer does not know yet.
             await query(
                 broker, "UPDATE consumer.messages SET consumer = 0 WHERE source = $1", queue
             )

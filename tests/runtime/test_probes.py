@@ -206,7 +206,7 @@ def test_while_it_drains_it_is_live_and_not_ready(scene: Scene) -> None:
     process.wait_for("draining")
     assert ask(port, "/readyz") == (503, "shutting down\n")
     assert ask(port, "/livez")[0] == 200
-    assert scene.ledger.ended == []  # the handler was still at it
+    assert scene.ledger.ended == []  # the handler was still running
     assert process.wait() == 0
     assert_quiet(process)
 

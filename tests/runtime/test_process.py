@@ -1,6 +1,6 @@
-"""The process of a service: signals, its exit codes, and what a handler or a lifespan can do to it.
+"""The process of a service: signals, exit codes, and the effects of a handler or a lifespan.
 
-No broker takes part in this, so the embedded one does; test_shutdown.py of every service is about its broker.
+The broker does not matter here, so it is the embedded one; test_shutdown.py of every service is about its broker.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The metrics: what a scrape says equals what was done, under the names that dashboards rely on."""
+"""The metrics: a scrape equals the ledger, under the names that dashboards rely on."""
 
 import asyncio
 import signal
@@ -127,7 +127,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 async def run(settings_for: Callable[..., ConsumerSettings]) -> Run:
-    """Consume these messages until so many are settled; returns what a scrape says after the stop."""
+    """Consume these messages until this many are settled; returns a scrape after the shutdown."""
 
     async def run(
         messages: list[OutgoingMessage],

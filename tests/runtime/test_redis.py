@@ -59,7 +59,7 @@ def node(node_directory: Path) -> Iterator[PrivateServer]:
 
 @pytest.fixture
 def client(broker: Server) -> Iterator[Any]:
-    """A client of one's own, without the runtime."""
+    """A separate client, without the runtime."""
     with client_of(broker) as client:
         yield client
 
@@ -440,7 +440,7 @@ class TestTopology:
             async with connect():
                 pass
         async with connect(prefetch=0) as source:
-            await publish(source, 1)  # who only publishes takes nothing from anybody
+            await publish(source, 1)  # a publisher takes no message from another group
             with pytest.raises(BrokerRefused, match="has another group"):
                 await source.describe()
         async with connect(prefetch=1, group="others") as source:

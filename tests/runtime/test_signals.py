@@ -259,7 +259,7 @@ def test_the_earlier_handlers_are_restored(earlier: Any) -> None:
 async def test_for_a_handler_that_is_not_pythons_the_default_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a program that embeds Python: nobody could put back its own."""
+    """Of a program that embeds Python: its own handler cannot be restored."""
     found, set_handler = signal.getsignal(signal.SIGINT), signal.signal
     event = make_cancellation_event(signals=[])
     with monkeypatch.context() as embedded:

@@ -21,7 +21,7 @@ def message(number: int = 0) -> Message:
 
 
 async def waiting(buffer: Buffer, count: int) -> list[asyncio.Task[Message]]:
-    """So many workers, all of them asleep in `get`, in the order of the list."""
+    """This many workers, all of them asleep in `get`, in the order of the list."""
     workers = [asyncio.create_task(buffer.get()) for _ in range(count)]
     await asyncio.sleep(0)
     return workers

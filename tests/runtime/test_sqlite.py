@@ -1,4 +1,4 @@
-"""What is the embedded broker's alone: leases, processes that are killed, and files that refuse."""
+"""The embedded broker alone: leases, processes that are killed, and files that cannot be used."""
 
 import asyncio
 import multiprocessing
@@ -527,7 +527,7 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
     async with consuming(file) as one:
         await publish(one, 1)
         (in_flight,) = await take(one)
-        query(file, "UPDATE messages SET consumer = NULL")  # nobody has told this consumer yet
+        query(file, "UPDATE messages SET consumer = NULL")  # this consumer does not know yet
         await one.ack(in_flight)
         (again,) = await take(one)
         assert again.id == in_flight.id
@@ -610,7 +610,7 @@ def publish_and_end(file: Path, ledger: Path, count: int) -> None:
 
 
 def consume_until_empty(file: Path, ledger: Path, count: int) -> None:
-    """Until all consumers together have handled so many messages."""
+    """Until all consumers together have handled this many messages."""
 
     async def work(source: SqliteBroker) -> None:
         async for message in source:
@@ -699,7 +699,7 @@ async def test_no_sigkill_loses_or_damages_anything(
     assert len(published) > KILLS
     assert len(set(left + dead)) == len(left) + len(dead)  # each is in one place
     assert published <= acked.union(left, dead)
-    # Between a handler's end and its settlement a SIGKILL makes at most what was in hand come again.
+    # Between a handler's end and its settlement a SIGKILL redelivers at most the in-flight messages.
     assert len(acked.intersection(left + dead)) <= PREFETCH * (KILLS + len(functions))
 
     async with consuming(file, prefetch=100) as source:
@@ -767,7 +767,7 @@ async def test_an_idle_consumer_uses_next_to_no_cpu(file: Path) -> None:
     assert share < 0.1  # also in debug mode on a slow machine; a loop that is busy has 1
 
 
-# -- files that refuse
+# -- files that cannot be used
 
 
 def assert_one_sentence(error: BrokerError, file: Path) -> None:
@@ -787,7 +787,7 @@ def overwrite(file: Path, data: bytes, at: int = 0) -> None:
 
 
 async def refusal(file: Path) -> str:
-    """What connecting says; BrokerRefused, and nothing is left open."""
+    """The error of connecting: BrokerRefused, with no connection left open."""
     source = source_of(file)
     with pytest.raises(BrokerRefused) as caught:
         await source.__aenter__()
@@ -1010,7 +1010,7 @@ async def test_a_lock_cannot_delay_the_shutdown(
                 await source.__aexit__()
                 assert time.monotonic() - stopping_at < 1
                 await become_true(lambda: source._connection is None)
-        assert names(events).count("settlement_lost") == 2  # the ack, and what was to be given back
+        assert names(events).count("settlement_lost") == 2  # the ack, and the requeue
         async with consuming(file, prefetch=2) as other:
             assert {message.attempt for message in await take(other, 2)} == {1}
 

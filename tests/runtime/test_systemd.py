@@ -1,4 +1,4 @@
-"""What systemd is told, proved: the real program, real signals, and a socket in systemd's place."""
+"""The messages to systemd: the real program, real signals, and a socket in systemd's place."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ def test_ready_is_sent_when_messages_are_taken_and_not_before(
 def test_stopping_is_sent_at_the_signal_while_the_handler_still_works(
     scene: Scene, manager: Manager, told: Callable[[str], Callable[[], bool]]
 ) -> None:
-    scene.publish(1, end="checkpoint")  # ends when it hears of the stop, so after the signal
+    scene.publish(1, end="checkpoint")  # ends on shutdown, so after the signal
     process = scene.start(NOTIFY_SOCKET=manager.path)
     process.wait_for("handling")
     wait_until(lambda: manager.told() == ["READY=1"])

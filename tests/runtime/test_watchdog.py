@@ -1,4 +1,4 @@
-"""How the watchdog learns of signals. What it does then is in test_process.py, with real blocked services."""
+"""How the watchdog notices signals. Its further work is tested in test_process.py, with real blocked services."""
 
 import sys
 

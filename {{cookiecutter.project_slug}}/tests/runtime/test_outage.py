@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""The broker goes away, or no longer answers: a real server that is killed, and connections that a proxy takes away.
+"""The broker is lost or unresponsive: a real server is killed, and a proxy cuts or blocks connections.
 
-The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. What may be
-handled twice is what the broker's own nature says (harness/servers).
+The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. Which messages may be
+handled twice depends on the broker (harness/servers).
 """
 
 import asyncio
@@ -311,5 +311,5 @@ async def test_deliveries_that_arrive_after_stop_are_requeued(
         proxy.black_hole()
         await publish(publisher, 3)
         await source.stop()
-        proxy.resume()  # the deliveries arrive, before the broker has heard of the stop
+        proxy.resume()  # the deliveries arrive before the broker has received the stop
         await counted(ready=3)

@@ -61,7 +61,7 @@ def test_the_broker_delivers_nothing_more_while_the_handler_still_runs(scene: Sc
     process.wait_for("draining")
     scene.publish(1)
     wait_until(lambda: scene.broker.counts(scene.queue).ready >= 1)
-    assert scene.ledger.ended == []  # so the source stopped first, and the handler is running
+    assert scene.ledger.ended == []  # so the source stopped first, while the handler runs
     assert process.wait() == 0
     assert scene.ledger.started == ["task-0"]
     scene.assert_left(ready=1)
@@ -119,7 +119,7 @@ def test_at_the_deadline_the_message_is_requeued_and_no_attempt_is_counted(scene
 
 
 def test_all_in_flight_messages_at_the_deadline_are_redelivered_at_once(scene: Scene) -> None:
-    """Fewer than the prefetch: the consumer has asked for more, and could be given what it requeues."""
+    """Fewer than the prefetch: the consumer has asked for more, and could get the messages that it requeues."""
     tasks = scene.publish(4, seconds=60)
     for _ in range(2):
         started_at = time.monotonic()
@@ -185,7 +185,7 @@ def test_a_signal_at_any_moment_of_the_start_leaves_no_message_unacked(scene: Sc
         process = scene.start(consuming=False)
         time.sleep(chance.uniform(0, 0.8))
         exit_code, _ = process.stop()
-        # Before the handlers are installed the signal itself ends the process, and nothing was taken.
+        # Before the handlers are installed the signal itself ends the process, and no message was taken.
         assert exit_code in (0, -signal.SIGTERM), process.stderr
         assert_quiet(process)
     scene.assert_left(ready=3 - len(scene.ledger.ended))
@@ -198,7 +198,7 @@ def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scen
     stopping = threading.Event()
 
     def publish() -> None:
-        while not stopping.wait(0.05):  # what keeps most of the eight workers busy, and no more
+        while not stopping.wait(0.05):  # enough to keep most of the eight workers busy
             tasks.extend(scene.publish(10, seconds=0.03))
 
     publisher = threading.Thread(target=publish)

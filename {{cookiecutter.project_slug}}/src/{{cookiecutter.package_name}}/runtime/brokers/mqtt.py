@@ -377,7 +377,7 @@ class _Connection:
     def _read(self) -> None:
         packets = -1
         while packets < self._packets and not self.ended.done():
-                # Until no packet is left: a turn of the event loop for each would cost more.
+            # Until no packet is left: a turn of the event loop for each would cost more.
             packets = self._packets
             self._step(self._client.loop_read)
             decrypted = self._client.socket()
