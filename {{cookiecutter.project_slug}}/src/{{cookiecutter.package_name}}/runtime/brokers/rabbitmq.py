@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """RabbitMQ 3.10 or later, by aiormq, the client inside aio-pika: a quorum queue, its dead letters, and retry queues.
 
 ``amqp://user:password@host:5672/vhost``, or ``amqps://`` with ``?cafile=ca.pem&certfile=me.pem&keyfile=me.key``.
