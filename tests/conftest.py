@@ -1,4 +1,4 @@
-"""Renders with pytest-cookies, and sums up at the end what was proved."""
+"""Renders with pytest-cookies, and prints at the end a summary of the proofs."""
 
 import os
 import shutil

@@ -24,7 +24,7 @@ async def main():
     async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
         channel = await connection.channel(on_return_raises=True)
         order = aio_pika.Message(json.dumps({"reference": "A-1", "cents": 100}).encode())
-        while True:  # until the worker has made its queue
+        while True:  # until the worker has created its queue
             try:
                 await channel.default_exchange.publish(order, queue)
                 break

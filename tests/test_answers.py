@@ -160,7 +160,7 @@ def test_handler_names_are_made_snake_case(answer: str, names: list[str]) -> Non
 
 
 def names_in(stub: Path) -> set[str]:
-    """What a stub imports, defines or looks up."""
+    """The names that a stub imports, defines or looks up."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(stub.read_text("utf-8"))):
         if isinstance(node, ast.alias | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

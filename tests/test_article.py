@@ -1,7 +1,7 @@
 """Every form of the 2019 article "A Python asyncio cancellation pattern", on today's Python.
 
 Three things are shown: that the article's own listings no longer run, that each of its forms lives on in
-runtime/cancellation.py, and what was lost by the old form (tools/benchmarks/article_2019.py) and is not by ours.
+runtime/cancellation.py, and which items the old form (tools/benchmarks/article_2019.py) lost and ours does not.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def async_time_ticker(delay: float) -> AsyncIterator[datetime]:
 
 
 class Handoff:
-    """A source that gives each item to whoever waits for it, or keeps it in ``left``."""
+    """A source that gives each item to its waiter, or keeps it in ``left``."""
 
     def __init__(self) -> None:
         self.left: list[int] = []
@@ -141,7 +141,7 @@ async def test_waiting_for_a_result_or_the_event_ends_with_the_event() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_ticker_ticks_until_a_signal_and_the_tick_in_hand_is_finished(
+def test_the_ticker_ticks_until_a_signal_and_the_in_flight_tick_is_finished(
     signum: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def main_async() -> None:
@@ -171,7 +171,7 @@ from runtime.cancellation import cancellable_aiter, make_cancellation_event
 """
 
 
-def test_the_example_in_the_docstring_of_the_module_runs_and_stops() -> None:
+def test_the_example_in_the_docstring_of_the_module_runs_and_shuts_down() -> None:
     assert cancellation.__doc__
     [example] = re.findall(r"::\n\n((?:    .*\n|\n)+)", cancellation.__doc__)
     quick = textwrap.dedent(example).replace("ticker(1)", "ticker(0.05)")
@@ -198,7 +198,7 @@ def test_the_example_in_the_docstring_of_the_module_runs_and_stops() -> None:
     assert done == "Done\n"
 
 
-# The 2019 form, and what it loses.
+# The 2019 form, and its losses.
 
 
 def item_by_item(form: Callable[[Any, Event], AsyncIterator[int]]) -> Any:

@@ -1,6 +1,6 @@
 """Short chaos experiments; and a loss, a repetition or a traceback makes their reconciliation red.
 
-The long form is ``python3 tasks.py chaos``; docs/chaos.md says what it does.
+The long form is ``python3 tasks.py chaos``; docs/chaos.md describes it.
 """
 
 import json
@@ -36,7 +36,7 @@ FINE = Ending(
 
 
 def balanced() -> Reconciliation:
-    """Three published: one done while all went on, one afterwards, one that no handler can do."""
+    """Three published: one done during the round, one afterwards, one that no handler can do."""
     return Reconciliation(
         published={"a": True, "b": True, "c": False},
         ended=["a", "b"],
@@ -181,7 +181,7 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
-def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unsettled(
+def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unacked(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:
     result = chaos(tmp_path, "--broker", broker, "--sweep", "--every-ms", "25")

@@ -1,4 +1,4 @@
-"""CI files: those of every broker, and the template's own, are valid, pinned and of least rights, and do what they say."""
+"""CI files: those of every broker, and the template's own, are valid, pinned and of least privilege, and do what they say."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ SCHEMAS = {
     RENOVATE: ["vendor.renovate"],
 }
 ACTION = re.compile(r"uses: (\S+)@(\S+)(?: # (\S+))?$", re.M)
-# The one finding that is meant: the test broker is named by its major version, so that it is the one that the tests
+# The one accepted finding: the test broker is named by its major version, so that it is the one that the tests
 # start themselves, and gets its fixes; nothing that is shipped comes of it.
 ZIZMOR_SETTINGS = "rules: {unpinned-images: {disable: true}}\n"
 
@@ -61,7 +61,7 @@ def test_the_files_of_a_service_are_valid(
     prove("CI files that are valid", f"ci={ci}")
 
 
-def test_nothing_of_ci_is_left_where_none_was_wanted(render: Render) -> None:
+def test_no_ci_files_are_left_without_a_ci_provider(render: Render) -> None:
     assert not render(ci="none").has(".github")
 
 

@@ -1,4 +1,4 @@
-"""What a newcomer sees first: ``python3 tasks.py demo``, and then the demo of a service."""
+"""The first commands of a newcomer: ``python3 tasks.py demo``, and then the demo of a service."""
 
 import re
 

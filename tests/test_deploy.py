@@ -1,4 +1,4 @@
-"""What is written to deploy a service is valid for each broker, and does what it is for."""
+"""The deployment files of a service are valid for each broker, and work."""
 
 import json
 import os
@@ -133,9 +133,7 @@ def test_the_services_own_test_sees_an_edit_that_makes_the_grace_period_too_shor
 
 @pytest.mark.parametrize("deploy", ["kubernetes", "compose"])
 @each_broker
-def test_the_dockerfile_has_nothing_that_a_linter_minds(
-    render: Render, broker: str, deploy: str
-) -> None:
+def test_the_dockerfile_passes_a_linter(render: Render, broker: str, deploy: str) -> None:
     service = render(broker=broker, deploy=deploy)
     result = run(program("hadolint"), "Dockerfile", cwd=service.path, check=False)
     assert (result.returncode, result.stdout) == (0, "")
@@ -186,7 +184,7 @@ def probed() -> Iterator[ThreadingHTTPServer]:
 
 
 def healthy(healthcheck: list[str], port: int) -> bool:
-    """What the health check says of what answers on this port."""
+    """The result of the health check for the server on this port."""
     [python, *arguments] = healthcheck
     assert python == "python"
     variables = {"CONSUMER_PROBE_PORT": str(port)}
@@ -260,10 +258,10 @@ def test_the_image_has_the_service_and_no_tools_to_build_with(image: Stage) -> N
     [("sqlite:////data/messages.db", ["/data"]), ("sqlite:////tmp/messages.db", [])],
     ids=["a volume", "only /tmp"],
 )
-def test_as_process_1_without_rights_and_on_a_read_only_root_it_stops_when_asked_to(
+def test_as_process_1_without_rights_and_on_a_read_only_root_it_shuts_down_on_sigterm(
     image: Stage, url: str, writable: list[str]
 ) -> None:
-    """The kernel gives process 1 no default actions: a signal that nobody handles is lost on it."""
+    """The kernel gives process 1 no default actions: a signal without a handler is lost on it."""
     port = free_port()
     process = image.start(writable=writable, CONSUMER_BROKER_URL=url, CONSUMER_PROBE_PORT=str(port))
     try:
@@ -310,7 +308,7 @@ def test_elsewhere_it_cannot_write(image: Stage) -> None:
 
 @BUILD
 def test_process_1_ignores_a_signal_that_it_does_not_handle(image: Stage) -> None:
-    """What the test above would see of a service that does not handle SIGTERM."""
+    """The result of the test above for a service that does not handle SIGTERM."""
     program = "import os, signal; os.kill(1, signal.SIGTERM); print('still here')"
     careless = Stage(image.root, user=image.user, entrypoint=["python3", "-c", program])
     output, _ = careless.start(writable=[]).communicate(timeout=60)
@@ -455,7 +453,7 @@ KEDA = {
 }
 """The trigger of each broker; the names of its parameters are those of KEDA's schema/generated/scalers-schema.json.
 
-KEDA has none for MQTT; and what one file on one node can do does not become more with more pods.
+KEDA has none for MQTT; and a file on one node has no more throughput with more pods.
 """
 PARTITIONS = 12
 """Of a topic that the service makes; one pod more would have nothing to do."""
@@ -463,7 +461,7 @@ Manifests = dict[str, dict[str, Any]]
 
 
 def kustomized(service: Service, overlay: str) -> Manifests:
-    """What would be applied, by kind."""
+    """The manifests that would be applied, by kind."""
     folder = f"deploy/kubernetes/overlays/{overlay}"
     result = run(program("kubectl"), "kustomize", folder, cwd=service.path)
     documents = [parse_yaml(text) for text in result.stdout.split("\n---\n")]
@@ -501,7 +499,7 @@ def test_the_schemas_of_kubernetes_see(render: Render) -> None:
 
 
 OF_TELEMETRY = {"prometheus": set[int](), "opentelemetry": {4318}, "none": set[int]()}
-"""The ports that are asked, beside those of the broker and of names."""
+"""The ports that are allowed, besides those of the broker and of DNS."""
 
 
 @pytest.mark.parametrize("telemetry", TELEMETRIES)
@@ -636,7 +634,7 @@ def test_keda_looks_at_the_broker(render: Render, broker: str) -> None:
 
 @pytest.fixture
 def unit(render_own: Render, tmp_path: Path, broker: str) -> Path:
-    """The unit, with a program that is there."""
+    """The unit, with a program that exists."""
     service = render_own(broker=broker, deploy="systemd")
     text = service.read(UNIT)
     started = re.sub("^ExecStart=.*", "ExecStart=/bin/sh", text, flags=re.M)
@@ -647,7 +645,7 @@ def unit(render_own: Render, tmp_path: Path, broker: str) -> Path:
 
 
 @each_broker
-def test_systemd_minds_nothing_in_the_unit(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     analyze = program("systemd-analyze")
     result = run(analyze, "verify", "--man=no", str(unit), cwd=unit.parent, check=False)
     assert (result.returncode, result.stdout) == (0, "")
@@ -673,14 +671,14 @@ def directives(service: Service) -> dict[str, str]:
     return dict(re.findall(r"^(\w+)=(.*)$", service.read(UNIT), re.M))
 
 
-def test_the_unit_hears_of_the_service_and_of_no_other_process(render: Render) -> None:
+def test_the_unit_accepts_notifications_of_the_service_only(render: Render) -> None:
     unit = directives(render(deploy="systemd"))
     assert unit["Type"] == "notify"
     assert unit["NotifyAccess"] == "main"
     assert unit["WatchdogSec"] == "30"
 
 
-def test_the_unit_is_started_anew_after_all_but_wrong_settings(render: Render) -> None:
+def test_the_unit_is_restarted_after_every_failure_but_wrong_settings(render: Render) -> None:
     service = render(deploy="systemd")
     unit = directives(service)
     cli = service.read("src/order_events/runtime/cli.py")

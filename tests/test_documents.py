@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, the site builds, and what they say of the code is so."""
+"""The documents: their links work, the site builds, and their statements about the code are true."""
 
 import re
 import shutil
@@ -125,7 +125,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_the_reference_has_what_others_rely_on() -> None:
-    """Names that were promised, and written down here by hand."""
+    """The promised names, written down here by hand."""
     reference = (TEMPLATE / "docs/reference.md").read_text(encoding="utf-8")
     settings = (
         "BROKER_URL SOURCE GROUP CONCURRENCY PREFETCH DRAIN_SECONDS CONNECT_SECONDS MAX_ATTEMPTS RETRY_SECONDS"

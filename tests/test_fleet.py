@@ -1,4 +1,4 @@
-"""``python3 tasks.py fleet`` shows of each service what the service's own files say."""
+"""``python3 tasks.py fleet`` shows the facts in each service's own files."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_an_older_version_is_behind(service: Service) -> None:
     assert only_row(service)["behind"].startswith("1 release")
 
 
-def test_what_is_not_released_is_no_release(
+def test_an_unreleased_section_is_no_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = "## 0.3.0 (not released)\n\n## 0.2.0 (2026-12-01)\n\n## 0.1.0 (2026-11-01)\n"
@@ -94,7 +94,7 @@ PASSES, SKIPS, FAILS = (
 
 @pytest.fixture
 def quick(render_own: Render) -> Service:
-    """A service with all that a run of its tests needs, and a shutdown suite yet to be written."""
+    """A service that can run its tests, with a shutdown suite yet to be written."""
     service = render_own(broker="sqlite")
     for path in (service.path / "tests/runtime").glob("test_*.py"):
         path.unlink()
@@ -111,7 +111,7 @@ def quick(render_own: Render) -> Service:
     ],
     ids=["all pass", "all skip", "one fails"],
 )
-def test_it_tells_what_became_of_the_shutdown_suite(
+def test_it_shows_the_outcome_of_the_shutdown_suite(
     quick: Service, tests: str, said: str, arguments: list[str]
 ) -> None:
     quick.write(SUITE, f"import pytest\n\n\n{tests}")
@@ -120,7 +120,7 @@ def test_it_tells_what_became_of_the_shutdown_suite(
     assert only_row(quick)["shutdown_suite"] == said
 
 
-def test_what_became_of_it_stays_until_it_is_run_again(quick: Service) -> None:
+def test_the_outcome_stays_until_the_next_run(quick: Service) -> None:
     quick.write(SUITE, PASSES)
     for arguments in ([SUITE], ["tests/handlers"]):
         run_tests(quick, *arguments)
@@ -137,7 +137,7 @@ def run_tests(service: Service, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"passed": [1]}', '{"passed": "x"}'])
-def test_what_a_strange_service_kept_of_it_is_no_matter(service: Service, kept: str) -> None:
+def test_an_invalid_record_of_the_outcome_is_ignored(service: Service, kept: str) -> None:
     folder = service.path / ".pytest_cache/v/consumer"
     folder.mkdir(parents=True)
     (folder / "shutdown_suite").write_text(kept)
@@ -162,7 +162,7 @@ def test_a_repository_is_looked_at_by_its_url(service: Service) -> None:
     assert result.stdout.splitlines()[1].startswith("order-events")
 
 
-def test_what_is_no_service_is_one_sentence_and_the_rest_is_shown(
+def test_a_folder_that_is_no_service_is_one_sentence_and_the_rest_is_shown(
     service: Service, tmp_path: Path
 ) -> None:
     result = fleet(tmp_path, "https://user:secret@127.0.0.1:1/x", service.path)

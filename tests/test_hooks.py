@@ -1,4 +1,4 @@
-"""Rendering is offline, needs no git, leaves nothing behind, and never overwrites what a user wrote."""
+"""Rendering is offline, needs no git, leaves no temporary files, and never overwrites a user's files."""
 
 import shutil
 import sys
@@ -74,7 +74,7 @@ def test_a_folder_with_spaces_and_other_letters_is_fine(tmp_path: Path) -> None:
 
 @pytest.fixture
 def template_copy(tmp_path: Path) -> Path:
-    """A copy of the template, to be spoilt."""
+    """A copy of the template, to be changed."""
     copy = tmp_path / "template"
     copy.mkdir()
     for name in ("cookiecutter.json", "local_extensions.py"):

@@ -1,4 +1,4 @@
-"""docs/idempotency.md, as it is written: a crash between the commit and the acknowledgement leaves one effect."""
+"""docs/idempotency.md, as it is written: a crash between the commit and the acknowledgement leaves one effect (effectively once)."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def service(database: str, render_own: Render) -> Service:
-    """A new service with what the document says; its queue is on the embedded broker."""
+    """A new service with the code of the document; its queue is on the embedded broker."""
     service = render_own(broker=database)
     for block in blocks(database, "python"):
         first_line, _, code = block.partition("\n")

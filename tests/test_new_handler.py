@@ -1,4 +1,4 @@
-"""A handler is added by one command, in the style that the service was scaffolded with."""
+"""A handler is added by one command, in the style of the service's stubs."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The steps of docs/own-broker.md, followed: a broker that the template does not know passes the suites of all."""
+"""The steps of docs/own-broker.md, followed: a broker that the template does not know passes the suites of all brokers."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The pictures in the documents are drawn from a real stop, and tell it as it was."""
+"""The pictures in the documents are drawn from a real graceful shutdown, and show it as it was."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -39,7 +39,9 @@ def texts(picture: Path) -> list[str]:
         ),
     ],
 )
-def test_a_stop_is_drawn_as_it_was(drawn: Path, name: str, outcomes: list[str], last: str) -> None:
+def test_a_shutdown_is_drawn_as_it_was(
+    drawn: Path, name: str, outcomes: list[str], last: str
+) -> None:
     told = texts(drawn / f"stop-{name}.svg")
     assert sorted(line for line in told if not line[0].isdigit())[1:] == sorted(outcomes)
     moments = [line for line in told if re.match(r"-?\d+\.\d\d s  ", line)]

@@ -1,4 +1,4 @@
-"""A version is made by one command, in all its places, and not without upgrade notes."""
+"""One command makes a version, in all its places, and refuses one without upgrade notes."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def test_the_commands_that_it_ends_with_make_a_tag_that_can_be_rendered(
     assert recorded["commit"] == git(template, "rev-parse", "v9.9.0^{commit}").strip()
 
 
-def test_what_a_maintainer_is_told_to_do_is_what_it_ends_with(template: Path) -> None:
+def test_the_instructions_for_maintainers_are_what_it_ends_with(template: Path) -> None:
     printed = release(template, "9.9.0").stdout
     told = (TEMPLATE / "CONTRIBUTING.md").read_text("utf-8").partition("## Make a release")[2]
     lines = [line.partition("  #")[0].strip() for line in told.splitlines()]

@@ -89,7 +89,7 @@ ALWAYS = [
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
 
 OWNER = re.compile(
-    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| the template's file: .+"
+    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| vendored, .+"
 )
 
 
@@ -140,7 +140,7 @@ def check_vendored(service: Service, _: Combination) -> None:
 
 
 def check_first_lines(service: Service, _: Combination) -> None:
-    """That of a vendored file says whose it is."""
+    """The first line of a vendored file says that it is vendored."""
     vendored = (
         f"src/{service.package}/runtime/",
         "tests/conftest.py",
@@ -157,7 +157,7 @@ def check_first_lines(service: Service, _: Combination) -> None:
 
 
 def check_answers(service: Service, combination: Combination) -> None:
-    """They are kept for the next update."""
+    """The answers are stored for the next update."""
     kept = json.loads(service.read(".template-answers.json"))
     assert kept["version"] == QUESTIONS["_template_version"]
     assert kept["answers"].items() >= combination.answers.items()

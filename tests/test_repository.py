@@ -66,7 +66,7 @@ DOCUMENTS = [TEMPLATE / "README.md", *sorted((TEMPLATE / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_test_that_a_document_names_is_there(document: Path) -> None:
+def test_every_test_that_a_document_names_exists(document: Path) -> None:
     check_named_tests(document.read_text("utf-8"), [TEMPLATE, *RUNTIME_TESTS])
 
 
@@ -88,7 +88,7 @@ def test_what_the_page_of_a_broker_promises_has_its_test(page: Path) -> None:
     assert missing <= NO_TESTS
 
 
-def test_every_test_that_the_readme_of_a_service_names_is_there(render: Render) -> None:
+def test_every_test_that_the_readme_of_a_service_names_exists(render: Render) -> None:
     answers = [(q, answer) for q in CHOICES for answer in QUESTIONS[q]]
     for question, answer in answers:
         service = render(**{question: answer})

@@ -1,4 +1,4 @@
-"""The scaling benchmark runs, its page says what it measured, and the model of docs/scaling.md agrees with it.
+"""The scaling benchmark runs, its page has its measurements, and the model of docs/scaling.md agrees with them.
 
 No test says how fast anything is: the measured points are those of tools/benchmarks/scaling.jsonl.
 """
@@ -79,7 +79,7 @@ def within_the_tolerance(errors: dict[tuple[str, int], float]) -> bool:
     return max(sizes) <= MOST_OFF and median(sizes) <= MOST_OFF_IN_THE_MEDIAN
 
 
-def test_the_model_foretells_from_one_process_what_2_4_and_8_do() -> None:
+def test_the_model_predicts_from_one_process_the_throughput_of_2_4_and_8() -> None:
     errors = off()
     assert len(errors) == 3 * (len(page.NAMES) - 1)
     assert within_the_tolerance(errors), errors
@@ -100,7 +100,7 @@ def test_a_wrong_model_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: str) -> N
 # -- the model alone
 
 
-def test_replicas_that_share_nothing_do_so_many_times_as_much() -> None:
+def test_the_throughput_of_replicas_that_share_nothing_is_proportional() -> None:
     service = Service(handler_seconds=0.02)
     assert service.pod_rate == pytest.approx(500)
     assert service.throughput(8) == pytest.approx(8 * 500)

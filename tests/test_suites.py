@@ -1,4 +1,4 @@
-"""Every service passes its own tests with only its declared dependencies, and so does the runtime where it lies.
+"""Every service passes its own tests with only its declared dependencies, and so does the runtime in place.
 
 The runtime's tests in place are a part of every run of pytest here, on this Python and the newest dependencies. Here
 they run again on the other Pythons, and with the lowest versions: a service's own lock may choose any of these.
@@ -89,7 +89,7 @@ def test_its_own_suite_passes(service: Service, combination: Combination, suite:
 
 @pytest.mark.parametrize("dependency", ["aio-pika", "pydantic-settings", "structlog"])
 def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependency: str) -> None:
-    """Or the test above would pass for a service that nobody else can start."""
+    """Else the test above would pass for a service that starts on this machine only."""
     service = render_own(broker="rabbitmq")
     declared = service.read("pyproject.toml")
     without = re.sub(rf'    "{dependency}[>=].*\n', "", declared)
@@ -101,7 +101,7 @@ def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependenc
     assert f"ModuleNotFoundError: No module named '{module}'" in result.stdout
 
 
-# -- the runtime, where it lies
+# -- the runtime in place
 
 
 def other_pythons() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as another system can tell: names of files, line ends, and what Python lacks there."""
+"""Windows and macOS, as far as another system can tell: names of files, line ends, and the names that Python lacks there."""
 
 import fnmatch
 import ntpath
@@ -13,7 +13,7 @@ import pytest
 
 from support.rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Render, Service, run
 
-# Imported by every Python that starts with it on its path: what Windows has not got is taken away.
+# Imported by every Python that starts with it on its path: removes the names that Windows lacks.
 LIKE_WINDOWS = """
 import asyncio
 import os
@@ -72,7 +72,7 @@ def test_what_windows_lacks_is_not_there(
 
 
 def copy_template(folder: Path) -> Path:
-    """What git has of the template, as far as a render or the demo needs it."""
+    """The template's files in git that a render or the demo needs."""
     copy = folder / "template"
     copy.mkdir()
     for name in ("cookiecutter.json", "local_extensions.py", ".gitattributes"):

@@ -1,4 +1,4 @@
-"""``python3 tasks.py test`` says what it leaves out and how long it takes, and leaves nothing behind after Ctrl-C."""
+"""``python3 tasks.py test`` says what it leaves out and how long it takes, and ends every process after Ctrl-C."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from support.rendered import TEMPLATE
 from tools.test import FIGURES, LEFT_OUT, lines, overview
 
 MOST_SECONDS = 300
-"""What the tests without --all may take."""
+"""The time limit of the tests without --all."""
 AT_ONCE_SECONDS = 10
 """An interrupted run takes a second and a half on an idle machine."""
 

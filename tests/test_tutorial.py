@@ -1,4 +1,4 @@
-"""docs/tutorial.md, followed to the letter: every command of it is run, in order, and what it says comes true."""
+"""docs/tutorial.md, followed to the letter: every command of it is run, in order, with the documented result."""
 
 import os
 import re

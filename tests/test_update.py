@@ -1,4 +1,4 @@
-"""A service takes up what changed in the template and keeps what its team changed: tools/update.py, and cruft."""
+"""An update merges the template's changes and keeps the team's: tools/update.py, and cruft."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The weekly jobs that propose what changed in the template: their own steps, on a real remote.
+"""The weekly jobs that propose the template's changes: their own steps, on a real remote.
 
 GitHub's `gh` is a script that remembers pull requests; GitLab makes its merge requests of push options, which a hook of
 the remote writes down.
@@ -60,7 +60,7 @@ class Forge:
 
     @property
     def request(self) -> str:
-        """What was proposed last: title, text and whether it is a draft."""
+        """The last proposal: title, text and whether it is a draft."""
         last = self.folder / "requests/last"
         return last.read_text(encoding="utf-8") if last.exists() else ""
 
@@ -203,7 +203,7 @@ def guard(service: Service, ci: str) -> str:
     )
 
 
-def test_a_template_that_cannot_be_had_fails_the_job_and_nothing_is_proposed(forge: Forge) -> None:
+def test_an_unavailable_template_fails_the_job_and_no_change_is_proposed(forge: Forge) -> None:
     forge.change(".template-answers.json", "cookiecutter-consumer", "cookiecutter-nowhere")
     result = forge.run_job()
     assert result.returncode == 1

@@ -5,6 +5,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 """The template's repository."""
 TREE = ROOT / "{{cookiecutter.project_slug}}"
-"""What becomes a service."""
+"""The template of a service."""
 PACKAGE = TREE / "src/{{cookiecutter.package_name}}"
-"""Where the runtime lies: `runtime` is imported from here, without rendering."""
+"""The folder of the runtime: `runtime` is imported from here, without rendering."""

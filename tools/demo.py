@@ -1,4 +1,4 @@
-"""Renders a service, runs it, stops it with handlers at work, and counts: ``python3 tasks.py demo``.
+"""Renders a service, runs it, shuts it down with in-flight messages, and counts: ``python3 tasks.py demo``.
 
 Everything it writes is in ``.demo`` of the repository. The figures at the end are counted in the two databases, and
 not taken from log lines.

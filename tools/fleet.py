@@ -38,7 +38,7 @@ class Row:
     broker: str
     drain_seconds: str
     shutdown_suite: str
-    """missing; there; or the outcomes of its tests when they last ran in this folder."""
+    """``missing``, ``there``, or the outcomes of its tests when they last ran in this folder."""
 
 
 def main() -> int:

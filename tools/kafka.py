@@ -60,7 +60,7 @@ log.cleaner.dedupe.buffer.size=2097152
 
 
 class KafkaMissing(Exception):
-    """Apache Kafka cannot be had here; the text says why."""
+    """Apache Kafka is not available here; the text says why."""
 
 
 def variables() -> dict[str, str]:
@@ -77,7 +77,7 @@ def command() -> str:
 
 
 def variables_for(broker: str) -> dict[str, str]:
-    """What the tests of this broker need in their environment: nothing, unless Kafka must be found for them."""
+    """The environment variables that the tests of this broker need: none, unless Kafka must be found for them."""
     given = {"CONSUMER_TEST_BROKER_URL", "CONSUMER_TEST_BROKER_COMMAND"} & os.environ.keys()
     if broker != "kafka" or given:
         return {}

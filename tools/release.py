@@ -76,7 +76,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def replace(path: Path, pattern: str, text: str) -> None:
-    """Put the text in the place of what the pattern matches, which must be there."""
+    """Replace the match of the pattern, which must exist, by the text."""
     new, count = re.subn(pattern, text, path.read_text(encoding="utf-8"), flags=re.M)
     assert count, f"{path} has no {pattern}"
     path.write_text(new, encoding="utf-8", newline="\n")

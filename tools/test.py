@@ -1,6 +1,6 @@
 """Runs the tests: ``python3 tasks.py test [--all | --measure] [PYTEST ARGUMENTS]``.
 
-It prints first what runs, what is left out, and the seconds of each when they were measured. Without ``--all`` it leaves
+It prints first which tests run, which are left out, and their measured seconds. Without ``--all`` it leaves
 out LEFT_OUT, and of the runtime's tests those of BROKERS_LEFT_OUT. ``--measure`` runs all and writes the figures. With a
 path among the arguments, exactly that runs.
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def overview(everything: bool) -> str:
-    """What runs, what is left out, and the seconds of each."""
+    """The tests that run, those left out, and the seconds of each."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     seconds: dict[str, list[float]] = figures.get("seconds", {})
     runs = [(seconds.get(name, [])[:1], name, about) for name, about in lines()]
@@ -99,7 +99,7 @@ Line = tuple[list[float], str, str]
 
 
 def lines() -> Iterator[tuple[str, str]]:
-    """What runs without --all: paths, each with the first sentence of its docstring."""
+    """The tests without --all: paths, each with the first sentence of its docstring."""
     for folder, about in RUNTIME_TESTS.items():
         yield folder, f"{about}, on the embedded broker and NATS"
     for file in sorted((ROOT / "tests").glob("test_*.py")):
@@ -125,7 +125,7 @@ def minutes(of: Iterable[Line]) -> str:
     return f"{total // 60:.0f} min {total % 60:.0f} s" if total else "? min"
 
 
-# -- what pytest gets from here, as a plugin
+# -- pytest's plugin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -147,7 +147,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_left_out(node_id: str, keywords: Iterable[str]) -> bool:
     if node_id.startswith(tuple(RUNTIME_TESTS)):
-        # Of a broker are the files with its name, and the tests with its name as a parameter.
+        # A broker's tests are the files with its name, and the tests with its name as a parameter.
         return MARKER_LEFT_OUT in keywords or any(name in node_id for name in BROKERS_LEFT_OUT)
     return node_id.startswith(tuple(LEFT_OUT))
 

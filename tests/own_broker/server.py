@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The spool as the tests see it: what is in its folders. It has no server that could be killed."""
 
 import shutil

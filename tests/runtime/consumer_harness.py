@@ -1,4 +1,4 @@
-"""A consumer in this process, on the embedded broker, with a second source beside it."""
+"""A consumer in this process, on the embedded broker, with a second source on its queue."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ class ConsumerHarness:
         before: Callable[[Consumer], None] = lambda consumer: None,
         **settings: Any,
     ) -> tuple[int, Consumer]:
-        """Publish, consume until the condition holds, stop; returns the exit code and the consumer.
+        """Publish, consume until the condition holds, shut down; returns the exit code and the consumer.
 
         ``before`` may change the consumer before it runs: break its source, say.
         """

@@ -1,4 +1,4 @@
-"""The strictest source for the cancellation tests: an item given to a waiter that is then cancelled is gone.
+"""The strictest source for the cancellation tests: an item given to a waiter that is then cancelled is lost.
 
 Queues and brokers keep an item until it is taken. This one does not, so it shows every loss.
 """
@@ -12,12 +12,12 @@ import anyio
 
 
 class Handoff:
-    """Gives each item to the one who waits for it. ``left`` is what nobody was given yet."""
+    """Gives each item to its waiter. ``left`` has the items without one."""
 
     def __init__(self) -> None:
         self.left: deque[int | Exception | None] = deque()
         self.takes = 0
-        """How often somebody asked for an item."""
+        """How many times an item was requested."""
         self.closed = False
         """Whether the source's iterator was closed, or ended, after it had started."""
         self._waiter: asyncio.Future[int | None] | None = None

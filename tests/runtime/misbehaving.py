@@ -74,7 +74,7 @@ def place_of(task: Task) -> int:
 
 
 async def long(task: LongTask, message: Message) -> None:
-    """Many steps; on shutdown it leaves, and resumes at the place that the ledger has kept."""
+    """Many steps; on shutdown it retries, and resumes at the step that the ledger has stored."""
     place = place_of(task)
     begin(task, message, place=place)
     for _ in range(place, task.steps):

@@ -20,7 +20,7 @@ CHILD = """
 import asyncio, logging, signal, sys
 from {module} import cancellable_aiter, make_cancellation_event
 
-logging.getLogger("asyncio").setLevel("ERROR")  # not that a loaded machine is slow
+logging.getLogger("asyncio").setLevel("ERROR")  # no warnings about a slow machine
 
 async def forever():
     while True:

@@ -1,4 +1,4 @@
-"""Servers that ask for a password or speak TLS: what the tests of connecting need of each broker."""
+"""Servers that ask for a password or speak TLS: for the tests of connecting to each broker."""
 
 import base64
 import hashlib

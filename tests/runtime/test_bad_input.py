@@ -1,4 +1,4 @@
-"""Whatever a producer sends is a dead letter with a reason, or handled; it ends nothing and is in no log."""
+"""Any message of a producer is handled or dead-lettered with a reason; it ends no consumer and is in no log."""
 
 import json
 import logging
@@ -90,7 +90,7 @@ async def strict(event: Strict) -> None: ...
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_refused_soon_with_a_short_reason_that_does_not_quote_it(case: str) -> None:
+def test_it_is_rejected_quickly_with_a_short_reason_that_does_not_quote_it(case: str) -> None:
     body, reason = REFUSED[case]
     began_at = time.process_time()
     with pytest.raises(Reject) as rejection:
@@ -102,7 +102,7 @@ def test_it_is_refused_soon_with_a_short_reason_that_does_not_quote_it(case: str
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_it_is_strange_and_yet_no_mistake(case: str) -> None:
+def test_it_is_unusual_and_accepted(case: str) -> None:
     assert isinstance(Handler("strict", strict).decode(Message(TAKEN[case])), Strict)
 
 
@@ -163,7 +163,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
         assert all(0 < len(reason) < 600 and SECRET not in reason for reason in reasons)
 
 
-# -- what other programs write where the runtime has its own
+# -- values of other programs in the runtime's own fields
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
         (b'{"a": ' + b"9" * 5_000 + b"}", {}),
     ],
 )
-def test_headers_that_are_no_json_object_are_no_headers(
+def test_headers_that_are_not_a_json_object_are_ignored(
     text: bytes, headers: dict[str, Any]
 ) -> None:
     assert json_object(text) == headers
@@ -195,7 +195,7 @@ async def test_rows_of_another_program_are_messages_too(
         seen.append(body)
 
     async with make_source(settings):
-        pass  # which makes the tables
+        pass  # which creates the tables
     insert = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
     with closing(sqlite3.connect(broker.file)) as connection, connection:
         for headers in ("not JSON", "[1]", "[" * 100_000):
@@ -206,5 +206,5 @@ async def test_rows_of_another_program_are_messages_too(
 
 
 @pytest.mark.parametrize("unix_seconds", [math.nan, math.inf, -1e300, 1e300])
-def test_a_dead_letter_may_say_that_it_died_at_no_time(unix_seconds: float) -> None:
+def test_a_dead_letter_without_a_valid_time_is_listed(unix_seconds: float) -> None:
     assert cli._time_of(unix_seconds) == str(unix_seconds)

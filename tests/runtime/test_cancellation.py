@@ -26,7 +26,7 @@ every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.k
 
 @pytest.fixture(autouse=True)
 def nothing_is_reported_by_the_event_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Such as a task that was destroyed while it was pending, or an exception never retrieved."""
+    """Errors such as a task that was destroyed while it was pending, or an exception never retrieved."""
     yield
     records = caplog.get_records("call")
     assert [r for r in records if r.name == "asyncio" and r.levelno >= logging.ERROR] == []
@@ -57,11 +57,11 @@ async def waiting(
     return consumer
 
 
-# Rule 1: what comes first, the item or the event.
+# Rule 1: the item or the event, whichever is first.
 
 
 @every_source
-async def test_with_the_event_already_set_nothing_is_taken(source: Any) -> None:
+async def test_no_item_is_taken_when_the_event_is_already_set(source: Any) -> None:
     handoff, event = Handoff(), asyncio.Event()
     handoff.put(1)
     event.set()
@@ -100,7 +100,7 @@ async def test_an_event_that_is_set_in_the_body_ends_the_loop_before_the_next_it
     assert (handled, list(handoff.left)) == ([1], [2])
 
 
-# Rule 2: nothing is lost, and everything that waits can be stopped.
+# Rule 2: no item is lost, and every wait can be stopped.
 
 
 @every_source
@@ -123,7 +123,7 @@ async def test_gather_is_stopped_while_one_of_its_results_is_missing() -> None:
     assert await consumer == []
 
 
-async def test_a_source_that_skips_what_it_was_given_is_stopped_when_it_waits_again() -> None:
+async def test_a_source_that_skips_an_item_is_stopped_at_its_next_wait() -> None:
     handoff, event = Handoff(), asyncio.Event()
 
     async def odd_numbers() -> AsyncIterator[int]:
@@ -174,7 +174,7 @@ async def test_no_item_costs_a_search_for_the_event_loop(monkeypatch: pytest.Mon
     assert asked_for == [asyncio.get_running_loop()] * 3
 
 
-# Rule 4: the body belongs to the consumer, and cancellation from outside to whoever asked for it.
+# Rule 4: the body belongs to the consumer, and cancellation from outside to its caller.
 
 
 async def test_the_event_does_not_interrupt_the_body() -> None:
@@ -301,7 +301,7 @@ async def waiting_for_ever() -> AsyncIterator[int]:
 
 
 async def taking_the_cancellation_back() -> AsyncIterator[int]:
-    """As Python asks of whoever suppresses one."""
+    """As Python requires of code that suppresses one."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(3600)
         yield 1
@@ -310,7 +310,7 @@ async def taking_the_cancellation_back() -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("source", [waiting_for_ever, taking_the_cancellation_back])
 @pytest.mark.parametrize("earlier", [0, 1, 2])
-async def test_the_count_of_cancellations_is_what_it_was_before(source: Any, earlier: int) -> None:
+async def test_the_cancellation_count_is_unchanged(source: Any, earlier: int) -> None:
     event, counts = asyncio.Event(), []
 
     async def consume_although_cancelled() -> None:
@@ -331,7 +331,7 @@ async def test_the_count_of_cancellations_is_what_it_was_before(source: Any, ear
 
 
 @pytest.mark.parametrize("answer", ["an item", "the end", "an error"])
-async def test_the_count_of_cancellations_is_what_it_was_however_the_source_answers(
+async def test_the_cancellation_count_is_unchanged_however_the_source_reacts(
     answer: str,
 ) -> None:
     async def answering() -> AsyncIterator[int]:
@@ -350,7 +350,7 @@ async def test_the_count_of_cancellations_is_what_it_was_however_the_source_answ
     assert this_task().cancelling() == 0
 
 
-async def test_after_the_stop_the_same_task_can_be_timed_out_and_cancelled() -> None:
+async def test_after_the_event_the_same_task_can_be_timed_out_and_cancelled() -> None:
     event = asyncio.Event()
     asyncio.get_running_loop().call_soon(event.set)
     assert await collect(generator(Handoff()), event) == []
@@ -363,7 +363,7 @@ async def test_after_the_stop_the_same_task_can_be_timed_out_and_cancelled() -> 
     this_task().uncancel()
 
 
-# Rule 5: how it ends, and that nothing is left behind.
+# Rule 5: how it ends, and that no task or waiter is left.
 
 
 @asynccontextmanager
@@ -495,7 +495,7 @@ async def test_closing_may_take_its_time() -> None:
     assert closed == [True]
 
 
-async def test_what_is_no_async_iterable_is_a_clear_error() -> None:
+async def test_an_argument_that_is_not_an_async_iterable_is_a_clear_error() -> None:
     with pytest.raises(TypeError, match="async iterable"):
         await collect([1, 2], asyncio.Event())
 
@@ -569,7 +569,7 @@ async def test_a_second_anext_at_the_same_time_is_a_clear_error_and_does_not_dis
         assert await first == 1
 
 
-async def test_the_task_that_waits_now_is_the_one_that_is_stopped() -> None:
+async def test_the_event_stops_the_task_that_is_waiting_now() -> None:
     """An iterator may move from one task to another between two items."""
     handoff, event = Handoff(), asyncio.Event()
     handoff.put(1)
@@ -587,7 +587,7 @@ async def test_the_task_that_waits_now_is_the_one_that_is_stopped() -> None:
     assert consumer.result() == 0
 
 
-async def test_an_event_that_is_cleared_can_be_used_again_and_what_saw_it_has_ended() -> None:
+async def test_a_cleared_event_can_be_used_again_and_iterators_that_saw_it_have_ended() -> None:
     event = CancellationEvent(asyncio.get_running_loop())
     handoff = Handoff()
     consumer = await waiting(generator(handoff), event)
@@ -685,7 +685,7 @@ coroutine_or_task = pytest.mark.parametrize(
 
 
 @coroutine_or_task
-async def test_wait_ends_with_the_event_and_what_was_awaited_has_ended_too(
+async def test_wait_ends_with_the_event_after_the_awaitable_has_ended(
     waitable: Waitable,
 ) -> None:
     event, ended = asyncio.Event(), []
@@ -718,7 +718,7 @@ async def test_wait_starts_no_awaitable_of_another_kind_either() -> None:
 
 
 @coroutine_or_task
-async def test_wait_with_the_event_already_set_starts_nothing(waitable: Waitable) -> None:
+async def test_wait_starts_no_awaitable_when_the_event_is_already_set(waitable: Waitable) -> None:
     event, started = asyncio.Event(), []
 
     async def start() -> str:
@@ -733,7 +733,7 @@ async def test_wait_with_the_event_already_set_starts_nothing(waitable: Waitable
     assert started == []
 
 
-async def test_wait_with_the_event_already_set_takes_nothing_from_an_iterator() -> None:
+async def test_wait_takes_no_item_from_an_iterator_when_the_event_is_already_set() -> None:
     event, handoff = asyncio.Event(), Handoff()
     event.set()
     with pytest.raises(CancellationRequested):
@@ -816,7 +816,7 @@ async def test_wait_lets_a_cancellation_through_that_came_with_the_event_and_was
         await waiter
 
 
-async def test_sleep_says_whether_it_slept_for_the_whole_time() -> None:
+async def test_sleep_returns_whether_it_slept_for_the_whole_time() -> None:
     event = asyncio.Event()
     assert await cancellable_sleep(0, event) is True
     asyncio.get_running_loop().call_soon(event.set)

@@ -96,7 +96,7 @@ class Scene:
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()
 
-    # What may happen.
+    # The events.
 
     def put(self) -> None:
         self.put_count += 1
@@ -120,7 +120,7 @@ class Scene:
     def cancel_outside(self) -> None:
         if self.consumer.cancel():
             self.cancelled_outside = True
-            # What is on its way now, asyncio itself throws away.
+            # asyncio itself discards the item that is on its way now.
             self.lost_outside = self._put() - {*self.handoff.left, *self.begun}
 
     def fire(self) -> None:
@@ -128,7 +128,7 @@ class Scene:
             self.fired = True
             self.fire_scope()
 
-    # What must be so in the end.
+    # The conditions at the end.
 
     def _check_the_end(self) -> None:
         assert self.consumer.done(), "the event did not end the loop"
@@ -258,7 +258,7 @@ def test_three_things_at_any_offsets_break_no_rule(source: str, third: Action) -
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Anything that may happen, in any order; when it is over, the event is set and all must be well."""
+    """The events, in any order; at the end, the event is set and all conditions must hold."""
 
     scene: Scene
 

@@ -1,4 +1,4 @@
-"""The command line: what each command does on a real broker, what it says, and its exit code."""
+"""The command line: the effect of each command on a real broker, its output, and its exit code."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ async def make_dead(broker: Server, queue: str, count: int) -> None:
 
 
 def wait_for_dead(broker: Server, queue: str, count: int) -> None:
-    """A broker may take a moment to count what was put there, or looked at and put back."""
+    """A broker may take a moment to count published messages, or listed and requeued ones."""
     give_up_at = time.monotonic() + 20
     while broker.counts(queue).dead != count:
         assert time.monotonic() < give_up_at, broker.counts(queue)
@@ -184,7 +184,7 @@ def test_a_wrong_command_line_is_exit_code_2(call: Call, argv: list[str]) -> Non
 @pytest.mark.parametrize(
     "argv", [["run"], ["check"], ["publish", "{}"], ["dead-letters", "list"]], ids=" ".join
 )
-def test_without_a_broker_url_nothing_falls_back_to_the_embedded_one(
+def test_without_a_broker_url_no_command_falls_back_to_the_embedded_broker(
     call: Call, argv: list[str], tmp_path: Path
 ) -> None:
     assert call(*argv) == (2, "", "orders: CONSUMER_BROKER_URL: is not set\n")
@@ -311,7 +311,7 @@ def test_a_line_that_is_not_json_is_named_and_those_before_it_are_published(
     ["[" * 100_000, '"\udcff"', "\ufeff{}"],
     ids=["too deep", "not UTF-8", "with a byte order mark"],
 )
-def test_what_is_no_json_is_one_sentence(command: Call, text: str) -> None:
+def test_a_message_that_is_not_json_is_one_sentence(command: Call, text: str) -> None:
     exit_code, _, err = command("publish", text)
     assert (exit_code, err.count("not JSON")) == (2, 1)
 
@@ -417,7 +417,7 @@ def test_dead_letters_are_replayed_or_purged_with_yes(
 
 
 @on_one_broker
-def test_a_list_that_nobody_reads_to_its_end_is_no_traceback(
+def test_a_list_whose_reader_closes_the_pipe_ends_without_a_traceback(
     command: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("publish", '{"id": "1"}')
@@ -431,7 +431,7 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_traceback(
 
 @on_one_broker
 @pytest.mark.parametrize("action", ["replay", "purge"])
-def test_without_dead_letters_there_is_nothing_to_ask(command: Call, action: str) -> None:
+def test_without_dead_letters_no_confirmation_is_asked(command: Call, action: str) -> None:
     exit_code, out, _ = command("dead-letters", action)
     assert exit_code == 0
     assert "no dead letters" in out
@@ -439,7 +439,7 @@ def test_without_dead_letters_there_is_nothing_to_ask(command: Call, action: str
 
 @on_one_broker
 @pytest.mark.parametrize("action", ["replay", "purge"])
-def test_without_yes_and_without_a_terminal_nothing_is_done(
+def test_without_yes_and_without_a_terminal_no_dead_letter_is_changed(
     command: Call, broker: Server, queue: str, stdin: Callable[[bytes], None], action: str
 ) -> None:
     command("publish", '{"id": "1"}')
@@ -516,7 +516,7 @@ def test_the_demo_draws_its_shutdown(
         "demo", "--timeline", handlers={"order_created": handle}, examples=examples
     )
     assert exit_code == code
-    assert "step_done" not in out  # which the log has only for the drawing
+    assert "step_done" not in out  # logged for the drawing only
     _, _, drawn = out.partition("the shutdown, in seconds after the signal\n")
     for expected in (
         bar,
@@ -572,7 +572,7 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
     assert told in (f"published {count} to {queue}\n" for count in ("1 message", "0 messages"))
 
 
-def test_new_handler_is_the_tools_of_the_checkout(
+def test_new_handler_runs_the_tool_of_the_checkout(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cli, "CHECKOUT", tmp_path)

@@ -1,4 +1,4 @@
-"""Connecting, on every broker: credentials, TLS, and URLs that make no sense."""
+"""Connecting, on every broker: credentials, TLS, and invalid URLs."""
 
 import logging
 import time
@@ -71,7 +71,7 @@ async def test_a_wrong_password_is_one_sentence_without_it(
     "rest",
     ["me:s3cret#s3cret@host", "me:1/s3cret@host", "me:s3cret?s3cret@host", "me@host:s3cret"],
 )
-def test_a_url_that_makes_no_sense_is_one_sentence_that_does_not_repeat_it(
+def test_an_invalid_url_is_one_sentence_that_does_not_repeat_it(
     source_for: Callable[..., Source], broker: Server, rest: str
 ) -> None:
     with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: .*$") as refused:
@@ -117,7 +117,7 @@ async def test_tls_with_a_ca_and_a_client_certificate(
     [(), ("other.pem",), ("missing.pem",), ("ca.pem", "client.pem", "server.key")],
     ids=["no CA", "another CA", "no such file", "the key of another certificate"],
 )
-async def test_tls_that_cannot_be_is_one_sentence(
+async def test_impossible_tls_is_one_sentence(
     source_for: Callable[..., Source],
     broker_name: str,
     tls_proxy: Proxy,
@@ -132,7 +132,7 @@ async def test_tls_that_cannot_be_is_one_sentence(
     assert "\n" not in str(refused.value)
 
 
-async def test_without_the_client_certificate_that_is_asked_for_there_is_no_connection(
+async def test_a_connection_without_the_required_client_certificate_is_refused(
     source_for: Callable[..., Source], broker_name: str, tls_proxy: Proxy, certificates: Path
 ) -> None:
     if len(tls_files(broker_name)) == 1:

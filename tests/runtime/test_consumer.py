@@ -1,4 +1,4 @@
-"""The consumer in this process, on the embedded broker: what becomes of a message, whatever its handler does."""
+"""The consumer in this process, on the embedded broker: the outcome of a message, whatever its handler does."""
 
 import asyncio
 import math
@@ -79,7 +79,7 @@ async def test_every_message_is_handled_once(harness: ConsumerHarness) -> None:
     assert (exit_code, sorted(seen), harness.left) == (0, list(range(100)), (0, 0))
 
 
-async def test_no_more_handlers_run_than_concurrency_says(harness: ConsumerHarness) -> None:
+async def test_no_more_handlers_run_than_concurrency_allows(harness: ConsumerHarness) -> None:
     running = 0
     most = 0
 
@@ -96,7 +96,7 @@ async def test_no_more_handlers_run_than_concurrency_says(harness: ConsumerHarne
     assert most == 3
 
 
-async def test_as_many_blocking_handlers_run_at_once_as_concurrency_says(
+async def test_as_many_blocking_handlers_run_at_once_as_concurrency_allows(
     harness: ConsumerHarness,
 ) -> None:
     count = 40  # more than a pool of threads has by itself
@@ -144,7 +144,7 @@ async def test_reject_is_a_dead_letter_with_its_reason(harness: ConsumerHarness)
 
 
 @pytest.mark.parametrize("error", [Reject("caf\udce9"), OSError("caf\udce9")])
-async def test_a_reason_that_no_encoding_can_hold_harms_nobody(
+async def test_a_reason_that_cannot_be_encoded_prevents_no_settlement(
     harness: ConsumerHarness, error: Exception
 ) -> None:
     exit_code, _ = await fail(harness, error, max_attempts=2)
@@ -183,7 +183,7 @@ async def test_the_delay_doubles_up_to_the_longest_with_jitter(harness: Consumer
         assert delay == round(delay, 3)
 
 
-async def test_an_error_that_cannot_be_written_is_named_all_the_same(
+async def test_an_error_whose_text_fails_is_named_by_its_type(
     harness: ConsumerHarness,
 ) -> None:
     await fail(harness, NoText(), max_attempts=1)
@@ -191,7 +191,7 @@ async def test_an_error_that_cannot_be_written_is_named_all_the_same(
     assert rejected["reason"] == "failed 1 times, last with NoText: <KeyError in __str__>"
 
 
-async def test_retry_may_say_when(harness: ConsumerHarness) -> None:
+async def test_retry_may_set_its_delay(harness: ConsumerHarness) -> None:
     async def handle(event: Number) -> None:
         raise Retry("at noon", delay_seconds=3600)
 
@@ -203,7 +203,7 @@ async def test_retry_may_say_when(harness: ConsumerHarness) -> None:
 
 
 @pytest.mark.parametrize("delay_seconds", [0, -5, math.nan])
-async def test_a_retry_that_is_due_already_comes_at_once(
+async def test_a_retry_that_is_already_due_is_redelivered_at_once(
     harness: ConsumerHarness, delay_seconds: float
 ) -> None:
     retry = Retry(delay_seconds=delay_seconds)
@@ -246,7 +246,7 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
     assert (consumer.handled_count, consumer.source.requeued_count) == (3, 0)
 
 
-async def test_nothing_that_a_handler_sets_reaches_the_next_message(
+async def test_context_variables_of_a_handler_do_not_reach_the_next_message(
     harness: ConsumerHarness,
 ) -> None:
     tenant: ContextVar[int | None] = ContextVar("tenant", default=None)
@@ -425,7 +425,7 @@ async def test_log_lines_of_a_batch_handler_carry_no_single_id(harness: Consumer
     assert seen == [{}]
 
 
-# -- starting and closing when something else does not work
+# -- starting and closing when another part fails
 
 
 async def test_a_shutdown_does_not_wait_for_a_lifespan_that_does_not_open(
@@ -447,7 +447,7 @@ async def test_a_shutdown_does_not_wait_for_a_lifespan_that_does_not_open(
 
 
 @pytest.mark.parametrize("step", ["lifespan", "source"])
-async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
+async def test_a_close_that_hangs_is_abandoned_in_time_and_is_exit_code_1(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr(consumer_module, f"CLOSE_{step.upper()}_SECONDS", 0.05)
@@ -488,7 +488,7 @@ async def test_what_does_not_close_is_left_in_time_and_is_exit_code_1(
     assert (failed["step"], failed["error"]) == (step, "TimeoutError")
 
 
-async def test_what_was_opened_last_is_closed_first(
+async def test_resources_are_closed_in_reverse_order(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -523,7 +523,7 @@ async def test_what_was_opened_last_is_closed_first(
     assert steps == ["lifespan opened", "source opened", "source closed", "lifespan closed"]
 
 
-async def test_a_source_that_does_not_stop_is_left_in_time_and_is_exit_code_1(
+async def test_a_source_that_does_not_stop_is_abandoned_in_time_and_is_exit_code_1(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "STOP_SOURCE_SECONDS", 0.05)
@@ -541,7 +541,9 @@ async def test_a_source_that_does_not_stop_is_left_in_time_and_is_exit_code_1(
     assert [entry["step"] for entry in harness.events("close_failed")] == ["deliveries"]
 
 
-async def test_a_source_that_ends_by_itself_is_a_failure_in_words(harness: ConsumerHarness) -> None:
+async def test_a_source_that_ends_by_itself_is_a_failure_with_a_sentence(
+    harness: ConsumerHarness,
+) -> None:
     def end(consumer: Consumer) -> bool:
         if consumer.state == "consuming":
             consumer.source.buffer.close()
@@ -578,7 +580,7 @@ async def test_a_client_that_cancels_itself_does_not_prevent_the_next_steps(
 
 
 @pytest.mark.slow
-async def test_a_broker_that_does_not_requeue_cannot_keep_the_process(
+async def test_a_broker_that_does_not_requeue_cannot_delay_the_exit(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.05)
@@ -613,7 +615,7 @@ async def test_a_broker_that_does_not_requeue_cannot_keep_the_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["__aenter__", "start"])
-async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
+async def test_connecting_is_repeated_until_connect_seconds_have_passed(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     async def refuse() -> None:
@@ -632,7 +634,7 @@ async def test_connecting_is_tried_again_until_connect_seconds_have_passed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["__aenter__", "start"])
-async def test_a_broker_that_goes_away_twice_during_the_start_and_comes_back_is_enough(
+async def test_a_start_survives_two_outages_of_the_broker(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     asked: list[tuple[float, ...]] = []
@@ -719,7 +721,7 @@ async def test_a_retry_with_a_delay_counts_as_an_attempt_during_shutdown_too(
     assert harness.left == (2, 0)
 
 
-async def test_a_step_of_the_start_that_is_done_despite_the_shutdown_counts(
+async def test_a_start_step_that_completes_despite_the_shutdown_counts(
     harness: ConsumerHarness,
 ) -> None:
     async def connect() -> None:
@@ -735,7 +737,7 @@ async def test_a_step_of_the_start_that_is_done_despite_the_shutdown_counts(
     assert event.is_set()
 
 
-async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_again(
+async def test_a_start_step_that_swallows_its_first_cancellation_is_cancelled_again(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "CANCEL_AGAIN_SECONDS", 0.01)
@@ -761,7 +763,7 @@ async def test_what_swallows_its_first_cancellation_while_starting_is_cancelled_
     assert cancellations == 2
 
 
-# What the log and the telemetry get.
+# The log and the telemetry.
 
 
 async def test_the_log_of_a_run_that_goes_well(harness: ConsumerHarness) -> None:
@@ -830,7 +832,7 @@ async def test_the_log_of_a_retry_and_of_a_dead_letter(
 
 
 @pytest.mark.parametrize("error", [Reject("no such order"), Retry("not yet")])
-async def test_what_a_handler_decided_is_logged_without_a_traceback(
+async def test_a_handlers_own_decision_is_logged_without_a_traceback(
     harness: ConsumerHarness, error: Exception
 ) -> None:
     async def handle(event: Number) -> None:
@@ -841,7 +843,7 @@ async def test_what_a_handler_decided_is_logged_without_a_traceback(
     assert harness.events(event)[0]["exc_info"] is None
 
 
-async def test_the_log_of_what_is_abandoned_says_where_each_handler_is(
+async def test_the_log_of_abandoned_messages_says_where_each_handler_is(
     harness: ConsumerHarness,
 ) -> None:
     over = threading.Event()
@@ -938,7 +940,7 @@ async def test_during_shutdown_a_handler_sees_how_much_of_the_drain_time_is_left
 
 
 class Recorder(Telemetry):
-    """Keeps what it is told, in order."""
+    """Records its calls, in order."""
 
     def __init__(self) -> None:
         super().__init__()

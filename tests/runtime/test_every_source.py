@@ -1,4 +1,4 @@
-"""More sentences about every source, which shared code keeps: here on each broker, and not again in services."""
+"""More tests of every source, whose code is shared: here on each broker, and not again in services."""
 
 import asyncio
 import random
@@ -72,7 +72,7 @@ async def test_cancelling_anext_300_times_loses_nothing(connect: Connect) -> Non
     assert Counter(received) == Counter(published)
 
 
-async def test_stop_ends_the_workers_that_wait(connect: Connect) -> None:
+async def test_stop_ends_waiting_workers(connect: Connect) -> None:
     async with connect(prefetch=3) as source:
         workers = [asyncio.create_task(consume(source, [])) for _ in range(3)]
         await asyncio.sleep(0)

@@ -64,7 +64,7 @@ async def test_the_message_is_optional_and_the_payload_may_be_positional_only() 
     assert seen == [Order(id=7)]
 
 
-async def test_bytes_come_as_they_are() -> None:
+async def test_bytes_are_passed_unmodified() -> None:
     seen: list[bytes] = []
 
     async def handle(body: bytes, message: Message) -> None:
@@ -96,7 +96,7 @@ async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> N
     assert seen == [("of-the-consumer_0", "of the worker")]
 
 
-async def test_a_stop_iteration_in_a_thread_is_a_failure_and_not_a_wait_for_ever() -> None:
+async def test_a_stop_iteration_in_a_thread_is_a_failure_and_not_an_endless_wait() -> None:
     def handle(event: Order) -> None:
         next(iter([]))
 
@@ -124,7 +124,7 @@ async def test_an_async_function_behind_a_plain_decorator_is_awaited() -> None:
     assert seen == [7]
 
 
-def test_a_generator_is_refused_as_calling_it_would_run_nothing() -> None:
+def test_a_generator_is_refused_as_calling_it_would_not_run_it() -> None:
     def generator(event: Order) -> Iterator[None]:
         yield
 
@@ -187,7 +187,7 @@ def test_a_wrong_message_parameter_is_refused() -> None:
         (b'{"id": 1, "secret": "panic"}', "Panic in the model"),
     ],
 )
-def test_what_does_not_validate_is_rejected_with_a_reason_without_the_value(
+def test_an_invalid_payload_is_rejected_with_a_reason_without_the_value(
     body: bytes, reason: str
 ) -> None:
     async def handle(event: Order) -> None: ...

@@ -82,7 +82,7 @@ Connect = Callable[..., AbstractAsyncContextManager[KafkaBroker]]
 
 
 class ForbiddingProxy(KafkaProxy):
-    """Kafka when an administrator takes away the right to read a topic: then its answers to fetches say no more."""
+    """Kafka when an administrator revokes the right to read a topic: its answers to fetches carry no other reason."""
 
     forbidden = ""
     """The topic."""
@@ -127,7 +127,7 @@ def with_key(key: str, count: int) -> list[OutgoingMessage]:
 async def produce(
     broker: Server, queue: str, compression_type: str | None = None, **record: Any
 ) -> None:
-    """Another producer's record."""
+    """A record of another producer."""
     producer = AIOKafkaProducer(
         bootstrap_servers=urlsplit(broker.url).netloc,
         compression_type=compression_type,
@@ -200,7 +200,7 @@ async def consume_until_rejected(settings: ConsumerSettings) -> int:
 
 @contextmanager
 def little_memory(more_bytes: int) -> Iterator[None]:
-    """This process gets no more than so much more."""
+    """This process gets at most this much more memory."""
     if sys.platform != "linux":
         pytest.skip("only Linux holds a process to RLIMIT_AS")
     import resource  # not on every system
@@ -215,7 +215,7 @@ def little_memory(more_bytes: int) -> Iterator[None]:
 
 
 class TestOffsets:
-    async def test_what_was_done_after_an_unfinished_message_of_its_partition_comes_again(
+    async def test_messages_acked_after_an_unacked_one_of_their_partition_are_redelivered(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect() as source:
@@ -285,7 +285,7 @@ class TestOffsets:
             assert list(bodies.values()) == [list(range(30))] * 3
 
     @pytest.mark.very_slow
-    async def test_a_handler_may_take_longer_than_any_time_out(
+    async def test_a_handler_may_take_longer_than_any_timeout(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source:
@@ -328,7 +328,7 @@ class TestGroups:
         assert Counter(handled) == Counter(published)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_a_message_that_outlasts_a_rebalance_comes_again_and_its_ack_is_in_vain(
+    async def test_a_message_that_outlasts_a_rebalance_is_redelivered_and_its_ack_is_lost(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect() as one:
@@ -351,7 +351,7 @@ class TestGroups:
         assert held[0].id in handled
         assert {event["in_flight"] for event in find(events, "partitions_revoked")} == {0, 1}
 
-    async def test_the_partitions_of_a_dead_consumer_go_to_others(
+    async def test_the_partitions_of_a_dead_consumer_are_reassigned(
         self, connect: Connect, proxy: KafkaProxy, broker: Server
     ) -> None:
         async with connect(prefetch=0) as publisher, connect(broker_url=proxy.url) as dead:
@@ -634,7 +634,7 @@ class TestOtherProducers:
 
 
 class TestTopics:
-    async def test_topics_are_made_with_their_partitions_and_described(
+    async def test_topics_are_created_with_their_partitions_and_described(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=0) as source:
@@ -644,7 +644,7 @@ class TestTopics:
         assert described[f"{queue} partitions"] == PARTITIONS
         assert (described[f"{queue}.retry"], described[f"{queue}.dead"]) == (0, 0)
 
-    async def test_a_topic_that_is_there_is_used_as_it_is(
+    async def test_an_existing_topic_is_used_unmodified(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(
@@ -663,7 +663,7 @@ class TestTopics:
             async with connect(group="another") as other:
                 assert await ack_all(other, 1) == [id]
 
-    async def test_a_broker_that_knows_no_default_is_asked_for_as_many_copies_as_it_has_brokers(
+    async def test_a_broker_without_a_default_replication_factor_gets_one_replica_per_broker(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = answer_to_create(
@@ -679,7 +679,7 @@ class TestTopics:
             [1, 1, 1],
         ]
 
-    async def test_a_topic_that_cannot_be_made_is_a_sentence(
+    async def test_a_topic_that_cannot_be_created_is_one_sentence(
         self,
         source_for: Callable[..., KafkaBroker],
         queue: str,
@@ -689,7 +689,7 @@ class TestTopics:
         with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be created: .*why"):
             await source_for().__aenter__()
 
-    async def test_a_topic_that_is_not_there_and_may_not_be_made_is_a_sentence(
+    async def test_a_missing_topic_that_may_not_be_created_is_one_sentence(
         self,
         source_for: Callable[..., KafkaBroker],
         queue: str,
@@ -745,7 +745,7 @@ class TestUrl:
             "me:hush@one?sasl_mechanism=X",
         ],
     )
-    async def test_a_url_that_makes_no_sense_is_one_sentence_without_the_password(
+    async def test_an_invalid_url_is_one_sentence_without_the_password(
         self, settings_for: Callable[..., ConsumerSettings], rest: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as refusal:

@@ -1,4 +1,4 @@
-"""MQTT alone: sessions, what it does not promise, outages. What every broker must do is in test_contract.py."""
+"""MQTT alone: sessions, its missing guarantees, outages. What every broker must do is in test_contract.py."""
 
 import asyncio
 import threading
@@ -72,7 +72,7 @@ PROPERTY_VALUES = st.text() | st.sampled_from(
 
 @contextmanager
 def foreign_client(broker: PrivateMosquitto) -> Iterator[Client]:
-    """Somebody else's client, connected."""
+    """Another program's client, connected."""
     client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
     connected = threading.Event()
     client.on_connect = lambda *_: connected.set()
@@ -98,7 +98,7 @@ def publish_foreign(
 
 @contextmanager
 def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessage]]:
-    """What somebody else gets who subscribes to the topic."""
+    """The messages that another subscriber of the topic gets."""
     messages: list[MQTTMessage] = []
     with foreign_client(broker) as client:
         ready = threading.Event()
@@ -120,7 +120,7 @@ def disconnect(reason: int) -> bytes:
 
 @asynccontextmanager
 async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> AsyncIterator[Any]:
-    """A broker of a few lines, for what Mosquitto never says: its URL, and how many connections it had."""
+    """A broker of a few lines, for answers that Mosquitto never gives: its URL, and how many connections it had."""
     answers = {0x10: connack, 0x82: suback, 0xA2: UNSUBACK}
     scripted = SimpleNamespace(url="", accepted=0)
 
@@ -146,14 +146,14 @@ def with_options(url: str, **options: object) -> str:
 
 
 class TestSessions:
-    async def test_what_is_published_before_the_first_start_is_dropped_and_that_is_said(
+    async def test_a_message_published_before_the_first_start_is_dropped_and_reported(
         self, connect: Connect
     ) -> None:
         async with connect(prefetch=0) as publisher:
             with pytest.raises(BrokerRefused, match="has no subscriber yet"):
                 await publish(publisher, 1)
 
-    async def test_what_is_published_while_the_consumer_is_away_waits_for_it_in_order(
+    async def test_messages_published_while_the_consumer_is_offline_wait_in_order(
         self, connect: Connect
     ) -> None:
         async with connect(), connect(prefetch=0) as publisher:
@@ -176,7 +176,7 @@ class TestSessions:
                 handled = await ack_all(one, 5) + await ack_all(successor, 5)
                 assert Counter(handled) == Counter(published)
 
-    async def test_without_a_directory_for_temporary_files_there_is_a_client_id_all_the_same(
+    async def test_without_a_directory_for_temporary_files_there_is_still_a_client_id(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail() -> str:
@@ -203,7 +203,7 @@ class TestSessions:
             assert await ack_all(winner, 3) == published
             assert len(find(events, "source_failed")) == 1
 
-    async def test_a_broker_that_says_that_the_session_was_taken_over_is_not_asked_again(
+    async def test_after_the_reason_code_session_taken_over_the_consumer_does_not_reconnect(
         self, connect: Connect
     ) -> None:
         async with broker_that_says(suback=SUBACK + disconnect(0x8E)) as scripted:
@@ -212,7 +212,7 @@ class TestSessions:
                     await anext(source)
             assert scripted.accepted == 2  # one as a publisher, one as a consumer
 
-    async def test_connections_that_lasted_are_no_sign_of_another_consumer(
+    async def test_long_connections_do_not_count_as_a_conflict_of_client_ids(
         self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(mqtt, "SHORT_SECONDS", 0)
@@ -223,7 +223,7 @@ class TestSessions:
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
 
-    async def test_what_was_not_started_at_a_stop_waits_for_the_client_id_and_is_counted(
+    async def test_messages_not_started_at_a_shutdown_wait_for_the_client_id_and_are_counted(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
     ) -> None:
         url = with_options(broker.url, client_id=f"{queue}-a")
@@ -243,14 +243,14 @@ class TestSessions:
         assert source.requeued_count == 3
         await eventually_counts(broker, queue, Counts(ready=9, delayed=0, dead=0))
         async with connect(prefetch=1) as other:
-            publish_foreign(broker, queue)  # one of these two is dealt to each of the sessions
+            publish_foreign(broker, queue)  # one of these two is assigned to each of the sessions
             publish_foreign(broker, queue)
             await ack_all(other, 1)
             await eventually_counts(broker, queue, Counts(ready=10, delayed=0, dead=0))
         async with connect(prefetch=5, broker_url=url) as source:
             assert (await ack_all(source, 10))[:9] == published[2:]
 
-    async def test_a_client_id_that_leaves_for_good_takes_nothing_new_and_finishes_the_rest(
+    async def test_a_leaving_client_id_takes_no_new_messages_and_finishes_the_rest(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         url = with_options(broker.url, client_id=f"{queue}-a")
@@ -311,7 +311,7 @@ class TestSessions:
 
 
 class TestRetries:
-    async def test_a_retry_waits_in_the_consumer_and_comes_back_as_it_was(
+    async def test_a_retry_waits_in_the_consumer_and_is_redelivered_unmodified(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         async with connect(prefetch=2) as source:
@@ -343,7 +343,7 @@ class TestRetries:
             order = await ack_all(source, 2)
             assert order == [published[2], published[0]]
 
-    async def test_a_retry_is_put_off_for_the_longest_of_the_back_off_at_most(
+    async def test_a_retry_waits_at_most_for_the_longest_delay_of_the_back_off(
         self, connect: Connect
     ) -> None:
         async with connect() as source:
@@ -376,7 +376,7 @@ class TestRetries:
             await ack_all(one, 1)
             assert len(other.buffer) == 0
 
-    async def test_a_retry_that_nobody_confirms_is_delivered_again(
+    async def test_an_unconfirmed_retry_is_redelivered(
         self, connect: Connect, proxy: Proxy, events: list[Event], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(mqtt, "ANSWER_SECONDS", 0.3)
@@ -389,7 +389,7 @@ class TestRetries:
             proxy.resume()
             assert await ack_all(source, 1) == published
 
-    async def test_a_subscription_to_retries_that_the_broker_lost_is_made_again_and_no_retry_is_lost(
+    async def test_a_lost_subscription_to_retries_is_renewed_and_no_retry_is_lost(
         self, connect: Connect, events: list[Event]
     ) -> None:
         async with connect() as source:
@@ -406,7 +406,7 @@ class TestRetries:
             assert ([message.id], message.attempt) == (published, 2)
             await source.ack(message)
 
-    async def test_who_may_not_publish_retries_ends_with_a_sentence(
+    async def test_a_consumer_that_may_not_publish_retries_ends_with_one_sentence(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         async with connect(broker_url=url_for(broker, READER)) as source:
@@ -418,7 +418,7 @@ class TestRetries:
 
 
 class TestDeadLetters:
-    async def test_a_rejected_message_goes_to_those_who_subscribe_to_dead_letters(
+    async def test_a_rejected_message_is_published_to_the_dead_letter_topic(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         async with connect(group="billing") as source:
@@ -441,7 +441,7 @@ class TestDeadLetters:
             REASON: "cannot be read: größe ",
         }
 
-    async def test_a_dead_letter_that_nobody_subscribes_to_is_dropped_and_logged(
+    async def test_a_dead_letter_without_a_subscriber_is_dropped_and_logged(
         self, connect: Connect, queue: str, events: list[Event]
     ) -> None:
         async with connect(source=f"{queue}/deep", group=queue) as source:
@@ -452,7 +452,7 @@ class TestDeadLetters:
         assert dropped["id"] == message.id
         assert dropped["topic"] == f"{queue}/deep/dead/{queue}"
 
-    async def test_nothing_lists_replays_or_purges_them_but_the_sentence_says_where_they_go(
+    async def test_dead_letters_cannot_be_listed_replayed_or_purged_and_the_error_names_their_topic(
         self, connect: Connect, queue: str
     ) -> None:
         sentence = f"MQTT keeps no dead letters: subscribe to {queue}/dead/{queue}"
@@ -493,7 +493,7 @@ class TestForeignMessages:
             assert source.connected
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_of_messages_with_qos_0_no_more_wait_than_there_is_room_for(
+    async def test_qos_0_messages_beyond_the_limit_of_the_buffer_are_dropped(
         self,
         connect: Connect,
         broker: PrivateMosquitto,
@@ -509,7 +509,7 @@ class TestForeignMessages:
             assert len(source.buffer) == 3
             assert (await ack_all(source, 3))[2] == published[0]
 
-    async def test_nonsense_in_our_properties_does_no_harm(
+    async def test_invalid_values_in_the_properties_of_the_runtime_are_ignored(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
     ) -> None:
         nonsense = [

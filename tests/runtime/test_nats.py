@@ -62,7 +62,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
 
 @asynccontextmanager
 async def client(server: Server) -> AsyncIterator[Client]:
-    """A connection of one's own, without the runtime."""
+    """A separate connection, without the runtime."""
     async with await nats.connect(server.url) as client:
         yield client
 
@@ -202,7 +202,7 @@ class TestOutages:
 
 
 class TestAckWait:
-    async def test_the_messages_of_a_dead_consumer_go_to_others_and_its_late_settlements_change_nothing(
+    async def test_the_messages_of_a_dead_consumer_are_redelivered_and_its_late_settlements_change_nothing(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with (
@@ -310,7 +310,7 @@ class TestSettlements:
             pulls_and_signs_of_life = connection.stats["out_msgs"] - sent_before - 900
             assert pulls_and_signs_of_life < 60
 
-    async def test_a_retry_leaves_the_message_where_it_is_and_its_record_goes_when_it_is_done(
+    async def test_a_retry_leaves_the_message_in_its_place_and_its_record_is_deleted_after_the_ack(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=1) as source, manager(broker) as js:
@@ -512,7 +512,7 @@ class TestMessages:
 
 
 class TestGroups:
-    async def test_groups_on_a_stream_with_limits_each_get_everything_and_fail_on_their_own(
+    async def test_groups_on_a_stream_with_limits_each_get_every_message_and_count_their_own_failures(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -583,7 +583,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("name", ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a\n"])
     @pytest.mark.parametrize("variable", ["source", "group"])
-    def test_a_name_that_nats_cannot_have_is_one_sentence(
+    def test_a_name_that_nats_does_not_allow_is_one_sentence(
         self, source_for: Callable[..., NatsBroker], name: str, variable: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=f"^CONSUMER_{variable.upper()}: ") as refused:
@@ -694,7 +694,7 @@ class TestCredentials:
             "nats://localhost/?s3cret=1@",
         ],
     )
-    def test_a_url_that_makes_no_sense_is_refused_and_not_repeated(
+    def test_an_invalid_url_is_refused_and_not_repeated(
         self, source_for: Callable[..., NatsBroker], url: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="percent-encoded") as refused:

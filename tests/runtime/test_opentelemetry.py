@@ -1,4 +1,4 @@
-"""Traces and metrics: what a collector receives, by the messaging conventions; and no collector holds a stop."""
+"""Traces and metrics: what a collector receives, by the messaging conventions; and no collector delays a shutdown."""
 
 import asyncio
 import json
@@ -152,7 +152,7 @@ def publish_by_command(scene: Scene, endpoint: str, task: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
-def test_what_was_published_here_is_linked_to_its_processing(
+def test_a_published_message_is_linked_to_its_processing(
     scene: Scene, collector: Collector
 ) -> None:
     """On every broker: the context travels in the message's headers."""
@@ -279,7 +279,7 @@ async def test_a_flush_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 @on_one_broker
-def test_a_collector_that_is_not_there_changes_no_exit_code(scene: Scene) -> None:
+def test_an_unreachable_collector_changes_no_exit_code(scene: Scene) -> None:
     scene.publish(1)
     process = scene.start(**ENABLED, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}")
     wait_until(lambda: scene.ledger.ended == ["task-0"])
@@ -384,7 +384,7 @@ async def test_a_large_batch_has_all_its_links(bench: Bench) -> None:
 
 
 @on_one_broker
-async def test_a_failure_is_named_by_its_kind_and_what_it_says_stays_in_the_log(
+async def test_a_failure_is_named_by_its_type_and_its_text_stays_in_the_log(
     bench: Bench,
 ) -> None:
     async def handle(body: bytes) -> None:
@@ -412,7 +412,7 @@ async def test_a_payload_that_does_not_validate_has_a_span_too(bench: Bench) -> 
 @pytest.mark.parametrize(
     "value", ["", "00-zz", 7, None, ["00"], {"a": 1}, "\udce9", PARENT["traceparent"].upper()]
 )
-async def test_headers_that_make_no_sense_harm_nobody(bench: Bench, value: object) -> None:
+async def test_invalid_headers_are_ignored(bench: Bench, value: object) -> None:
     async def handle(body: bytes) -> None: ...
 
     message = OutgoingMessage(b"", headers={"traceparent": value, "baggage": value})

@@ -45,7 +45,7 @@ def by_key(steps: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 
 class Log:
-    """Which steps a source delivered, which began and which ended, and what went on at the same time."""
+    """Which steps a source delivered, which began and ended, and which overlapped."""
 
     def __init__(self) -> None:
         self.delivered: Steps = []
@@ -87,7 +87,7 @@ async def harness(
     return ConsumerHarness(broker, queue, settings_for)
 
 
-# -- what a key is
+# -- the key
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_key_of_a_message(order_by: str, message: Message, key: str | None) 
 
 
 @pytest.mark.parametrize("digits", [4_000, 5_000, 100_000])
-def test_a_number_that_is_too_long_for_a_text_harms_nobody(digits: int) -> None:
+def test_a_number_that_is_too_long_for_a_text_is_no_error(digits: int) -> None:
     key = key_reader("body:id")(Message(b'{"id": ' + b"7" * digits + b"}"))
     assert key in (None, "7" * digits)
 
@@ -135,7 +135,7 @@ def ordered_buffer() -> OrderedBuffer:
     return OrderedBuffer(key_reader("header:key"))
 
 
-async def test_one_message_of_a_key_is_out_at_a_time_and_others_pass() -> None:
+async def test_one_message_of_a_key_is_in_flight_at_a_time_and_others_pass() -> None:
     buffer = ordered_buffer()
     for key, number in [("a", 0), ("a", 1), ("a", 2), ("-", 3), ("b", 4), ("-", 5)]:
         buffer.put(message(key, number))
@@ -171,7 +171,7 @@ async def test_keys_take_turns() -> None:
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
-async def test_what_is_taken_out_is_in_the_order_of_delivery_and_keys_in_hand_stay_so() -> None:
+async def test_take_all_keeps_the_order_of_delivery_and_in_flight_keys_stay_in_flight() -> None:
     buffer = ordered_buffer()
     for key, number in [("a", 0), ("b", 0), ("a", 1), ("-", 0), ("b", 1), ("a", 2)]:
         buffer.put(message(key, number))
@@ -186,7 +186,7 @@ async def test_what_is_taken_out_is_in_the_order_of_delivery_and_keys_in_hand_st
     assert (await buffer.get()).id == "a1"
 
 
-async def test_nothing_is_kept_of_keys_that_are_done() -> None:
+async def test_no_state_is_kept_of_settled_keys() -> None:
     buffer = ordered_buffer()
     for number in range(100):
         buffer.put(message(f"key-{number % 10}", number))
@@ -280,7 +280,7 @@ async def test_messages_that_wait_for_their_key_occupy_no_worker(harness: Consum
 
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["in time", "at the deadline"])
-async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_order(
+async def test_a_shutdown_requeues_messages_that_wait_for_their_key_and_the_next_process_continues_in_order(
     harness: ConsumerHarness, in_time: bool
 ) -> None:
     steps = [(key, number) for number in range(6) for key in "ab"]
@@ -324,7 +324,7 @@ async def test_a_stop_gives_back_what_waits_for_its_key_and_the_next_goes_on_in_
 
 
 @on_one_broker
-async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_what_was_in_hand(
+async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_in_flight_messages(
     harness: ConsumerHarness,
 ) -> None:
     log = Log()
@@ -347,7 +347,7 @@ async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_what_was_i
 
 
 @on_one_broker
-async def test_what_is_rejected_frees_its_key_and_what_is_retried_lets_later_ones_pass(
+async def test_a_reject_frees_its_key_and_a_retry_lets_later_messages_pass(
     harness: ConsumerHarness,
 ) -> None:
     log = Log()
@@ -391,5 +391,5 @@ async def test_a_batch_has_one_message_of_each_key_at_most(harness: ConsumerHarn
 
 
 @on_one_broker
-async def test_without_the_setting_nothing_is_looked_at(harness: ConsumerHarness) -> None:
+async def test_without_the_setting_no_key_is_read(harness: ConsumerHarness) -> None:
     assert type(make_source(harness.make_settings()).buffer) is Buffer

@@ -209,7 +209,7 @@ class TestOutages:
         with pytest.raises(BrokerUnavailable, match="too many connections"):
             await source_for(url=user).__aenter__()
 
-    async def test_refusing_and_unresponsive_hosts_are_passed_over(
+    async def test_refusing_and_unresponsive_hosts_are_skipped(
         self, connect: Connect, broker: PostgresServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(postgres, "CONNECT_SECONDS", 1.5)
@@ -283,7 +283,7 @@ class TestLeases:
         async with connect(prefetch=4) as source:
             published = await publish(source, 4)
             in_flight = await take(source, 4)
-            # Nobody has told this consumer yet.
+            # This consumer does not know yet.
             await query(
                 broker, "UPDATE consumer.messages SET consumer = 0 WHERE source = $1", queue
             )
@@ -332,7 +332,7 @@ class TestLeases:
         async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
             await ack_all(other, 1)
 
-    async def test_a_locked_row_holds_up_no_other(self, connect: Connect, queue: str) -> None:
+    async def test_a_locked_row_blocks_no_other(self, connect: Connect, queue: str) -> None:
         lock = "SELECT FROM consumer.messages WHERE source = $1 AND id = $2 FOR UPDATE"
         async with connect(prefetch=0) as busy:
             published = await publish(busy, 2)

@@ -51,7 +51,7 @@ async def consumer(tmp_path: Path) -> Consumer:
     return Consumer(make_source(settings), Router({"n": handle}), event, settings)
 
 
-async def test_it_is_ready_only_while_it_consumes_and_the_broker_is_there(
+async def test_it_is_ready_only_while_it_consumes_and_the_broker_is_reachable(
     consumer: Consumer,
 ) -> None:
     assert why_not_ready(consumer) == "starting"
@@ -72,7 +72,7 @@ async def test_from_the_first_instant_of_a_shutdown_it_is_live_and_not_ready(
         assert why_not_live(consumer) == ""
 
 
-async def test_a_failed_fetcher_is_not_live_for_its_reason(consumer: Consumer) -> None:
+async def test_a_failed_fetcher_is_not_live_and_its_reason_is_named(consumer: Consumer) -> None:
     assert why_not_live(consumer) == ""
     consumer.source.buffer.fail(RuntimeError("the client\nlibrary died"))
     assert why_not_live(consumer) == "failed: the client library died"
@@ -84,7 +84,7 @@ async def test_a_dead_worker_is_not_live(consumer: Consumer) -> None:
 
 
 @pytest.mark.slow
-async def test_a_loop_that_was_blocked_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_lag_of_a_blocked_loop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes_module, "SAMPLE_SECONDS", 0.01)
     lag = EventLoopLag()
     lag.start()
@@ -138,7 +138,9 @@ async def test_there_are_no_metrics_without_telemetry(consumer: Consumer) -> Non
         assert (await asyncio.to_thread(ask, port, "/metrics"))[0] == 404
 
 
-async def test_a_client_that_holds_on_does_not_hold_the_server(consumer: Consumer) -> None:
+async def test_an_open_client_connection_does_not_delay_the_close_of_the_server(
+    consumer: Consumer,
+) -> None:
     port = free_port()
     async with probes(port, consumer, Telemetry()):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -204,7 +206,7 @@ def test_while_it_drains_it_is_live_and_not_ready(scene: Scene) -> None:
     process.wait_for("draining")
     assert ask(port, "/readyz") == (503, "shutting down\n")
     assert ask(port, "/livez")[0] == 200
-    assert scene.ledger.ended == []  # the handler was still at it
+    assert scene.ledger.ended == []  # the handler was still running
     assert process.wait() == 0
     assert_quiet(process)
 

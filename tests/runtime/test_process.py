@@ -1,6 +1,6 @@
-"""The process of a service: signals, its exit codes, and what a handler or a lifespan can do to it.
+"""The process of a service: signals, exit codes, and the effects of a handler or a lifespan.
 
-No broker takes part in this, so the embedded one does; test_shutdown.py of every service is about its broker.
+The broker does not matter here, so it is the embedded one; test_shutdown.py of every service is about its broker.
 """
 
 import json
@@ -95,7 +95,7 @@ def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> N
 
 
 @pytest.mark.parametrize("kind", ["work", "thread"])
-def test_a_handler_that_cannot_be_cancelled_is_named_and_left(scene: Scene, kind: str) -> None:
+def test_a_handler_that_cannot_be_cancelled_is_named_and_abandoned(scene: Scene, kind: str) -> None:
     scene.publish(1, kind=kind, seconds=3600, end="swallow")
     process = scene.start(HANDLERS=kind, drain_seconds=0.5)
     process.wait_for("handling")
@@ -144,7 +144,7 @@ def test_a_blocked_event_loop_ends_by_itself_after_the_deadline(
     again.stop()
 
 
-def test_a_block_that_ends_in_time_is_a_message_handled(scene: Scene) -> None:
+def test_a_blocked_event_loop_that_recovers_in_time_settles_its_message(scene: Scene) -> None:
     scene.publish(1, seconds=1, end="block")
     process = scene.start()
     process.wait_for("handling")

@@ -1,4 +1,4 @@
-"""The metrics: what a scrape says equals what was done, under the names that dashboards rely on."""
+"""The metrics: a scrape equals the ledger, under the names that dashboards rely on."""
 
 import asyncio
 import signal
@@ -127,7 +127,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 async def run(settings_for: Callable[..., ConsumerSettings]) -> Run:
-    """Consume these messages until so many are settled; returns what a scrape says after the stop."""
+    """Consume these messages until this many are settled; returns a scrape after the shutdown."""
 
     async def run(
         messages: list[OutgoingMessage],
@@ -172,7 +172,7 @@ async def test_labels_are_bounded_whatever_messages_come(run: Run) -> None:
     assert labels["consumer_messages_total"] == 2 * 4 + 2
 
 
-async def test_every_outcome_is_there_from_the_start_as_0(run: Run) -> None:
+async def test_every_outcome_exists_from_the_start_as_0(run: Run) -> None:
     async def handle(body: bytes) -> None: ...
 
     page = await run([], {"n": handle}, lambda page: page.state == "consuming")
@@ -228,7 +228,7 @@ def test_the_services_own_metrics_are_on_the_page_and_openmetrics_is_spoken(
     assert "orders" in {family.name for family in families}
 
 
-def test_nothing_is_counted_where_nobody_can_ask(
+def test_without_a_probe_port_no_metrics_are_collected(
     settings_for: Callable[..., ConsumerSettings],
 ) -> None:
     assert type(make_telemetry("orders", settings_for(probe_port=0))) is Telemetry

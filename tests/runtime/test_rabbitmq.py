@@ -240,7 +240,7 @@ class TestOutages:
         assert {event["id"] for event in find(events, "settlement_lost")} == set(published)
 
     @pytest.mark.very_slow
-    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_made_once(
+    async def test_in_an_alarm_acks_arrive_and_a_retry_waits_and_is_published_once(
         self,
         connect: Connect,
         node: PrivateServer,
@@ -447,7 +447,7 @@ class TestSettlements:
         async with connect(prefetch=40) as source:
             assert await ack_all(source, 200) == published
 
-    async def test_acks_in_a_row_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+    async def test_consecutive_acks_are_sent_together(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=100, broker_url=proxy.url) as source:
             await publish(source, 1000)
             sent_before = proxy.bytes_to_broker
@@ -564,7 +564,7 @@ class TestMoving:
     @pytest.mark.parametrize(
         "attempts", ["many", "2", -1, 2**40, 1.5, True, None, [1], {"a": 1}, datetime.now(UTC)]
     )
-    async def test_a_count_of_attempts_that_another_program_wrote_ends_nothing(
+    async def test_an_attempts_header_of_another_program_ends_no_consumer(
         self, connect: Connect, broker: Server, queue: str, attempts: Any
     ) -> None:
         headers = {ATTEMPTS: attempts}
@@ -746,7 +746,7 @@ class TestMoving:
     ) -> None:
         assert delays_ms(first, longest) == expected
 
-    def test_there_are_never_more_than_twelve_of_them(self, broker: Server) -> None:
+    def test_there_are_never_more_than_twelve_retry_queues(self, broker: Server) -> None:
         delays = delays_ms(0.01, 86_400)
         assert len(delays) == 12
         assert (delays[0], delays[-1]) == (10, 86_400_000)
@@ -754,7 +754,7 @@ class TestMoving:
 
 class TestDeadLetters:
     @pytest.mark.parametrize("count", [33, 250])
-    async def test_a_replay_leaves_none_behind(
+    async def test_a_replay_leaves_no_dead_letter_behind(
         self, connect: Connect, broker: Server, queue: str, count: int
     ) -> None:
         """The channel of a quorum queue drops more than 32 acks that the queue has not stored when it is closed."""

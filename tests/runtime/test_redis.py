@@ -59,7 +59,7 @@ def node(node_directory: Path) -> Iterator[PrivateServer]:
 
 @pytest.fixture
 def client(broker: Server) -> Iterator[Any]:
-    """A client of one's own, without the runtime."""
+    """A separate client, without the runtime."""
     with client_of(broker) as client:
         yield client
 
@@ -134,7 +134,7 @@ class TestOutages:
 
 
 class TestLeases:
-    async def test_the_entries_of_a_dead_consumer_go_to_others_when_its_lease_has_expired(
+    async def test_the_entries_of_a_dead_consumer_are_redelivered_when_its_lease_has_expired(
         self, connect: Connect, broker: Server, client: Any, queue: str
     ) -> None:
         async with connect(prefetch=0) as publisher:
@@ -168,7 +168,7 @@ class TestLeases:
             assert len(client.xpending_range(queue, queue, "-", "+", 9, "another")) == 3
         assert published[0] == find(events, "settlement_lost")[0]["id"]
 
-    async def test_an_entry_that_was_given_to_us_in_a_lost_answer_is_requeued(
+    async def test_an_entry_delivered_in_a_lost_answer_is_requeued(
         self, connect: Connect, broker: Server, client: Any, queue: str
     ) -> None:
         async with connect(prefetch=1, broker_url=with_lease(broker.url, 0.6)) as source:
@@ -252,7 +252,7 @@ class TestStopping:
 
 
 class TestSettlements:
-    async def test_acks_travel_together(self, connect: Connect, proxy: Proxy) -> None:
+    async def test_acks_are_sent_together(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(prefetch=100, broker_url=proxy.url) as source:
             await publish(source, 1000)
             sent_before = proxy.bytes_to_broker
@@ -288,7 +288,7 @@ class TestSettlements:
                 await source.ack(message)
             assert len(seen) < 100
 
-    async def test_a_retry_without_a_delay_comes_at_once(self, connect: Connect) -> None:
+    async def test_a_retry_without_a_delay_is_redelivered_at_once(self, connect: Connect) -> None:
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             for attempt in range(1, 6):
@@ -299,7 +299,7 @@ class TestSettlements:
             await source.ack(message)
 
     @pytest.mark.parametrize("where", ["in the buffer", "delayed", "requeued"])
-    async def test_an_entry_that_others_deleted_is_gone_and_holds_up_nothing(
+    async def test_an_entry_that_another_program_deleted_blocks_no_other(
         self, connect: Connect, broker: Server, client: Any, queue: str, where: str
     ) -> None:
         async with connect(prefetch=1) as source:
@@ -401,9 +401,7 @@ class TestEntries:
             assert [moved async for moved in source.replay_dead_letters()] == [2]
             assert await ack_all(source, 2) == [ours.id, foreign.id]
 
-    async def test_headers_that_are_no_json_are_refused_when_they_are_published(
-        self, connect: Connect
-    ) -> None:
+    async def test_headers_that_are_not_json_are_refused_on_publish(self, connect: Connect) -> None:
         async with connect(prefetch=0) as source:
             with pytest.raises(BrokerRefused, match="this message cannot be sent"):
                 await publish(source, 1, headers={"bytes": b"\xff"})
@@ -442,7 +440,7 @@ class TestTopology:
             async with connect():
                 pass
         async with connect(prefetch=0) as source:
-            await publish(source, 1)  # who only publishes takes nothing from anybody
+            await publish(source, 1)  # a publisher takes no message from another group
             with pytest.raises(BrokerRefused, match="has another group"):
                 await source.describe()
         async with connect(prefetch=1, group="others") as source:
@@ -502,7 +500,7 @@ class TestTopology:
                 await ack_all(source, 1)
                 await eventually(1, source.count_dead_letters)
 
-    def test_a_node_of_a_cluster_that_has_not_the_stream_names_the_one_that_has(
+    def test_a_cluster_node_without_the_stream_names_the_node_that_has_it(
         self, broker: Server
     ) -> None:
         moved = redis.exceptions.MovedError("3999 10.0.0.2:6381")
@@ -571,7 +569,7 @@ class TestCredentials:
             client.execute_command("ACL", "DELUSER", ODD_USER[0])
             node.delete(queue)
 
-    async def test_a_user_with_the_documented_rights_and_any_password_can_do_it_all(
+    async def test_the_documented_rights_and_any_password_are_enough(
         self, connect: Connect, user: Callable[..., str], queue: str, events: list[Event]
     ) -> None:
         url = user(f"~{queue}*", *RIGHTS)
@@ -608,7 +606,7 @@ class TestCredentials:
             "redis://localhost:s3cret/0",
         ],
     )
-    def test_a_url_that_makes_no_sense_is_one_sentence_without_it(
+    def test_an_invalid_url_is_one_sentence_without_it(
         self, source_for: Callable[..., RedisBroker], url: str
     ) -> None:
         with pytest.raises(BrokerRefused, match="CONSUMER_BROKER_URL") as refused:

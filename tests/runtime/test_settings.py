@@ -154,7 +154,7 @@ def test_a_password_that_should_have_been_escaped_is_masked_too(password: str) -
         ("http://localhost is for me@example.org", "http://localhost is for me@example.org"),
     ],
 )
-def test_only_what_stands_in_a_url_is_masked_by_its_place(text: str, masked: str) -> None:
+def test_only_text_in_a_url_is_masked_by_its_place(text: str, masked: str) -> None:
     assert without_credentials(text) == masked
 
 
@@ -163,7 +163,9 @@ def test_a_short_password_does_not_mask_all_the_text() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_log_line_holds_a_password(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+def test_no_log_line_contains_a_password(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
     configure_logs("json" if log_format == "json" else "console", "info", secrets_of(URL))
     try:
         structlog.get_logger().info("connected", url=URL, nested=[f"to {URL}"])
@@ -256,7 +258,7 @@ def test_no_line_is_lost_for_a_character_that_the_terminal_lacks(
         ("tls://hidden@host", "no route to {url}"),
     ],
 )
-def test_what_is_secret_elsewhere_in_a_url_is_masked_too(url: str, text: str) -> None:
+def test_secrets_elsewhere_in_a_url_are_masked_too(url: str, text: str) -> None:
     masked = without_credentials(text.format(url=url), secrets_of(url))
     assert "hidden" not in masked
     assert "***" in masked
@@ -272,7 +274,7 @@ def test_a_query_is_masked_by_its_place_also_where_its_secret_is_not_known() -> 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_log_line_holds_the_input_that_a_validation_error_quotes(
+def test_no_log_line_contains_the_input_that_a_validation_error_quotes(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
     class Order(BaseModel):
@@ -295,7 +297,7 @@ def test_no_log_line_holds_the_input_that_a_validation_error_quotes(
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_log_line_is_longer_than_somebody_can_read(
+def test_the_length_of_a_log_line_is_bounded(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
     configure_logs("json" if log_format == "json" else "console", "info")

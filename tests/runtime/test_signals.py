@@ -241,7 +241,7 @@ def test_a_signal_before_the_event_loop_runs_is_not_lost(new_loop: Any) -> None:
 @pytest.mark.parametrize(
     "earlier", [signal.SIG_IGN, signal.SIG_DFL, print], ids=["ignored", "default", "a function"]
 )
-def test_the_earlier_handlers_are_put_back(earlier: Any) -> None:
+def test_the_earlier_handlers_are_restored(earlier: Any) -> None:
     found = [signal.signal(signum, earlier) for signum in SIGNALS]
     try:
 
@@ -256,10 +256,10 @@ def test_the_earlier_handlers_are_put_back(earlier: Any) -> None:
             signal.signal(signum, handler)
 
 
-async def test_for_a_handler_that_is_not_pythons_the_default_is_put_back(
+async def test_for_a_handler_that_is_not_pythons_the_default_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a program that embeds Python: nobody could put back its own."""
+    """Of a program that embeds Python: its own handler cannot be restored."""
     found, set_handler = signal.getsignal(signal.SIGINT), signal.signal
     event = make_cancellation_event(signals=[])
     with monkeypatch.context() as embedded:
@@ -270,7 +270,7 @@ async def test_for_a_handler_that_is_not_pythons_the_default_is_put_back(
     assert left == signal.SIG_DFL
 
 
-async def test_signals_that_are_installed_twice_are_put_back_all_the_same() -> None:
+async def test_signals_that_are_installed_twice_are_restored() -> None:
     event = make_cancellation_event()
     event.install_signals(SIGNALS)
     event.restore_signals()  # the fixture looks at the handlers
@@ -399,7 +399,7 @@ def test_a_process_can_be_killed_when_its_event_loop_has_closed(
         assert child.end() == end
 
 
-async def test_what_a_fork_does_first_in_the_child_puts_the_earlier_handlers_back() -> None:
+async def test_a_fork_restores_the_earlier_handlers_first_in_the_child() -> None:
     earlier = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     known = cancellation._with_handlers.copy()
     with make_cancellation_event(), make_cancellation_event():

@@ -21,7 +21,7 @@ def message(number: int = 0) -> Message:
 
 
 async def waiting(buffer: Buffer, count: int) -> list[asyncio.Task[Message]]:
-    """So many workers, all of them asleep in `get`, in the order of the list."""
+    """This many workers, all of them asleep in `get`, in the order of the list."""
     workers = [asyncio.create_task(buffer.get()) for _ in range(count)]
     await asyncio.sleep(0)
     return workers
@@ -145,7 +145,7 @@ STEPS = ["put", "get", "cancel", "abandon", "turn"]
 
 
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=40))
-def test_no_message_waits_beside_a_waiting_worker(steps: list[str]) -> None:
+def test_no_message_waits_while_a_worker_waits(steps: list[str]) -> None:
     """Whatever the interleaving of puts, workers that come and go, and turns of the loop; none is lost."""
 
     async def interleave() -> None:
@@ -202,7 +202,7 @@ async def test_a_failure_reaches_every_worker_even_past_waiting_messages() -> No
         await buffer.get()
 
 
-async def test_taking_all_empties_the_buffer_and_wakes_nobody() -> None:
+async def test_taking_all_empties_the_buffer_and_wakes_no_worker() -> None:
     buffer = Buffer()
     for number in range(3):
         buffer.put(message(number))
@@ -232,7 +232,7 @@ def test_the_back_off_doubles_to_its_longest_and_no_two_wait_alike() -> None:
         assert len(set(pauses)) > 1
 
 
-async def test_an_outage_of_several_attempts_is_said_once(
+async def test_an_outage_of_several_attempts_is_logged_once(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 0.001)

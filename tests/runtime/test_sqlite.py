@@ -1,4 +1,4 @@
-"""What is the embedded broker's alone: leases, processes that are killed, and files that refuse."""
+"""The embedded broker alone: leases, processes that are killed, and files that cannot be used."""
 
 import asyncio
 import multiprocessing
@@ -98,7 +98,7 @@ def locked(file: Path) -> Iterator[None]:
 # -- one file
 
 
-async def test_a_message_given_back_goes_to_the_front_again(file: Path) -> None:
+async def test_a_requeued_message_returns_to_the_front_of_the_queue(file: Path) -> None:
     async with source_of(file) as publisher:
         published = await publish(publisher, 5)
         async with consuming(file, prefetch=3) as source:
@@ -112,7 +112,7 @@ async def test_a_message_given_back_goes_to_the_front_again(file: Path) -> None:
     assert order == [published[0], published[2], published[3], published[4]]
 
 
-async def test_a_retry_waits_for_as_long_as_it_was_told(file: Path) -> None:
+async def test_a_retry_waits_for_its_delay(file: Path) -> None:
     async with consuming(file) as source:
         await publish(source, 1)
         (message,) = await take(source)
@@ -122,7 +122,7 @@ async def test_a_retry_waits_for_as_long_as_it_was_told(file: Path) -> None:
     assert 60 <= due_at - retried_at < 70
 
 
-async def test_a_retry_that_is_due_goes_before_what_never_waited(file: Path) -> None:
+async def test_a_due_retry_is_delivered_before_ready_messages(file: Path) -> None:
     async with consuming(file) as source:
         published = await publish(source, 3)
         (message,) = await take(source)
@@ -140,7 +140,7 @@ async def test_queues_in_one_file_do_not_see_each_other(file: Path) -> None:
         assert (await a.describe())["a consumers"] == 1
 
 
-async def test_many_may_make_the_same_file_at_once(file: Path) -> None:
+async def test_many_processes_may_create_the_same_file_at_once(file: Path) -> None:
     sources = [source_of(file) for _ in range(8)]
     await asyncio.gather(*(source.__aenter__() for source in sources))
     await asyncio.gather(*(publish(source, 1) for source in sources))
@@ -172,7 +172,7 @@ async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> 
             assert "TEMP B-TREE" not in text, statement
 
 
-async def test_fetching_costs_the_same_whatever_else_is_there(file: Path) -> None:
+async def test_fetching_costs_the_same_however_many_messages_are_stored(file: Path) -> None:
     async with source_of(file):
         pass
     add = """
@@ -305,7 +305,7 @@ async def test_a_consumer_without_room_does_not_even_look(file: Path) -> None:
         assert not source._has_work()
 
 
-async def test_what_cannot_be_looked_at_is_left_to_the_transaction(file: Path) -> None:
+async def test_a_failed_look_is_left_to_the_transaction(file: Path) -> None:
     async with consuming(file) as source:
         await become_true(lambda: source._consumer != 0)
         assert not source._has_work()
@@ -330,7 +330,7 @@ async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
     assert reason == f"{file} is locked by another program"
 
 
-async def test_a_stop_waits_for_a_locked_file_only_so_long(
+async def test_stop_waits_for_a_locked_file_for_a_bounded_time(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.05)
@@ -351,7 +351,7 @@ async def test_a_stop_waits_for_a_locked_file_only_so_long(
         pytest.param("PATIENCE_SECONDS", "{} is locked by another program", marks=pytest.mark.slow),
     ],
 )
-async def test_what_cannot_be_written_before_the_close_is_logged_with_its_reason(
+async def test_settlements_not_written_before_the_close_are_logged_with_their_reason(
     file: Path,
     events: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
@@ -392,9 +392,7 @@ def test_a_file_that_processes_cannot_share_is_refused(file: Path) -> None:
     )
 
 
-async def test_a_lock_that_is_over_soon_is_no_outage(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_short_lock_is_no_outage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
     async with source_of(file) as source:
         tries: list[object] = []
@@ -431,7 +429,7 @@ async def test_the_connection_has_one_thread_which_ends_with_it(file: Path) -> N
         await publish(source, 1)
 
 
-async def test_no_more_is_taken_than_there_is_room_for(file: Path) -> None:
+async def test_no_more_messages_are_taken_than_the_prefetch_allows(file: Path) -> None:
     async with source_of(file) as source:
         await publish(source, 6)
         query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
@@ -463,7 +461,7 @@ def test_a_wrong_option_is_one_sentence(option: str, sentence: str) -> None:
     assert str(refused.value) == f"CONSUMER_BROKER_URL: {sentence}"
 
 
-def test_a_url_without_a_file_is_told_how_to_name_one() -> None:
+def test_the_error_for_a_url_without_a_file_shows_how_to_name_one() -> None:
     with pytest.raises(BrokerRefused) as refused:
         sqlite._parse("sqlite://")
     assert str(refused.value) == (
@@ -471,7 +469,7 @@ def test_a_url_without_a_file_is_told_how_to_name_one() -> None:
     )
 
 
-async def test_what_never_started_stops_at_once(file: Path) -> None:
+async def test_a_source_that_never_started_stops_at_once(file: Path) -> None:
     async with source_of(file) as source:
         await source.stop()
 
@@ -485,7 +483,7 @@ def test_an_error_without_a_code_of_sqlite_is_passed_on(file: Path) -> None:
 # -- leases
 
 
-async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
+async def test_a_consumer_that_counted_as_dead_loses_its_messages_and_goes_on(
     file: Path, events: list[dict[str, Any]]
 ) -> None:
     async with consuming(file, prefetch=2, lease_seconds=SHORT_LEASE_SECONDS) as one:
@@ -507,7 +505,9 @@ async def test_who_was_taken_for_dead_loses_its_messages_and_goes_on(
     assert names(events).count("settlement_lost") == 1
 
 
-async def test_what_is_taken_after_that_comes_back_when_its_consumer_dies(file: Path) -> None:
+async def test_messages_taken_after_that_are_redelivered_when_their_consumer_dies(
+    file: Path,
+) -> None:
     async with consuming(file) as one:
         await publish(one, 1)
         (handled,) = await take(one)
@@ -527,7 +527,7 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
     async with consuming(file) as one:
         await publish(one, 1)
         (in_flight,) = await take(one)
-        query(file, "UPDATE messages SET consumer = NULL")  # nobody has told this consumer yet
+        query(file, "UPDATE messages SET consumer = NULL")  # this consumer does not know yet
         await one.ack(in_flight)
         (again,) = await take(one)
         assert again.id == in_flight.id
@@ -610,7 +610,7 @@ def publish_and_end(file: Path, ledger: Path, count: int) -> None:
 
 
 def consume_until_empty(file: Path, ledger: Path, count: int) -> None:
-    """Until all consumers together have handled so many messages."""
+    """Until all consumers together have handled this many messages."""
 
     async def work(source: SqliteBroker) -> None:
         async for message in source:
@@ -699,7 +699,7 @@ async def test_no_sigkill_loses_or_damages_anything(
     assert len(published) > KILLS
     assert len(set(left + dead)) == len(left) + len(dead)  # each is in one place
     assert published <= acked.union(left, dead)
-    # Between a handler's end and its settlement a SIGKILL makes at most what was in hand come again.
+    # Between a handler's end and its settlement a SIGKILL redelivers at most the in-flight messages.
     assert len(acked.intersection(left + dead)) <= PREFETCH * (KILLS + len(functions))
 
     async with consuming(file, prefetch=100) as source:
@@ -724,7 +724,7 @@ async def test_two_consumer_processes_and_a_publisher_handle_everything_once(
 
 
 @pytest.mark.slow
-async def test_the_messages_of_a_killed_consumer_come_back_when_its_lease_ends(
+async def test_the_messages_of_a_killed_consumer_are_redelivered_when_its_lease_has_expired(
     file: Path, tmp_path: Path, start: Start
 ) -> None:
     ledger = tmp_path / "ledger"
@@ -744,7 +744,7 @@ async def test_the_messages_of_a_killed_consumer_come_back_when_its_lease_ends(
 
 
 @pytest.mark.slow
-async def test_a_message_of_another_process_is_here_within_100_ms(file: Path, start: Start) -> None:
+async def test_a_message_of_another_process_arrives_within_100_ms(file: Path, start: Start) -> None:
     latencies = []
     async with consuming(file) as source:
         start(publish_the_time, file, 15)
@@ -767,7 +767,7 @@ async def test_an_idle_consumer_uses_next_to_no_cpu(file: Path) -> None:
     assert share < 0.1  # also in debug mode on a slow machine; a loop that is busy has 1
 
 
-# -- files that refuse
+# -- files that cannot be used
 
 
 def assert_one_sentence(error: BrokerError, file: Path) -> None:
@@ -787,7 +787,7 @@ def overwrite(file: Path, data: bytes, at: int = 0) -> None:
 
 
 async def refusal(file: Path) -> str:
-    """What connecting says; BrokerRefused, and nothing is left open."""
+    """The error of connecting: BrokerRefused, with no connection left open."""
     source = source_of(file)
     with pytest.raises(BrokerRefused) as caught:
         await source.__aenter__()
@@ -796,7 +796,7 @@ async def refusal(file: Path) -> str:
     return str(caught.value)
 
 
-async def test_the_file_of_another_program_is_refused_and_not_touched(file: Path) -> None:
+async def test_the_file_of_another_program_is_refused_and_stays_unmodified(file: Path) -> None:
     query(file, "CREATE TABLE songs (title TEXT)")
     before = contents(file.parent)
     assert "another program" in await refusal(file)
@@ -810,7 +810,7 @@ async def test_a_file_of_a_later_version_is_refused(file: Path) -> None:
     assert f"schema {sqlite.SCHEMA_VERSION + 1}" in await refusal(file)
 
 
-async def test_a_file_that_is_no_database_is_refused_and_not_touched(file: Path) -> None:
+async def test_a_file_that_is_no_database_is_refused_and_stays_unmodified(file: Path) -> None:
     overwrite(file, b"Dear diary, " * 1000)
     before = contents(file.parent)
     assert "not an SQLite database" in await refusal(file)
@@ -861,7 +861,7 @@ async def test_a_read_only_file_is_refused(not_root: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only directories")
-async def test_a_file_that_may_not_be_made_is_refused(not_root: Path) -> None:
+async def test_a_file_that_may_not_be_created_is_refused(not_root: Path) -> None:
     forbid_writing(not_root)
     assert "cannot be opened or created" in await refusal(not_root / "queue.db")
 
@@ -978,7 +978,7 @@ async def test_a_full_disk_is_an_outage_that_is_survived(
     assert names(events) == ["connected", "reconnecting", "connected"]
 
 
-async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
+async def test_stop_requeues_messages_that_are_taken_meanwhile(file: Path) -> None:
     async with source_of(file) as publisher, source_of(file, prefetch=2) as source:
         await publish(publisher, 2)
         with locked(file):
@@ -994,7 +994,7 @@ async def test_stop_returns_what_is_taken_while_it_stops(file: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_lock_cannot_hold_the_stop(
+async def test_a_lock_cannot_delay_the_shutdown(
     file: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.2)
@@ -1010,7 +1010,7 @@ async def test_a_lock_cannot_hold_the_stop(
                 await source.__aexit__()
                 assert time.monotonic() - stopping_at < 1
                 await become_true(lambda: source._connection is None)
-        assert names(events).count("settlement_lost") == 2  # the ack, and what was to be given back
+        assert names(events).count("settlement_lost") == 2  # the ack, and the requeue
         async with consuming(file, prefetch=2) as other:
             assert {message.attempt for message in await take(other, 2)} == {1}
 
@@ -1026,9 +1026,7 @@ def replace(file: Path) -> None:
 
 @pytest.mark.parametrize("remove", [delete, replace])
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file where it is")
-async def test_a_file_that_is_gone_ends_the_source(
-    file: Path, remove: Callable[[Path], None]
-) -> None:
+async def test_a_deleted_file_ends_the_source(file: Path, remove: Callable[[Path], None]) -> None:
     async with consuming(file, lease_seconds=0.2) as source:
         remove(file)
         with pytest.raises(SourceFailed, match="deleted or replaced"):
@@ -1036,7 +1034,7 @@ async def test_a_file_that_is_gone_ends_the_source(
         assert not source.connected
 
 
-async def test_a_dead_filler_makes_the_workers_raise(file: Path) -> None:
+async def test_a_failed_fetcher_makes_the_workers_raise(file: Path) -> None:
     async with consuming(file) as source:
         workers = [asyncio.create_task(take(source)) for _ in range(3)]
         await asyncio.sleep(0)

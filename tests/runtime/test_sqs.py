@@ -226,7 +226,7 @@ class TestBatches:
             await source._flushed.wait()
             assert requests == {"DeleteMessageBatch": 1}
 
-    async def test_less_than_ten_are_not_asked_for_while_the_buffer_has_some(
+    async def test_fewer_than_ten_messages_are_not_requested_while_the_buffer_has_some(
         self, connect: Connect
     ) -> None:
         async with connect(prefetch=20) as source:
@@ -241,7 +241,7 @@ class TestBatches:
             assert requests["ReceiveMessage"] == 1
             await ack_all(source, 20)
 
-    async def test_an_idle_queue_is_asked_by_one_poll_at_a_time(
+    async def test_an_idle_queue_has_one_poll_at_a_time(
         self, connect: Connect, broker: SqsServer
     ) -> None:
         async with connect(prefetch=100) as source:
@@ -346,7 +346,7 @@ def text(value: str) -> dict[str, str]:
 
 
 class TestMessages:
-    async def test_a_message_of_another_producer_is_taken_as_it_is(
+    async def test_a_message_of_another_producer_is_delivered_unmodified(
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:
         attributes = {
@@ -414,7 +414,7 @@ class TestMessages:
             '{"encoding": "base64", "attempts": -3}',
         ],
     )
-    async def test_an_envelope_that_makes_no_sense_disturbs_nothing(
+    async def test_an_invalid_envelope_is_ignored(
         self, connect: Connect, broker: SqsServer, queue: str, envelope: str
     ) -> None:
         async with connect(prefetch=1) as source:
@@ -628,7 +628,7 @@ class TestAddress:
             "sqs://AKIA:bPxFEMI@host:1/?cafile=/missing.pem",
         ],
     )
-    def test_a_url_that_makes_no_sense_is_one_sentence_without_the_secret(
+    def test_an_invalid_url_is_one_sentence_without_the_secret(
         self, broker: SqsServer, url: str
     ) -> None:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as caught:

@@ -1,4 +1,4 @@
-"""What systemd is told, proved: the real program, real signals, and a socket in systemd's place."""
+"""The messages to systemd: the real program, real signals, and a socket in systemd's place."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def told(manager: Manager) -> Callable[[str], Callable[[], bool]]:
     return lambda line: lambda: line in manager.told()
 
 
-def test_ready_is_told_when_messages_are_taken_and_not_before(
+def test_ready_is_sent_when_messages_are_taken_and_not_before(
     scene: Scene, manager: Manager, told: Callable[[str], Callable[[], bool]]
 ) -> None:
     assert isinstance(scene.broker, SqliteFile)
@@ -93,10 +93,10 @@ def test_ready_is_told_when_messages_are_taken_and_not_before(
     assert manager.messages[0][1] == ["READY=1", "STATUS=consuming"]
 
 
-def test_stopping_is_told_at_the_signal_while_the_handler_still_works(
+def test_stopping_is_sent_at_the_signal_while_the_handler_still_works(
     scene: Scene, manager: Manager, told: Callable[[str], Callable[[], bool]]
 ) -> None:
-    scene.publish(1, end="checkpoint")  # ends when it hears of the stop, so after the signal
+    scene.publish(1, end="checkpoint")  # ends on shutdown, so after the signal
     process = scene.start(NOTIFY_SOCKET=manager.path)
     process.wait_for("handling")
     wait_until(lambda: manager.told() == ["READY=1"])
@@ -106,7 +106,7 @@ def test_stopping_is_told_at_the_signal_while_the_handler_still_works(
     assert scene.ledger.ended == scene.published
 
 
-def test_the_first_word_after_a_signal_is_stopping(scene: Scene, manager: Manager) -> None:
+def test_the_first_message_after_a_signal_is_stopping(scene: Scene, manager: Manager) -> None:
     scene.publish(1, seconds=3600)
     process = scene.start(NOTIFY_SOCKET=manager.path, drain_seconds=1)
     process.wait_for("handling")
@@ -137,7 +137,7 @@ def test_the_watchdog_is_pinged_while_the_event_loop_turns_and_not_while_it_is_b
     [("", ""), ("1000", str(os.getpid())), ("soon", "")],
     ids=["none", "of another process", "no number"],
 )
-def test_without_a_watchdog_of_its_own_nobody_is_pinged(
+def test_without_a_watchdog_of_its_own_the_service_sends_no_ping(
     scene: Scene, manager: Manager, microseconds: str, pid: str
 ) -> None:
     process = scene.start(NOTIFY_SOCKET=manager.path, WATCHDOG_USEC=microseconds, WATCHDOG_PID=pid)
@@ -147,13 +147,13 @@ def test_without_a_watchdog_of_its_own_nobody_is_pinged(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sockets in no file system")
-def test_a_socket_in_no_file_system_is_told_too(scene: Scene) -> None:
+def test_an_abstract_socket_is_notified_too(scene: Scene) -> None:
     with closing(Manager(f"@{uuid.uuid4()}")) as manager:
         assert_clean_shutdown(scene.start(NOTIFY_SOCKET=manager.path))
         wait_until(lambda: manager.told() == ["READY=1", "STOPPING=1"])
 
 
-def test_a_manager_that_is_not_there_is_logged_and_harms_nothing(scene: Scene) -> None:
+def test_a_missing_manager_is_logged_and_changes_nothing(scene: Scene) -> None:
     process = scene.start(NOTIFY_SOCKET=str(scene.ledger.path.parent / "nobody"))
     assert_clean_shutdown(process)
     assert process.find("notify_failed")

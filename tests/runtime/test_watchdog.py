@@ -1,4 +1,4 @@
-"""How the watchdog learns of signals. What it does then is in test_process.py, with real blocked services."""
+"""How the watchdog notices signals. Its further work is tested in test_process.py, with real blocked services."""
 
 import sys
 
@@ -38,7 +38,7 @@ def watched(*steps: str) -> Child:
     return Child(WATCHED.format(module=watchdog.__name__, steps="; ".join(steps)))
 
 
-def test_a_signal_that_python_has_not_heard_of_wakes_the_event_loop() -> None:
+def test_a_signal_that_no_python_handler_has_seen_wakes_the_event_loop() -> None:
     """It came in the instant in which the loop began to wait, so no handler of Python has run."""
     with watched(
         "dog.start()", "dog._wakeup_writer.send(bytes([signal.SIGTERM]))", "await dog.woken.wait()"
@@ -46,7 +46,7 @@ def test_a_signal_that_python_has_not_heard_of_wakes_the_event_loop() -> None:
         assert child.end() == ("['SIGTERM'] []", 0)
 
 
-def test_who_listens_to_signals_already_goes_on_listening() -> None:
+def test_an_earlier_wakeup_fd_is_kept() -> None:
     with watched(
         *("end, _ = os.pipe()", "os.set_blocking(end, False)", "signal.set_wakeup_fd(end)"),
         *("dog.start()", "print(signal.set_wakeup_fd(-1) == end)"),

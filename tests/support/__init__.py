@@ -1,1 +1,1 @@
-"""What tests share: rendered services, repositories of the template, pages as steps, images without Docker."""
+"""Shared by the tests: rendered services, repositories of the template, pages as steps, images without Docker."""

@@ -1,7 +1,7 @@
-"""Run in a service: a message is handled, SIGKILL comes before it is acknowledged, and it comes again.
+"""Run in a service: a message is handled, SIGKILL comes before its ack, and it is redelivered.
 
 ``python crash.py DATABASE SCHEMA PACKAGE``, in the folder of the service, where `harness` and `runtime` can be imported;
-prints what is to be seen then, as JSON.
+prints the result as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a page of docs/ tells to do, to do it: its commands, and the files that it writes."""
+"""The steps of a page of docs/, to follow them: its commands, and the files that it writes."""
 
 import re
 from collections.abc import Iterator

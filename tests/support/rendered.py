@@ -1,4 +1,4 @@
-"""What the tests render: every combination of answers, and a rendered service as something to ask and to run."""
+"""The renders of the tests: every combination of answers, and a rendered service to inspect and to run."""
 
 import ast
 import json

@@ -1,1 +1,1 @@
-"""What the template promises about speed, measured: ``python3 tasks.py bench``."""
+"""Measurements of the template's promises about speed: ``python3 tasks.py bench``."""

@@ -1,6 +1,6 @@
-"""Measures what this template promises about speed: ``python3 tasks.py bench [OPTIONS]``.
+"""Measures the template's promises about speed: ``python3 tasks.py bench [OPTIONS]``.
 
-Times are of this machine at this hour: compare only within one run. What is compared takes turns, and the
+Times are of this machine at this hour: compare only within one run. The variants take turns, and the
 median of the rounds is held against the target.
 """
 
@@ -44,7 +44,7 @@ ON_ITS_OWN = "scaling"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; items and messages are for each variant in each round."""
+    """The numbers of a run; items and messages are for each variant in each round."""
 
     rounds: int
     items: int
@@ -70,7 +70,7 @@ def main() -> int:
     sizes = QUICK if arguments.quick else FULL
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
-    with redirect_stdout(sys.stderr):  # for what the runtime logs in this process
+    with redirect_stdout(sys.stderr):  # for the runtime's logs in this process
         figures = list(measure(arguments.only or PARTS, arguments.broker or BROKERS, sizes))
     print(table(figures))
     versions = {"Python": platform.python_version(), **dict(found_versions())}

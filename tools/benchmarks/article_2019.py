@@ -1,8 +1,8 @@
 """The pattern as the 2019 article "A Python asyncio cancellation pattern" has it: the form to compare with.
 
-Changed is only what today's Python refuses: `asyncio.wait` takes tasks and no bare coroutines since 3.11, so each
-one is wrapped by `asyncio.ensure_future`. The indentation, which the article's web page lost, is as its words say.
-What it loses is in tests/test_article.py.
+The only changes are those that today's Python requires: `asyncio.wait` takes no bare coroutines since 3.11, so each
+one is wrapped by `asyncio.ensure_future`. The indentation, which the article's web page lost, follows its text.
+Its losses are shown in tests/test_article.py.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How many replicas a rate needs, and what an autoscaler does with it: the model of docs/scaling.md.
+"""How many replicas a rate needs, and how an autoscaler reacts to it: the model of docs/scaling.md.
 
 Seconds everywhere, rates in messages per second. Standard library only. tests/test_scaling.py compares ``throughput`` with
 the measurements of scaling.py; ``simulate`` is where the advice on KEDA's settings comes from.
@@ -23,15 +23,15 @@ FASTEST_PODS = 4
 
 @dataclass(frozen=True)
 class Service:
-    """One replica, and what it shares with the others."""
+    """One replica, and the resources that it shares with the others."""
 
     handler_seconds: float
-    """What a handler takes, waiting included; and what the runtime and the broker add to each message."""
+    """The seconds of a handler, waiting included; and those that the runtime and the broker add to each message."""
     concurrency: int = 10
     cpu_seconds: float = 0.0
     """CPU of the replica's process for each message: an event loop has one core, however many there are."""
     shared_seconds: float = 0.0
-    """For each message, of what all replicas share: 1 / the most that the broker can deal out in a second."""
+    """For each message, of the resource that all replicas share: 1 / the broker's maximum deliveries per second."""
     partitions: int | None = None
     """More replicas than these have nothing to do; None where any replica gets any message."""
 
@@ -77,7 +77,7 @@ class Service:
         """The fewest that handle the rate and ``headroom`` more, and that make up within ``catch_up_seconds``
         for one of them that is away: killed and its messages redelivered, or drained, and then started again. None if no number does.
         """
-        # So many times one is more than they do, so fewer are not enough.
+        # This many times one replica's rate exceeds theirs, so fewer are not enough.
         fewest = max(1, math.ceil(rate * (1 + headroom) / self.pod_rate))
         rest = self.throughput(fewest - 1) if fewest > 1 else 0.0
         for replicas in count(fewest):
@@ -96,7 +96,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Autoscaler:
-    """What KEDA is told, and the HorizontalPodAutoscaler that it makes."""
+    """The settings of KEDA, and of the HorizontalPodAutoscaler that it creates."""
 
     threshold: float
     """Messages for each pod: lagThreshold, queueLength, value, streamLength or targetQueryValue."""
@@ -120,7 +120,7 @@ class Moment:
     replicas: int
     """Those that are asked for; some may not have started yet."""
     lag: float
-    """What the broker has, in-flight messages included."""
+    """The messages in the broker, in-flight ones included."""
     arrived: float
     """Messages so far."""
     begun: float

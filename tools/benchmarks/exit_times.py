@@ -74,7 +74,7 @@ def _consumed_queue(queue: Queue, contender: str | None, messages: int = 0) -> I
 
 
 def _stop(queue: Queue, contender: str | None, in_flight: int) -> Stop:
-    """Start a consumer, and stop it when it has this many in-flight messages."""
+    """Start a consumer, and shut it down when it has this many in-flight messages."""
     command = None if contender is None else [sys.executable, "-m", FRAMEWORKS, contender]
     with queue.start(
         command, concurrency=IN_FLIGHT, BENCH_HANDLER_SECONDS=HANDLER_SECONDS

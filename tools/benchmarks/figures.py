@@ -1,4 +1,4 @@
-"""What a benchmark measured, and how it reads: one row of the table, one line of JSON."""
+"""The result of a benchmark: one row of the table, one line of JSON."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""How long a newcomer waits: for a service to be written, and for what it needs to be there, from a filled cache."""
+"""How long a newcomer waits: for a service to be rendered, and for its dependencies to be installed, from a filled cache."""
 
 import shutil
 import subprocess

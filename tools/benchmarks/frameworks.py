@@ -1,4 +1,4 @@
-"""Frameworks whose stop on RabbitMQ is compared with the service's: ``python -m tools.benchmarks.frameworks NAME [MESSAGES]``.
+"""Frameworks whose shutdown on RabbitMQ is compared with the service's: ``python -m tools.benchmarks.frameworks NAME [MESSAGES]``.
 
 They work as the service of the benchmark does, for BENCH_HANDLER_SECONDS with each message, and print its log
 events. With a number of messages, these are published in the framework's own form, and nothing is consumed.

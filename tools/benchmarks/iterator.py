@@ -1,4 +1,4 @@
-"""What an item costs: a bare ``async for``, the runtime's `cancellable_aiter`, and both forms of 2019."""
+"""The cost of an item: a bare ``async for``, the runtime's `cancellable_aiter`, and both forms of 2019."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ LOOP_2019 = "2019, by hand"
 
 
 async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
-    """CPU time: nothing here ever idles, and what else this machine does counts less."""
+    """CPU time: the loop never idles, and other load on this machine counts less."""
     iterator = source()
     count = 0
     started = time.process_time()
@@ -72,7 +72,7 @@ async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
 
 
 async def seconds_per_item_of_the_loop(source: Source, items: int) -> float:
-    """As `seconds_per_item`, of the loop that was written by hand before there was the iterator."""
+    """As `seconds_per_item`, of the loop that was written by hand before the iterator existed."""
     event = asyncio.Event()
     count = 0
 

@@ -1,9 +1,9 @@
-"""A handler that waits, as one that calls another service does, and keeps a ledger of what its process did.
+"""A handler that waits, as one that calls another service does, and writes a ledger of its process's messages.
 
 A line for each beginning, if it waits at all, and for each end: what, the message's number, and the time, which all
 processes of a machine share. Lines are there when the process is killed.
 
-After SIGUSR2 handlers begin nothing until SIGUSR1 comes: so many processes can begin at one moment.
+After SIGUSR2 handlers begin no message until SIGUSR1 comes: so all processes can begin at one moment.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ ledger = os.open(os.environ.get("BENCH_LEDGER", os.devnull), os.O_WRONLY | os.O_
 may_begin = asyncio.Event()
 may_begin.set()
 loops: set[asyncio.AbstractEventLoop] = set()
-"""The one that is to be woken, once there is one."""
+"""The event to set, once it exists."""
 
 
 def obey(signum: int, _: object) -> None:

@@ -1,7 +1,7 @@
 """CPU time of the consumer's process for each message: the service beside the clients in clients/.
 
 Measured inside the process, from the first message in its handler until every ack is written; so without
-start and stop, and without what the broker uses. In each round every consumer gets its turn, in random order,
+start and shutdown, and without the broker's CPU time. In each round every consumer gets its turn, in random order,
 on the same queue: the service's own, filled before the consumer starts.
 """
 

@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md, its charts and the README's table from results.jsonl: ``python3 tasks.py bench --publish`` runs it at its end.
 
-Figures stand nowhere else: what the page says, a run has measured.
+No other file has figures: a run has measured every figure of the page.
 """
 
 import json
@@ -64,7 +64,7 @@ FRONT_PAGE = {
         "the service and its libraries are installed",
     ),
 }
-"""What the README shows: how the part's name begins, and the figure's."""
+"""The rows of the README: the beginning of the part's name, and of the figure's."""
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 760, 330, 60, 44, 22
 STYLE = """

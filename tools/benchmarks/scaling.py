@@ -1,8 +1,8 @@
-"""1, 2, 4 and 8 processes on one queue: throughput, fairness, what was handled twice or lost, and a redelivery.
+"""1, 2, 4 and 8 processes on one queue: throughput, fairness, duplicates, losses, and a redelivery.
 
-The handlers begin nothing while a run's messages are published, so that all begin at one moment with all there is to
-do, and no publisher is measured (ledger_handler.py). One kind of handler waits, as most do: so two cores can run many
-processes. The other does nothing: so it shows what the broker and the cores can do at most.
+The handlers begin no message while a run's messages are published, so that all begin at one moment with a full
+queue, and no publisher is measured (ledger_handler.py). One kind of handler waits, as most do: so two cores can run many
+processes. The other returns at once: so it shows the maximum of the broker and the cores.
 """
 
 import signal
@@ -29,7 +29,7 @@ WAIT_SECONDS = 60
 """For messages to be handled; a redelivery after the shortest lease is much shorter."""
 
 BEGIN, BEGIN_NOTHING = signal.SIGUSR1, signal.SIGUSR2
-"""What the handlers understand."""
+"""The message of the handlers."""
 
 WAITING = "handlers that wait 100 ms, 10 at a time"
 TRIVIAL = "handlers that do nothing, 100 at a time"
@@ -47,7 +47,7 @@ PARTITIONS = {"kafka": 4}
 """Of the topics that the service's tests make."""
 
 Line = tuple[str, int, float]
-"""What a handler did, with which message, and when."""
+"""A handler's event, its message, and the time."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Group:
         return [line for member in self.members for line in member.all_that("end")]
 
     def wait_until_handled(self) -> None:
-        """Or until that takes too long: then what is missing is lost."""
+        """Or until that takes too long: then the missing messages count as lost."""
         wait(lambda: len({number for _, number, _ in self.ended()}) >= self.published)
 
     def account(self) -> tuple[int, int]:
@@ -198,7 +198,7 @@ def _measure(group: Group, part: str, processes: int, messages: int) -> Iterator
 def _redelivery(group: Group, broker: str, kills: int) -> Iterator[Figure]:
     """One process has ten in-flight messages that it never finishes; they are redelivered to the other when it is killed.
 
-    On MQTT nobody does but a process with the same name, which is started then.
+    On MQTT only a process with the same name gets them, which is started then.
     """
     print(f"{broker}: {kills} kills", file=sys.stderr)
     other = group.start("other", impatient=True)
@@ -234,7 +234,7 @@ def _has_begun(member: Member, messages: int) -> bool:
 
 
 def cpu_seconds(group: Group) -> float:
-    """What the processes have used so far; 0 where the system has no /proc."""
+    """The CPU time of the processes so far; 0 where the system has no /proc."""
     threads = [
         file
         for member in group.members
@@ -244,7 +244,7 @@ def cpu_seconds(group: Group) -> float:
 
 
 def wait(condition: Callable[[], bool]) -> bool:
-    """Look until it is so; returns whether it came to be."""
+    """Poll until the condition holds; returns whether it did in time."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """Writes the tables of docs/scaling.md: ``python3 tasks.py bench --only scaling --publish`` runs it at its end.
 
-What stands between the marks of a section is from scaling.jsonl and from capacity.py, and from nowhere else.
+The text between the marks of a section comes only from scaling.jsonl and capacity.py.
 """
 
 import math
@@ -78,7 +78,7 @@ def page(text: str) -> str:
     return text
 
 
-# -- what was measured
+# -- the measurements
 
 
 def points(figures: list[Figure]) -> dict[str, Measured]:
@@ -93,7 +93,7 @@ def points(figures: list[Figure]) -> dict[str, Measured]:
 
 
 def model(about: dict[str, Any], broker: str, measured: Measured) -> Service:
-    """Nothing of more than one waiting process goes into it. Where broker and processes share the cores of one
+    """It uses no measurement of more than one waiting process. Where broker and processes share the cores of one
     machine, what all share is those: they do the most messages when no handler waits."""
     cores = int(about["cores"])
     one, idle = measured[WAITING][1], measured[TRIVIAL]
@@ -184,7 +184,7 @@ def by_default() -> dict[str, str]:
     return dict(zip(rows[0][1:], times[1:], strict=True))
 
 
-# -- what follows
+# -- the conclusions
 
 
 def model_section(about: dict[str, Any], figures: list[Figure]) -> list[str]:

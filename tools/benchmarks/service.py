@@ -28,7 +28,7 @@ PROGRAM_SECONDS = 3600
 
 
 class Unavailable(Exception):
-    """Something cannot be measured here; the text says why."""
+    """A measurement is not possible here; the text says why."""
 
 
 class Service:
@@ -69,7 +69,7 @@ class Queue:
         self.name = name
         self._service = service
         self._server = server
-        # One client has what another has left only if it has its name.
+        # A client gets the messages that another has left only under the same name.
         self._url = (
             f"{server.url}?client_id={self.name}" if service.broker == "mqtt" else server.url
         )

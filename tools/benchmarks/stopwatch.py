@@ -1,4 +1,4 @@
-"""Counts the messages in a consumer's process; after the last one it reports what they cost, and stops it.
+"""Counts the messages in a consumer's process; after the last one it reports their cost, and stops the process.
 
 Every consumer that is compared calls `tick` from its handler, and does nothing else there. BENCH_MESSAGES is
 how many will come; the report goes, as JSON, to the file that BENCH_REPORT names.

@@ -1,4 +1,4 @@
-"""What the runtime itself costs for each message, whatever the broker: the worker loop on a source in memory.
+"""The runtime's own cost for each message, on any broker: the worker loop on a source in memory.
 
 From the buffer of the source, through a trivial raw handler, to the ack, which puts the message into the buffer
 again. No service can be cheaper than its client and this.
@@ -61,7 +61,7 @@ class MemorySource(Source):
 
 
 async def microseconds_per_message(messages: int) -> float:
-    """CPU time, from the first message in its handler to the last; nothing here ever idles."""
+    """CPU time, from the first message in its handler to the last; the loop never idles."""
     event = CancellationEvent(asyncio.get_running_loop())
     times: list[float] = []
     count = 0

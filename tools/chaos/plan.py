@@ -1,4 +1,4 @@
-"""What happens in a round, and when: drawn from a seed before it begins, so that the same seed repeats it."""
+"""The plan of a round: drawn from a seed before it begins, so that the same seed repeats it."""
 
 import json
 import random
@@ -71,7 +71,7 @@ def _details(what: str, chance: random.Random, gentle: bool) -> dict[str, Any]:
             }
         case "kill" | "force" | "add":
             return {"slot": slot}
-        case "pause":  # shorter than a lease, where nothing may be done twice
+        case "pause":  # shorter than a lease, where no message may be done twice
             return {"slot": slot, "seconds": seconds}
         case "clock":
             return {"slot": slot, "by": round(chance.uniform(-5, 5), 2)}

@@ -1,6 +1,6 @@
 """The invariant of an experiment: published = done + still in the broker + dead-lettered, and nothing is done twice.
 
-It knows no broker and no runtime: it is given what was published, what the handlers wrote, what the broker counts and
+It knows no broker and no runtime: its input is the published messages, the handlers' ledger, the broker's counts and
 how each process ended, and returns a sentence for each violation.
 """
 
@@ -63,13 +63,13 @@ class Reconciliation:
     """The ids of the dead letters; None where a broker only counts them."""
     dead_count: int = 0
     at_rest: int | None = None
-    """What the broker had, dead letters included, when all processes were gone and before the rest was handled."""
+    """The broker's messages, dead letters included, when all processes were gone and before the rest was handled."""
     done_at_rest: int = 0
     """How many different ids had been done by then."""
     left: int = 0
-    """What the broker still had, apart from dead letters, after all was handled."""
+    """The broker's messages, except dead letters, after all was handled."""
     graceful: bool = True
-    """Whether no process was killed and no connection broken: then nothing may be done twice."""
+    """Whether no process was killed and no connection broken: then no message may be done twice."""
     most_repeated: float = 0
     """How many repetitions the kills and the broken connections explain."""
     endings: list[Ending] = field(default_factory=list)

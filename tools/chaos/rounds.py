@@ -17,7 +17,7 @@ TICK_SECONDS = 0.02
 
 
 class Round(Experiment):
-    """Carries out a plan. ``log`` is what was done, and when."""
+    """Carries out a plan. ``log`` has each step, with its time."""
 
     def __init__(self, queue: Queue, plan: Plan) -> None:
         super().__init__(queue)
@@ -113,7 +113,7 @@ class Round(Experiment):
     def _in_slot(self, slot: int) -> Running:
         return next(running for running in self._running if running.slot == slot)
 
-    # -- what the plan says
+    # -- the steps of the plan
 
     def _do(self, event: Event, publisher: Publisher) -> None:
         details = dict(event.details)

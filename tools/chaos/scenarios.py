@@ -67,7 +67,7 @@ def stop_all(run: Experiment, running: list[Any]) -> None:
 
 
 class Rolling(Experiment):
-    """The older of two processes is stopped and replaced, again and again, while they work."""
+    """The older of two processes is shut down and replaced, repeatedly, while they work."""
 
     def __init__(self, queue: Queue, restarts: int, ids: int) -> None:
         super().__init__(queue)

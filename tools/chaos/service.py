@@ -1,4 +1,4 @@
-"""The service that the experiments run: the runtime where it lies, with a handler that misbehaves.
+"""The service of the experiments: the runtime in place, with a handler that misbehaves.
 
 The handler misbehaves at the first delivery of its message, in whichever process that is, and works at the next;
 ``fail`` and ``reject`` never work. With ``WELL`` set, none of the others misbehaves. ``CLOCK`` names a file

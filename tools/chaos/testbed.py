@@ -1,6 +1,6 @@
-"""A service on a private broker: what an experiment publishes to, starts, disturbs and counts.
+"""A service on a private broker: an experiment publishes to it, starts it, disturbs it and counts.
 
-Servers, proxy and processes are those that every service's own tests use; the runtime runs where it lies.
+Servers, proxy and processes are those that every service's own tests use; the runtime runs in place.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ SETTLE_SECONDS = 60
 """How long the broker has, after a round, to show all of its messages and to deliver them."""
 MOST_DEAD = 100_000
 FINISHES = 3
-"""What is in flight when the last process stops waits for another one; it must not wait for ever."""
+"""What is in flight when the last process stops waits for another one; it must not wait forever."""
 
 
 class Unavailable(Exception):
@@ -141,7 +141,7 @@ class Process(ServiceProcess):
 
 
 class Queue:
-    """One queue, what was published to it, and what became of that."""
+    """One queue, the messages published to it, and their outcome."""
 
     def __init__(self, testbed: Testbed, name: str, folder: Path) -> None:
         self.testbed = testbed
@@ -297,21 +297,21 @@ class Queue:
 
 
 class Experiment(ABC):
-    """What is done to the processes of a queue, and the reconciliation of its messages."""
+    """The faults of the processes of a queue, and the reconciliation of its messages."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.reconciliation = Reconciliation()
         self.stops = self.kills = 0
         self.violations: list[str] = []
-        """What is wrong beside the counts."""
+        """Violations besides the counts."""
 
     @abstractmethod
     def run(self) -> None: ...
 
     @abstractmethod
     def text(self) -> str:
-        """What was done, for the log of the experiment."""
+        """The steps, for the log of the experiment."""
 
 
 class Publisher(threading.Thread):

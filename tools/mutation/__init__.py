@@ -1,1 +1,1 @@
-"""What the tests of the runtime notice and reach: ``python3 tasks.py mutate`` and ``coverage``."""
+"""Faults that the runtime's tests notice, and code that they reach: ``python3 tasks.py mutate`` and ``coverage``."""

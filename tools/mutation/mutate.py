@@ -144,7 +144,7 @@ def mutmut(folder: Path, *arguments: str) -> str:
 
 
 def described(module: str, name: str, difference: str) -> str:
-    """A mutant by what was changed and not by where: ``module: function: before -> after``."""
+    """A mutant by its change and not by its place: ``module: function: before -> after``."""
     function = re.sub(r".*\.(?:x_|xǁ)(.+)__mutmut_\d+", r"\1", name).replace("ǁ", ".")
     before, after = (
         " ".join(

@@ -1,4 +1,4 @@
-# cookiecutter-consumer {{ cookiecutter._template_version }} | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, identical in every service: do not edit it here.
 """Keeps what became of the shutdown suite, for the template's `tasks.py fleet`; fixtures of yours belong in tests/handlers/conftest.py.
 
 Here, and not beside the suite, as with `-n` the process that hears of all tests reads no conftest.py further down.

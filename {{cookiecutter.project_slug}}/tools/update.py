@@ -1,4 +1,4 @@
-# cookiecutter-consumer {{ cookiecutter._template_version }} | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, identical in every service: do not edit it here.
 """Merges the template's changes into this project.
 
 ``python3 tools/update.py [question=answer ...]`` needs git and cookiecutter (or uv). The branch `template` holds the

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, updated by the template: do not edit it here.
 """Adds a handler for another message type: ``python3 tools/new_handler.py refund_issued``.
 
 Writes the handler and its test from the two stubs in this folder, which you may edit, and adds it to the

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Merges the template's changes into this project.
 
 ``python3 tools/update.py [question=answer ...]`` needs git and cookiecutter (or uv). The branch `template` holds the

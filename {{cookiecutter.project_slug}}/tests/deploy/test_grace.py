@@ -1,4 +1,4 @@
-# cookiecutter-consumer {{ cookiecutter._template_version }} | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, updated by the template: do not edit it here.
 """The supervisor waits longer than a stop may take, whichever of the two was edited by hand.
 
 A stop takes CONSUMER_DRAIN_SECONDS for the handlers, and up to CLOSE_SECONDS of runtime/watchdog.py for all that is

@@ -1,7 +1,7 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The contract of every broker, on real servers: the same sentences for each of them.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""The contract of every broker, on real servers: the same tests for each of them.
 
-A broker that declares that it lacks a capability skips the sentences about it, and says so.
+A test of a capability that the broker declares as missing is skipped, with that reason.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
 
 @pytest.fixture
 async def connect(connect: Connect, source_for: Callable[..., Source]) -> Connect:
-    """To a queue that a consumer has started on once, so that each broker retains what is published."""
+    """To a queue that a consumer has started on once, so that each broker retains the published messages."""
     await start_once(source_for().settings)
     return connect
 
@@ -100,7 +100,7 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
         await publish(few, 30)
         held = await take(few, 3)
         async with connect(prefetch=30) as many:
-            others = await take(many, 27)  # not there if the first had more than its three
+            others = await take(many, 27)  # fewer if the first had more than its three
             await ack(many, others)
         await ack(few, held)
 
@@ -132,7 +132,7 @@ async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
 
 
 @pytest.mark.slow
-async def test_a_retry_comes_back_after_the_delay_with_the_next_attempt(connect: Connect) -> None:
+async def test_a_retry_is_redelivered_after_its_delay_and_counted(connect: Connect) -> None:
     async with connect(prefetch=2) as source:
         need(source, "delayed_retry")
         need(source, "attempts")
@@ -177,7 +177,7 @@ async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
         assert letter.reason == "cannot be read: größe"
         assert letter.attempts == 1
         assert before - 1 <= letter.dead_lettered_at <= time.time() + 1
-        await eventually(1, source.count_dead_letters)  # looking takes nothing away
+        await eventually(1, source.count_dead_letters)  # listing removes none
 
 
 async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged(
@@ -201,10 +201,10 @@ async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged
         await other.ack(again)
 
 
-# -- stopping
+# -- shutdown
 
 
-async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
+async def test_stop_requeues_untaken_messages_and_ends_deliveries(
     connect: Connect,
 ) -> None:
     published: list[str] = []
@@ -231,7 +231,7 @@ async def test_stop_requeues_what_no_worker_took_and_delivers_nothing_more(
             await others_get_everything()
 
 
-async def test_in_flight_messages_are_settled_after_the_stop(
+async def test_in_flight_messages_can_be_settled_after_stop(
     connect: Connect, counted: Counted
 ) -> None:
     async with connect(prefetch=4) as source:
@@ -245,8 +245,8 @@ async def test_in_flight_messages_are_settled_after_the_stop(
     await counted(ready=2, dead=1)
 
 
-async def test_leaving_requeues_what_is_in_flight(connect: Connect, counted: Counted) -> None:
-    async with connect(prefetch=4) as source:  # more than come, so it may wait for more
+async def test_closing_requeues_in_flight_messages(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=4) as source:  # more than are published, so it may wait for more
         published = await publish(source, 2)
         await take(source, 1)
     await counted(ready=2)
@@ -273,7 +273,7 @@ async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted
     await counted(ready=1, dead=1)
 
 
-async def test_settling_after_the_connection_is_gone_changes_nothing(
+async def test_settling_after_the_connection_is_lost_changes_nothing(
     connect: Connect, counted: Counted
 ) -> None:
     async with connect(prefetch=4) as source:
@@ -287,7 +287,7 @@ async def test_settling_after_the_connection_is_gone_changes_nothing(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-async def test_settlements_in_any_order_settle_exactly_what_they_name(
+async def test_settlements_in_any_order_settle_exactly_their_messages(
     connect: Connect, counted: Counted, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -319,10 +319,10 @@ async def test_settlements_in_any_order_settle_exactly_what_they_name(
     await counted(ready=ready, delayed=delayed, dead=dead)
 
 
-async def test_every_ack_has_arrived_when_the_source_is_left(
+async def test_every_ack_has_reached_the_broker_when_the_source_is_closed(
     connect: Connect, counted: Counted, shorten: Callable[..., None]
 ) -> None:
-    shorten(50, "QUIET_TURNS")  # acks that travel together wait for each other
+    shorten(50, "QUIET_TURNS")  # acks that are sent together wait for each other
     async with connect(prefetch=1000) as source:
         await publish(source, 300)
         await ack(source, await take(source, 300))

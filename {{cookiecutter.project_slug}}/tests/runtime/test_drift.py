@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The vendored files are unmodified; the command ``check --vendored`` says the same.
 
 Change the template and update, not these files. Or make them yours: delete this test and runtime/MANIFEST.sha256.

@@ -1,8 +1,8 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The broker goes away, or no longer answers: a real server that is killed, and connections that a proxy takes away.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""The broker is lost or unresponsive: a real server is killed, and a proxy cuts or blocks connections.
 
-The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. What may be
-handled twice is what the broker's own nature says (harness/servers).
+The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. Which messages may be
+handled twice depends on the broker (harness/servers).
 """
 
 import asyncio
@@ -70,7 +70,7 @@ def reconnects_soon(shorten: Shorten) -> None:
 
 
 @pytest.mark.parametrize("name", SERVED_BROKERS)
-def test_a_server_killed_and_started_again_in_mid_work_loses_nothing(
+def test_a_server_killed_and_restarted_in_mid_work_loses_nothing(
     name: str, private_server: Callable[[str], PrivateServer], tmp_path: Path
 ) -> None:
     server = private_server(name)
@@ -147,7 +147,7 @@ async def test_an_outage_of_several_attempts_is_logged_and_counted_once(
 
 
 @over_the_network
-async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_repeated(
+async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_redelivered(
     connect: Connect,
     counted: Counted,
     proxy: Proxy,
@@ -174,7 +174,7 @@ async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_re
 
 
 @over_the_network
-async def test_without_a_broker_entering_says_so_and_can_be_repeated(
+async def test_without_a_broker_connecting_fails_and_can_be_repeated(
     source_for: Callable[..., Source], proxy: Proxy
 ) -> None:
     source = source_for(broker_url=proxy.url)
@@ -205,7 +205,7 @@ async def test_a_deleted_queue_is_created_again_and_consumed(
 
 
 @over_the_network
-async def test_an_unresponsive_broker_is_unavailable_when_the_time_is_up(
+async def test_an_unresponsive_broker_is_unavailable_after_the_timeout(
     source_for: Callable[..., Source], proxy: Proxy, shorten: Shorten
 ) -> None:
     shorten(0.3, "CONNECT_SECONDS", "ANSWER_SECONDS")
@@ -283,7 +283,7 @@ async def test_a_shutdown_during_an_outage_is_immediate(
 
 
 @over_the_network
-async def test_after_an_outage_a_stopped_source_gets_nothing(
+async def test_a_stopped_source_gets_no_deliveries_after_an_outage(
     connect: Connect, counted: Counted, proxy: Proxy, broker: Server, events: list[Event]
 ) -> None:
     url = with_options(proxy.url, broker.lease_option)
@@ -301,7 +301,7 @@ async def test_after_an_outage_a_stopped_source_gets_nothing(
 
 
 @over_the_network
-async def test_deliveries_that_arrive_after_the_stop_are_requeued(
+async def test_deliveries_that_arrive_after_stop_are_requeued(
     connect: Connect, counted: Counted, proxy: Proxy, broker: Server, shorten: Shorten
 ) -> None:
     shorten(0.1, "STOP_SECONDS", "CANCEL_SECONDS")
@@ -311,5 +311,5 @@ async def test_deliveries_that_arrive_after_the_stop_are_requeued(
         proxy.black_hole()
         await publish(publisher, 3)
         await source.stop()
-        proxy.resume()  # the deliveries arrive, before the broker has heard of the stop
+        proxy.resume()  # the deliveries arrive before the broker has received the stop
         await counted(ready=3)

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Workers take messages, run handlers and settle; on shutdown they drain.
 
 Each worker is the loop of the article::
@@ -54,8 +54,8 @@ CANCEL_SECONDS = 1
 REQUEUE_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 4
 CLOSE_LIFESPAN_SECONDS = 4
-"""With a drain time of a second or more these bounds add up to less than `watchdog.CLOSE_SECONDS`: the source stops
-while handlers finish."""
+"""With a drain time of a second or more, the sum of these bounds is below `watchdog.CLOSE_SECONDS`, because the source
+stops while handlers finish."""
 
 # The variable behind bind_contextvars(message_id=...), at a tenth of the cost for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
@@ -108,7 +108,7 @@ class Consumer:
         exit_code: int = ExitCode.DRAINED
         try:
             exit_code = await self._run_in_lifespan()
-        except CancellationRequested:  # while starting, without a message taken
+        except CancellationRequested:  # while starting: no message was taken
             log.info("stop_requested", reason=name_of(self.event.reason))
         finally:
             self.state = "stopped"
@@ -161,7 +161,7 @@ class Consumer:
             )
 
     async def _insist(self, step: Callable[[], Coroutine[Any, Any, object]], until: float) -> None:
-        """Take a step of the start; repeat it while the broker is unavailable, until that time."""
+        """Run one step of the start; repeat it while the broker is unavailable, until that time."""
         attempt = 0
         while True:
             try:
@@ -206,7 +206,7 @@ class Consumer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.errors.append(error)
-            self.event.set("failure")  # never alive and idle: the other workers finish, and we exit
+            self.event.set("failure")  # do not idle: the other workers finish, the process exits
 
     async def _work(self) -> None:
         async for message in cancellable_aiter(self.source, self.event):
@@ -246,7 +246,7 @@ class Consumer:
         assert task is not None
         if task.cancelling():
             if self._cancelling_handlers:
-                # Also if the handler swallowed the cancellation: its progress is unknown.
+                # Also after a swallowed cancellation: the handler's progress is unknown.
                 await self._requeue(messages)
                 raise asyncio.CancelledError
             # The handler cancelled its own task without `uncancel`.
@@ -302,7 +302,7 @@ class Consumer:
         if isinstance(failure, Reject):
             await self._reject(message, _storable(_text_of(failure)))
         elif _is_checkpoint(failure) and self.event.is_set():
-            # Not before fetching has stopped: the broker could deliver it to this process again.
+            # After fetching has stopped: else the broker could deliver it to this process again.
             await self._fetching_stopped.wait()
             await self.source.requeue(message)
             return "retried"
@@ -400,11 +400,11 @@ class Consumer:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
-        # A handler that swallows its cancellation is left behind, without its message.
+        # A handler that swallows its cancellation is abandoned; its message is requeued.
         await self._step("requeue", self._requeue(list(self.in_flight)), REQUEUE_SECONDS)
 
     async def _step(self, name: str, work: Awaitable[object], seconds: float) -> None:
-        """One bounded step of closing. Its failure decides the exit code, and the next step follows all the same."""
+        """One bounded step of closing. If it fails, the exit code is 1 and the next step runs anyway."""
         try:
             async with asyncio.timeout(seconds):
                 await work
@@ -414,7 +414,7 @@ class Consumer:
             self.errors.append(error)
 
     def _on_repeated_signal(self, signum: Signals) -> None:
-        # Several may have come while the event loop was blocked: each counts with its own time.
+        # Several may have arrived while the event loop was blocked: each counts with its own time.
         first = self.event.signals[0][1]
         forcing = [one for one, received in self.event.signals if forces(one, received - first)]
         if forcing and not self._forced.done():
@@ -461,7 +461,7 @@ def _in_a_context_of_its_own(
 
 
 def _is_checkpoint(failure: BaseException) -> bool:
-    """Whether the handler only wants the message again, without a delay."""
+    """Whether the handler asks for a redelivery without a delay."""
     return isinstance(failure, Retry) and failure.delay_seconds is None
 
 
@@ -473,7 +473,7 @@ def _text_of(failure: BaseException) -> str:
 
 
 def _storable(reason: str) -> str:
-    """Without lone surrogates: file names and JSON bring them into errors, and no broker stores them."""
+    """The text without lone surrogates: errors get them from file names and JSON, and brokers reject them."""
     return without_input(reason)[:REASON_CHARACTERS].encode(errors="replace").decode()
 
 

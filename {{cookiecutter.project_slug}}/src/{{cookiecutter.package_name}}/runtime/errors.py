@@ -1,13 +1,13 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Every error that ends the service or a command, and every exit code::
 
     ServiceError
-    ├── UsageError             2   the command line asks for something that cannot be done
+    ├── UsageError             2   the command line cannot be executed
     ├── SettingsError          2   a setting has a wrong value
     ├── HandlerError           2   a handler's signature cannot be used
     └── BrokerError
-        ├── BrokerRefused      2   the broker answered no: credentials, other arguments, a foreign file
-        ├── BrokerUnavailable  69  the broker does not answer, for now: worth another attempt
+        ├── BrokerRefused      2   the broker refused: wrong credentials, other arguments, a foreign file
+        ├── BrokerUnavailable  69  the broker does not answer for now: try again
         └── SourceFailed       1   the source broke while consuming, and cannot recover
 
 The text of each is one sentence for an operator, without a password. The exceptions by which a handler settles its
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69
     """The broker could not be reached at start, within ``CONSUMER_CONNECT_SECONDS``."""
     DEADLINE = 75
-    """The drain time passed, and unfinished messages were requeued."""
+    """The drain time passed, and in-flight messages were requeued."""
 
 
 def forced_exit_code(signum: Signals | int) -> int:
@@ -45,7 +45,7 @@ class ServiceError(Exception):
 
 
 class UsageError(ServiceError):
-    """The command line asks for something that cannot be done."""
+    """The command line cannot be executed."""
 
 
 class SettingsError(ServiceError):
@@ -57,15 +57,15 @@ class HandlerError(ServiceError):
 
 
 class BrokerError(ServiceError):
-    """Something about the broker, with its address but without credentials."""
+    """A failure of the broker, with its address but without credentials."""
 
 
 class BrokerRefused(BrokerError):
-    """The broker answered no, and would again: there is no further attempt."""
+    """The broker refused, and would refuse again: there is no further attempt."""
 
 
 class BrokerUnavailable(BrokerError):
-    """The broker does not answer, for now: worth another attempt."""
+    """The broker does not answer for now: try again."""
 
     exit_code = ExitCode.UNAVAILABLE
 

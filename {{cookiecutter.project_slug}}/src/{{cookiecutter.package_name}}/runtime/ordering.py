@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Order by key, by ``CONSUMER_ORDER_BY``: messages with equal keys are handled one after the other."""
 
 from collections import deque

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Liveness, readiness and metrics over HTTP: ``/livez``, ``/readyz`` and ``/metrics``.
 
 The server runs in the service's own event loop, on ``CONSUMER_PROBE_PORT`` of every interface. So ``/livez`` does
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 SAMPLE_SECONDS = 0.25
 SAMPLES = 240
-"""`/livez` tells how late the event loop was in the last minute."""
+"""`/livez` reports how late the event loop was in the last minute."""
 LATE_SECONDS = 1.0
 """An event loop this late is logged."""
 CLOSE_SECONDS = 0.5
@@ -38,7 +38,7 @@ async def probes(port: int, consumer: Consumer, telemetry: Telemetry) -> AsyncIt
     if not port:
         yield
         return
-    from aiohttp import web  # here, as it takes longer to import than all of the runtime
+    from aiohttp import web  # imported here: the import is slower than the rest of the runtime
 
     lag = EventLoopLag()
     listener = _listen(port)

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Notifies systemd of the service's state, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
 
 READY is sent when the service takes messages, and STOPPING at the signal. WATCHDOG comes from a timer in the
@@ -16,15 +16,15 @@ import structlog
 log = structlog.get_logger()
 
 SEND_SECONDS = 0.5
-"""A lost READY would end the service, so it may wait a little; but the event loop waits with it."""
+"""systemd would kill the service if READY were lost, so sending may wait, but briefly: it blocks the event loop."""
 
 
 def notify(*lines: str) -> None:
     """Send these ``KEY=VALUE`` lines as one message."""
     path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path or sys.platform == "win32":  # which has no such sockets
+    if not path or sys.platform == "win32":  # Windows has no Unix sockets
         return
-    address = f"\0{path[1:]}" if path.startswith("@") else path  # @: in no file system
+    address = f"\0{path[1:]}" if path.startswith("@") else path  # @: an abstract socket
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.settimeout(SEND_SECONDS)
@@ -34,13 +34,11 @@ def notify(*lines: str) -> None:
 
 
 def ping_watchdog() -> None:
-    """Ping from the running event loop, for as long as it runs: twice in the time of ``WatchdogSec=``."""
+    """Ping from the running event loop while it runs, twice per ``WatchdogSec=``."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", "") not in (
         "",
-        str(
-            os.getpid()
-        ),  # else it is meant for the parent process, whose environment was inherited
+        str(os.getpid()),  # else the variables are the parent process's, inherited
     ):
         return
     loop = asyncio.get_running_loop()

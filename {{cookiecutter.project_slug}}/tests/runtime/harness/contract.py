@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Steps on a source that the tests of every broker take."""
 
 import asyncio
@@ -24,13 +24,13 @@ Connect = Callable[..., AbstractAsyncContextManager[Any]]
 Counted = Callable[..., Awaitable[None]]
 """The fixture `counted`."""
 Event = dict[str, Any]
-"""What was logged, with its level."""
+"""Log events, with their levels."""
 
 _started_once: set[tuple[str, str]] = set()
 
 
 async def start_once(settings: ConsumerSettings) -> None:
-    """Let a consumer start and stop, where a broker retains nothing for one that it has never seen."""
+    """Start and stop a consumer, where a broker retains no messages for a consumer that it has never seen."""
     source = make_source(settings)
     consumer = (settings.source, settings.group)
     if source.capabilities.retains_before_first_consumer or consumer in _started_once:
@@ -83,7 +83,7 @@ async def consume(source: Source, handled: list[str]) -> None:
 
 
 async def eventually(expected: object, look: Callable[[], Awaitable[object]]) -> None:
-    """Look again and again until what is seen is as expected; fails with what is seen instead."""
+    """Repeat the call until its result is the expected one; fails with the last result."""
     give_up_at = time.monotonic() + WAIT_SECONDS
     while (seen := await look()) != expected:
         assert time.monotonic() < give_up_at, f"{seen} did not become {expected}"
@@ -91,7 +91,7 @@ async def eventually(expected: object, look: Callable[[], Awaitable[object]]) ->
 
 
 async def eventually_counts(broker: Server, queue: str, counts: Counts) -> None:
-    """Wait until the broker itself counts so."""
+    """Wait until the broker's own counts are these."""
     await eventually(counts, lambda: asyncio.to_thread(broker.counts, queue))
 
 
@@ -131,7 +131,7 @@ def find(events: list[Event], event: str) -> list[Event]:
 
 
 async def last(progress: AsyncIterator[int]) -> int:
-    """The number that it has come to in the end."""
+    """The number once it no longer changes."""
     numbers = [number async for number in progress]
     return numbers[-1] if numbers else 0
 
@@ -141,5 +141,5 @@ def ids(messages: Iterable[Any]) -> list[str]:
 
 
 def as_promised(source: Source, ids: list[str]) -> list[str]:
-    """In this order, if the broker keeps one; else sorted, so that only the set is compared."""
+    """In this order, if the broker keeps it; else sorted, so that only the set is compared."""
     return ids if source.capabilities.order else sorted(ids)

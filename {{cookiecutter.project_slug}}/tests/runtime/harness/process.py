@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Runs a service as a child process, and reads its log events as they come."""
 
 import json
@@ -36,7 +36,7 @@ class ServiceProcess:
         self._process = subprocess.Popen(
             command,
             env=environment,
-            cwd=Path(environment["LEDGER"]).parent,  # where no developer's .env lies
+            cwd=Path(environment["LEDGER"]).parent,  # where there is no developer's .env
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -119,7 +119,7 @@ class ServiceProcess:
 
 
 def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[int, str]:
-    """What the service answers on its probe port: the HTTP status, and the text. Raises OSError if nothing."""
+    """The answer on the probe port: the HTTP status, and the text. Raises OSError without an answer."""
     connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request("GET", path, headers={"Accept": accept} if accept else {})
@@ -130,7 +130,7 @@ def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[in
 
 
 class Ledger:
-    """What the handlers of all processes did, from the file they append to."""
+    """The calls of the handlers of all processes, from the file they append to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -159,7 +159,7 @@ def service_environment(
 ) -> dict[str, str]:
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
-    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each of many starts compile anew
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each start compile again
     inherited["PYTHONMALLOC"] = "default"  # -X dev looks for errors of C in each allocation: slow
     path = [*IMPORTED_FROM, *filter(None, [inherited.get("PYTHONPATH")])]
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}

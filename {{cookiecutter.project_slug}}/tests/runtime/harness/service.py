@@ -1,7 +1,7 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""A service on the real runtime whose messages say how its handlers are to behave.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""A service on the real runtime whose messages define how its handlers behave.
 
-The tests run it as a child process: ``python harness/service.py run``. What handlers did is appended to the file
+The tests run it as a child process: ``python harness/service.py run``. Each handler call is appended to the file
 that LEDGER names, one line for each start and each end, and survives SIGKILL.
 """
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Task(BaseModel):
-    """What the handler is to do: work for this many seconds, then end this way."""
+    """The task of the handler: work for this many seconds, then end this way."""
 
     id: str
     seconds: float = 0

@@ -1,7 +1,7 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The runtime: takes messages, calls handlers, settles, and shuts down gracefully.
 
-The way of a message, and of a shutdown::
+The path of a message, and of a shutdown::
 
     broker ──> fetcher ──> Buffer ──> worker: cancellable_aiter ──> Router ──> your handler
                  │           │          │                                          │
@@ -14,10 +14,10 @@ Read in this order; the other files serve these:
 2. `cancellation`     the event that a signal sets, and the iterator that ends when the event is set
 3. `brokers.delivery` how any delivery becomes a message
 4. `brokers.buffer`   the deliveries that no worker has taken yet
-5. `brokers.source`   taking, settling, requeueing: the promises that every broker keeps
+5. `brokers.source`   fetching, settling, requeueing: the contract of every broker
 6. `handlers`         signatures, routing by type, decoding
 7. `consumer`         the workers, and the drain
-8. one broker         such as ``brokers/rabbitmq.py``, and `brokers.url` and `brokers.requests` beside it
+8. one broker         such as ``brokers/rabbitmq.py``, with `brokers.url` and `brokers.requests`
 
 `service.serve` is the whole life of the process; `watchdog` ends it when the event loop is blocked; `errors` has
 every error and exit code. Commands that a consuming process does not need are in `operate`.

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Stop an ``async for`` between two items, never in the middle of one.
 
 An event is set by SIGINT or SIGTERM, and an iterator ends when the event is set. The loop body,
@@ -40,12 +40,12 @@ class CancellationRequested(Exception):
 class CancellationEvent(asyncio.Event):
     """An event that a signal sets, that any thread may set, and that knows why and when it was set.
 
-    ``reason`` is the signal, or whatever was given to `set`; ``set_at`` is the event loop's time in
+    ``reason`` is the signal, or the argument of `set`; ``set_at`` is the event loop's time in
     seconds. Both are None until the event is set. ``signals`` lists every signal received with its
     ``time.monotonic()``; it grows even while Python code blocks the event loop. ``on_repeat`` is called
     in the event loop with each signal that arrives when the event is already set.
 
-    As a context manager, or by `restore_signals`, it puts the earlier signal handlers back.
+    As a context manager, or by `restore_signals`, it restores the earlier signal handlers.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,7 +87,7 @@ class CancellationEvent(asyncio.Event):
         _with_handlers.append(self)
 
     def restore_signals(self) -> None:
-        """Put back the handlers that `install_signals` found."""
+        """Restore the handlers that `install_signals` replaced."""
         with suppress(ValueError):
             _with_handlers.remove(self)
         while self._earlier_handlers:
@@ -103,7 +103,7 @@ class CancellationEvent(asyncio.Event):
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         signum = signal.Signals(number)
         if self._loop_to_wake.is_closed():
-            self.restore_signals()  # the event is of no use any more: the earlier handlers apply
+            self.restore_signals()  # the event loop is closed: the earlier handlers apply
             signal.raise_signal(signum)
             return
         self.signals.append((signum, time.monotonic()))
@@ -121,7 +121,7 @@ _with_handlers: list[CancellationEvent] = []
 
 
 def _restore_signals_in_a_forked_child() -> None:
-    # At once: a handler written in Python has to wait for the call that the child is in, which may never end.
+    # At once: a handler written in Python has to wait for the child's current call, which may never return.
     for event in reversed(_with_handlers.copy()):
         event.restore_signals()
 
@@ -149,15 +149,15 @@ async def cancellable_aiter(
     """Iterate over ``source`` until it ends or ``event`` is set.
 
     No item that the source hands over is lost: if an item and the event come at the same instant, the
-    item is delivered and then the loop ends. If the event is set already, nothing is taken. Errors of the
+    item is delivered and then the loop ends. If the event is set already, no item is taken. Errors of the
     source, and a cancellation from outside, pass through. The source's iterator is closed at the end if it
     has ``aclose``; after a ``break`` that happens when this generator is closed (`contextlib.aclosing`).
 
     What the source awaits is seen through tasks and `asyncio.gather`. A source that waits behind anything
     else (a thread, `asyncio.shield`, a TaskGroup) must itself keep what it took when it is cancelled.
     """
-    # The consuming task itself is cancelled, and only while it is inside `anext`; then `uncancel` takes
-    # that back, as asyncio.timeout does. So there is no task per item, and context variables flow.
+    # The consuming task itself is cancelled, and only while it is inside `anext`; then `uncancel` reverts
+    # that, as asyncio.timeout does. So there is no task per item, and context variables flow.
     loop = asyncio.get_running_loop()
     iterator = aiter(source)
     waiting = event.wait()
@@ -190,18 +190,18 @@ async def cancellable_aiter(
             except StopAsyncIteration:
                 break
             except asyncio.CancelledError:
-                if pulling is not None:  # it was not `interrupt`
+                if pulling is not None:  # `interrupt` was not the cause
                     raise
                 break
             finally:
-                # Unless the source did that already.
+                # Unless the source has uncancelled already.
                 if pulling is None and task.cancelling() > cancelling_before:
                     outside_cancellations = task.uncancel() - cancelling_before
                 pulling = None
             yield item
         if outside_cancellations > 0:
-            # Someone else cancelled at the same instant. An anyio scope does so again on the next loop
-            # iteration, and catches only that CancelledError, which names it: let it.
+            # Another caller cancelled the task at the same time. An anyio scope cancels again on the next loop
+            # iteration, and catches only that CancelledError, which names the scope: yield to it.
             await asyncio.sleep(0)
             raise asyncio.CancelledError
     finally:
@@ -211,7 +211,7 @@ async def cancellable_aiter(
 
 
 def _holds_a_result(awaited: Any) -> bool:
-    """Whether ``awaited`` is done, all the way down: a cancellation now would throw its result away."""
+    """Whether ``awaited``, and all that it awaits, is done: a cancellation now would discard its result."""
     if isinstance(awaited, asyncio.Task) and not awaited.done():
         return _holds_a_result(awaited._fut_waiter)  # type: ignore[attr-defined]  # as anyio does
     if children := getattr(awaited, "_children", None):  # of asyncio.gather
@@ -223,7 +223,7 @@ async def cancellable_wait(awaitable: Awaitable[T], event: asyncio.Event) -> T:
     """Wait for a result or for the event, whichever is first; a result at the same instant wins.
 
     Raises CancellationRequested if the event was first; the awaitable is then cancelled. If the event is
-    set already, the awaitable is not even started.
+    set already, the awaitable is not started.
     """
 
     async def one_item() -> AsyncGenerator[T, None]:
@@ -240,7 +240,7 @@ async def cancellable_wait(awaitable: Awaitable[T], event: asyncio.Event) -> T:
 
 
 async def cancellable_sleep(seconds: float, event: asyncio.Event) -> bool:
-    """Sleep, or stop sleeping when the event is set. Returns whether it slept for the whole time."""
+    """Sleep, but at most until the event is set. Returns whether it slept for the whole time."""
     try:
         await cancellable_wait(asyncio.sleep(seconds), event)
     except CancellationRequested:

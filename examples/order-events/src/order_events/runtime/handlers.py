@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Reads the handlers' signatures when the service starts; then decodes messages and calls the handlers.
 
 A handler is a function; its signature says which payload it takes::
@@ -38,7 +38,7 @@ class Handler:
         self.blocking = not inspect.iscoroutinefunction(function)
         try:
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-                raise TypeError  # a call would run nothing of it
+                raise TypeError  # calling it would not run its body
             payload_type, *rest = self._parameter_types(function)
             self.batched = get_origin(payload_type) is list
             item_type = get_args(payload_type)[0] if self.batched else payload_type
@@ -71,7 +71,7 @@ class Handler:
             return self._adapter.validate_json(message.body)
         except ValidationError as error:
             if (count := error.error_count()) > _MOST_ERRORS:
-                # To list a million of them takes seconds, and a gigabyte.
+                # Listing a million errors takes seconds, and a gigabyte.
                 raise Reject(f"invalid payload: {count} errors") from None
             # Without the input: a reason goes into logs and dead letters.
             details = error.errors(include_input=False, include_url=False, include_context=False)
@@ -96,11 +96,11 @@ class Handler:
 
 
 class Router:
-    """A message's type picks its handler; a service with one handler sends it everything."""
+    """The message's type selects its handler; a single handler gets every message."""
 
     def __init__(self, functions: Mapping[str, HandlerFunction]) -> None:
         if not functions:
-            msg = "there is no handler: HANDLERS in handlers/__init__.py is empty"
+            msg = "HANDLERS in handlers/__init__.py is empty: add a handler"
             raise HandlerError(msg)
         self.handlers = {name: Handler(name, function) for name, function in functions.items()}
         self._only = next(iter(self.handlers.values())) if len(self.handlers) == 1 else None
@@ -125,7 +125,7 @@ def _call_in_thread(function: HandlerFunction, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except StopIteration as error:
-        # No future takes it, and before Python 3.11.8 and 3.12.2 this one would then never be done.
+        # A future rejects StopIteration; before Python 3.11.8 and 3.12.2 it would stay pending.
         msg = "the handler raised StopIteration"
         raise RuntimeError(msg) from error
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """One log line for each event: JSON, or human-readable text. Secrets are masked in both."""
 
 import logging
@@ -26,7 +26,7 @@ def configure_logs(
     # Through the standard library's handler: a closed or full standard output must not raise in a worker.
     logging.raiseExceptions = False
     if isinstance(sys.stdout, TextIOWrapper):
-        # One character must not lose a line.
+        # A character that the encoding lacks must not lose the line.
         sys.stdout.reconfigure(errors="backslashreplace")
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -98,7 +98,7 @@ def _in_reading_order(event: EventDict) -> EventDict:
 
 
 def _without_control_characters(event: EventDict) -> EventDict:
-    """No id or type of a message may move a terminal's cursor; JSON escapes them anyway."""
+    """Escaped, so that no id or type of a message can move a terminal's cursor; JSON escapes them anyway."""
     return {
         key: _printable(_shortened(value)) if isinstance(value, str) else value
         for key, value in event.items()
@@ -106,7 +106,7 @@ def _without_control_characters(event: EventDict) -> EventDict:
 
 
 def _write_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
-    """Indented: no text of an exception may look like a line of the log."""
+    """Indented, so that no text of an exception looks like a line of the log."""
     for line in _shortened("".join(traceback.format_exception(*exc_info))).rstrip().split("\n"):
         stream.write(f"\n    {_printable(line)}")
 

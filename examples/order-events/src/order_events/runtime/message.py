@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The message as a handler sees it, and the two exceptions by which the handler settles it."""
 
 import asyncio
@@ -22,7 +22,7 @@ class Retry(Exception):
     def __init__(self, reason: str = "", *, delay_seconds: float | None = None) -> None:
         super().__init__(reason)
         if delay_seconds is not None:
-            # A computed delay may be negative, not a number or endless, and brokers choke on those.
+            # A computed delay may be negative, not a number or infinite; brokers reject these values.
             delay_seconds = max(0.0, min(delay_seconds, _YEAR_SECONDS))
         self.delay_seconds = delay_seconds
 
@@ -51,7 +51,7 @@ class Shutdown:
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One delivery. ``attempt`` is 1 at first; only failures count, not redeliveries."""
+    """One delivery. ``attempt`` is 1 at the first delivery; only failures count, not redeliveries."""
 
     body: bytes
     id: str = ""

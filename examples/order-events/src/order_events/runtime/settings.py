@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The runtime's settings: the same environment variables in every service, ``CONSUMER_...``."""
 
 import re
@@ -63,7 +63,7 @@ class ConsumerSettings(BaseSettings):
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
     def _in_any_case(cls, value: object) -> object:
-        """Other programs want INFO."""
+        """Accept upper case, such as INFO."""
         return value.lower() if isinstance(value, str) else value
 
     @field_validator("order_by")

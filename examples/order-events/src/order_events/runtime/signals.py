@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Which signals shut the service down, and which of them force it."""
 
 import signal
@@ -15,7 +15,7 @@ PAIR_SECONDS = 0.3
 
 
 def shutdown_signals() -> list[Signals]:
-    """Those that this process handles: nohup has SIGHUP ignored, so that the service outlives the terminal."""
+    """The signals to handle: not a SIGHUP that nohup ignores, so that the service outlives the terminal."""
     return [
         signum
         for signum in SHUTDOWN_SIGNALS

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Ends the process when its event loop cannot: a handler blocks the loop, or a thread never returns.
 
 The rest of a shutdown happens in the event loop (consumer.py), each step bounded. This thread is the last resort
@@ -29,7 +29,7 @@ from .signals import forces
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 10.0
-"""How long closing may take after the drain time; the consumer's own bounds add up to less."""
+"""How long closing may take after the drain time; the sum of the consumer's own bounds is less."""
 FORCED_SECONDS = 2.0
 """How long a forced shutdown may take."""
 _POLL_SECONDS = 0.25
@@ -62,16 +62,16 @@ class Watchdog(threading.Thread):
         if sys.platform != "win32":  # where asyncio itself listens
             earlier = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
             if earlier != -1:
-                signal.set_wakeup_fd(earlier)  # in use already, perhaps by uvloop: leave it
+                signal.set_wakeup_fd(earlier)  # already in use, perhaps by uvloop: keep it
             else:  # signals of a forked child are not this process's
                 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         super().start()
 
     def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
-        """The service is done: the process must end with this code, even with threads left.
+        """The service has ended: the process must exit with this code, even while threads run.
 
-        It has a second for that, and before it ``flush_seconds``, as far as the time for closing allows; returns
-        how many seconds those are.
+        It has ``flush_seconds``, as far as the time for closing allows, and then one second; returns
+        the seconds that it has for the flush.
         """
         now = time.monotonic()
         limit = self._limit()
@@ -115,7 +115,7 @@ class Watchdog(threading.Thread):
 
     def _end_process(self, exit_code: int) -> None:
         if self._final is None:
-            # In another thread: the main thread may hold the lock of the log that it is blocked on.
+            # In another thread: the blocked main thread may hold the lock of the log.
             last_words = threading.Thread(
                 target=self._log_last_words, args=(exit_code,), daemon=True
             )

@@ -1,2 +1,2 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""What the tests of the runtime need: real brokers, the service as a child process, and steps that tests share."""
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""The harness of the runtime's tests: real brokers, the service as a child process, and shared steps."""

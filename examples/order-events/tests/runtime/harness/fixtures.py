@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The fixtures of the runtime's tests: a real broker, a queue of its own, a proxy before it; and a clean end."""
 
 import asyncio
@@ -36,15 +36,15 @@ from .servers import (
 from .servers.proxy import Proxy
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it puts in the background so, and every process of these tests would inherit it.
+    # A shell starts background jobs with it ignored, and every process of these tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
-"""For what a broker that is a file does not have: a server, a connection, a subscription."""
+"""For tests of a server, a connection or a subscription, which a broker in a file does not have."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """What needs a server is slow, so that ``-m "not slow"`` is quick and needs none."""
+    """Tests with a server are slow, so that ``-m "not slow"`` is quick and needs none."""
     callspec = getattr(item, "callspec", None)
     if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
         item.add_marker(pytest.mark.slow)
@@ -71,7 +71,7 @@ def servers(kind: str, directories: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Not part of `broker`, which pytest ends and makes again as often as its parameter changes."""
+    """Not part of `broker`, which pytest tears down and sets up again whenever its parameter changes."""
     with servers("shared", tmp_path_factory) as start:
         yield start
 
@@ -102,7 +102,7 @@ def queue(broker: Server) -> Iterator[str]:
 def settings_for(
     broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., ConsumerSettings]:
-    """Makes settings for this queue; what the shell and ``.env`` say of the service does not count."""
+    """Makes settings for this queue; variables of the shell and ``.env`` do not count."""
     monkeypatch.chdir(tmp_path)
     for variable in [name for name in os.environ if name.startswith("CONSUMER_")]:
         monkeypatch.delenv(variable)
@@ -154,7 +154,7 @@ def counted(broker: Server, queue: str) -> Counted:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What the runtime's modules for brokers log."""
+    """The log events of the runtime's broker modules."""
     events: list[Event] = []
 
     def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
@@ -168,7 +168,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 
 @pytest.fixture
 def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets constants of the runtime's modules for brokers, in each that has one of the name."""
+    """Sets a constant of the runtime's broker modules, in each that has one of the name."""
 
     def shorten(seconds: float, *names: str) -> None:
         for name in names:
@@ -179,7 +179,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def broker_modules(name: str) -> list[Any]:
-    """The modules of runtime.brokers that have something of this name."""
+    """The modules of runtime.brokers that have an attribute of this name."""
     modules = []
     for found in iter_modules(brokers.__path__, f"{brokers.__name__}."):
         with suppress(ImportError):  # of a client library

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The real program on a queue of its own, and the checks that every shutdown must pass."""
 
 import asyncio
@@ -18,11 +18,11 @@ from .process import NOISE, SERVICE, Ledger, ServiceProcess, service_command, se
 from .servers import Counts, Server
 
 AT_ONCE_SECONDS = 5.0
-"""What "at once" may take on a loaded machine."""
+"""The time that "at once" may take on a loaded machine."""
 
 
 class Scene:
-    """One queue of one broker, the services that consume it, and the ledger of what they did."""
+    """One queue of one broker, the services that consume it, and the ledger of their handlers."""
 
     def __init__(
         self, broker: Server, queue: str, directory: Path, service: Path = SERVICE
@@ -75,7 +75,7 @@ class Scene:
         return process
 
     def assert_left(self, ready: int = 0, delayed: int = 0, dead: int = 0) -> None:
-        """This many messages are in the broker, as soon as it has processed what it was sent.
+        """This many messages are in the broker, as soon as it has processed all requests.
 
         A quorum queue of RabbitMQ counts what is on the disk, which may be slow.
         """
@@ -92,7 +92,7 @@ class Scene:
             process.close()
 
     def handle_the_rest(self) -> None:
-        """Let one more service handle what is left, so that every task is accounted for."""
+        """Let one more service handle the rest, so that every task is accounted for."""
         process = self.start(concurrency=10)
         wait_until(lambda: set(self.ledger.ended) >= set(self.published))
         assert_clean_shutdown(process)
@@ -111,7 +111,7 @@ def has_ended(scene: Scene, count: int) -> bool:
 
 
 def is_empty(scene: Scene) -> bool:
-    """Whether no delivery is to come: what a dead consumer held, and had handled, is redelivered later."""
+    """Whether no delivery is to come: a dead consumer's unacked messages are redelivered later."""
     counts = scene.broker.counts(scene.queue)
     return counts == Counts(0, 0, 0) and counts.held == 0
 
@@ -119,7 +119,7 @@ def is_empty(scene: Scene) -> bool:
 def assert_clean_shutdown(
     process: ServiceProcess, signum: signal.Signals = signal.SIGTERM
 ) -> float:
-    """Shut it down; returns the seconds it took. Exit code 0, and not a word on standard error."""
+    """Shut it down; returns the seconds it took. Exit code 0, and no output on standard error."""
     exit_code, seconds = process.stop(signum)
     assert exit_code == 0, process.events
     assert_quiet(process)

@@ -1,8 +1,8 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """How every broker's delivery becomes a `Message`, and every dead letter a `DeadLetter`.
 
 Other programs publish too, so a header, an id or a time may be of any type, missing, or nonsense. The functions here
-take it as it came and never raise: a field that cannot be read gets the value that an absent one has.
+accept any value and never raise: a field that cannot be read gets the value of an absent one.
 """
 
 import json
@@ -101,7 +101,7 @@ def json_object(text: Any) -> dict[str, Any]:
 def decode_json_values(values: dict[str, Any], names: Any) -> None:
     """Decode, in place, the values that are JSON; ``names`` is the JSON list of their names.
 
-    A value that is missing, or is no JSON, stays as it is.
+    A value that is missing or is not JSON stays unchanged.
     """
     try:
         listed = json.loads(names)

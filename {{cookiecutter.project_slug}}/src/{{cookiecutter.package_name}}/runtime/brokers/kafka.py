@@ -1,10 +1,10 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Kafka, by aiokafka: a topic read by a consumer group, a topic for retries, and one for dead letters.
 
 ``kafka://user:password@one:9092,two:9092``, or ``kafkas://`` for TLS. Options, as in ``?partitions=24&cafile=ca.pem``:
 ``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), ``cafile``, ``certfile``, ``keyfile``; ``partitions`` and
 ``replication_factor`` of topics that are created because they do not exist; ``session_timeout_seconds``, after which
-the partitions of a dead consumer go to others; ``rebalance_timeout_seconds``, which bounds how long a rebalance waits
+a dead consumer's partitions are reassigned; ``rebalance_timeout_seconds``, which bounds how long a rebalance waits
 for in-flight messages.
 
 Kafka does not settle single messages: a consumer owns whole partitions, and commits for each one offset below which
@@ -84,7 +84,7 @@ HEARTBEAT_SECONDS = 1.0
 """The delay until other consumers hear that one joined or left."""
 SESSION_SECONDS = 30.0
 REJOIN_SECONDS = 3.0
-"""Of a rebalance, after the in-flight messages are settled or left behind."""
+"""Of a rebalance, after the in-flight messages are settled or abandoned."""
 STUCK_SECONDS = 30.0
 """Without an answer to any fetch for this long, or with a rebalance that is this late, a consumer is replaced:
 aiokafka may not recover by itself (aiokafka#847, #1037)."""
@@ -347,7 +347,7 @@ def _security(url: BrokerUrl) -> dict[str, Any]:
 
 
 async def _start(client: AIOKafkaProducer | AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
-    """As its own `start`, which leaves a connection open if it is cancelled during its first request."""
+    """Like aiokafka's `start`, which leaves a connection open if it is cancelled during its first request."""
     starting = asyncio.ensure_future(client.start())
     try:
         await asyncio.shield(starting)
@@ -387,7 +387,7 @@ async def _end(tasks: Iterable[asyncio.Task[Any] | None], grace_seconds: float =
             await asyncio.wait(left, timeout=0.1)
     for task in ended:
         if task.done() and not task.cancelled():
-            task.exception()  # retrieved: it is the outage's, which was logged
+            task.exception()  # retrieved: the outage was logged
 
 
 def _tasks_of(consumer: AIOKafkaConsumer) -> list[asyncio.Task[Any] | None]:
@@ -412,7 +412,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed_retry=True,
         attempts=True,
-        requeue=False,  # others get it when this consumer has left the group
+        requeue=False,  # redelivered when this consumer has left the group
         dead_letters=True,
         order=False,  # only within a partition
         competing_consumers=False,
@@ -510,7 +510,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         }
 
     async def _reach_one_host(self) -> None:
-        """Without a host, aiokafka's own start says only that there is none, and not why."""
+        """Without a reachable host, aiokafka's own start reports no reason."""
         errors: list[BrokerError] = []
         for host in self._url.hosts:
             name, _, port = host.rpartition(":")
@@ -533,7 +533,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         return self.connectivity.up and not self._closing.is_set()
 
     async def _watch(self) -> None:
-        """Notice outages, which aiokafka ends by itself."""
+        """Detect outages; aiokafka reconnects by itself."""
         while not self._closing.is_set():
             async with self._requests.bounded():
                 if not await self._producer.client.force_metadata_update():
@@ -575,7 +575,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _create(self, topics: list[NewTopic], replication: int) -> dict[str, KafkaError]:
         """Create those that do not exist; returns the errors of the others, by name."""
         for topic in topics:
-            topic.replication_factor = replication  # its constructor refuses -1, the default
+            topic.replication_factor = replication  # the constructor refuses -1, the default
         async with self._admin() as admin, self._requests.bounded():
             response = await admin.create_topics(topics)
         errors = {
@@ -634,7 +634,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             await _close(reader.stop, reader._client, CLOSE_SECONDS, partial(_tasks_of, reader))
 
     async def _ends(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, int]:
-        """The offset after the last message: by the answer to a fetch, as not every server's list of offsets is right."""
+        """The offset after the last message, from the answer to a fetch, because some servers list wrong offsets."""
         async with self._requests.bounded():
             while missing := [tp for tp in reader.assignment() if reader.highwater(tp) is None]:
                 await reader.position(missing[0])
@@ -665,7 +665,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             session_timeout_ms=round(self._session_seconds * 1000),
             heartbeat_interval_ms=round(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
             rebalance_timeout_ms=round(self._rebalance_seconds * 1000),
-            max_poll_interval_ms=FOREVER_MS,  # a handler may take as long as it likes
+            max_poll_interval_ms=FOREVER_MS,  # no limit on a handler's time
             # The answer to a join may wait for all other members, or until one of them counts as dead.
             **self._client_arguments(
                 max(self._rebalance_seconds, self._session_seconds) + ANSWER_SECONDS
@@ -714,7 +714,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         """Wait for records, and deliver them."""
         async with self._requests.bounded(self._rebalance_seconds + STUCK_SECONDS):
             batch = await consumer.getmany(timeout_ms=round(POLL_SECONDS * 1000), max_records=room)
-        # Nothing below waits: the fetcher may be cancelled, and the partitions revoked.
+        # No await below: the fetcher could be cancelled there, or the partitions revoked.
         for topic_partition, records in batch.items():
             partition = self._partitions.get(topic_partition)
             if partition is None:
@@ -735,7 +735,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             self._check_answers(consumer)
 
     def _seconds_until_due(self, record: Any, partition: _Partition) -> float:
-        """At most the longest delay, once for each record: its time is of another machine's clock, or nonsense."""
+        """At most the longest delay, once for each record: its time is of another machine's clock, or invalid."""
         if record.offset == partition.waited_for:
             return 0
         due_at = next((value for name, value in record.headers if name == DUE_AT), None)
@@ -769,7 +769,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _stop_fetching(self) -> None:
         if self._fetcher is not None:
-            self._fetcher.cancel()  # getmany loses nothing by that
+            self._fetcher.cancel()  # cancelling getmany loses no message
             await asyncio.wait({self._fetcher}, timeout=STOP_SECONDS)
 
     async def _flush(self) -> None:
@@ -840,7 +840,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         await self._move(message, "reject", self._produce(self._dead_topic, [letter]))
 
     async def _requeue(self, message: Message) -> None:
-        """Redelivered when another consumer has its partition; until then it can only go back to the buffer."""
+        """Redelivered when another consumer has its partition; until then it can only be buffered again."""
         partition, record = message.receipt
         if self.stopped:
             partition.requeue(record.offset)
@@ -856,7 +856,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 self._commit_wanted.set()
 
     async def _commit(self, seconds: float = ANSWER_SECONDS) -> bool:
-        """Commit, for each partition, what is settled without a gap; False if that failed, and must be repeated."""
+        """Commit, for each partition, the offset below which all is settled; False if that failed, and must be repeated."""
         partitions, self._to_commit = self._to_commit, set()
         acked, self._acked = self._acked, []
         offsets = {partition: partition.settled_below() for partition in partitions}
@@ -971,7 +971,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _delete_dead_letters(
         self, reader: AIOKafkaConsumer, below: Mapping[TopicPartition, int]
     ) -> None:
-        """Commit these offsets; the broker also deletes the records, if this user may ask for that."""
+        """Commit these offsets; the broker also deletes the records, if this user has the right."""
         async with self._requests.bounded():
             await reader.commit(dict(below))
         with suppress(BrokerError):

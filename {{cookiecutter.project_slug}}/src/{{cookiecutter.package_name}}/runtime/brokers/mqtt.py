@@ -1,15 +1,15 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """MQTT 5, by paho-mqtt: QoS 1, a shared subscription, and a session that outlives the connection.
 
-MQTT promises less than every other broker here; choose it where the messages already are on it.
+MQTT's guarantees are weaker than every other broker's here; choose it where the messages already are on it.
 
-- A message is dealt to one consumer of the group when it is published, also to one that is away, and is never
-  dealt again. It waits in the session of that consumer's client id. A message that a consumer did not settle before
+- A message is assigned to one consumer of the group when it is published, also to an offline one, and is never
+  assigned again. It waits in the session of that consumer's client id. A message that a consumer did not settle before
   a shutdown or a crash is redelivered only when the same client id returns, and is lost when its session expires.
 - A message that is published before the first consumer of the group has subscribed is dropped.
 - A delayed retry waits in a consumer, and takes one place of its prefetch.
 - Dead letters are published to a topic. A program that wants to keep them subscribes to it.
-- The broker counts neither waiting messages nor deliveries. A message that kills its process each time circles until
+- The broker counts neither waiting messages nor deliveries. A message that kills its process is redelivered until
   an operator removes it.
 
 ``mqtt://user:password@host:1883``, or ``mqtts://`` with ``?cafile=ca.pem&certfile=me.pem&keyfile=me.key``.
@@ -75,14 +75,14 @@ LONGEST_EXPIRY_SECONDS = 0xFFFF_FFFF  # which means: never
 PUBLISH_AT_ONCE = 100
 SHORT_SECONDS = 5.0
 MOST_SHORT_CONNECTIONS = 5
-"""Two consumers with one client id end each other's connections. After this many short ones, one of them ends."""
+"""Two consumers with one client id end each other's connections. After this many short ones, a consumer exits."""
 MOST_UNCONFIRMED = 1000
 """The prefetch does not bound messages of QoS 0: when this many wait in the buffer, more are dropped."""
 MOST_CONSUMERS = 1000
 """On one machine, of one group."""
 
 PREFIX = "x-consumer-"
-"""User properties with it are the runtime's; all others are the message's headers."""
+"""The prefix of the runtime's user properties; all others are the message's headers."""
 ID = f"{PREFIX}id"
 TYPE = f"{PREFIX}type"
 NOT_BEFORE = f"{PREFIX}not-before"
@@ -92,7 +92,7 @@ TOPIC = f"{PREFIX}topic"
 IN_JSON = f"{PREFIX}json"
 """The names of the user properties whose value is JSON, because it is not plain text; itself a JSON list."""
 HISTORY = (ATTEMPTS, REASON, NOT_BEFORE, DEAD_LETTERED_AT)
-"""User properties that a retry or a dead letter gets anew."""
+"""User properties that a retry or a dead letter gets with new values."""
 TOPIC_HEADER = "mqtt-topic"
 """Only for a source with wildcards: the topic of the message."""
 
@@ -174,7 +174,7 @@ def _properties(values: Mapping[str, Any]) -> Any:
 def _copied_properties(message: Message, history: Mapping[str, str]) -> Any:
     """The properties to publish a retry or a dead letter with.
 
-    The user properties are copied as they came: what one program may write, another cannot always encode.
+    The user properties are copied unmodified: not every value that one program writes can be encoded by another.
     """
     incoming: MQTTMessage = message.receipt.incoming
     before = getattr(incoming.properties, "UserProperty", ())
@@ -266,7 +266,7 @@ class _Url(BrokerUrl):
 class _Connection:
     """One MQTT connection, from CONNECT to its end: paho's client, driven by the event loop.
 
-    With ``receive_maximum`` it is a consumer's, with a session; without, the broker keeps nothing of it.
+    With ``receive_maximum`` it is a consumer's, with a session; without, it has no session.
     """
 
     def __init__(
@@ -403,7 +403,7 @@ class _Connection:
             self._timer = self._loop.call_later(seconds, self._keep_alive)
 
     def _step(self, step: Callable[[], object]) -> None:
-        """An exception in a callback of the event loop ends the connection: only the log would have it."""
+        """Run a callback of the event loop; an exception in it ends the connection, and is not only logged."""
         try:
             step()
         except OSError as error:
@@ -560,7 +560,7 @@ def _remembering(context: ssl.SSLContext, wrapped: list[ssl.SSLSocket]) -> ssl.S
 
 
 async def _in_thread(job: Callable[[], T]) -> T:
-    """On a daemon thread: neither a caller that is cancelled nor the end of the process waits for it."""
+    """On a daemon thread: neither a cancelled caller nor the end of the process waits for it."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -690,7 +690,7 @@ class MqttBroker(Broker):
         raise reason
 
     async def _connect(self) -> _Connection:
-        """A publisher's until `start`: with a consumer's client id it would end that consumer's connection."""
+        """Until `start`, a publisher's connection: a consumer's client id would disconnect that consumer."""
         client_id = self._client_id
         if not self._consuming:
             client_id = f"{self._group}-publisher-{uuid.uuid4().hex[:12]}"
@@ -805,7 +805,7 @@ class MqttBroker(Broker):
         self._deliver(message)
 
     async def _stop_fetching(self) -> None:
-        """MQTT cannot return messages: those that no worker took wait in the session for this client id."""
+        """MQTT has no requeue: messages that no worker took wait in the session for this client id."""
         if not self._consuming:
             return
         log.info(
@@ -830,7 +830,7 @@ class MqttBroker(Broker):
         """It stays in the session, unacknowledged, and is redelivered when this client id has returned."""
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """The message waits in the consumer that gets it, at most for the longest delay of the back-off."""
+        """The retry waits in the consumer that gets it, at most for the longest delay of the back-off."""
         history = {REASON: _plain(reason), NOT_BEFORE: f"{time.time() + delay_seconds:.3f}"}
         await self._move(message, "retry", self._publish_copy(message, self._retry_topic, history))
 
@@ -849,7 +849,7 @@ class MqttBroker(Broker):
                 msg = f"{self._url.redacted} has lost the subscription to {topic}"
                 raise BrokerUnavailable(msg)
         except BrokerRefused as error:
-            self.buffer.fail(error)  # else all of the prefetch would end up unsettled
+            self.buffer.fail(error)  # else all of the prefetch would stay unacked
             raise
         except BrokerUnavailable as error:
             connection.end(error)  # so that the message is redelivered
@@ -897,7 +897,7 @@ class MqttBroker(Broker):
             raise self._requests.lost()
         return self._connection
 
-    # -- abilities that MQTT lacks
+    # -- capabilities that MQTT lacks
 
     async def describe(self) -> dict[str, int | str]:
         self._connected()

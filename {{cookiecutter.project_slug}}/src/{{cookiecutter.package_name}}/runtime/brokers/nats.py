@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """NATS JetStream 2.9 or later, by nats-py: a stream, and a durable pull consumer named by the group.
 
 ``nats://user:password@one:4222,two:4222`` or ``nats://token@host``; ``tls://`` requires TLS. Options:
@@ -7,13 +7,13 @@
 ``cafile=``, ``certfile=`` and ``keyfile=``.
 
 A stream that does not exist is created as a work queue, which serves one group. An existing stream is used as it is:
-with limits or interest retention it serves many groups, each at its own pace. Beside the stream ``orders`` there are
+with limits or interest retention it serves many groups, each at its own pace. Next to the stream ``orders`` there are
 ``orders_dead``, whose subject ``orders_dead.billing`` has the dead letters of the group ``billing``, and
-``orders_attempts``, with one record for each message that a handler failed on and that is not done.
+``orders_attempts``, with one record for each unacked message that a handler failed on.
 
 A retry leaves the message in its place. First the failure is recorded, then the broker is asked to redeliver the
 message after the delay: a crash in between makes it come earlier or later, never with a wrong attempt. A delivery is
-ours until the ack wait has passed without a sign of life, whatever happens to the connection; signs of life are sent
+owned until the ack wait has passed without a progress ack (+WPI), even if the connection is lost; these acks are sent
 for all unacked messages, also while handlers run for hours. An event loop that is blocked for longer counts as dead.
 """
 
@@ -67,14 +67,14 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 """For each of the hosts."""
 ANSWER_SECONDS = 5.0
-"""How long the broker may take to answer; then the connection counts as lost."""
+"""How long the broker may take to answer; after that the connection counts as lost."""
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 1.0
 ACK_WAIT_SECONDS = 30.0
 HELD_SHARE = 0.9
-"""The share of the ack wait that we rely on: the broker's clock started a little before ours."""
+"""The share of the ack wait that is relied on: the broker's clock starts a little earlier."""
 TICK_SECONDS = 1.0
-"""How often the broker is pinged, and gets the signs of life that are due."""
+"""How often the broker is pinged, and gets the progress acks (+WPI) that are due."""
 PULL_SECONDS = 30.0
 HEARTBEAT_SECONDS = 2.0
 """How often the broker confirms that a pull still waits."""
@@ -115,7 +115,7 @@ HEADER_NAME = re.compile(r"(?!nats-|x-consumer-)[!#$%&'*+\-.^_`|~0-9A-Za-z]+", r
 log = structlog.get_logger()
 
 if logging.getLogger("nats").level == logging.NOTSET:
-    # It logs tracebacks of outages, which are logged here, once, in a sentence.
+    # It logs tracebacks of outages; the runtime logs each outage once.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
 
 
@@ -189,7 +189,7 @@ class NatsUrl(BrokerUrl):
 
 
 def _check_creds(text: str) -> None:
-    """Raises ValueError; nats-py would search an incomplete file for ever."""
+    """Raises ValueError; nats-py would search an incomplete file forever."""
     seed = re.search(r"BEGIN USER NKEY SEED-+\s+(\S+)", text)
     if seed is None or not re.search(r"BEGIN NATS USER JWT-+\r?\n\S", text):
         msg = "the file does not contain a JWT and a seed"
@@ -204,7 +204,7 @@ def _check_seed(text: str) -> None:
         nkeys.from_seed(bytearray(text.strip().encode())).wipe()
     except Exception:
         msg = "the file does not contain the seed of an nkey"
-        raise ValueError(msg) from None  # not with its text, which may contain a part of the seed
+        raise ValueError(msg) from None  # without its text, which may contain a part of the seed
 
 
 @dataclass(slots=True)
@@ -220,8 +220,8 @@ class Outgoing:
 
 
 class Connection(Client):
-    """One connection to one server. It is replaced, not repaired: nats-py gives up for good when its
-    credentials are refused in a reconnect, and would bring back subscriptions whose pulls are in doubt."""
+    """One connection to one server. It is replaced, not repaired: nats-py never reconnects after refused
+    credentials, and restores subscriptions whose pulls may still be served."""
 
     def __init__(self, url: NatsUrl, on_lost: Callable[[], None]) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class Connection(Client):
                 connect_timeout=math.ceil(CONNECT_SECONDS),
                 allow_reconnect=False,
                 pending_size=0,  # never wait for the socket in the middle of a publish
-                skip_subject_validation=True,  # they are all ours
+                skip_subject_validation=True,  # all subjects are the runtime's
                 error_cb=_ignore,
                 **self._url.connect_options(),
             )
@@ -264,7 +264,7 @@ class Connection(Client):
         for future in (*self._resp_map.values(), *self._pongs):
             if not future.done():
                 future.set_exception(lost)
-                future.exception()  # some are not awaited any more
+                future.exception()  # retrieved: some are no longer awaited
         self._on_lost()
 
     def _cut(self) -> None:
@@ -325,7 +325,7 @@ class Connection(Client):
             raise BrokerRefused(msg)
         await self.ask(message.subject, message.body, message.headers or None)
 
-    # -- parts of nats-py, replaced: on an error it would close in the very tasks that this ends
+    # -- parts of nats-py, replaced: on an error, nats-py closes from tasks that are being cancelled here
 
     async def _select_next_server(self) -> None:
         await self._connect_to_server(self._server_pool[0])  # once: the caller repeats it
@@ -343,7 +343,7 @@ class Connection(Client):
     async def _process_err(self, err_msg: str) -> None:
         self.lose(Error(err_msg.strip("'")))
 
-    # -- parts of nats-py, replaced: an odd message of another producer would end its reading, without a word
+    # -- parts of nats-py, replaced: an odd message of another producer would silently end its reading
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         return _parse_headers(headers) if headers else None
@@ -370,7 +370,7 @@ class Delivery:
     reply: str = ""
     """The subject that settlements are sent to."""
     held_until: float = 0
-    """Event loop time, after which the broker may have given the message to another consumer."""
+    """Event loop time, after which the broker may have redelivered the message."""
 
 
 class StoredDeadLetter:
@@ -505,7 +505,7 @@ class NatsBroker(Broker):
         self._closing = asyncio.Event()
         self._wake = asyncio.Event()
         self._subscription: Subscription | None = None
-        self._pulled_count = 0  # messages that were asked for and have not come yet
+        self._pulled_count = 0  # messages that were requested and have not arrived yet
         self._pull_heard_at = 0.0  # event loop time
         self._by_key: dict[str, Message] = {}  # the unacked messages
         # Unacked too; not in the buffer before their attempts are known.
@@ -527,7 +527,7 @@ class NatsBroker(Broker):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()  # a pull that waits would get the messages that are requeued here
+        await self.stop()  # a waiting pull would get the messages that are requeued here
         self._closing.set()
         self._wake.set()
         if self._fetcher is not None:
@@ -609,7 +609,7 @@ class NatsBroker(Broker):
         info = (
             await connection.api_unless(NO_STREAM, look)
             or await connection.api_unless(NAME_IN_USE, f"STREAM.CREATE.{name}", **config)
-            or await connection.api(look)  # another process was quicker
+            or await connection.api(look)  # another process created it meanwhile
         )
         configured: dict[str, Any] = info["config"]
         return configured
@@ -622,7 +622,7 @@ class NatsBroker(Broker):
             "durable_name": self._group,
             "ack_policy": "explicit",
             "ack_wait": round(ACK_WAIT_SECONDS * 1e9),
-            "max_deliver": -1,  # beyond a limit the broker drops a message without a word
+            "max_deliver": -1,  # beyond a limit the broker silently drops a message
             "max_ack_pending": -1,  # delayed messages count too; the pulls are our limit
         }
         _check_consumer(f"the consumer {self._group!r} of the stream {self._stream!r}", config)
@@ -670,7 +670,7 @@ class NatsBroker(Broker):
         # UNSUB, then PING and PONG: after that no delivery can arrive.
         await subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]  # nats-py's is untyped
         # To answer this, the server drops our last pull. A pull that it still has when a message is requeued may
-        # make it lose sight of the message until the ack wait is over (2.9.10 does).
+        # make it lose track of the message until the ack wait is over (2.9.10 does).
         await connection.api(f"CONSUMER.INFO.{self._stream}.{self._group}")
 
     async def __anext__(self) -> Message:
@@ -685,7 +685,7 @@ class NatsBroker(Broker):
         return "the ack wait had passed"
 
     def _holds(self, message: Message, settlement: str) -> bool:
-        # An ack is right also after the ack wait: the message is done.
+        # An ack is correct also after the ack wait: the message was handled.
         return (settlement == "ack" and message in self.unacked) or super()._holds(
             message, settlement
         )
@@ -714,7 +714,7 @@ class NatsBroker(Broker):
             self.connectivity.established()
             await self._serve(self._connection)
         except (NotAuthorized, JetStreamRefused) as refusal:
-            # It was accepted before; and the next connection creates what was deleted, if it can.
+            # It was accepted before; and the next connection creates deleted streams, if it can.
             raise self._lost(BrokerUnavailable(str(refusal))) from refusal
         except BrokerError as error:
             raise self._lost(error) from error.__cause__
@@ -806,11 +806,11 @@ class NatsBroker(Broker):
         held_until = now + HELD_SHARE * self._ack_wait
         headers = msg.headers or {}
         if key in self._recent_acks or key in self._older_acks:
-            await msg.ack()  # done here a moment ago; then the server crashed
+            await msg.ack()  # acked here before the server crashed
         elif headers.get(GROUP, self._group) != self._group:
             await msg.ack()
         elif (held := self._by_key.get(key)) is not None:
-            # An outage was longer than the ack wait, and the message was redelivered to us.
+            # After an outage longer than the ack wait, the message was redelivered to this consumer.
             held.receipt.reply, held.receipt.held_until = msg.reply, held_until
         else:
             delivery = Delivery(key, msg.subject, int(tokens[at]), msg.reply, held_until)
@@ -853,13 +853,13 @@ class NatsBroker(Broker):
         return f"{self._attempts}.{self._group}.{key}"
 
     async def _delete_records(self, connection: Connection) -> None:
-        """Delete the records of messages that are done."""
+        """Delete the records of messages that are acked or dead-lettered."""
         keys, self._done_keys = self._done_keys, []
         purge = f"STREAM.PURGE.{self._attempts}"
         await _gather(connection.api(purge, filter=self._record_of(key)) for key in keys)
 
     async def _tick(self, connection: Connection) -> None:
-        """Send signs of life, and check the broker's."""
+        """Send progress acks (+WPI), and check that the broker still serves the pull."""
         now = asyncio.get_running_loop().time()
         held_seconds = HELD_SHARE * self._ack_wait
         renewed: list[Delivery] = [
@@ -1052,8 +1052,8 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> bool:
         task.cancel()
         await asyncio.wait({task}, timeout=0.5)
         if task.done() and not task.cancelled():
-            task.exception()  # retrieved, and of no interest any more
+            task.exception()  # retrieved, and ignored
 
 
 async def _ignore(_error: Exception) -> None:
-    """nats-py's errors arrive by other ways too."""
+    """nats-py also raises these errors from the request itself, so the callback ignores them."""

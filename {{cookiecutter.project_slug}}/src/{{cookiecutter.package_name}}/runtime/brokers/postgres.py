@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """PostgreSQL 13 or later, by asyncpg: durable queues in three tables of an existing database.
 
 ``postgres://user:password@host:5432/database``, several hosts as ``host-a:5432,host-b:5432``, and the options of
@@ -46,7 +46,7 @@ from .url import BrokerUrl
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
-"""For all hosts together."""
+"""Connect timeout for all hosts together."""
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.0
@@ -72,7 +72,7 @@ CREATE TABLE {schema}.consumers (
 CREATE TABLE {schema}.messages (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- the order of publishing
     source text NOT NULL,
-    consumer bigint, -- the consumer that holds it; NULL while it waits
+    consumer bigint, -- the consumer that has it unacked; NULL while it waits
     due_at timestamptz NOT NULL DEFAULT '-infinity', -- -infinity: at once, independent of the clock
     failures integer NOT NULL DEFAULT 0,
     crashes integer NOT NULL DEFAULT 0,
@@ -442,7 +442,7 @@ class PostgresBroker(Broker):
         now = asyncio.get_running_loop().time()
         if (
             self._connection is not None
-        ):  # after an outage the other consumers too need time to reconnect
+        ):  # after an outage the other consumers need time to reconnect, too
             self._reclaim_at = now + self._lease_seconds
         self._renew_at = now
         self._connection = connection
@@ -450,7 +450,7 @@ class PostgresBroker(Broker):
         self.connectivity.established()
 
     async def _open(self) -> Connection:
-        """Try each host, and ask no further after a refusal. Raises the error of the last one."""
+        """Try each host, and stop at the first refusal. Raises the error of the last one."""
         hosts = self._url.hosts or [
             ""
         ]  # without a host asyncpg reads PGHOST, or looks for a socket
@@ -631,7 +631,7 @@ class PostgresBroker(Broker):
         self._renew_at = now + self._lease_seconds / 3
 
     def _drop_unacked(self, reason: object) -> None:
-        """Other consumers have the messages, or will get them: drop those that no worker took."""
+        """The messages are redelivered to other consumers: drop those that no worker took."""
         self.buffer.take_all()
         self.unacked.clear()
         for message, verb, _ in self._settlements:
@@ -699,7 +699,7 @@ class PostgresBroker(Broker):
     async def _write_others(
         self, connection: Connection, settlements: list[Settlement]
     ) -> set[int]:
-        """Write all but the acks; returns the rows that this consumer does not hold any more."""
+        """Write all but the acks; returns the rows that are no longer this consumer's."""
         lost: set[int] = set()
         for verb, statement in ("retry", RETRY), ("reject", REJECT), ("requeue", REQUEUE):
             settled = [(message, about) for message, v, about in settlements if v == verb]
@@ -732,7 +732,7 @@ class PostgresBroker(Broker):
         self._settlements.append((message, verb, about))
         self._wake.set()
 
-    # -- publishing, counting, dead letters
+    # -- publishing, queue metrics, dead letters
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         step: list[tuple[str, str, str, bytes]] = []
@@ -792,7 +792,7 @@ class PostgresBroker(Broker):
         return self._in_steps(PURGE)
 
     async def _in_steps(self, statement: str) -> AsyncIterator[int]:
-        """Work through the present dead letters; yields how many are done."""
+        """Process the present dead letters in steps; yields the number processed so far."""
         done = 0
         _, last = await self._first_row(COUNT_DEAD)
         while changed := (await self._first_row(statement, last))[0]:

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """RabbitMQ 3.10 or later, by aio-pika: a quorum queue, its dead letters, and retry queues.
 
 ``amqp://user:password@host:5672/vhost``, or ``amqps://`` with ``?cafile=ca.pem&certfile=me.pem&keyfile=me.key``.
@@ -63,7 +63,7 @@ CLOSE_SECONDS = 2.0
 CLOSE_CONNECTION_SECONDS = 0.5
 HEARTBEAT_SECONDS = 20
 CHECK_SECONDS = 1.0
-"""How often to look whether the broker still confirms messages."""
+"""How often to check that the broker still confirms messages."""
 QUIET_TURNS = 3
 """This many turns of the event loop without another ack end a batch of acks. One turn is too few: aiormq
 hands over a delivery every few turns (measured: batches of 7 instead of 50, and 1.25 times the CPU)."""
@@ -74,7 +74,7 @@ PERSISTENT = 2
 NOT_CONFIRMING = "it confirms no message; it may be short of memory or disk"
 
 # Each requeue and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
-# that kills its process each time must end somewhere; hundreds of rolling restarts must not end it.
+# that kills its process each time must be dead-lettered in the end, but not after hundreds of rolling restarts.
 DELIVERY_LIMIT = 1000
 # Listing dead letters delivers them, and beyond the limit they would be dropped.
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
@@ -85,7 +85,7 @@ HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-l
 dead letters, and stores it without end."""
 
 FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
-"""The exceptions of a request that failed, beside OSError."""
+"""The exceptions of a request that failed, besides OSError."""
 RULES = (
     Rule((ChannelAccessRefused, ChannelPreconditionFailed), BrokerRefused, "refused: {error}"),
     Rule(PublishError, BrokerRefused, "no queue for the message: {error}"),
@@ -153,7 +153,7 @@ decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 
 
 def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
-    """A task whose failure may go unseen: asyncio does not log it."""
+    """A task whose failure asyncio does not log."""
     task = asyncio.create_task(work, name=f"rabbitmq: {name}")
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
     return task
@@ -237,7 +237,7 @@ class _Client:
         if self._connection is not None and not self._connection.is_closed:
             closing = _task(self._connection.close(), "close")
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
-            self.cut()  # in an alarm there is no answer
+            self.cut()  # in an alarm the broker does not answer
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
 
     def cut(self) -> None:
@@ -265,7 +265,7 @@ class _Publisher:
 
     @property
     def late(self) -> bool:
-        """Whether a message waits for its confirmation longer than it should."""
+        """Whether a message has waited too long for its confirmation."""
         oldest = next(iter(self._unconfirmed.values()), None)
         now = asyncio.get_running_loop().time()
         return oldest is not None and now - oldest.since > ANSWER_SECONDS
@@ -279,7 +279,7 @@ class _Publisher:
         """Returns when the broker has confirmed it; it must be open. Raises PublishError without such a queue."""
         assert self._channel is not None
         properties.message_id = message_id = properties.message_id or uuid.uuid4().hex
-        # One at a time, as aiormq knows a message that the broker returns by nothing but its id.
+        # One at a time, as aiormq identifies a message that the broker returns by its id alone.
         while (earlier := self._unconfirmed.get(message_id)) is not None:
             await asyncio.wait({earlier.over})
         loop = asyncio.get_running_loop()
@@ -447,7 +447,7 @@ class RabbitBroker(Broker):
         except BrokerRefused as refusal:
             if self._fetcher is None:
                 raise
-            # The login was good before: an outage lasts until it is good again.
+            # The login was accepted before: the outage lasts until it is accepted again.
             raise BrokerUnavailable(str(refusal)) from refusal
 
     async def _close(self) -> None:
@@ -536,7 +536,7 @@ class RabbitBroker(Broker):
                     raise BrokerRefused(msg) from cause
                 if not isinstance(cause, ChannelAccessRefused):
                     raise
-                await self._count(name)  # another user declares it, but it must exist
+                await self._count(name)  # declared by another user, but it must exist
 
     async def _count(self, name: str) -> tuple[int, int]:
         """The number of ready messages, and of consumers."""
@@ -596,7 +596,7 @@ class RabbitBroker(Broker):
             await self._declare_topology()
             deliveries = await self._subscribe()
         except BrokerUnavailable:
-            self._client.cut()  # the next attempt has a new connection
+            self._client.cut()  # the next attempt opens a new connection
             raise
         self.connectivity.established()
         return deliveries
@@ -681,7 +681,7 @@ class RabbitBroker(Broker):
     async def _publish_copy(
         self, message: Message, queue: str, headers: dict[str, Any], ttl_ms: int | None = None
     ) -> None:
-        """Publish it again, however long that takes: a requeue while the copy is under way would double the message."""
+        """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
         properties = _copied_properties(
             message.receipt.properties, {**headers, ATTEMPTS: message.attempt}
         )
@@ -839,7 +839,7 @@ def _copied_properties(properties: Basic.Properties, headers: dict[str, Any]) ->
     """The properties for publishing the same message again with these headers."""
     copied = copy.copy(properties)
     copied.headers = _encodable(headers)
-    copied.headers.pop("CC", None)  # the broker would deliver to those queues once more
+    copied.headers.pop("CC", None)  # the broker would deliver to those queues again
     copied.headers.pop("x-delivery-count", None)  # the broker's count of the old delivery
     copied.user_id = None  # the broker refuses any but our own
     copied.expiration = None

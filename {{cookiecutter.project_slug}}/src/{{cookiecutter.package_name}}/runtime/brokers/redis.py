@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Redis Streams, on Redis 6.2 or later or Valkey, by redis-py: one stream with one consumer group.
 
 ``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``,
@@ -86,7 +86,7 @@ CRASH_LIMIT = 100
 
 TYPES = (b"stream", b"zset", b"zset", b"stream")
 REQUEUED, DELAYED = "requeued", "delayed"
-"""Owners in the group that no consumer is called; see the module."""
+"""Reserved owner names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry; others are kept. The headers are a JSON object. A dead letter has REASON, ATTEMPTS and DEAD_LETTERED_AT too."""
 
@@ -350,10 +350,10 @@ class RedisUrl(BrokerUrl):
 class Wire:
     """One connection, opened when it is needed. One caller at a time; the commands of a call travel together.
 
-    ``reopens``: also when it was lost while unused; for callers to whom that makes no difference.
+    ``reopens``: also when it was lost while unused; for callers that need no state of the connection.
 
     Below redis-py's client: its pool hands out any connection, and this must be the one that can be unblocked
-    and cut. A caller who is cancelled loses the connection, since its answers would be the next one's.
+    and cut. A cancelled caller loses the connection, since its answers would be the next one's.
     """
 
     def __init__(self, pool: Any, requests: Requests, *, reopens: bool) -> None:
@@ -411,7 +411,7 @@ class Wire:
         return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
     async def cut(self) -> None:
-        """Close at once: a polite close, as redis-py's, waits long for an unresponsive peer."""
+        """Close at once: a graceful close, as redis-py's, waits long for an unresponsive peer."""
         await self._connection.disconnect(nowait=True)
         if self._transport is not None:
             self._transport.abort()
@@ -453,7 +453,7 @@ class RedisBroker(Broker):
         self._reader_id = 0
         self._not_reading = asyncio.Event()
         self._not_reading.set()
-        self._wake = asyncio.Event()  # of the fetcher: there may be room
+        self._wake = asyncio.Event()  # of the fetcher: the buffer may have room
         self._work = asyncio.Event()  # of the writer
         self._written = asyncio.Event()
         self._written.set()
@@ -560,7 +560,7 @@ class RedisBroker(Broker):
 
     async def start(self) -> None:
         await self._declare(self._commands)
-        # With a lease before it is ready, so that no consumer counts it as dead.
+        # A lease before it is ready, so that no consumer counts it as dead.
         await self._commands.ask(self._renew_command(sweep=False))
         self._fetching = True
         self._fetcher = asyncio.create_task(self._fetch(), name="redis-fetcher")
@@ -573,7 +573,7 @@ class RedisBroker(Broker):
             return
         with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout_at(self._stop_by):
-                # Never cancelled: then the entries that it was just given would be lost until the next sweep.
+                # Never cancelled: the entries of its last answer would be lost until the next sweep.
                 await self._commands.try_all(("CLIENT", "UNBLOCK", self._reader_id))
                 await self._not_reading.wait()
 
@@ -603,7 +603,7 @@ class RedisBroker(Broker):
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
             self.connectivity.established()
-            # After an outage for all, the other consumers get the time to renew their leases.
+            # After an outage that affected all consumers, the others get the time to renew their leases.
             sweep_from = loop.time() + lease
             renew_at = loop.time() + lease / 3
             look_at = 0.0
@@ -626,7 +626,7 @@ class RedisBroker(Broker):
             await reader.cut()
 
     def _room(self) -> int:
-        """To be asked just before reading, with no await in between."""
+        """Evaluate just before reading, with no await in between."""
         return self.prefetch - len(self.unacked) if self._fetching else 0
 
     async def _wait_for_room(self, until: float) -> bool:
@@ -663,7 +663,7 @@ class RedisBroker(Broker):
     async def _receive(self, id: bytes, fields: list[bytes], attempt: int) -> None:
         settlement = self._unwritten.get(id)
         if id in self._by_id or (settlement is not None and settlement.verb == "ack"):
-            return  # ours again, after we counted as dead
+            return  # redelivered to this consumer, after it counted as dead
         message = self._by_id[id] = _make_message(id, fields, attempt)
         if not self._deliver(message):
             await self.requeue(message)
@@ -679,7 +679,7 @@ class RedisBroker(Broker):
         return self._eval(RENEW, lease_ms, int(sweep), self.prefetch + AT_ONCE)
 
     async def _renew(self, reader: Wire, *, sweep: bool) -> None:
-        """Renew the lease, and compare the entries that are ours with the messages that are here."""
+        """Renew the lease, and compare this consumer's entries with the messages in this process."""
         known = {*self._by_id, *self._unwritten}
         (answer,) = await reader.ask(self._renew_command(sweep=sweep))
         ours = set(answer)
@@ -688,7 +688,7 @@ class RedisBroker(Broker):
                 self.buffer.put(message)
             else:
                 self._release(message)
-        if strays := ours - known:  # given to us in an answer that never came, or settled in vain
+        if strays := ours - known:  # of an answer that never came, or their settlement was lost
             await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
 
     # -- settling: one task writes
@@ -807,7 +807,7 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RedisBroker:
 
 
 async def _while_it_grows(size: Callable[[], int], enough: int) -> None:
-    """Wait while more comes every few turns of the event loop, so that more travels together."""
+    """Wait while settlements come every few turns of the event loop, so that they are sent together."""
     seen = 0
     while seen < size() < enough:
         seen = size()

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Requests to a broker: bounded in time, with the client library's exceptions translated by one table."""
 
 import asyncio
@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
 
 COMMON_RULES = (
-    Rule(  # the peer went away in a handshake, as when it restarts
+    Rule(  # the peer closed the connection in a handshake, as when it restarts
         (ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "no TLS connection: {error}"
     ),
     Rule(ssl.SSLError, BrokerRefused, "no TLS connection: {error}"),
@@ -73,7 +73,7 @@ class Requests:
         except asyncio.CancelledError as error:
             if task.cancelling() > cancelling_before:
                 raise
-            # Some clients end what waits on a lost connection with a CancelledError of their own.
+            # Some clients cancel the waiters of a lost connection.
             raise self.lost() from error
         except self._exceptions as error:
             if timeout.expired():

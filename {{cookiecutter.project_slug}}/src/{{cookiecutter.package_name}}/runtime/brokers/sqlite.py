@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The embedded broker: durable queues in one SQLite file, shared by the processes of one machine.
 
 ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may have many queues,
@@ -67,7 +67,7 @@ CREATE TABLE IF NOT EXISTS consumers (
 CREATE TABLE IF NOT EXISTS messages (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of publishing
     source TEXT NOT NULL,
-    consumer INTEGER, -- the consumer that holds it; NULL while it waits
+    consumer INTEGER, -- the consumer that has it unacked; NULL while it waits
     due_at REAL NOT NULL DEFAULT 0, -- 0: at once, independent of the clock
     failures INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,
@@ -174,7 +174,7 @@ REPLAY = (
 
 
 class Lease(NamedTuple):
-    """The receipt of a delivery: the message's row, and the consumer it was given to."""
+    """The receipt of a delivery: the message's row, and the consumer that got it."""
 
     seq: int
     consumer: int
@@ -212,7 +212,7 @@ class SqliteBroker(Broker):
         self._file_identity: tuple[int, int] | None = None
         self._thread: ThreadPoolExecutor | None = None  # the only user of the connection
         self._connection: sqlite3.Connection | None = None
-        # For a look from the event loop: a request to the thread would double the CPU time of an idle consumer.
+        # For reads in the event loop: a request to the thread would double the CPU time of an idle consumer.
         self._watch: sqlite3.Connection | None = None
         self.connectivity = Connectivity(str(self._file))
         self._consumer = 0  # our row in the table of consumers; no row has the number 0
@@ -277,7 +277,7 @@ class SqliteBroker(Broker):
         self._file_identity = _identity(self._file)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN")  # one look: another process may be making the tables just now
+        connection.execute("BEGIN")  # one snapshot: another process may be creating the tables
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (table_count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -288,13 +288,13 @@ class SqliteBroker(Broker):
         if version not in (0, SCHEMA_VERSION):
             msg = f"{self._file} has schema {version}; this version of the service knows {SCHEMA_VERSION}"
             raise BrokerRefused(msg)
-        # Nothing is written before this line: the file of another program stays as it is.
+        # No write before this line: the file of another program stays unmodified.
         (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if journal_mode != "wal":
             msg = f"{self._file} is on a file system that cannot share it between processes"
             raise BrokerRefused(msg)
         connection.execute("PRAGMA synchronous = FULL")
-        # Also when the tables are there: a read-only or locked file shows now, not with a message.
+        # Also when the tables exist: a read-only or locked file is reported now, not at the first message.
         connection.executescript(SCHEMA)
 
     def _close(self) -> None:
@@ -304,7 +304,7 @@ class SqliteBroker(Broker):
         self._watch = self._connection = None
 
     def _end_thread(self) -> None:
-        """Close, after what the thread still does and without waiting for it."""
+        """Close after the thread's last job, without waiting for it."""
         if self._thread is not None:
             self._thread.submit(self._close)
             self._thread.shutdown(wait=False)
@@ -370,7 +370,7 @@ class SqliteBroker(Broker):
         try:
             return bool(self._watch.execute(ANYTHING_TO_DO, what).fetchone()[0])
         except sqlite3.Error:
-            return True  # the transaction will raise it again
+            return True  # the transaction raises the error again
 
     async def _exchange_once(self) -> None:
         settlements = self._settlements.copy()
@@ -378,7 +378,7 @@ class SqliteBroker(Broker):
         # Not earlier: during an outage they are kept, and written again.
         del self._settlements[: len(settlements)]
         if exchange.consumer != self._consumer:
-            # The lease expired, and other consumers have the messages: drop those that no worker took.
+            # The lease expired, and the messages are redelivered: drop those that no worker took.
             self._consumer = exchange.consumer
             self.unacked.clear()
             self.buffer.take_all()
@@ -407,7 +407,7 @@ class SqliteBroker(Broker):
             lost = _settle(connection, settlements)
             if not renewing:
                 # Another consumer, with a fast clock, may have removed this consumer's row; messages taken with
-                # a number that no row has would stay unacked for ever.
+                # a number that no row has would stay unacked forever.
                 (alive,) = connection.execute(IS_ALIVE, (consumer,)).fetchone()
                 renewing = not alive
             if renewing:
@@ -456,7 +456,7 @@ class SqliteBroker(Broker):
         self._flushed.clear()
         self._wake.set()
 
-    # -- publishing, counting, dead letters
+    # -- publishing, queue metrics, dead letters
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         rows = [
@@ -515,7 +515,7 @@ class SqliteBroker(Broker):
         return self._in_steps(PURGE)
 
     async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
-        """Work through the present dead letters; yields how many are done."""
+        """Process the present dead letters in steps; yields the number processed so far."""
         done = 0
         _, last = await self._read(COUNT_DEAD)
         while changed := await self._call(
@@ -596,7 +596,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def _settle(connection: sqlite3.Connection, settlements: list[Settlement]) -> list[Settlement]:
-    """Returns those that came too late."""
+    """Returns the settlements that came too late."""
     return [
         settlement
         for settlement in settlements

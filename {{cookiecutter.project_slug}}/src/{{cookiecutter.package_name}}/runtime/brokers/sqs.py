@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Amazon SQS, or a server with its API, by aiobotocore: a standard queue and its dead-letter queue.
 
 ``sqs://eu-central-1`` is a region of AWS; the credentials come from where AWS's own tools look for them
@@ -74,18 +74,18 @@ LISTING_SECONDS = 60
 BATCH_SIZE = 10
 """The messages that fit in any request."""
 BATCH_BYTES = 262_144
-"""The bytes that fit on every server; AWS itself takes four times as many. A larger message goes alone."""
+"""The bytes that every server accepts; AWS itself accepts four times as many. A larger message is sent alone."""
 MAX_BYTES = 1_048_576
 MAX_REQUESTS = 10
-"""At a time, of each kind: one connection each."""
+"""Concurrent requests per kind, one connection each."""
 MAX_ATTRIBUTES = 10
 MAX_DELAY_SECONDS = 900
 MAX_VISIBILITY_SECONDS = 43_000
 """A message is invisible for at most 12 hours, counted from its delivery."""
 RETENTION_SECONDS = 1_209_600
 """The maximum, 14 days; then SQS deletes a message, whatever its state."""
-# Requeues and crashes count as deliveries. A message that kills its process each time must end somewhere;
-# hundreds of rolling restarts must not end it. SQS takes no higher number.
+# Requeues and crashes count as deliveries. A message that kills its process each time must be dead-lettered in the
+# end, but not after hundreds of rolling restarts. SQS accepts no higher number.
 DELIVERY_LIMIT = 1000
 
 ENVELOPE = "x-consumer"
@@ -140,7 +140,7 @@ class QueueMissing(BrokerUnavailable):
 
 
 class SqsRequests(Requests):
-    """Tells SQS's refusals apart, which are all one exception, by their codes."""
+    """Distinguishes SQS's refusals, which are all one exception, by their codes."""
 
     def translated(self, error: BaseException) -> BrokerError:
         sentence = f"{self.address}: {' '.join(str(error).split())[:300]}"
@@ -152,7 +152,7 @@ class SqsRequests(Requests):
             if status >= 500 or status == 429 or code.endswith(CODES_OF_OUTAGES):
                 return BrokerUnavailable(sentence)
             return BrokerRefused(sentence)
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # no type of its own
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # botocore has no exception class for it
             return BrokerRefused(sentence)
         return super().translated(error)
 
@@ -194,7 +194,7 @@ def parse_url(text: str) -> Address:
     if len(url.hosts) != 1 or "/" in url.path.strip("/") or bool(url.user) != bool(url.password):
         raise url.unreadable()
     if url.names_tls_files:
-        url.tls_context()  # to find a mistake now
+        url.tls_context()  # so that a mistake is reported at start
     (host,) = url.hosts
     region, endpoint = host, None
     if not REGION.fullmatch(host):
@@ -218,7 +218,7 @@ class Receipt:
 
     handle: str
     invisible_until: float
-    """time.monotonic(), in seconds; then SQS delivers the message to others. It is extended while we hold it."""
+    """time.monotonic(), in seconds; then SQS redelivers the message. It is extended while the message is unacked."""
     headers: dict[str, Any]
     """Those of our own producers; other producers' are attributes."""
     attributes: dict[str, Any]
@@ -552,7 +552,7 @@ class SqsBroker(Broker):
             created = await self._call("create_queue", QueueName=name, Attributes=attributes)
         except BrokerRefused as refusal:
             if "Dead letter target does not exist" in str(refusal):
-                # SQS takes a second to know a new queue.
+                # A new queue is visible after a second.
                 raise QueueMissing(*refusal.args) from refusal
             msg = f"the queue {name!r} does not exist, and cannot be created: {refusal}"
             raise BrokerRefused(msg) from refusal
@@ -629,7 +629,7 @@ class SqsBroker(Broker):
             await self._wake.wait()
 
     def _start_polls(self) -> None:
-        # Each poll costs the same, whatever it brings: less than ten are asked for only if workers may be idle.
+        # Each poll costs the same, whatever it returns: fewer than ten are requested only if workers may be idle.
         while len(self._polls) < self._poll_limit:
             room = self.prefetch - len(self.unacked) - self._requested_count
             idle = not self._polls and not self.buffer.takeable
@@ -700,7 +700,7 @@ class SqsBroker(Broker):
         while True:
             message = await self.buffer.get()
             if not self.buffer.takeable:
-                self._wake.set()  # the next worker may find nothing
+                self._wake.set()  # the next worker may find the buffer empty
             if not self._lost_because(message):
                 return message
             self.unacked.discard(message)
@@ -710,7 +710,7 @@ class SqsBroker(Broker):
         return "its visibility timeout has passed" if message.receipt.expired else ""
 
     async def _extend_visibility(self) -> None:
-        """Of all unacked messages, in good time: for long handlers, and long buffers."""
+        """Extends the visibility of all unacked messages before it expires."""
         seconds = self._address.visibility_seconds
         while True:
             await asyncio.sleep(seconds / 6)
@@ -724,7 +724,7 @@ class SqsBroker(Broker):
         seconds = self._address.visibility_seconds
         invisible_until = time.monotonic() + seconds
         entries = [_visibility(message, seconds) for message in messages]
-        # Not repeated once others may have a message: some servers would take it away from them.
+        # Not repeated once a message may be redelivered: some servers would take it from its new consumer.
         seconds_left = min(m.receipt.invisible_until for m in messages) - time.monotonic()
         within_seconds = min(seconds_left, ANSWER_SECONDS)
         try:
@@ -737,7 +737,7 @@ class SqsBroker(Broker):
         for number, message in enumerate(messages):
             if number not in failures:
                 message.receipt.invisible_until = invisible_until
-            elif failures[number].get("SenderFault"):  # others have it, or its 12 hours are over
+            elif failures[number].get("SenderFault"):  # redelivered, or its 12 hours are over
                 message.receipt.invisible_until = 0.0
                 log.warning("lease_lost", id=message.id, reason=failures[number].get("Message"))
 
@@ -745,7 +745,7 @@ class SqsBroker(Broker):
 
     def _holds(self, message: Message, settlement: str) -> bool:
         self._wake.set()  # there is room
-        # A deletion may still succeed when SQS has delivered the message to others, and spares them the work.
+        # A deletion may still succeed after SQS has redelivered the message, and spares that consumer the work.
         deletable = settlement == "ack" and message in self.unacked
         return deletable or super()._holds(message, settlement)
 
@@ -917,7 +917,7 @@ class SqsBroker(Broker):
             yield moved
 
     async def purge_dead_letters(self) -> AsyncIterator[int]:
-        # Not PurgeQueue, which SQS takes once a minute and does not count.
+        # Not PurgeQueue: SQS accepts it once a minute, and returns no count.
         deleted = 0
         async for batch in self._dead_batches():
             deleted += len(batch)

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The command line: run, demo, publish, check, dead-letters; new-handler, in a checkout of the service."""
 
 import argparse
@@ -86,7 +86,7 @@ def main(
         exit_code: int = arguments.command(service, arguments)
     except CancellationRequested as stop:
         exit_code = forced_exit_code(stop.args[0])
-    except BrokenPipeError:  # the reader has left, as in: dead-letters list | head
+    except BrokenPipeError:  # the reader has closed the pipe, as in: dead-letters list | head
         exit_code = EXIT_BROKEN_PIPE
     except ServiceError as error:
         exit_code = error.exit_code
@@ -223,7 +223,7 @@ def _check_vendored() -> int:
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Broker) -> int:
         count = 0
-        # Before listing: a broker does not count letters that are being listed.
+        # Before listing: brokers do not count letters that are being listed.
         total = await source.count_dead_letters()
         async for letter in source.dead_letters(arguments.limit):
             count += 1
@@ -322,7 +322,7 @@ def _after_confirmation(
         except (EOFError, KeyboardInterrupt):
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
-            print("canceled: no dead letter was changed")
+            print("cancelled: no dead letter was changed")
             return ExitCode.DRAINED
     return _with_source(service, use)
 

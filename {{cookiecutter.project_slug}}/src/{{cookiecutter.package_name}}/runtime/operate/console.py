@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Standard input, progress and closed streams, for the commands of a person or a script."""
 
 import asyncio
@@ -52,7 +52,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
                     bodies.append(checked_json(line, f"line {line_number}"))
             except UsageError:
                 if bodies:
-                    yield bodies  # the lines before a bad one are published all the same
+                    yield bodies  # the lines before an invalid one are published anyway
                 raise
         if bodies:
             yield bodies
@@ -98,7 +98,7 @@ class Progress:
 
 def replace_closed_streams() -> None:
     """A parent may have closed the standard streams: Python then has None there, and the next file or connection
-    gets the stream's number, and its output."""
+    gets the stream's file descriptor and its output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             devnull = os.open(os.devnull, os.O_RDWR)

@@ -1,8 +1,8 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Traces and metrics for OpenTelemetry, sent by OTLP over HTTP.
 
 The standard ``OTEL_...`` variables configure it. Without ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for
-traces or metrics) nothing is recorded: the SDK would try a port of this machine again and again.
+traces or metrics) nothing is recorded: the SDK would keep trying a port of this machine.
 
 Names are those of the semantic conventions for messaging. A span of processing is a trace of its own, *linked*
 to the span that published the message, as the conventions say: so one message and a batch of many look
@@ -143,7 +143,7 @@ class OpenTelemetry(Telemetry):
             if not message.headers:
                 continue
             sender = Context()
-            with suppress(Exception):  # they should not raise, and for some headers they do
+            with suppress(Exception):  # propagators should not raise, but do for some headers
                 sender = propagate.extract(message.headers, Context(), _HEADERS)
             publisher = trace.get_current_span(sender).get_span_context()
             if publisher.is_valid:
@@ -168,7 +168,7 @@ class OpenTelemetry(Telemetry):
     def handled(self, handling: Handling, failure: BaseException | None) -> None:
         attributes = self._process
         if failure is not None:
-            # Its kind only: what it says is in the log, where passwords are masked.
+            # Only its type: its text is in the log, where passwords are masked.
             kind = type(failure).__qualname__
             attributes = {**attributes, "error.type": kind}
             handling.span.set_attribute("error.type", kind)
@@ -215,8 +215,8 @@ class OpenTelemetry(Telemetry):
                 self._sent.add(len(messages), metered)
 
     async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
-        # In a daemon thread, as the SDK's own bounds do not hold: a collector that accepts and says
-        # nothing must keep neither the event loop nor, at its end, the interpreter.
+        # In a daemon thread, as the SDK exceeds its own bounds: a collector that accepts and never
+        # answers must block neither the event loop nor the interpreter's exit.
         loop, flushed = asyncio.get_running_loop(), asyncio.Event()
 
         def flush() -> None:
@@ -235,7 +235,7 @@ class OpenTelemetry(Telemetry):
 
 
 class _Headers(Getter[Mapping[str, Any]]):
-    """Headers as brokers have them: some give bytes, and any producer may have put anything there."""
+    """Headers as brokers deliver them: some deliver bytes, and a producer may have written any value."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
         value = carrier.get(key)
@@ -267,7 +267,7 @@ def attributes_of_broker(settings: ConsumerSettings) -> Attributes:
 
 
 def span_limits(settings: ConsumerSettings) -> SpanLimits:
-    """A batch has as many links as messages; the SDK drops those past 128 without a word."""
+    """A batch has as many links as messages; the SDK silently drops links beyond 128."""
     if "OTEL_SPAN_LINK_COUNT_LIMIT" in os.environ:
         return SpanLimits()
     return SpanLimits(max_links=max(128, settings.batch_size))
@@ -290,7 +290,7 @@ def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
     resource = Resource.create({} if named else {"service.name": service})
-    # Not at exit, as they would: that would wait half a minute for a collector that does not answer.
+    # No shutdown at exit, the default: it would wait half a minute for an unresponsive collector.
     tracers = TracerProvider(
         resource=resource, shutdown_on_exit=False, span_limits=span_limits(settings)
     )

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Metrics for Prometheus, on ``/metrics`` of the probe port.
 
 They are in the client library's default registry, so the service's own metrics are on the same page: a
@@ -129,5 +129,5 @@ class PrometheusTelemetry(Telemetry, Collector):
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
-    """Without a probe port, which serves the metrics, there are none."""
+    """The probe port serves the metrics; without it, none are collected."""
     return PrometheusTelemetry(REGISTRY) if settings.probe_port else Telemetry()

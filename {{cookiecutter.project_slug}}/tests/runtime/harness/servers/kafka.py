@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real Kafka: one that is running, one that is installed, or Docker's.
 
 CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
@@ -47,7 +47,7 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class KafkaProxy(Proxy):
-    """Kafka tells its clients where its brokers are: here it seems to be where the proxy is."""
+    """Kafka tells its clients the addresses of its brokers: here it advertises the proxy's."""
 
     def translate(self, data: bytes) -> bytes:
         theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
@@ -76,7 +76,7 @@ class KafkaServer(Server):
 
     async def _left(self, admin: AIOKafkaAdminClient, topic: str, group: str) -> list[Any]:
         """The records that the group has not committed yet."""
-        if topic not in await admin.list_topics():  # asking for it by name would make it
+        if topic not in await admin.list_topics():  # asking for it by name would create it
             return []
         [described] = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, p["partition"]) for p in described["partitions"]]
@@ -135,7 +135,7 @@ def _due_at(record: Any) -> float:
 
 
 class PrivateKafka(KafkaServer, PrivateServer):
-    """A server of one's own, on this port."""
+    """A private server, on this port."""
 
     def __init__(self, port: int, instance: Instance) -> None:
         super().__init__(f"kafka://127.0.0.1:{port}{OPTIONS}")
@@ -149,7 +149,7 @@ class PrivateKafka(KafkaServer, PrivateServer):
 
 
 def most_repeated(prefetch: int) -> float:
-    """What was in hand, and what was done since the last commit."""
+    """The in-flight messages, and those that were acked since the last commit."""
     return prefetch + 50
 
 

@@ -1,5 +1,5 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""A real Mosquitto of one's own, gone afterwards. What waits in its sessions is read in the file it writes.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""A private Mosquitto, gone afterwards. The messages that wait in its sessions are read from the file it writes.
 
 The protocol counts nothing, so a broker that only has a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
 """
@@ -40,7 +40,7 @@ LOGIN_PORT_IN_CONTAINER = 1884
 ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon in a name
 READER = ("reader", "may-not-publish")
 KEEPER = "keeper-of-dead-letters"
-"""The client id of a session that gets every dead letter, as nobody else keeps them."""
+"""The client id of a session that stores every dead letter, as the broker itself stores none."""
 NEVER = 0xFFFF_FFFF
 
 CONFIGURATION = """
@@ -86,7 +86,7 @@ class PrivateMosquitto(PrivateServer):
     def __init__(self, directory: Path, port: int, login_port: int, instance: Instance) -> None:
         self.url = f"mqtt://127.0.0.1:{port}"
         self.login_url = f"mqtt://127.0.0.1:{login_port}"
-        """The same server, where one needs a user and a password."""
+        """The same server on the port that requires a user and a password."""
         self._port = port
         self._database = directory / "mosquitto.db"
         self._instance = instance
@@ -120,7 +120,7 @@ class PrivateMosquitto(PrivateServer):
     def _command(
         self, client_id: str, *, clean: bool, use: Callable[[Client], object] = lambda _: None
     ) -> None:
-        """Connect as this client, do something that is answered, and leave."""
+        """Connect as this client, send a request that is answered, and disconnect."""
         done = threading.Event()
         client = Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, reconnect_on_failure=False
@@ -136,7 +136,7 @@ class PrivateMosquitto(PrivateServer):
         client.loop_stop()
 
     def _read(self) -> tuple[dict[str, bool], list[_Waiting]]:
-        """Which client with a session is connected, and what waits in all of the sessions."""
+        """Which client with a session is connected, and which messages wait in all of the sessions."""
         before = self._database_file()
         give_up_at = time.monotonic() + 20
         ask_at = 0.0
@@ -186,7 +186,7 @@ def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """Mosquitto starts again from its last snapshot, and repeats what was acknowledged since."""
+    """Mosquitto restarts from its last snapshot, and redelivers messages acked since then."""
     return float("inf")
 
 

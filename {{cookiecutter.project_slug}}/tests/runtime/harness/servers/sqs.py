@@ -1,8 +1,8 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A server that speaks SQS: the one that CONSUMER_TEST_BROKER_URL names, or moto as a private process.
 
-moto keeps everything in memory, so killing it would prove nothing about what SQS keeps. A private server
-therefore stands behind a proxy, and what goes away is every connection to it.
+moto keeps everything in memory, so killing it would prove nothing about the durability of SQS. A private server
+is therefore behind a proxy, and an outage cuts every connection to it.
 """
 
 import os
@@ -113,7 +113,7 @@ class SqsServer(Server):
 
 
 class PrivateSqs(SqsServer, PrivateServer):
-    """A moto of one's own, behind a proxy. What is hidden when a connection ends is back after five seconds."""
+    """A private moto, behind a proxy. Messages that are invisible when a connection ends are visible after five seconds."""
 
     lease_option = ""
 
@@ -145,7 +145,7 @@ def moto(directory: Path) -> Iterator[str]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """What was in hand, or acknowledged in the last instant, if the outage outlasts the visibility."""
+    """The in-flight messages, and those acked in the last instant, if the outage outlasts the visibility timeout."""
     return prefetch
 
 

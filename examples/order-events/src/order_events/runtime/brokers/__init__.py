@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The brokers that this service can use, by the scheme of ``CONSUMER_BROKER_URL``."""
 
 from importlib import import_module

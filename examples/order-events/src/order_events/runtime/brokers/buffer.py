@@ -1,9 +1,9 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The deliveries that no worker has taken yet: the one thing that ``anext(source)`` awaits.
 
 A *fetcher* (a client's callback, or one task) puts deliveries in; workers take them out. Cancelling a worker that
 waits loses nothing, which is not so for the awaitables of most client libraries. A fetcher that fails makes every
-worker's next `get` raise `SourceFailed`, so no service is ever alive and idle.
+worker's next `get` raise `SourceFailed`, so that no service idles.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from ..message import Message
 class Buffer:
     """A queue of deliveries for many workers; see `ordering.OrderedBuffer` for order by key.
 
-    While it has deliveries, a worker is awake that will look: a worker that was woken and leaves some behind wakes
-    two more. So many handlers start within a few turns of the event loop, and yet a worker whose handler never waits
+    While it has deliveries, at least one worker is awake; a woken worker that leaves messages behind wakes
+    two more. So all handlers start within a few turns of the event loop, and yet a worker whose handler never waits
     empties the buffer by itself, without waking a hundred others in vain.
     """
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The interfaces of a broker: `Source` for the consumer, `Publisher` and `DeadLetters` for the commands.
 
 One class may implement all three, as `Broker` does. `Source` carries what a graceful shutdown promises on every
@@ -44,13 +44,13 @@ class Capabilities:
     dead_letters: bool
     """Rejected messages are stored, and can be listed, replayed and purged."""
     order: bool
-    """One consumer with a prefetch of 1 gets messages in the order of publishing, retries aside."""
+    """One consumer with a prefetch of 1 gets messages in the order of publishing, except retries."""
     retains_before_first_consumer: bool = True
     """The broker stores messages that are published before a consumer has ever started."""
     competing_consumers: bool = True
-    """A waiting message goes to any consumer with room; else each has a share, or gets it at once."""
+    """A waiting message goes to any consumer with room; else consumers have fixed shares, or buffer it at once."""
     queue_metrics: bool = True
-    """The broker tells how many messages wait, and how many consumers there are."""
+    """The broker reports the number of waiting messages and of consumers."""
 
 
 class Connected(ABC):
@@ -101,7 +101,7 @@ class DeadLetters(Connected):
 
     @abstractmethod
     def purge_dead_letters(self) -> AsyncIterator[int]:
-        """Delete all dead letters. Yields the number deleted so far, after each step; nothing without any."""
+        """Delete all dead letters. Yields the number deleted so far, after each step."""
 
 
 class Source(Connected):
@@ -110,7 +110,7 @@ class Source(Connected):
     Life: ``async with source`` connects and declares the topology; `start` asks for deliveries; `stop`
     ends them and requeues the messages that no worker took; leaving the context flushes settlements and closes.
 
-    Each delivery is settled once, by `ack`, `retry`, `reject` or `requeue`; that also tells the buffer. When the
+    Each delivery is settled once, by `ack`, `retry`, `reject` or `requeue`, which also updates the buffer. When the
     broker has taken the delivery back, settling logs ``settlement_lost`` and returns: the broker delivers it again.
     """
 
@@ -123,7 +123,7 @@ class Source(Connected):
         self.unacked: set[Message] = set()
         """Delivered to this process, and not settled yet."""
         self.requeued_count = 0
-        """How many messages `stop` and `requeue` returned to the broker."""
+        """How many messages `stop` and `requeue` requeued."""
         self.stopped = False
         """Whether `stop` was called: later deliveries are requeued."""
 
@@ -174,7 +174,7 @@ class Source(Connected):
         """Tell the broker that no more deliveries are wanted, and wait for its answer. Bounded in time."""
 
     async def _flush(self) -> None:
-        """Wait until the broker has been told of everything that was requeued. Bounded in time."""
+        """Wait until every requeue has reached the broker. Bounded in time."""
 
     def _deliver(self, message: Message) -> bool:
         """Offer a delivery to the workers; False after `stop`: then the fetcher must requeue it."""
@@ -188,7 +188,7 @@ class Source(Connected):
         self.unacked.discard(message)
 
     async def _next_held(self) -> Message:
-        """For ``__anext__`` of brokers that take deliveries back: passes over those that are not ours any more."""
+        """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
         while True:
             message = await self.buffer.get()
             if not self._lost_because(message):
@@ -199,8 +199,8 @@ class Source(Connected):
     # -- settling
 
     def ack(self, message: Message) -> Coroutine[Any, Any, None]:
-        """The message is done. May be sent later, together with others."""
-        # No coroutine of its own: this is done for each message.
+        """Acknowledge the message. May be sent later, together with others."""
+        # No coroutine of its own: this runs for each message.
         self.buffer.settled(message)
         if not self._holds(message, "ack"):
             return _nothing()
@@ -222,7 +222,7 @@ class Source(Connected):
         self.buffer.settled(message)
 
     async def requeue(self, message: Message) -> None:
-        """Return the message unhandled: ready for other consumers at once, with the same ``attempt``."""
+        """Requeue the message unhandled: ready for other consumers at once, with the same ``attempt``."""
         if self._holds(message, "requeue"):
             self._release(message)
             self.requeued_count += 1
@@ -274,7 +274,7 @@ class Source(Connected):
             if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
         else:
-            # If so, that was meanwhile, at the deadline.
+            # If it was requeued, that happened meanwhile, at the deadline.
             requeued = message not in self.unacked and not self._lost_because(message)
             if not requeued and self._holds(message, settlement):
                 self._release(message)
@@ -310,9 +310,9 @@ class Connectivity:
             log.debug("reconnect_failed", broker=self.address, reason=str(reason))
 
     async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
-        """Do the work again and again until the event is set; after BrokerUnavailable with growing pauses.
+        """Repeat the work until the event is set; after BrokerUnavailable with growing pauses.
 
-        The work calls `established` when it has the broker. It is not cancelled; other exceptions pass through.
+        The work calls `established` once it is connected. It is not cancelled; other exceptions pass through.
         """
         while not until.is_set():
             try:
@@ -327,7 +327,7 @@ class Connectivity:
 
 
 async def _nothing() -> None:
-    """A settlement that the log says is lost."""
+    """A settlement that is already logged as lost."""
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Reads ``CONSUMER_BROKER_URL``: address, credentials, options and TLS files, with one sentence for each mistake.
 
 No sentence quotes the URL or its parser's error, since each may hold a part of the password.

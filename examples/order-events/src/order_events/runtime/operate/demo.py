@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The demo: the service on the embedded broker, with its example messages, until all of them are settled."""
 
 import asyncio
@@ -37,7 +37,7 @@ async def run_demo(
         consuming = asyncio.create_task(consumer.run())
         consuming.add_done_callback(
             lambda _: event.set("demo failed")
-        )  # else the demo would wait for ever
+        )  # else the demo would wait forever
         published = 0
         async with make_source(settings) as publisher:
             for message_type, body in itertools.islice(

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Whether the vendored files are unmodified: for ``check --vendored`` and tests/runtime/test_drift.py."""
 
 import hashlib

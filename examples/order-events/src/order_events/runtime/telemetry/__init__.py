@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The interface between the consumer and telemetry: the consumer calls `Telemetry`, which reads a `ConsumerView`.
 
 A new kind of telemetry is one file with a subclass of `Telemetry`, a function ``make_telemetry`` like the
@@ -55,7 +55,7 @@ class ConsumerView(Protocol):
 
 
 class Telemetry:
-    """Counts, and exports nothing: the telemetry of a service that has none.
+    """Counts only, and exports nothing: the telemetry of a service without any.
 
     All methods but `close` are called in the event loop, for each message: they must not wait or raise.
     """

@@ -1,9 +1,9 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """Real brokers for the tests: one module for each. The tests run on every broker whose module lies here.
 
 Each module has ``shared(directory)``, a context manager that gives a `Server` which all tests may use at once, each
 with a queue of its own. A broker that is a program on the network also has ``private(directory)``, which gives a
-`PrivateServer` that a test may kill and start again. Both raise `ServerMissing` where no server is to be had.
+`PrivateServer` that a test may kill and restart. Both raise `ServerMissing` where no server is available.
 """
 
 import os
@@ -22,15 +22,15 @@ from .proxy import Proxy
 
 
 class ServerMissing(Exception):
-    """No server of this broker can be had here; the text says what was looked for."""
+    """No server of this broker is available here; the text names the servers that were tried."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the broker itself says of one queue, read without the runtime."""
+    """The broker's own counts of one queue, read without the runtime."""
 
     ready: int
-    """Ready to be delivered, or in flight at no live consumer."""
+    """Ready to be delivered, or unacked by no live consumer."""
     delayed: int
     """Waiting for a retry delay to pass."""
     dead: int
@@ -39,7 +39,7 @@ class Counts:
 
 
 class Server(ABC):
-    """One server, and what tests must know of its broker: the names of options in the URL, and what it lacks."""
+    """One server, and the facts of its broker that tests need: options of the URL, and missing features."""
 
     url: str
     """For CONSUMER_BROKER_URL."""
@@ -49,7 +49,7 @@ class Server(ABC):
     """That time. 0: the end of a connection requeues its messages at once."""
     proxy_type: Callable[..., Proxy] = Proxy
     lacks: Collection[str] = ()
-    """What the broker, or the server at hand, cannot do: words for the reason of a skipped test."""
+    """The features that the broker, or this server, lacks: words for the reason of a skipped test."""
     requeues_on_disconnect = False
     """Whether messages that are in flight on a connection are redelivered when it ends."""
     silence_option = ""
@@ -72,7 +72,7 @@ class Server(ABC):
         """Remove the queue and all that belongs to it; no error if it does not exist."""
 
     def need(self, ability: str) -> None:
-        """Skip the test if it is one of those that are lacking."""
+        """Skip the test if the feature is one of those that are lacking."""
         if ability in self.lacks:
             pytest.skip(f"the server of these tests lacks: {ability}")
 
@@ -80,11 +80,11 @@ class Server(ABC):
 class PrivateServer(Server):
     @abstractmethod
     def kill(self) -> None:
-        """SIGKILL: the broker is gone from one moment to the next."""
+        """SIGKILL: the broker ends at once."""
 
     @abstractmethod
     def restart(self) -> None:
-        """Start it again on the same address with what it had stored; returns when it answers."""
+        """Restart it on the same address with its stored data; returns when it answers."""
 
 
 class ServerModule(Protocol):
@@ -119,8 +119,8 @@ def with_options(url: str, *given: str, **options: object) -> str:
 BROKERS = [name for _, name, _ in iter_modules(__path__) if name not in ("local", "proxy")]
 """In a service its own broker; in the template all of them."""
 SERVED_BROKERS = [
-    name  # read, not imported: what a broker needs is missed where it is needed
+    name  # read, not imported: a missing client library is reported by the tests that need it
     for name in BROKERS
     if "\ndef private(" in Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
 ]
-"""Those that are a program on the network, which can be killed, and be unresponsive."""
+"""The brokers that are a program on the network, which can be killed, and be unresponsive."""

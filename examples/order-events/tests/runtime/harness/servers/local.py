@@ -1,5 +1,5 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
-"""Starts a server of one's own for the tests: an installed program as a child process, or a Docker container."""
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+"""Starts a private server for the tests: an installed program as a child process, or a Docker container."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from . import Server, ServerMissing
 
 START_SECONDS = 90
 DOCKER_SECONDS = 10
-"""For the daemon to say that it is there."""
+"""The timeout of the question whether the daemon runs."""
 
 # When the tests are killed, the pipe to their children ends; and so does the group of each child.
 DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
@@ -188,9 +188,9 @@ def free_ports(count: int) -> list[int]:
 def one_for_all_workers(
     broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
 ) -> Iterator[str]:
-    """The URL of one server for all the processes of a test run: who needs it first starts it for the rest.
+    """The URL of one server for all the processes of a test run: the first process starts it for the rest.
 
-    They find it beside the workers' own temporary folders, of which the directory must be a part.
+    They find it next to the workers' own temporary folders, of which the directory must be a part.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         with start(directory) as server:
@@ -214,5 +214,5 @@ def one_for_all_workers(
             try:
                 yield server.url
             finally:
-                flock(using, LOCK_EX)  # waits until nobody else uses it
+                flock(using, LOCK_EX)  # waits until no other process uses it
                 url.unlink()

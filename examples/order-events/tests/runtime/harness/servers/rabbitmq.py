@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: updated by the template, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
@@ -35,10 +35,10 @@ T = TypeVar("T")
 
 IMAGE = "rabbitmq:4"
 DISK_FREE_BYTES = 10**7
-"""Less than that is an alarm."""
+"""Less free disk than that is an alarm."""
 
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
-"""What tests set for CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS; their queues are counted."""
+"""The values of CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS in tests; their queues are counted."""
 
 # The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
 SCRIPTS = (
@@ -108,7 +108,7 @@ async def _delayed(connection: AbstractConnection, queue: str) -> int:
 
 
 async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
-    """How many messages are ready, and how many consumers there are; -1 where there is no such queue."""
+    """The number of ready messages, and of consumers; -1 where there is no such queue."""
     try:
         async with connection.channel() as channel:
             queue = await channel.declare_queue(name, passive=True)
@@ -118,7 +118,7 @@ async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int
 
 
 class PrivateRabbit(RabbitServer, PrivateServer):
-    """A RabbitMQ of one's own, on this port."""
+    """A private RabbitMQ, on this port."""
 
     def __init__(
         self, port: int, instance: Instance, control: Callable[[str, str], object]
@@ -200,7 +200,7 @@ def _in_docker() -> Iterator[PrivateRabbit]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """What was in hand, or acknowledged in the last instant: all of it unacked, as the broker saw it."""
+    """The in-flight messages, and those acked in the last instant: all unacked, as the broker saw it."""
     return prefetch
 
 
