@@ -17,6 +17,8 @@ from tools.test import FIGURES, LEFT_OUT, lines, overview
 
 MOST_SECONDS = 300
 """The time limit of the tests without --all."""
+AT_ONCE_SECONDS = 10
+"""An interrupted run takes a second and a half on an idle machine."""
 
 
 def test_what_is_left_out_exists() -> None:
@@ -27,7 +29,7 @@ def test_what_is_left_out_exists() -> None:
 
 
 def test_every_test_file_has_a_figure_and_those_without_all_take_less_than_five_minutes() -> None:
-    """If not: `python3 tasks.py test --measure`."""
+    """If not: `python3 tasks.py test --measure`, and a longer LEFT_OUT in tools/test.py."""
     seconds = json.loads(FIGURES.read_text("utf-8"))["seconds"]
     assert seconds.keys() >= {name for name, _ in lines()} | LEFT_OUT.keys()
     assert sum(without for without, _ in seconds.values()) < MOST_SECONDS
@@ -122,9 +124,9 @@ def test_an_interrupted_run_of_the_tests_leaves_nothing_behind(
         )
     try:
         wait_until(lambda: len([*started.iterdir()]) == 3, seconds=60)
-        assert len(processes_of(str(started))) == 3
+        wait_until(lambda: len(processes_of(str(started))) == 3, seconds=10)
         os.killpg(run.pid, signum) if signum == signal.SIGINT else run.send_signal(signum)
-        assert wait_until(lambda: run.poll() is not None, seconds=30) < 4
+        wait_until(lambda: run.poll() is not None, seconds=AT_ONCE_SECONDS)
         assert run.returncode == 130, (tmp_path / "output").read_text()
         assert processes_of(str(started)) == processes_of(str(temporary)) == []
         assert [*temporary.iterdir()] == []

@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,22 @@ import pytest
 from tools import ROOT, TREE
 
 LEFT_OUT: dict[str, str] = {
-    "tests/test_suites.py": "every service's own tests, each in an environment of its own",
+    "tests/test_suites.py": "every service's own tests, on other Pythons, with the oldest dependencies",
+    "tests/test_render.py::test_it_is_typed": "mypy on every distinct service",
+    "tests/test_install.py::test_the_commands_of_the_readme_work": "README commands, by uv and pip",
+    "tests/test_install.py::test_an_installed_service_needs": "a wheel of each broker's service",
+    "tests/test_dependencies.py": "the dependencies resolve, newest and oldest",
+    "tests/test_deploy.py": "images, Kubernetes, Compose, systemd",
+    "tests/test_ci.py::test_the_steps_that_need_no_server_pass": "the steps of CI files, run",
+    "tests/test_systems.py::test_the_runtime_names_nothing": "mypy for Windows and macOS",
+    "tests/test_update_jobs.py": "the weekly update jobs, on a real remote",
+    "tests/test_own_broker.py": "docs/own-broker.md, followed",
+    "tests/test_idempotency.py": "docs/idempotency.md, followed",
+    "tests/test_mutation.py": "mutants of one function",
+    "tests/test_benchmarks.py::test_the_benchmarks_hold": "each benchmark in short",
+    "tests/test_scaling.py::test_two_processes_share": "the scaling benchmark in short",
+    "tests/test_chaos.py::test_twenty_rolling_restarts": "20 restarts and 50 SIGKILLs",
+    "tests/test_chaos.py::test_sigterm_at_any_moment": "SIGTERM every 25 ms of the start",
 }
 """Only with --all, and what it is: ids of tests as pytest prints them, or the beginning of such ids."""
 BROKERS_LEFT_OUT = ("rabbitmq", "redis", "kafka", "sqs", "postgres", "mqtt")
@@ -198,10 +212,9 @@ def delete(folder: Path, seconds: float | None) -> None:
     """Delete it; what is left after this time, another process deletes."""
     for mounted in mounts_below(folder):
         subprocess.run(["umount", "-l", mounted], check=False)
-    if os.name == "nt":
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    deleting = subprocess.Popen(["rm", "-rf", str(folder)], start_new_session=True)
+    program = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
+    command = [sys.executable, "-c", program, str(folder)]
+    deleting = subprocess.Popen(command, start_new_session=True)
     try:
         deleting.wait(seconds)
     except subprocess.TimeoutExpired:
