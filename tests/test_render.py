@@ -98,7 +98,7 @@ def check_files(service: Service, combination: Combination) -> None:
     for question, table in (("broker", "_brokers"), ("telemetry", "_telemetries")):
         chosen = QUESTIONS[table][combination[question]]
         names += [f"src/{{package}}/runtime/{name}" for name in chosen["runtime"]]
-        names += [f"tests/runtime/{name}" for name in chosen["tests"]]
+        names += [f"tests/runtime/{name}" for name in chosen.get("tests", [])]
     names += QUESTIONS["_deploys"][combination["deploy"]]
     names += QUESTIONS["_cis"][combination["ci"]]
     if combination["deploy"] == "kubernetes":
