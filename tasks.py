@@ -88,14 +88,23 @@ def bootstrap(group: str) -> None:
     if not PYTHON.exists():
         # Without pip of its own: that costs more than all the rest, and Debian's Python may lack it.
         venv.create(ENVIRONMENT, clear=True, with_pip=False)
-    if uv := shutil.which("uv"):
-        installer = [uv, "pip", "install", "--quiet", "--python", str(PYTHON)]
-    else:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        installer = [*pip, "--python", str(PYTHON), "install", "--quiet"]
     if wanted:
-        subprocess.run([*installer, *wanted.splitlines()], check=True)
+        install(wanted.splitlines())
     stamp.write_text(wanted, encoding="utf-8")
+
+
+def install(packages: list[str]) -> None:
+    """Install into .venv by uv, which is several times as fast; by pip if uv cannot, since only pip may know the index."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(PYTHON)]
+    pip += ["install", "--quiet"]
+    uv = shutil.which("uv") or shutil.which("uv", path=str(BIN))
+    if uv is None:
+        [bounds] = [package for package in requirements("harness") if package.startswith("uv>")]
+        subprocess.run([*pip, bounds], check=True)
+        uv = str(BIN / "uv")
+    by_uv = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), *packages]
+    if subprocess.run(by_uv, check=False).returncode != 0:
+        subprocess.run([*pip, *packages], check=True)
 
 
 def environment() -> dict[str, str]:
