@@ -1,11 +1,12 @@
 """A service is mostly yours: how many lines it has, and which of them are marked as vendored."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.rendered import CHOICES, Render, Service
+from support.rendered import CHOICES, TEMPLATE, Render, Service
 from support.repositories import commit_all, git, without_git
 
 WAY_OF_A_MESSAGE = ("message", "cancellation", "consumer", "handlers", "brokers/source")
@@ -35,6 +36,24 @@ def test_the_way_of_a_message_has_at_most_2500_lines(render: Render) -> None:
     files = [f"src/{service.package}/runtime/{name}.py" for name in WAY_OF_A_MESSAGE]
     assert lines(service, *files) <= 1_400
     assert lines(service, *files, f"src/{service.package}/runtime/brokers/rabbitmq.py") <= 2_500
+
+
+YOURS = ("handlers/", "settings.py", "__main__.py")
+
+
+def test_the_readme_says_the_size(render: Render) -> None:
+    """Within two percent: it is not edited for each line."""
+    service, readme = render(), (TEMPLATE / "README.md").read_text(encoding="utf-8")
+    yours = lines(service, "tests/handlers/", *(f"src/{service.package}/{name}" for name in YOURS))
+    sizes = {
+        r"about ([\d,]+) lines in \d+ files": lines(service, ""),
+        r"lines in (\d+) files": len(service.files),
+        r"(\d+) of these lines are yours": yours,
+        r"About ([\d,]+) of the vendored lines are tests": lines(service, "tests/runtime/"),
+    }
+    for sentence, size in sizes.items():
+        [said] = re.findall(sentence, readme)
+        assert int(said.replace(",", "")) == pytest.approx(size, rel=0.02), sentence
 
 
 @without_git
