@@ -196,6 +196,16 @@ def test_a_package_cannot_take_a_name_that_is_installed_beside_it(
     assert sorted(modules - set(QUESTIONS["_taken_names"])) == []
 
 
+def test_a_package_cannot_take_a_name_that_its_tests_import(render: Render) -> None:
+    """Pytest's pythonpath has the folder of the package and that of the vendored tests."""
+    service = render()
+    options = service.metadata["tool"]["pytest"]["ini_options"]
+    found = [path for folder in options["pythonpath"] for path in (service.path / folder).iterdir()]
+    modules = {path.stem for path in found if re.fullmatch(r"[a-z]+(\.py)?", path.name)}
+    assert {"runtime", "harness"} <= modules
+    assert sorted(modules - set(QUESTIONS["_taken_names"])) == []
+
+
 def test_every_question_is_asked_in_words() -> None:
     prompts = QUESTIONS["__prompts__"]
     assert list(prompts) == PUBLIC_QUESTIONS

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | the template's file: the same bytes in every service, so do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """A spool: one file for each message, in folders that the processes of one machine share.
 
 ``spool:////var/spool/orders``, with ``?lease_seconds=30``. A message is in ``ready``, in ``held/<consumer>``, or in
