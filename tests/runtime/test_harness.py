@@ -1,0 +1,83 @@
+"""The harness of the runtime's tests: its proxy, its servers, Docker."""
+
+import gc
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.servers import local
+from harness.servers.proxy import Proxy
+
+
+def test_a_proxy_closes_the_connections_that_arrive_while_it_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target, ExitStack() as clients:
+        for _ in range(100):
+            with Proxy(f"any://127.0.0.1:{target.getsockname()[1]}") as proxy:
+                for _ in range(5):
+                    client = clients.enter_context(socket.socket())
+                    client.setblocking(False)
+                    client.connect_ex(("127.0.0.1", proxy.port))
+    gc.collect()  # a connection left open would warn, which is an error here
+
+
+def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl", reason="Windows has no flock")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    up: list[str] = []
+    numbers = count()
+
+    @contextmanager
+    def start(_: Path) -> Iterator[Any]:
+        up.append(f"server {next(numbers)}")
+        yield SimpleNamespace(url=up[-1])
+        up.pop()
+
+    def worker(number: int) -> AbstractContextManager[str]:
+        return local.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
+
+    with ExitStack() as others:
+        first = ExitStack()
+        assert first.enter_context(worker(0)) == "server 0"
+        assert others.enter_context(worker(1)) == "server 0"
+        leaving = threading.Thread(target=first.close)
+        leaving.start()
+        leaving.join(0.2)
+        assert leaving.is_alive()  # it waits for the other one
+        joining = threading.Thread(target=lambda: others.enter_context(worker(2)))
+        joining.start()
+        joining.join(10)
+        assert not joining.is_alive(), "a process that joins meanwhile must not wait"
+        assert up == ["server 0"]
+    leaving.join(10)
+    assert up == []
+    with worker(3) as url:
+        assert (url, up) == ("server 1", ["server 1"])
+
+
+@pytest.mark.parametrize(
+    ("client", "found"),
+    [("exit 0", True), ("exit 1", False), ("exec sleep 600", False), (None, False)],
+    ids=["answered", "no daemon", "silent daemon", "no client"],
+)
+def test_docker_counts_only_with_a_daemon_that_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str | None, found: bool
+) -> None:
+    if client is not None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{client}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
+    assert local.has_docker.__wrapped__() is found
