@@ -681,9 +681,9 @@ def test_the_unit_accepts_notifications_of_the_service_only(render: Render) -> N
 def test_the_unit_is_restarted_after_every_failure_but_wrong_settings(render: Render) -> None:
     service = render(deploy="systemd")
     unit = directives(service)
-    cli = service.read("src/order_events/runtime/cli.py")
+    errors = service.read("src/order_events/runtime/errors.py")
     assert unit["Restart"] == "on-failure"
-    assert f"EXIT_USAGE = {unit['RestartPreventExitStatus']}" in cli
+    assert f"USAGE = {unit['RestartPreventExitStatus']}" in errors
     assert unit["KillMode"] == "mixed"
     connect = float(
         *re.findall(

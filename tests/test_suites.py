@@ -95,7 +95,11 @@ def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependenc
     without = re.sub(rf'    "{dependency}[>=].*\n', "", declared)
     assert without != declared
     service.write("pyproject.toml", without)
-    result = service.run("python", "-m", "pytest", *QUICK, environment=service.environment())
+    result = service.run(
+        *("python", "-m", service.package, "check"),
+        environment=service.environment(),
+        CONSUMER_BROKER_URL="amqp://127.0.0.1:1/",
+    )
     assert result.returncode != 0
     module = dependency.replace("-", "_")
     assert f"ModuleNotFoundError: No module named '{module}'" in result.stdout

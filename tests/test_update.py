@@ -186,7 +186,8 @@ def test_a_service_of_the_first_days_comes_up_to_date(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout
     assert texts_of(service) == yours
     check_edits(service)
-    check_fresh_but_for(EDITS, service, template)
+    description = json.loads(service.read(".template-answers.json"))["answers"]["description"]
+    check_fresh_but_for(EDITS, service, template, f"description={description}")
 
 
 def cruft(folder: Path, *arguments: str) -> Result:

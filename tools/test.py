@@ -192,7 +192,7 @@ def run_pytest(arguments: list[str]) -> int:
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
     seconds: float | None = None
     try:
-        return process.wait()
+        return wait_for(process)
     except KeyboardInterrupt:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)  # nothing may interrupt the cleanup
@@ -234,6 +234,15 @@ def adopt_orphans() -> None:
     if sys.platform == "linux":
         pr_set_child_subreaper = 36
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of pytest; adopted processes that end meanwhile are reaped, since a zombie looks alive to others."""
+    while sys.platform == "linux" and process.returncode is None:
+        pid, status = os.waitpid(-1, 0)
+        if pid == process.pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+    return process.wait()
 
 
 def kill_descendants() -> None:

@@ -56,6 +56,7 @@ class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
     lease_option = "visibility_seconds=3"
+    silence_option = lease_option  # a poll that was cut off may have taken a message
     lease_seconds = 3
 
     def __init__(self, url: str) -> None:
