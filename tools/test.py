@@ -29,6 +29,7 @@ from tools import ROOT, TREE
 
 LEFT_OUT: dict[str, str] = {
     "tests/test_suites.py": "every service's own tests, on other Pythons, with the oldest dependencies",
+    "tests/test_render.py::test_every_combination_is_complete": "all combinations of answers, rendered",
     "tests/test_render.py::test_it_is_typed": "mypy on every distinct service",
     "tests/test_install.py::test_the_commands_of_the_readme_work": "README commands, by uv and pip",
     "tests/test_install.py::test_an_installed_service_needs": "a wheel of each broker's service",
@@ -36,6 +37,7 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_deploy.py": "images, Kubernetes, Compose, systemd",
     "tests/test_ci.py::test_the_steps_that_need_no_server_pass": "the steps of CI files, run",
     "tests/test_systems.py::test_the_runtime_names_nothing": "mypy for Windows and macOS",
+    "tests/test_update.py::test_a_service_moves_between_any_two_answers": "updates to other answers",
     "tests/test_update_jobs.py": "the weekly update jobs, on a real remote",
     "tests/test_own_broker.py": "docs/own-broker.md, followed",
     "tests/test_idempotency.py": "docs/idempotency.md, followed",
