@@ -45,7 +45,7 @@ controller.quorum.voters=1@127.0.0.1:{controller_port}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-log.dirs={directory}/data
+log.dirs={directory}/{port}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
@@ -118,7 +118,7 @@ def install() -> Path:
 def run(port: int, directory: Path) -> None:
     """Become a broker on this port, with the data of the directory. Does not return."""
     java = ["java", HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{install()}/*"]
-    properties = directory / "server.properties"
+    properties = directory / f"{port}.properties"
     if not properties.exists():
         values = {"port": port, "controller_port": _free_port(), "directory": directory}
         properties.write_text(PROPERTIES.format(**values), encoding="utf-8")
