@@ -16,7 +16,7 @@ from harness.servers import Server
 from runtime.brokers import make_source
 from runtime.brokers.buffer import Buffer
 from runtime.consumer import Consumer
-from runtime.message import Message
+from runtime.message import Message, Shutdown
 from runtime.ordering import OrderedBuffer, key_reader
 from runtime.settings import ConsumerSettings
 
@@ -393,3 +393,18 @@ async def test_a_batch_has_one_message_of_each_key_at_most(harness: ConsumerHarn
 @on_one_broker
 async def test_without_the_setting_no_key_is_read(harness: ConsumerHarness) -> None:
     assert type(make_source(harness.make_settings()).buffer) is Buffer
+
+
+async def test_after_a_shutdown_has_begun_no_worker_takes_the_next_message_of_a_settled_key() -> (
+    None
+):
+    buffer = OrderedBuffer(lambda _: "key")
+    first, second = Message(b"1"), Message(b"2")
+    buffer.put(first)
+    buffer.put(second)
+    first.shutdown = Shutdown(asyncio.Event())
+    assert await buffer.get() is first
+    first.shutdown.event.set()
+    buffer.settled(first)
+    assert buffer.takeable == 0
+    assert buffer.take_all() == [second]

@@ -71,6 +71,8 @@ class OrderedBuffer(Buffer):
     def settled(self, message: Message) -> None:
         if (key := self._keys_in_flight.pop(message, None)) is None:
             return
+        if message.shutdown is not None and message.shutdown.event.is_set():
+            return  # a shutdown requeues the messages that wait for their key: no worker may take one
         if self._queues[key]:
             super().put(self._queues[key].popleft())
         else:
