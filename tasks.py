@@ -25,6 +25,7 @@ import tomllib
 import venv
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
@@ -66,13 +67,17 @@ COMMANDS = {
 """The arguments of Python for each command; what it needs installed is its group in pyproject.toml."""
 
 
+def dependency_groups() -> dict[str, list[Any]]:
+    groups: dict[str, list[Any]] = tomllib.loads(
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )["dependency-groups"]
+    return groups
+
+
 def requirements(group: str) -> list[str]:
     """The requirements of a dependency group in pyproject.toml, with those of the groups it includes."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "dependency-groups"
-    ]
     found: list[str] = []
-    for entry in groups[group]:
+    for entry in dependency_groups()[group]:
         found += [entry] if isinstance(entry, str) else requirements(entry["include-group"])
     return found
 
@@ -98,12 +103,12 @@ def install(packages: list[str]) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(PYTHON)]
     pip += ["install", "--quiet"]
     uv = shutil.which("uv") or shutil.which("uv", path=str(BIN))
-    if uv is None:
-        [bounds] = [package for package in requirements("harness") if package.startswith("uv>")]
-        subprocess.run([*pip, bounds], check=True)
+    bounds = [one for group in dependency_groups().values() for one in group if "uv>" in one]
+    if uv is None and bounds:
+        subprocess.run([*pip, bounds[0]], check=True)
         uv = str(BIN / "uv")
-    by_uv = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), *packages]
-    if subprocess.run(by_uv, check=False).returncode != 0:
+    by_uv = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), *packages] if uv else []
+    if not by_uv or subprocess.run(by_uv, check=False).returncode != 0:
         subprocess.run([*pip, *packages], check=True)
 
 

@@ -44,6 +44,8 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_mutation.py": "mutants of one function",
     "tests/test_benchmarks.py::test_the_benchmarks_hold": "each benchmark in short",
     "tests/test_scaling.py::test_two_processes_share": "the scaling benchmark in short",
+    "tests/test_adopt.py": "docs/adopt.md, followed",
+    "tests/test_chaos.py::test_chaos_loses_nothing": "a round of chaos on each of two brokers",
     "tests/test_chaos.py::test_twenty_rolling_restarts": "20 restarts and 50 SIGKILLs",
     "tests/test_chaos.py::test_sigterm_at_any_moment": "SIGTERM every 25 ms of the start",
 }
