@@ -43,6 +43,11 @@ over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=Tr
 """For tests of a server, a connection or a subscription, which a broker in a file does not have."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that kill a server of their own are the longest: they start first, beside the others."""
+    items.sort(key=lambda item: "private_server" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests with a server are slow, so that ``-m "not slow"`` is quick and needs none."""
     callspec = getattr(item, "callspec", None)
