@@ -37,7 +37,7 @@ class Instance(Protocol):
 class ServerProcess:
     """An installed server as a child process, with all its files in a directory of its own.
 
-    ``answers`` tells whether the server is ready. Raises ServerMissing if it does not become so.
+    ``answers`` tells whether the server is ready. Raises RuntimeError if it does not become so: it is not missing.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ServerProcess:
                 kill_group(process)
                 output = (self._directory / "output").read_text(errors="replace")[-2000:]
                 msg = f"{self._command[0]} did not start: {output}"
-                raise ServerMissing(msg)
+                raise RuntimeError(msg)
             time.sleep(0.05)
         return process
 

@@ -36,16 +36,16 @@ MOTO = """
 import sys
 import time
 from moto.server import main
-from moto.moto_server.werkzeug_app import MotoRequestHandler
 from moto.sqs import models
+from werkzeug.serving import WSGIRequestHandler
 
 sys.setswitchinterval(60)
 wait_for_messages = models.Queue.wait_for_messages
 models.Queue.wait_for_messages = lambda queue, timeout: wait_for_messages(queue, 0.02)
 models.SQSBackend.is_message_valid_based_on_retention_period = lambda *_: True
 models.unix_time_millis = lambda: time.time() * 1000
-send_header = MotoRequestHandler.send_header
-MotoRequestHandler.send_header = lambda handler, name, value: (
+send_header = WSGIRequestHandler.send_header
+WSGIRequestHandler.send_header = lambda handler, name, value: (
     name == "server" or send_header(handler, name, value)
 )
 main(["--port", sys.argv[1]])
