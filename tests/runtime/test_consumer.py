@@ -19,7 +19,7 @@ from consumer_harness import AT_ONCE, ConsumerHarness, Number, numbers
 from harness.contract import opened
 from harness.servers import Server
 from runtime import consumer as consumer_module
-from runtime import probes, systemd, telemetry, watchdog
+from runtime import systemd, telemetry, watchdog
 from runtime.brokers import make_source
 from runtime.cancellation import (
     CancellationEvent,

@@ -76,7 +76,7 @@ class Connected(ABC):
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
-    async def declare(self) -> None:
+    async def declare(self) -> None:  # noqa: B027
         """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
 
     @abstractmethod
