@@ -592,7 +592,7 @@ class TestCredentials:
     async def test_a_missing_right_is_one_sentence(
         self, connect: Connect, user: Callable[..., str]
     ) -> None:
-        with pytest.raises(BrokerRefused, match="the server refused: this user has no permissions"):
+        with pytest.raises(BrokerRefused, match=r"(?i)the server refused: .*no permissions"):
             async with connect(broker_url=user("~others", *RIGHTS)):
                 pass
 
