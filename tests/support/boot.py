@@ -1,4 +1,4 @@
-"""A real systemd: process 1 of namespaces of its own, over a root of another Debian release that stays as it is."""
+"""A machine in namespaces of its own, over a root of another Debian release that stays as it is: with a real systemd, or none."""
 
 import subprocess
 import time
@@ -41,9 +41,14 @@ mount -o remount,ro,bind proc/sys
 pivot_root . mnt
 cd /
 umount -l /mnt
-exec env -i container=other PATH=/usr/sbin:/usr/bin /usr/lib/systemd/systemd \\
-    --system --unit=test.target --log-target=console --show-status=no
+touch /run/mounted
+exec env -i container=other PATH=/usr/sbin:/usr/bin \
 """
+SYSTEMD = (
+    "/usr/lib/systemd/systemd --system --unit=test.target --log-target=console --show-status=no"
+)
+REAPER = "sh -c 'while sleep 1000; do :; done'"
+"""Process 1 where systemd is not needed."""
 NAMESPACES = ("--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--kill-child")
 
 
@@ -52,8 +57,7 @@ class Machine:
     """It runs until the block of `booted` ends."""
 
     pid: int
-    files: Path
-    """What was written to its root."""
+    """Of its process 1, as seen from here."""
 
     def run(self, *command: str, check: bool = True) -> str:
         """The output of a command in it."""
@@ -71,9 +75,12 @@ class Machine:
 
 @contextmanager
 def booted(
-    root: Path, work: Path, files: dict[str, str], mounts: dict[Path, str]
+    root: Path, work: Path, files: dict[str, str], mounts: dict[Path, str], first: str = SYSTEMD
 ) -> Iterator[Machine]:
-    """A machine over this root, with these files in it, and folders of this machine mounted there."""
+    """A machine over this root, with these files in it, and folders of this machine mounted there.
+
+    ``first`` is what becomes process 1.
+    """
     for name in ("upper", "work", "root"):
         (work / name).mkdir()
     for path, text in {"/etc/systemd/system/test.target": TARGET, **files}.items():
@@ -84,30 +91,33 @@ def booted(
     with _cgroup(f"test-{work.name}") as join, (work / "console").open("wb") as console:
         joined = ["sh", "-c", f'echo $$ > "{join}" && exec "$@"', "sh", "unshare", *NAMESPACES]
         process = subprocess.Popen(
-            [*joined, "sh", "-ec", BOOT, "sh", str(root), str(work), *arguments],
+            [*joined, "sh", "-ec", BOOT + first, "sh", str(root), str(work), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
         )
         try:
-            yield Machine(_first_process(process, work / "console"), work / "upper")
+            answers = (
+                ["systemctl", "list-units"] if first == SYSTEMD else ["test", "-e", "/run/mounted"]
+            )
+            yield _machine(process, answers, work / "console")
         finally:
             process.kill()
             process.wait()
 
 
-def _first_process(process: subprocess.Popen[bytes], console: Path) -> int:
-    """The process that is 1 inside, as soon as it answers."""
+def _machine(process: subprocess.Popen[bytes], answers: list[str], console: Path) -> Machine:
+    """As soon as this command succeeds there."""
     give_up_at = time.monotonic() + START_SECONDS
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None and time.monotonic() < give_up_at:
         if pids := children.read_text().split():
-            machine = Machine(int(pids[0]), console)
+            machine = Machine(int(pids[0]))
             with suppress(AssertionError):
-                machine.run("systemctl", "list-units")
-                return machine.pid
+                machine.run(*answers)
+                return machine
         time.sleep(0.1)
-    msg = f"systemd did not start: {console.read_text(errors='replace')[-2000:]}"
+    msg = f"the machine did not start: {console.read_text(errors='replace')[-2000:]}"
     raise RuntimeError(msg)
 
 
