@@ -37,7 +37,7 @@ def serve(
 
     Raises BrokerUnavailable or BrokerRefused if it could not start, and SettingsError if the probe port is taken.
     """
-    faulthandler.enable(2)  # systemd's watchdog sends SIGABRT: the stacks are then on standard error
+    faulthandler.enable(2)  # when systemd's watchdog ends it, standard error has the stacks
     configure_logs(
         settings.log_format, settings.log_level, secrets_of(settings.broker_url.get_secret_value())
     )
