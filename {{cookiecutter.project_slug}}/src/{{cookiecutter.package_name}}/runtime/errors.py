@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     """A setting, a handler, the command line, or a refusal of the broker."""
     UNAVAILABLE = 69
     """The broker could not be reached at start, within ``CONSUMER_CONNECT_SECONDS``."""
+    DENIED = 77
     DEADLINE = 75
     """The drain time passed, and in-flight messages were requeued."""
 
@@ -62,6 +63,12 @@ class BrokerError(ServiceError):
 
 class BrokerRefused(BrokerError):
     """The broker refused, and would refuse again: there is no further attempt."""
+
+
+class BrokerDenied(BrokerRefused):
+    """A login or a right was refused."""
+
+    exit_code = ExitCode.DENIED
 
 
 class BrokerUnavailable(BrokerError):

@@ -110,3 +110,23 @@ def decode_json_values(values: dict[str, Any], names: Any) -> None:
     for name in listed if isinstance(listed, list) else ():
         with suppress(KeyError, TypeError, ValueError, RecursionError):
             values[name] = json.loads(values[name])
+
+
+SHORTENED = "x-consumer-shortened"
+
+
+def fit_dead_letter(
+    body: bytes, headers: dict[str, Any], fits: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The dead letter as it is if it fits; else without foreign headers; else with the start of its body only."""
+    if fits(body, headers):
+        return body, headers
+    ours = {name: value for name, value in headers.items() if name.startswith("x-consumer")}
+    whole = {**ours, SHORTENED: "headers"}
+    if fits(body, whole):
+        return body, whole
+    whole = {**ours, SHORTENED: str(len(body))}
+    length = len(body)
+    while length and not fits(body[:length], whole):
+        length //= 2
+    return body[:length], whole

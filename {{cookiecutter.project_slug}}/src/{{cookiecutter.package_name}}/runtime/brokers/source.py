@@ -24,6 +24,8 @@ from .buffer import Buffer
 
 log = structlog.get_logger()
 
+MISSING = "does not exist"
+"""In `Connected.describe`: a queue, a topic or a table that does not exist."""
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 """Between two attempts to reach a broker during an outage."""
@@ -68,6 +70,9 @@ class Connected(ABC):
     @abstractmethod
     async def __aenter__(self) -> Self:
         """Connect once. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
+
+    async def declare(self) -> None:
+        """Create what is missing. Raises BrokerRefused for what exists with other arguments."""
 
     @abstractmethod
     async def __aexit__(self, *exc_info: object) -> None:
@@ -240,6 +245,11 @@ class Source(Connected):
 
     @abstractmethod
     async def _requeue(self, message: Message) -> None: ...
+
+    def _put_off(self, message: Message, settlement: str, error: BrokerError) -> None:
+        """The settlement could not be stored: it is tried again later."""
+        self.unacked.add(message)
+        log_settlement_lost(message, settlement, error)
 
     def _holds(self, message: Message, settlement: str) -> bool:
         """Whether the message can be settled; if not, that is logged."""
