@@ -145,6 +145,7 @@ class Consumer:
         until = self._loop.time() + self.settings.connect_seconds
         await self._insist(self.source.__aenter__, until)
         try:
+            await self._insist(self.source.declare, until)
             await self._insist(self.source.start, until)
             self.state = "consuming"
             systemd.notify("READY=1", "STATUS=consuming")

@@ -37,6 +37,7 @@ async def start_once(settings: ConsumerSettings) -> None:
         return
     _started_once.add(consumer)
     async with source:
+        await source.declare()
         await source.start()
         await source.stop()
 

@@ -140,6 +140,7 @@ def connect(source_for: Callable[..., Source]) -> Connect:
     @asynccontextmanager
     async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
         async with source_for(prefetch or 1, **overrides) as source:
+            await source.declare()
             if prefetch:
                 await source.start()
             yield source

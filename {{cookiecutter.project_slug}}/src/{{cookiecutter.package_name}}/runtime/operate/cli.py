@@ -178,6 +178,7 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
         message_type = types[0]
 
     async def publish(source: Broker) -> int:
+        await source.declare()
         progress = Progress("published")
         telemetry = make_telemetry(service.name, source.settings)
         try:
@@ -246,6 +247,7 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
 
 def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def replay(source: Broker) -> int:
+        await source.declare()
         progress = Progress("replayed")
         async for moved in source.replay_dead_letters():
             progress.advance(moved - progress.count)
