@@ -259,21 +259,22 @@ class SqliteBroker(Broker):
 
     def _open(self, declaring: bool) -> None:
         """Without ``declaring``, a file that does not exist or is empty stays so, and is not open."""
-        self._close()
         _check_rights(self._file)
         if not (declaring or os.access(self._file, os.F_OK)):
             return
         if not self._file.parent.is_dir():
             msg = f"the directory of {self._file} {MISSING}"
             raise BrokerRefused(msg)
-        self._connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
-        self._connection.text_factory = bytes  # other programs' text may be invalid UTF-8
-        self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
-        self._file_identity = _identity(self._file)
+        if (connection := self._connection) is None:
+            connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
+            connection.text_factory = bytes  # other programs' text may be invalid UTF-8
+            self._connection = connection
+            self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
+            self._file_identity = _identity(self._file)
         try:
-            exists = self._find_tables(self._connection)
+            exists = self._find_tables(connection)
             if declaring:
-                self._create_tables(self._connection)
+                self._create_tables(connection)
             elif not exists:
                 self._close()
         except BaseException:
