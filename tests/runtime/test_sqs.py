@@ -12,6 +12,9 @@ from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
@@ -30,7 +33,7 @@ from harness.servers.proxy import Proxy
 from harness.servers.sqs import KEY, SECRET, SqsServer, moto
 from runtime.brokers import sqs
 from runtime.brokers.sqs import SqsBroker, parse_url
-from runtime.errors import BrokerRefused, SourceFailed
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
 AT_ONCE_SECONDS = 1.0
@@ -668,6 +671,38 @@ class TestMessages:
             assert Counter(await ack_all(source, 25)) == Counter(published)
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+OUR_FIELDS = ["id", "headers", "attempts", "encoding", "due_at", "reason", "dead_lettered_at"]
+ENVELOPES = st.dictionaries(
+    st.sampled_from([*OUR_FIELDS, "attributes"]), JSON | st.sampled_from(["base64", "empty"])
+)
+STRINGS = st.builds(text, st.text())
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["type", "x-consumer-attempts"]) | st.text(min_size=1),
+    STRINGS | st.builds(lambda v: {"DataType": "Binary", "BinaryValue": v}, st.binary()),
+    max_size=10,
+)
+
+
+@given(st.text(), ENVELOPES.map(json.dumps) | st.text(), ATTRIBUTES)
+def test_whatever_other_producers_send_is_a_message_and_can_be_sent_again(
+    broker: SqsServer, body: str, envelope: str, attributes: dict[str, Any]
+) -> None:
+    raw = {"Body": body, "MessageId": "id-1", "ReceiptHandle": "r"}
+    message, read = sqs._unpack(
+        {**raw, "MessageAttributes": {**attributes, "x-consumer": text(envelope)}}
+    )
+    assert all(isinstance(value, str) for value in (message.id, message.type))
+    assert message.attempt >= 1
+    letter = sqs._dead_letter(message, read, raw)
+    assert isinstance(letter.reason, str)
+    entry = sqs._pack_again(message, attempts=message.attempt)
+    again, _ = sqs._unpack({**raw, "Body": entry["MessageBody"], **entry})
+    assert (again.id, again.type, again.body) == (message.id, message.type, message.body)
+    assert again.headers.keys() == message.headers.keys()
+
+
 class TestTopology:
     @pytest.mark.parametrize("source", ["orders.created", "a" * 76, "größe", "o/o"])
     def test_a_name_that_sqs_does_not_take_is_one_sentence(
@@ -823,11 +858,38 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         skip_without_server(missing)
 
 
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("code", "status", "kind"),
+        [
+            ("RequestTimeout", 408, BrokerUnavailable),
+            ("RequestThrottled", 403, BrokerUnavailable),
+            ("InternalFailure", 500, BrokerUnavailable),
+            ("AccessDenied", 403, BrokerDenied),
+            ("AccessDeniedException", 400, BrokerDenied),
+            ("ExpiredToken", 403, BrokerDenied),
+            ("InvalidParameterValue", 400, BrokerRefused),
+        ],
+    )
+    def test_an_error_is_an_outage_a_missing_right_or_a_refusal(
+        self,
+        broker: SqsServer,
+        source_for: Callable[..., SqsBroker],
+        code: str,
+        status: int,
+        kind: type[Exception],
+    ) -> None:
+        answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        translated = source_for()._requests.translated(ClientError(answer, "ReceiveMessage"))
+        assert type(translated) is kind
+        assert code in str(translated)
+
+
 class TestCredentials:
     async def test_wrong_ones_are_one_sentence(
         self, source_for: Callable[..., SqsBroker], strict: str
     ) -> None:
-        with pytest.raises(BrokerRefused, match="InvalidClientTokenId") as caught:
+        with pytest.raises(BrokerDenied, match="InvalidClientTokenId") as caught:
             await source_for(broker_url=strict).__aenter__()
         assert "\n" not in str(caught.value)
         assert SECRET not in repr(caught.value)
@@ -840,7 +902,7 @@ class TestCredentials:
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/missing")
         monkeypatch.setenv("AWS_CONFIG_FILE", "/missing")
-        with pytest.raises(BrokerRefused, match="no credentials were found"):
+        with pytest.raises(BrokerDenied, match="no credentials were found"):
             await source_for(broker_url=f"sqs://localhost:{proxy.port}").__aenter__()
 
     async def test_those_of_the_environment_are_used_without_any_in_the_url(
