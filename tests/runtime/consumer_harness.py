@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
+from harness.contract import opened
 from harness.servers import Server
 from runtime.brokers import make_source
 from runtime.brokers.source import Source
@@ -56,7 +57,7 @@ class ConsumerHarness:
         source = make_source(made, made.prefetch or 10)
         consumer = Consumer(source, Router(handlers), event, made, lifespan)
         before(consumer)
-        async with make_source(made) as publisher:
+        async with opened(make_source(made)) as publisher:
             await publisher.publish([OutgoingMessage(body, message_type) for body in bodies])
             with capture_logs() as self.logs:
                 consuming = asyncio.create_task(consumer.run())

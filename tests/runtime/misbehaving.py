@@ -6,6 +6,7 @@ Environment variables set some constants of the runtime, so that no test waits f
 import asyncio
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -101,6 +102,14 @@ async def lifespan() -> AsyncIterator[None]:
     if fails == "enter":
         msg = "the database is down"
         raise RuntimeError(msg)
+    if os.environ.get("LIFESPAN_LISTENS"):
+        ours = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(ours)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, log.info, "reloading")
+        while (now := signal.set_wakeup_fd(-1)) != ours:  # the watchdog comes back
+            signal.set_wakeup_fd(now)
+            await asyncio.sleep(0.01)
+        signal.set_wakeup_fd(now)
     yield
     if fails == "hang":
         await asyncio.sleep(3600)

@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel
 
 from consumer_harness import consume
-from harness.contract import start_once
+from harness.contract import opened, start_once
 from harness.servers.sqlite import SqliteFile
 from runtime.brokers import make_source
 from runtime.brokers.delivery import json_object
@@ -137,7 +137,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
     )
     await start_once(settings)
     source = make_source(settings, 20)
-    async with make_source(settings) as publisher:
+    async with opened(make_source(settings)) as publisher:
         await publisher.publish([OutgoingMessage(GOOD, "order", headers=headers), *HOSTILE])
     configure_logs("json" if log_format == "json" else "console", "info")
     structlog.configure(cache_logger_on_first_use=False)  # or the runtime's loggers stay like that
@@ -157,7 +157,7 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
     assert "\x1b" not in output
     assert not [line for line in output.split("\n") if line.startswith("forged")]
     if source.capabilities.dead_letters:
-        async with make_source(settings) as reader:
+        async with opened(make_source(settings)) as reader:
             reasons = [letter.reason async for letter in reader.dead_letters(20)]
         assert len(reasons) == len(HOSTILE)
         assert all(0 < len(reason) < 600 and SECRET not in reason for reason in reasons)
@@ -194,7 +194,7 @@ async def test_rows_of_another_program_are_messages_too(
     async def raw(body: bytes) -> None:
         seen.append(body)
 
-    async with make_source(settings):
+    async with opened(make_source(settings)):
         pass  # which creates the tables
     insert = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
     with closing(sqlite3.connect(broker.file)) as connection, connection:

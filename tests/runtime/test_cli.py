@@ -21,7 +21,7 @@ import structlog
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from harness.contract import need, start_once
+from harness.contract import need, opened, start_once
 from harness.process import Ledger, service_command, service_environment
 from harness.servers import SERVED_BROKERS, Server
 from runtime import service
@@ -95,7 +95,7 @@ def command(call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
     monkeypatch.setenv("CONSUMER_GROUP", queue)
-    asyncio.run(start_once(settings_of(broker, queue)))
+    asyncio.run(declare(settings_of(broker, queue)))
     return call
 
 
@@ -116,8 +116,14 @@ def settings_of(broker: Server, queue: str) -> ConsumerSettings:
     return ConsumerSettings.model_validate({"broker_url": broker.url, "source": queue})
 
 
+async def declare(settings: ConsumerSettings) -> None:
+    await start_once(settings)
+    async with opened(make_source(settings)):
+        pass
+
+
 async def make_dead(broker: Server, queue: str, count: int) -> None:
-    async with make_source(settings_of(broker, queue), prefetch=count) as source:
+    async with opened(make_source(settings_of(broker, queue), prefetch=count)) as source:
         await source.start()
         for number in range(count):
             await source.reject(await anext(source), f"reason {number}")
@@ -246,6 +252,29 @@ def test_check_validates_the_settings_and_the_broker_and_shows_the_queue(
     assert queue in out
     can_requeue = make_source(settings_of(broker, queue)).capabilities.requeue
     assert f"supports   requeue: {'yes' if can_requeue else 'no'}\n" in out
+
+
+def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
+    call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if broker.url.startswith("mqtt"):
+        pytest.skip("a topic of MQTT is never created")
+    monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
+    monkeypatch.setenv("CONSUMER_SOURCE", queue)
+    monkeypatch.setenv("CONSUMER_GROUP", queue)
+    for _ in range(2):
+        exit_code, out, err = call("check")
+        assert exit_code == 1
+        assert f"{queue}: does not exist\n" in out
+        assert err == "orders: run `declare` or `run` to create what does not exist\n"
+        assert call("dead-letters", "list") == (0, "", "0 of 0 dead letters\n")
+        assert call("dead-letters", "purge", "--yes")[0] == 0
+    exit_code, out, _ = call("declare")
+    assert exit_code == 0
+    assert f"{queue}: 0\n" in out
+    exit_code, out, err = call("check")
+    assert (exit_code, err) == (0, "")
+    assert "does not exist" not in out
 
 
 @pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True)

@@ -11,20 +11,22 @@ from signal import Signals
 from typing import Any
 from unittest.mock import ANY
 
+import anyio
 import pytest
 import structlog
 
 from consumer_harness import AT_ONCE, ConsumerHarness, Number, numbers
+from harness.contract import opened
 from harness.servers import Server
 from runtime import consumer as consumer_module
-from runtime import systemd, telemetry
+from runtime import probes, systemd, telemetry, watchdog
 from runtime.brokers import make_source
 from runtime.cancellation import (
     CancellationEvent,
     CancellationRequested,
 )
-from runtime.consumer import Consumer
-from runtime.errors import BrokerUnavailable
+from runtime.consumer import Consumer, unless_set
+from runtime.errors import BrokerUnavailable, ExitCode
 from runtime.handlers import Router
 from runtime.message import (
     Message,
@@ -41,6 +43,12 @@ from runtime.telemetry import (
 )
 
 pytestmark = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
+
+
+BOUNDS = (
+    *("IDLE_SECONDS", "STOP_SOURCE_SECONDS", "CANCEL_SECONDS", "REQUEUE_SECONDS"),
+    *("CLOSE_SOURCE_SECONDS", "CLOSE_LIFESPAN_SECONDS"),
+)
 
 
 async def nothing(event: Number) -> None: ...
@@ -721,24 +729,20 @@ async def test_a_retry_with_a_delay_counts_as_an_attempt_during_shutdown_too(
     assert harness.left == (2, 0)
 
 
-async def test_a_start_step_that_completes_despite_the_shutdown_counts(
-    harness: ConsumerHarness,
-) -> None:
+async def test_a_start_step_that_completes_despite_the_shutdown_counts(broker: Server) -> None:
     async def connect() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    settings = harness.make_settings()
     event = CancellationEvent(asyncio.get_running_loop())
-    consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
     asyncio.get_running_loop().call_soon(event.set)
     async with asyncio.timeout(5):
-        await consumer._unless_shutdown(connect())
+        await unless_set(connect(), event)
     assert event.is_set()
 
 
 async def test_a_start_step_that_swallows_its_first_cancellation_is_cancelled_again(
-    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
+    broker: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "CANCEL_AGAIN_SECONDS", 0.01)
     cancellations = 0
@@ -753,14 +757,114 @@ async def test_a_start_step_that_swallows_its_first_cancellation_is_cancelled_ag
                 if cancellations == 2:
                     raise
 
-    settings = harness.make_settings()
     event = CancellationEvent(asyncio.get_running_loop())
-    consumer = Consumer(make_source(settings), Router({"n": nothing}), event, settings)
     asyncio.get_running_loop().call_soon(event.set)
     with pytest.raises(CancellationRequested):
         async with asyncio.timeout(5):
-            await consumer._unless_shutdown(connect())
+            await unless_set(connect(), event)
     assert cancellations == 2
+
+
+# A background task of the lifespan.
+
+
+@asynccontextmanager
+async def asyncio_group(failing: asyncio.Event) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail_when(failing))
+        yield
+
+
+@asynccontextmanager
+async def anyio_group(failing: asyncio.Event) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(fail_when, failing)
+        yield
+
+
+async def fail_when(event: asyncio.Event) -> None:
+    await event.wait()
+    msg = "the cache cannot be refreshed"
+    raise RuntimeError(msg)
+
+
+@pytest.mark.parametrize("group", [asyncio_group, anyio_group])
+async def test_a_background_task_of_the_lifespan_that_fails_drains_first(
+    harness: ConsumerHarness, group: Callable[[asyncio.Event], Any]
+) -> None:
+    failing, finished = asyncio.Event(), 0
+
+    async def handle(number: Number) -> None:
+        nonlocal finished
+        failing.set()
+        await asyncio.sleep(0.2)  # in which the task fails
+        finished += 1
+
+    exit_code, consumer = await harness.run(
+        numbers(1),
+        lambda c: False,
+        handlers={"n": handle},
+        lifespan=lambda: group(failing),
+    )
+    assert (exit_code, finished, consumer.handled_count) == (ExitCode.CRASHED, 1, 1)
+    assert harness.left == (0, 0)
+    [crashed] = harness.events("crashed")
+    assert "cache cannot be refreshed" in repr(crashed["exc_info"])
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("drain_seconds", [0, 0.1, 0.5])
+async def test_closing_takes_at_most_the_sum_of_its_bounds(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, drain_seconds: float
+) -> None:
+    """With a tenth of each bound, and a handler, a source and a lifespan that take longer than any."""
+    for name in BOUNDS:
+        monkeypatch.setattr(consumer_module, name, getattr(consumer_module, name) / 10)
+    closed = asyncio.Event()
+    stopped_at = 0.0
+
+    async def hang(*_: object) -> None:
+        await closed.wait()
+
+    async def swallow(number: Number) -> None:
+        while not closed.is_set():
+            with suppress(asyncio.CancelledError):
+                await hang()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+        await hang()
+
+    def break_source(consumer: Consumer) -> None:
+        nonlocal close
+        close = consumer.source.__aexit__
+        monkeypatch.setattr(consumer.source, "stop", hang)
+        monkeypatch.setattr(consumer.source, "__aexit__", hang)
+
+    def until(consumer: Consumer) -> bool:
+        nonlocal stopped_at
+        stopped_at = asyncio.get_running_loop().time()
+        return bool(consumer.in_flight)
+
+    close: Any = None
+    exit_code, _ = await harness.run(
+        numbers(1),
+        until,
+        handlers={"n": swallow},
+        lifespan=lifespan,
+        before=break_source,
+        drain_seconds=drain_seconds,
+    )
+    seconds = asyncio.get_running_loop().time() - stopped_at
+    closed.set()
+    await close(None, None, None)
+    assert exit_code == ExitCode.DEADLINE
+    failed = [entry["step"] for entry in harness.events("close_failed")]
+    assert failed == ["deliveries", "source", "lifespan"]
+    assert seconds < drain_seconds + watchdog.CLOSE_SECONDS / 10
 
 
 # The log and the telemetry.
@@ -860,7 +964,7 @@ async def test_the_log_of_abandoned_messages_says_where_each_handler_is(
     def in_a_thread(event: Number) -> None:
         over.wait(20)
 
-    async with make_source(harness.make_settings()) as publisher:
+    async with opened(make_source(harness.make_settings())) as publisher:
         for kind in ("suspended", "batch", "in_a_thread"):
             await publisher.publish([OutgoingMessage(b'{"number": 1}', kind, f"id of {kind}")])
     try:
@@ -977,7 +1081,7 @@ async def test_the_telemetry_gets_each_step_of_each_message(harness: ConsumerHar
     def before(consumer: Consumer) -> None:
         consumer.telemetry = recorder
 
-    async with make_source(harness.make_settings()) as publisher:
+    async with opened(make_source(harness.make_settings())) as publisher:
         for kind in ("good", "strict", "other", "bad"):
             await publisher.publish([OutgoingMessage(kind.encode(), kind)])
     await harness.run(

@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from harness.contract import opened
 from harness.process import Ledger, service_command, service_environment
 from harness.scene import AT_ONCE_SECONDS, Scene, assert_quiet, wait_until
 from harness.servers.local import free_port
@@ -310,7 +311,7 @@ class Bench:
         event = CancellationEvent(asyncio.get_running_loop())
         source = make_source(made, made.prefetch or 10)
         consumer = Consumer(source, Router({"n": handle}), event, made, None, self.telemetry)
-        async with make_source(made) as publisher:
+        async with opened(make_source(made)) as publisher:
             await publisher.publish(messages)
         consuming = asyncio.create_task(consumer.run())
         async with asyncio.timeout(20):

@@ -59,6 +59,8 @@ async def test_it_is_ready_only_while_it_consumes_and_the_broker_is_reachable(
     assert why_not_ready(consumer) == "the broker cannot be reached"
     async with consumer.source:
         assert why_not_ready(consumer) == ""
+        consumer.source.unstorable = "a message could not be stored"
+        assert why_not_ready(consumer) == "a message could not be stored"
 
 
 async def test_from_the_first_instant_of_a_shutdown_it_is_live_and_not_ready(

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -18,6 +19,7 @@ from harness.scene import (
     assert_clean_shutdown,
     wait_until,
 )
+from runtime.errors import ExitCode
 
 pytestmark = [
     pytest.mark.slow,
@@ -124,6 +126,26 @@ def test_a_blocked_event_loop_can_be_forced(scene: Scene, end: str, call: str) -
     assert exit_code == 128 + signal.SIGINT
     assert seconds < 0.5 + AT_ONCE_SECONDS
     assert call in process.find("event_loop_blocked")[0]["stack"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there asyncio itself listens")
+def test_the_watchdog_works_beside_a_signal_handler_of_the_lifespan(scene: Scene) -> None:
+    """asyncio's handlers take the place that wakes the watchdog; both are woken."""
+    scene.publish(1, seconds=3600, end="block in C")
+    process = scene.start(drain_seconds=0.5, CLOSE_SECONDS=0.5, LIFESPAN_LISTENS=1)
+    process.wait_for("handling")
+    exit_code, seconds = process.stop()
+    assert exit_code == ExitCode.DEADLINE
+    assert seconds < 1 + AT_ONCE_SECONDS
+    assert "pbkdf2_hmac" in process.find("event_loop_blocked")[0]["stack"]
+
+
+def test_a_signal_handler_of_the_lifespan_still_runs(scene: Scene) -> None:
+    process = scene.start(LIFESPAN_LISTENS=1)
+    process.wait_for("consuming")
+    process.send(signal.SIGUSR1)
+    process.wait_for("reloading")
+    assert process.stop()[0] == ExitCode.DRAINED
 
 
 @blocked

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from harness.contract import opened
 from harness.process import ask
 from harness.scene import Scene, wait_until
 from harness.servers import Server
@@ -139,7 +140,7 @@ async def run(settings_for: Callable[..., ConsumerSettings]) -> Run:
         event = CancellationEvent(asyncio.get_running_loop())
         telemetry = PrometheusTelemetry(CollectorRegistry())
         consumer = Consumer(make_source(made, 10), Router(handlers), event, made, None, telemetry)
-        async with make_source(made) as publisher:
+        async with opened(make_source(made)) as publisher:
             await publisher.publish(messages)
         consuming = asyncio.create_task(consumer.run())
         async with asyncio.timeout(20):

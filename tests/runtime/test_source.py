@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from harness.contract import eventually
 from runtime.brokers import source
 from runtime.brokers.buffer import Buffer
-from runtime.brokers.source import Connectivity, backoff_seconds
-from runtime.errors import BrokerUnavailable, SourceFailed
+from runtime.brokers.source import Connectivity, Source, backoff_seconds
+from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message
+from runtime.settings import ConsumerSettings
 
 
 def message(number: int = 0) -> Message:
@@ -276,3 +279,132 @@ async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> 
 
     with pytest.raises(RuntimeError, match="a bug"):
         await Connectivity("here").keep(work, asyncio.Event())
+
+
+# What the broker cannot store.
+
+
+class Storing(Source):
+    """A source whose broker stores retries and dead letters as `refusal` says."""
+
+    connected = True
+
+    def __init__(self, prefetch: int = 10) -> None:
+        super().__init__(
+            ConsumerSettings(broker_url=SecretStr("sqlite:///x"), source="x"), prefetch
+        )
+        self.refusal: BrokerError | None = None
+        self.done: list[tuple[str, Message]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def describe(self) -> dict[str, int | str]:
+        return {}
+
+    async def start(self) -> None: ...
+
+    async def _stop_fetching(self) -> None: ...
+
+    async def _ack(self, message: Message) -> None:
+        self.done.append(("ack", message))
+
+    async def _requeue(self, message: Message) -> None:
+        self.done.append(("requeue", message))
+
+    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
+        await self._move(message, "retry", self._store("retry", message))
+
+    async def _reject(self, message: Message, reason: str) -> None:
+        await self._move(message, "reject", self._store("reject", message))
+
+    async def _store(self, settlement: str, message: Message) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.done.append((settlement, message))
+
+    async def deliver(self) -> Message:
+        self._deliver(message())
+        return await anext(self)
+
+
+@pytest.fixture
+def storing(monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> Storing:
+    monkeypatch.setattr(source, "FIRST_PUT_OFF_SECONDS", 0.001)
+    made = Storing()
+    made.refusal = BrokerRefused("it is too large")
+    return made
+
+
+async def test_a_retry_that_cannot_be_stored_happens_in_this_process(storing: Storing) -> None:
+    one = await storing.deliver()
+    for attempt in range(2, 5):
+        await storing.retry(one, 0.0, "it failed")
+        assert "it is too large" in storing.unstorable
+        assert await anext(storing) is one
+        assert one.attempt == attempt
+    assert storing.done == []  # its delivery is still unacked
+    await storing.ack(one)
+    assert (storing.done, storing.unacked, storing.unstorable) == ([("ack", one)], set(), "")
+
+
+async def test_its_delay_is_kept(storing: Storing) -> None:
+    one = await storing.deliver()
+    began_at = asyncio.get_running_loop().time()
+    await storing.retry(one, 0.2, "it failed")
+    assert await anext(storing) is one
+    assert asyncio.get_running_loop().time() >= began_at + 0.2
+
+
+async def test_a_dead_letter_that_cannot_be_stored_is_tried_again(
+    storing: Storing, events: list[Any]
+) -> None:
+    """No worker waits for it, its handler does not run again, and the log says each attempt."""
+    one = await storing.deliver()
+    await storing.reject(one, "it is bad")
+    assert not len(storing.buffer)
+    await eventually(4, lambda: asyncio.sleep(0, min(4, events.count("warning settlement_lost"))))
+    assert (storing.unacked, storing.done) == ({one}, [])
+    storing.refusal = None
+    await eventually(set(), lambda: asyncio.sleep(0, storing.unacked))
+    assert (storing.done, storing.unstorable) == ([("reject", one), ("ack", one)], "")
+
+
+async def test_pauses_grow_and_no_other_message_waits(
+    storing: Storing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "FIRST_PUT_OFF_SECONDS", 3600)
+    put_off = [await storing.deliver() for _ in range(3)]
+    for one in put_off:
+        await storing.reject(one, "it is bad")
+    other = await storing.deliver()
+    await storing.ack(other)
+    assert storing.unacked == set(put_off)
+    assert storing.unstorable
+    await storing.stop()
+    assert storing.done == [("ack", other), *(("requeue", one) for one in put_off)]
+    assert (storing.unacked, storing.unstorable) == (set(), "")
+
+
+async def test_what_cannot_be_stored_during_shutdown_is_requeued_at_once(storing: Storing) -> None:
+    one = await storing.deliver()
+    await storing.stop()
+    await storing.reject(one, "it is bad")
+    assert storing.done == [("requeue", one)]
+
+
+async def test_a_redelivery_of_an_in_flight_message_is_settled_by_its_handler() -> None:
+    made = Storing()
+    one = await made.deliver()
+    one.receipt = "lost"
+    made.in_flight = [one]
+    again = Message(one.body, one.id, receipt="new")
+    assert made._still_in_flight(again) is None  # that delivery is not lost
+    made._release(one)
+    assert made._still_in_flight(Message(b"other", one.id)) is None
+    assert made._still_in_flight(again) is one
+    await made.ack(one)
+    assert made.done == [("ack", one)]
+    assert one.receipt == "new"

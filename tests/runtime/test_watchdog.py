@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from processes import Child
-from runtime import watchdog
+from runtime import consumer, probes, watchdog
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,12 +46,14 @@ def test_a_signal_that_no_python_handler_has_seen_wakes_the_event_loop() -> None
         assert child.end() == ("['SIGTERM'] []", 0)
 
 
-def test_an_earlier_wakeup_fd_is_kept() -> None:
+def test_an_earlier_wakeup_fd_is_woken_too() -> None:
     with watched(
-        *("end, _ = os.pipe()", "os.set_blocking(end, False)", "signal.set_wakeup_fd(end)"),
-        *("dog.start()", "print(signal.set_wakeup_fd(-1) == end)"),
+        *("end, start = os.pipe()", "os.set_blocking(start, False)", "signal.set_wakeup_fd(start)"),
+        *("dog.start()", "os.close(start)", "os.kill(os.getpid(), signal.SIGTERM)"),
+        *("await dog.woken.wait()", "print(os.read(end, 9) == bytes([signal.SIGTERM]))"),
     ) as child:
-        assert child.end() == ("True", 0)
+        output, exit_code = child.end()
+    assert (output.splitlines()[-1], exit_code) == ("True", 0)
 
 
 def test_the_signals_of_a_forked_child_are_not_taken_for_ones_own() -> None:
@@ -61,3 +63,13 @@ def test_the_signals_of_a_forked_child_are_not_taken_for_ones_own() -> None:
         "print(os.waitpid(pid, 0)[1])",
     ) as child:
         assert child.end() == ("0", 0)
+
+
+@pytest.mark.parametrize("drain_seconds", [0, 1, 25])
+def test_the_bounds_of_closing_end_before_the_watchdog_does(drain_seconds: float) -> None:
+    """Each step takes all of its time; the source stops beside the drain and the cancelling."""
+    c = consumer
+    cancelling = max(drain_seconds, c.IDLE_SECONDS) + c.CANCEL_SECONDS + c.REQUEUE_SECONDS
+    total = max(c.STOP_SOURCE_SECONDS, cancelling) + c.CLOSE_SOURCE_SECONDS
+    total += c.CLOSE_LIFESPAN_SECONDS + probes.CLOSE_SECONDS
+    assert total + watchdog._POLL_SECONDS <= drain_seconds + watchdog.CLOSE_SECONDS

@@ -9,7 +9,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -27,8 +27,11 @@ log = structlog.get_logger()
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 """Between two attempts to reach a broker during an outage."""
-FAILED_MOVE_SECONDS = 1.0
-"""A message that could not be published again is requeued after this pause: the broker delivers it at once."""
+FIRST_PUT_OFF_SECONDS = 1.0
+LONGEST_PUT_OFF_SECONDS = 60.0
+"""Until a retry or a dead letter that could not be stored is tried again."""
+MISSING = "does not exist"
+"""What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +70,18 @@ class Connected(ABC):
 
     @abstractmethod
     async def __aenter__(self) -> Self:
-        """Connect once. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
+        """Connect once; creates nothing. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
 
     @abstractmethod
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
+    async def declare(self) -> None:
+        """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
+
     @abstractmethod
     async def describe(self) -> dict[str, int | str]:
-        """The topology and its counts, for `check`: name to number or text. Raises as `__aenter__`."""
+        """The topology and its counts, for `check`: name to number, text or `MISSING`. Raises as `__aenter__`."""
 
 
 class Publisher(Connected):
@@ -107,11 +113,12 @@ class DeadLetters(Connected):
 class Source(Connected):
     """One queue to consume, and an iterator that many workers share. Used once.
 
-    Life: ``async with source`` connects and declares the topology; `start` asks for deliveries; `stop`
+    Life: ``async with source`` connects; `declare` makes the topology; `start` asks for deliveries; `stop`
     ends them and requeues the messages that no worker took; leaving the context flushes settlements and closes.
 
     Each delivery is settled once, by `ack`, `retry`, `reject` or `requeue`, which also updates the buffer. When the
     broker has taken the delivery back, settling logs ``settlement_lost`` and returns: the broker delivers it again.
+    A retry or a dead letter that cannot be stored is put off: see `_put_off`.
     """
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -122,6 +129,12 @@ class Source(Connected):
         self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
         self.unacked: set[Message] = set()
         """Delivered to this process, and not settled yet."""
+        self.in_flight: Collection[Message] = ()
+        """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
+        self.unstorable = ""
+        """Why retries or dead letters cannot be stored, while messages are put off for it; else empty."""
+        self._put_offs: dict[Message, asyncio.TimerHandle | asyncio.Task[None]] = {}
+        self._put_off_counts: dict[Message, int] = {}
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
         self.stopped = False
@@ -161,7 +174,10 @@ class Source(Connected):
             return
         self.stopped = True
         await self._stop_fetching()
-        for message in self.buffer.take_all():
+        put_off = [
+            m for m, again in self._put_offs.items() if isinstance(again, asyncio.TimerHandle)
+        ]
+        for message in [*self.buffer.take_all(), *put_off]:
             if self._lost_because(message):
                 self._release(message)
             else:
@@ -183,9 +199,24 @@ class Source(Connected):
             self.buffer.put(message)
         return not self.stopped
 
+    def _still_in_flight(self, message: Message) -> Message | None:
+        """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
+        for known in self.in_flight:
+            if (
+                known.id == message.id
+                and known.body == message.body
+                and (known not in self.unacked or self._lost_because(known))
+            ):
+                known.receipt = message.receipt
+                self.unacked.add(known)
+                return known
+        return None
+
     def _release(self, message: Message) -> None:
         """The message is settled, or the broker has taken it back. May be called again for the same message."""
         self.unacked.discard(message)
+        if self._put_off_counts:
+            self._forget_put_off(message)
 
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
@@ -210,16 +241,27 @@ class Source(Connected):
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
         if self._holds(message, "retry"):
-            await self._retry(message, delay_seconds, reason)
-            self._release(message)
+            try:
+                await self._retry(message, delay_seconds, reason)
+            except BrokerError as error:
+                await self._put_off(message, "retry", error, reason, delay_seconds)
+            else:
+                self._release(message)
         self.buffer.settled(message)
 
     async def reject(self, message: Message, reason: str) -> None:
         """Make the message a dead letter."""
         if self._holds(message, "reject"):
-            await self._reject(message, reason)
-            self._release(message)
+            await self._store_dead_letter(message, reason)
         self.buffer.settled(message)
+
+    async def _store_dead_letter(self, message: Message, reason: str) -> None:
+        try:
+            await self._reject(message, reason)
+        except BrokerError as error:
+            await self._put_off(message, "reject", error, reason)
+        else:
+            self._release(message)
 
     async def requeue(self, message: Message) -> None:
         """Requeue the message unhandled: ready for other consumers at once, with the same ``attempt``."""
@@ -263,22 +305,57 @@ class Source(Connected):
     ) -> None:
         """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
-        A crash in between makes a duplicate, never a loss. If the copy cannot be published, the message is requeued.
+        A crash in between makes a duplicate, never a loss. Raises as the publishing does.
         ``settle`` is used in place of the ack.
         """
-        try:
-            await publishing
-        except BrokerError as error:
-            log_settlement_lost(message, settlement, error)
-            await asyncio.sleep(FAILED_MOVE_SECONDS)
+        await publishing
+        # If it was requeued, that happened meanwhile, at the deadline.
+        requeued = message not in self.unacked and not self._lost_because(message)
+        if not requeued and self._holds(message, settlement):
+            self._release(message)
+            await (settle or self._ack)(message)
+
+    async def _put_off(
+        self,
+        message: Message,
+        settlement: str,
+        error: BrokerError,
+        reason: str,
+        delay_seconds: float = 0.0,
+    ) -> None:
+        """The broker did not store a retry or a dead letter of this message: keep it, and try again later.
+
+        It stays unacked, no worker waits for it, and no other message suffers. A retry happens in this process, with
+        ``attempt`` one higher; a dead letter is written again. Shutdown requeues the message.
+        """
+        log_settlement_lost(message, settlement, error)
+        if self.stopped:
             if message in self.unacked and not self._lost_because(message):
                 await self.requeue(message)
+            return
+        self.unstorable = f"a message could not be stored ({settlement}): {error}"
+        count = self._put_off_counts[message] = self._put_off_counts.get(message, 0) + 1
+        pause = backoff_seconds(count, FIRST_PUT_OFF_SECONDS, LONGEST_PUT_OFF_SECONDS)
+        self._put_offs[message] = asyncio.get_running_loop().call_later(
+            max(pause, delay_seconds), self._try_again, message, settlement, reason
+        )
+
+    def _try_again(self, message: Message, settlement: str, reason: str) -> None:
+        if self._lost_because(message) or message not in self.unacked:
+            self._release(message)
+        elif settlement == "retry":
+            del self._put_offs[message]
+            message.attempt += 1
+            self.buffer.put(message)
         else:
-            # If it was requeued, that happened meanwhile, at the deadline.
-            requeued = message not in self.unacked and not self._lost_because(message)
-            if not requeued and self._holds(message, settlement):
-                self._release(message)
-                await (settle or self._ack)(message)
+            self._put_offs[message] = asyncio.create_task(self._store_dead_letter(message, reason))
+
+    def _forget_put_off(self, message: Message) -> None:
+        self._put_off_counts.pop(message, None)
+        if isinstance(again := self._put_offs.pop(message, None), asyncio.TimerHandle):
+            again.cancel()
+        if not self._put_off_counts:
+            self.unstorable = ""
 
 
 class Broker(Source, Publisher, DeadLetters):
