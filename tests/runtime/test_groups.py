@@ -62,7 +62,7 @@ async def test_a_failure_replay_or_purge_in_one_group_is_seen_by_no_other(
             Group(await stack.enter_async_context(connect(group=name)), fails=fails)
             for name, fails in zip(names, failing, strict=True)
         ]
-        first, *others = groups
+        first = groups[0]
 
         async def seen() -> list[tuple[list[int], int]]:
             return [await group.seen() for group in groups]

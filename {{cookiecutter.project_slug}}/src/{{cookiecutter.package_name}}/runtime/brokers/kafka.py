@@ -24,6 +24,7 @@ import logging
 import math
 import re
 import time
+from asyncio import TimerHandle
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -61,21 +62,23 @@ from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 from aiokafka.record.util import decode_varint
 
 from ..cancellation import cancellable_sleep
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
     REASON,
+    SHORTENED,
     decode_json_values,
+    fit_dead_letter,
     make_dead_letter,
     make_message,
     seconds_of,
     text_of,
 )
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
 
 CONNECT_SECONDS = 10.0
@@ -118,7 +121,6 @@ LOG_APPEND_TIME = 1
 GZIP = 1
 MOST_DELAY_SECONDS = 366 * 86_400
 """A later due time is not one of ours."""
-MISSING = "does not exist"
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 OPTIONS = (
     *("sasl_mechanism", *TLS_OPTIONS, "partitions", "replication_factor"),
@@ -135,7 +137,6 @@ JSON_HEADERS = "x-consumer-json-headers"
 """Header: the names of those whose values were not text, and are JSON."""
 DUE_AT = "x-consumer-due-at"
 """Header: when a retry is due, in Unix seconds."""
-SHORTENED = "x-consumer-shortened"
 HISTORY = (ATTEMPTS, DUE_AT, REASON, DEAD_LETTERED_AT)
 """Headers that a replayed message loses."""
 
@@ -156,13 +157,16 @@ class _TooLarge(BrokerRefused):
 RULES = (
     Rule(
         (kafka_errors.SaslAuthenticationFailed, kafka_errors.AuthenticationFailedError),
-        BrokerRefused,
+        BrokerDenied,
         "the user name or the password was refused",
     ),
     Rule(
+        (*MAY_NOT_CREATE, kafka_errors.GroupAuthorizationFailedError),
+        BrokerDenied,
+        "this user lacks a right: {error}",
+    ),
+    Rule(
         (
-            *MAY_NOT_CREATE,
-            kafka_errors.GroupAuthorizationFailedError,
             kafka_errors.InvalidGroupIdError,
             kafka_errors.InvalidSessionTimeoutError,
             kafka_errors.InvalidTopicError,
@@ -279,12 +283,17 @@ def _replayed(record: Any) -> Record:
 
 
 def _shortened(letter: Record, most_bytes: int) -> Record:
-    """Without the headers of other programs, and with as much of the body as fits."""
     key, value, headers = letter
-    ours = [(name, v) for name, v in headers if name.startswith("x-consumer-")]
-    ours.append((SHORTENED, b"%d" % len(value or b"")))
-    room = most_bytes - DefaultRecordBatchBuilder.estimate_size_in_bytes(key, b"", ours)
-    return key, (value or b"")[: max(0, room)], ours
+
+    def encoded(headers: dict[str, Any]) -> list[tuple[str, bytes | None]]:
+        return [(n, b"%d" % v if n == SHORTENED else v) for n, v in headers.items()]
+
+    def fits(body: bytes, headers: dict[str, Any]) -> bool:
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, body, encoded(headers))
+        return size <= most_bytes
+
+    body, kept = fit_dead_letter(value or b"", dict(headers), fits)
+    return key, body, encoded(kept)
 
 
 def _message(record: Any, partition: _Partition | None = None) -> Message:
@@ -536,6 +545,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         """Set when a message was settled or dropped, so there may be room for another."""
         self._closing = asyncio.Event()
         self._fetcher: asyncio.Task[None] | None = None
+        self._revoked_in_flight: set[tuple[str, int, int]] = set()
+        """Topic, partition and offset of the messages that were in flight when their partition was revoked."""
         self._postponing: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_answer_at = 0.0
@@ -555,7 +566,6 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         try:
             async with self._requests.bounded(CONNECT_SECONDS):
                 await _start(self._producer)
-            await self.declare()  # until commands call it
         except BaseException:
             await self._close_producer(0.5)
             raise
@@ -648,8 +658,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         for name, error in refused.items():
             if isinstance(error, MAY_NOT_CREATE):
                 msg = f"the topic {name!r} does not exist, and this user may not create it: {error}"
-            else:
-                msg = f"the topic {name!r} cannot be created: {error}"
+                raise BrokerDenied(msg) from error
+            msg = f"the topic {name!r} cannot be created: {error}"
             raise BrokerRefused(msg) from error
         for topic in topics:  # a new one is known to all brokers a little later
             async with self._requests.bounded():
@@ -857,6 +867,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 partition.position = record.offset + 1
                 if due_at > time.time() and not self.stopped:
                     self._postpone(message)
+                elif self._is_repeated(message):
+                    pass  # its handler settles this delivery
                 elif not self._deliver(message):
                     await self.requeue(message)
         if batch:
@@ -864,6 +876,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         else:
             self._skip_what_is_no_message(consumer)
             self._check_answers(consumer)
+
+    def _is_repeated(self, message: Message) -> bool:
+        """Whether a handler still works on it, since before its partition was revoked from this process."""
+        _, record = message.receipt
+        if (at := (record.topic, record.partition, record.offset)) not in self._revoked_in_flight:
+            return False
+        self._revoked_in_flight.discard(at)
+        return self._still_in_flight(message) is not None
 
     def _partition(self, topic_partition: TopicPartition) -> _Partition:
         partition = self._partitions.get(topic_partition)
@@ -902,11 +922,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         for topic_partition in consumer.assignment() - consumer.paused():
             state = consumer._subscription.subscription.assignment.state_value(topic_partition)
             partition = self._partition(topic_partition)
-            if state.has_valid_position and partition.position < state.position:
-                if not partition.requeued:
-                    partition.position = state.position
-                    self._to_commit.add(partition)
-                    self._commit_wanted.set()
+            ahead = state.has_valid_position and partition.position < state.position
+            if ahead and not partition.requeued:
+                partition.position = state.position
+                self._to_commit.add(partition)
+                self._commit_wanted.set()
 
     def _due_at(self, record: Any) -> float:
         due_at = seconds_of(next((v for name, v in record.headers if name == DUE_AT), None))
@@ -933,7 +953,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         task.add_done_callback(self._postponing.discard)
 
     async def _move_to_end(self, message: Message) -> None:
-        partition, record = message.receipt
+        _, record = message.receipt
         same = (record.key, record.value, list(record.headers))
         while message in self.unacked:
             try:
@@ -987,9 +1007,10 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Drop messages that no worker took, wait for those in flight, and commit."""
-        dropped = self.buffer.take_all()
-        self.unacked.difference_update(dropped)
+        put_off = [m for m, again in self._put_offs.items() if isinstance(again, TimerHandle)]
+        dropped = [*self.buffer.take_all(), *put_off]
         for message in dropped:
+            self._release(message)
             partition, record = message.receipt
             partition.requeue(record.offset)
         with suppress(TimeoutError):
@@ -1015,6 +1036,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._partitions.clear()
         self._to_commit.clear()
         self.buffer.take_all()
+        records = (message.receipt[1] for message in self.in_flight)
+        self._revoked_in_flight = {(r.topic, r.partition, r.offset) for r in records}
         self.unacked.clear()
         self._settled.set()
 
@@ -1191,7 +1214,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def purge_dead_letters(self) -> AsyncIterator[int]:
         async with self._dead_letter_reader() as reader:
             count = sum((await self._count(reader)).values())
-            await self._delete_dead_letters(reader, await self._ends(reader))
+            if ends := await self._ends(reader):
+                await self._delete_dead_letters(reader, ends)
         yield count
 
     async def _delete_dead_letters(
