@@ -163,7 +163,7 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite)
     what = "with the oldest dependencies"
     suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
     files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
-    files.append("tests/runtime/test_connecting.py")
+    files += ["tests/runtime/test_connecting.py", "tests/runtime/test_unresponsive.py"]
     suite.in_place(environment, f"{what}, on every broker", *files)
 
 

@@ -204,6 +204,7 @@ class Queue:
         while not sent:
             try:
                 async with make_source(self.settings) as source:
+                    await source.declare()
                     sent = True
                     await source.publish(messages)
                     self.published |= good

@@ -59,8 +59,9 @@ from .delivery import (
     make_message,
     text_of,
 )
+from .put_off import backoff_seconds
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, backoff_seconds, log_settlement_lost
+from .source import Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import BrokerUrl
 
 log = structlog.get_logger()
