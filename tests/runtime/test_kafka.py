@@ -56,7 +56,7 @@ from runtime.brokers import (
     kafka,
     make_source,
 )
-from runtime.brokers.delivery import ATTEMPTS
+from runtime.brokers.delivery import ATTEMPTS, SHORTENED
 from runtime.brokers.kafka import (
     KEY,
     KafkaBroker,
@@ -935,7 +935,7 @@ class TestLimits:
                         kept = dict(record.headers)
                         if kept[kafka.ID] in (b"large", b"headers"):
                             whole = len(body if kept[kafka.ID] == b"large" else small)
-                            assert kept[kafka.SHORTENED] == b"%d" % whole
+                            assert kept[SHORTENED] == b"%d" % whole
                             assert "foreign" not in kept
 
     async def test_a_retry_that_is_too_large_is_put_off_and_its_neighbors_are_retried(

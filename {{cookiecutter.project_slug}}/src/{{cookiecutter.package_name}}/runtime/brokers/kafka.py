@@ -401,7 +401,8 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]
     def send(self, request: Any, expect_response: bool = True) -> Any:
         if isinstance(request, MetadataRequest):
             request._allow_auto_topic_creation = False
-        return super().send(request, expect_response)
+        answer: Any = super().send(request, expect_response)
+        return answer
 
 
 class _Client(AIOKafkaClient):  # type: ignore[misc]
