@@ -35,7 +35,7 @@ from runtime.brokers import redis as module
 from runtime.brokers.redis import ONE_CRASH, RedisBroker
 from runtime.brokers.requests import Requests
 from runtime.brokers.source import MISSING
-from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -737,6 +737,8 @@ RIGHTS = shlex.split("""
     +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore +zremrangebyscore +unlink
 """)
 """As in the documentation."""
+UNNOTICED = ["+info", "+ping", "+client|id", "+client|unblock", "+xrevrange", "+unlink"]
+"""Harmless, or of no use to a consumer that is busy."""
 
 
 class TestCredentials:
@@ -776,12 +778,53 @@ class TestCredentials:
             await source.stop()
         assert {event["event"] for event in events} == {"connected"}
 
-    async def test_a_missing_right_is_one_sentence(
+    async def test_keys_that_the_user_has_no_right_to_are_one_sentence(
         self, connect: Connect, user: Callable[..., str]
     ) -> None:
-        with pytest.raises(BrokerRefused, match="the server refused: this user has no permissions"):
+        with pytest.raises(BrokerDenied, match="no permissions to access one of the keys"):
             async with connect(broker_url=user("~others", *RIGHTS)):
                 pass
+
+    async def test_a_wrong_password_is_one_sentence(
+        self, connect: Connect, user: Callable[..., str], node: PrivateServer
+    ) -> None:
+        user()
+        with pytest.raises(BrokerDenied, match="refused the user name or the password"):
+            async with connect(broker_url=url_for(node, (ODD_USER[0], "another"))):
+                pass
+
+    @pytest.mark.parametrize("right", [right for right in RIGHTS if right not in UNNOTICED])
+    async def test_a_missing_right_is_named_and_no_message_is_lost(
+        self,
+        connect: Connect,
+        user: Callable[..., str],
+        node: PrivateServer,
+        queue: str,
+        right: str,
+        events: list[Event],
+    ) -> None:
+        async with connect(prefetch=0, broker_url=node.url) as publisher:
+            await publish(publisher, 3)
+        url = with_lease(user(f"~{queue}*", *[one for one in RIGHTS if one != right]), 0.3)
+        name = right[1:].partition("|")[0]
+        reasons: list[str] = []
+        try:
+            async with connect(prefetch=3, broker_url=url) as source:
+                await source.describe()
+                await publish(source, 0 if right == "+xadd" else 1)
+                done, later, bad = await take(source, 3)
+                if right in ("+xack", "+xdel"):
+                    await source.ack(done)
+                await source.retry(later, 0, "now")
+                await source.reject(bad, "bad")
+                async with asyncio.timeout(1):
+                    await take(source, 9)
+        except TimeoutError:
+            reasons = [event["reason"] for event in find(events, "settlement_lost")]
+        except (BrokerDenied, SourceFailed) as denied:
+            reasons = [str(denied)]
+        assert any(name in reason.lower() for reason in reasons), (reasons, events)
+        assert sum(node.counts(queue).__dict__.values()) >= 3
 
     @pytest.mark.parametrize(
         "url",

@@ -40,6 +40,7 @@ from redis.exceptions import (
     ClusterDownError,
     DataError,
     MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -47,7 +48,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
@@ -111,18 +112,26 @@ OPTIONS = (
 # The group counts the deliveries of each pending entry. The scripts keep that count as one of their own: the attempt,
 # and in its upper bits how many consumers died with the entry in flight.
 ONE_CRASH = 2**20  # more than CONSUMER_MAX_ATTEMPTS can be
-COMMON = f"""
+CALL = """
+local function call(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then error(answer.err .. ' (' .. (...) .. ')', 0) end
+    return answer
+end
+"""
+"""As ``redis.call``; its error names the command, for a user who has not the right to run it."""
+COMMON = f"""{CALL}
 local stream, delayed, consumers, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me = ARGV[1], ARGV[2]
-local time = redis.call('TIME')
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function deliveries(owner, id)
-    local pending = redis.call('XPENDING', stream, group, id, id, 1, owner)[1]
+    local pending = call('XPENDING', stream, group, id, id, 1, owner)[1]
     return pending and pending[4]
 end
 local gone = {{}} -- entries that were deleted from the stream while no process had them in flight
 local function move(id, owner, count)
-    local moved = redis.call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+    local moved = call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
     if #moved == 0 then gone[#gone + 1] = id end -- Redis 6 moves it, and TAKE finds out
 end
 local function rest(first)
@@ -131,7 +140,7 @@ local function rest(first)
     return values
 end
 local function exists(id)
-    return #redis.call('XRANGE', stream, id, id) > 0
+    return #call('XRANGE', stream, id, id) > 0
 end
 local function named(pairs)
     local map = {{}}
@@ -139,13 +148,13 @@ local function named(pairs)
     return map
 end
 local function own_group()
-    for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    for _, info in ipairs(call('XINFO', 'GROUPS', stream)) do
         if info[2] == group then return named(info) end
     end
 end
 local function drop(id)
-    redis.call('XACK', stream, group, id)
-    redis.call('XDEL', stream, id)
+    call('XACK', stream, group, id)
+    call('XDEL', stream, id)
 end
 -- With an id at least; of an entry with too many fields, the last of those that a consumer reads.
 local function add(key, fields, id)
@@ -157,10 +166,10 @@ local function add(key, fields, id)
         end
     end
     if (last['id'] or '') == '' then entry[#entry + 1] = 'id' entry[#entry + 1] = id end
-    redis.call('XADD', key, '*', unpack(entry))
+    call('XADD', key, '*', unpack(entry))
 end
 local function reject(id, reason, attempts, fields)
-    local entry = redis.call('XRANGE', stream, id, id)[1]
+    local entry = call('XRANGE', stream, id, id)[1]
     if entry then fields = entry[2] end
     if fields then
         if #fields > {MOST_VALUES} then
@@ -179,7 +188,7 @@ end
 TAKE = f"""{COMMON}
 local room, taken = tonumber(ARGV[3]), {{}}
 local function take(id, count)
-    local entry = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
+    local entry = call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
     if entry then
         taken[#taken + 1] = {{entry[1], entry[2], count % {ONE_CRASH}}}
     else
@@ -187,16 +196,16 @@ local function take(id, count)
         gone[#gone + 1] = id
     end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
-    redis.call('ZREM', delayed, id)
+for _, id in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
+    call('ZREM', delayed, id)
     local count = deliveries('{DELAYED}', id)
     if count then take(id, count) end
 end
 if room > #taken then
-    local pending = redis.call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
+    local pending = call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
     for _, row in ipairs(pending) do take(row[1], row[4]) end
 end
-local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local due = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 return {{taken, due and math.max(0, due - now) or -1, gone}}
 """
 # Renews the lease, and returns the ids of our entries. With sweep, also requeues the entries of dead consumers; and
@@ -205,22 +214,25 @@ RENEW = f"""{COMMON}
 local lease, sweep, most = ARGV[3], ARGV[4], ARGV[5]
 -- A server without free memory refuses this. Then no consumer counts as dead.
 local renewed = redis.pcall('ZADD', consumers, now + lease, me)
-if type(renewed) == 'table' then sweep = '0' end
+if type(renewed) == 'table' then
+    if not renewed.err:find('OOM', 1, true) then error(renewed.err .. ' (ZADD)', 0) end
+    sweep = '0'
+end
 local mine = {{}}
-for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', most, me)) do
+for _, row in ipairs(call('XPENDING', stream, group, '-', '+', most, me)) do
     mine[#mine + 1] = row[1]
 end
 if sweep == '0' then return {{mine}} end
 local more = 0
-redis.call('ZREMRANGEBYSCORE', consumers, '-inf', now - 10 * lease)
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+call('ZREMRANGEBYSCORE', consumers, '-inf', now - 10 * lease)
+for _, info in ipairs(call('XINFO', 'CONSUMERS', stream, group)) do
     local name, lives_until = info[2], nil
     if name ~= '{REQUEUED}' and name ~= '{DELAYED}' then
-        lives_until = redis.call('ZSCORE', consumers, name)
+        lives_until = call('ZSCORE', consumers, name)
         if not lives_until then lives_until = now + lease - info[6] end
     end
     if lives_until and tonumber(lives_until) <= now then
-        local pending = redis.call('XPENDING', stream, group, '-', '+', {AT_ONCE}, name)
+        local pending = call('XPENDING', stream, group, '-', '+', {AT_ONCE}, name)
         for _, row in ipairs(pending) do
             local count = row[4] + {ONE_CRASH}
             if count >= {CRASH_LIMIT} * {ONE_CRASH} then
@@ -230,8 +242,8 @@ for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
             end
         end
         if #pending < {AT_ONCE} then
-            redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
-            redis.call('ZREM', consumers, name)
+            call('XGROUP', 'DELCONSUMER', stream, group, name)
+            call('ZREM', consumers, name)
         else
             more = 1
         end
@@ -242,23 +254,23 @@ end
 -- or also what another program left there: then the oldest entries are still there, and none was trimmed.
 local trimmed, info = false, own_group()
 if info['entries-read'] then
-    local about, last = named(redis.call('XINFO', 'STREAM', stream)), info['last-delivered-id']
+    local about, last = named(call('XINFO', 'STREAM', stream)), info['last-delivered-id']
     local unread = about['entries-added'] - info['entries-read']
     if unread > about['length'] - info['pending'] then
-        local read = #redis.call('XRANGE', stream, '-', last, 'COUNT', info['pending'] + 1)
+        local read = #call('XRANGE', stream, '-', last, 'COUNT', info['pending'] + 1)
         local count = unread - (about['length'] - read)
         if read <= info['pending'] and count > 0 then
             trimmed = {{count, about['recorded-first-entry-id']}}
-            redis.call('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', info['entries-read'] + count)
+            call('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', info['entries-read'] + count)
         end
     end
 end
 return {{mine, more, gone, trimmed}}
 """
 # Also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
-ACK = """
-redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
-return redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
+ACK = f"""{CALL}
+call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+return call('XDEL', KEYS[1], unpack(ARGV, 3))
 """
 # Returns the ids of entries that were trimmed, or deleted, while they were in flight; RETRY and REJECT return 2 then.
 REQUEUE = f"""{COMMON}
@@ -279,7 +291,7 @@ local count = deliveries(me, id)
 if not count then return 0 end
 if not exists(id) then return 2 end
 move(id, '{DELAYED}', count + 1)
-redis.call('ZADD', delayed, now + delay, id)
+call('ZADD', delayed, now + delay, id)
 return 1
 """
 # With the fields that the process holds, if the entry was trimmed.
@@ -313,45 +325,45 @@ DELAY = f"""{COMMON}
 local id, count, due = ARGV[3], ARGV[4], ARGV[5]
 if deliveries(me, id) then
     move(id, '{DELAYED}', count)
-    redis.call('ZADD', delayed, due, id)
+    call('ZADD', delayed, due, id)
 end
 return 1
 """
 LEAVE = f"""{COMMON}
 local left = 0
 repeat
-    local pending = redis.call('XPENDING', stream, group, '-', '+', {AT_ONCE}, me)
+    local pending = call('XPENDING', stream, group, '-', '+', {AT_ONCE}, me)
     for _, row in ipairs(pending) do move(row[1], '{REQUEUED}', row[4]) end
     left = #pending
 until left == 0
-redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
-redis.call('ZREM', consumers, me)
+call('XGROUP', 'DELCONSUMER', stream, group, me)
+call('ZREM', consumers, me)
 return 1
 """
 COUNT = f"""{COMMON}
-local pending, requeued, waiting = 0, 0, redis.call('ZCARD', delayed)
-local late = redis.call('ZCOUNT', delayed, '-inf', now)
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+local pending, requeued, waiting = 0, 0, call('ZCARD', delayed)
+local late = call('ZCOUNT', delayed, '-inf', now)
+for _, info in ipairs(call('XINFO', 'CONSUMERS', stream, group)) do
     pending = pending + info[4]
     if info[2] == '{REQUEUED}' then requeued = info[4] end
 end
 -- What the group has not read yet: entries that another program acknowledged may be left in the stream. Redis knows
 -- the lag if no later entry was deleted; Redis 6 never does.
-local length, info = redis.call('XLEN', stream), own_group()
+local length, info = call('XLEN', stream), own_group()
 local unread = info['lag']
 if not unread and info['entries-read'] then
-    unread = named(redis.call('XINFO', 'STREAM', stream))['entries-added'] - info['entries-read']
+    unread = named(call('XINFO', 'STREAM', stream))['entries-added'] - info['entries-read']
 end
 unread = math.max(0, math.min(unread or length - pending, length))
 return {{
     unread + requeued + late, waiting - late,
-    pending - requeued - waiting, redis.call('XLEN', dead),
-    redis.call('ZCOUNT', consumers, '(' .. now, '+inf')
+    pending - requeued - waiting, call('XLEN', dead),
+    call('ZCOUNT', consumers, '(' .. now, '+inf')
 }}
 """
 # Moves the oldest dead letters up to this id; returns how many.
 REPLAY = f"""{COMMON}
-local letters = redis.call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
+local letters = call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
 for _, letter in ipairs(letters) do
     local fields = {{}}
     for at = 1, #letter[2], 2 do
@@ -362,13 +374,13 @@ for _, letter in ipairs(letters) do
         end
     end
     add(stream, fields, letter[1])
-    redis.call('XDEL', dead, letter[1])
+    call('XDEL', dead, letter[1])
 end
 return #letters
 """
 PURGE = f"""{COMMON}
-local count = redis.call('XLEN', dead)
-redis.call('UNLINK', dead)
+local count = call('XLEN', dead)
+call('UNLINK', dead)
 return count
 """
 
@@ -377,9 +389,11 @@ SCRIPT_OF = {"ack": ACK, "requeue": REQUEUE, "retry": RETRY, "reject": REJECT}
 RULES = (
     Rule(
         AuthenticationError,
-        BrokerRefused,
+        BrokerDenied,
         "the server refused the user name or the password, or requires one",
     ),
+    Rule(NoPermissionError, BrokerDenied, "{error}"),
+    Rule(ResponseError, BrokerDenied, "{error}", "user executing the script"),
     Rule(
         MovedError,
         BrokerRefused,
@@ -623,10 +637,10 @@ class RedisBroker(Broker):
         finally:
             self._entered = self.connectivity.up = False
             tasks = {task for task in (self._fetcher, self._writer) if task is not None}
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=0.5)
+            while tasks:
+                for task in tasks:
+                    task.cancel()  # again, if a request that had just ended lost the first
+                _, tasks = await asyncio.wait(tasks, timeout=0.2)
             await self._commands.cut()
             for settlement in self._unwritten.values():
                 log_settlement_lost(settlement.message, settlement.verb, "the connection was lost")
@@ -938,19 +952,32 @@ class RedisBroker(Broker):
         written: list[tuple[list[Settlement], Any]] = []
         answers = await self._commands.try_all(*(command for _, command in steps)) if steps else []
         for (settlements, _), answer in zip(steps, answers, strict=True):
-            reason: object = ""
             if isinstance(answer, RedisError):
-                reason = self._requests.translated(answer)
-                if isinstance(reason, BrokerUnavailable):
+                error = self._requests.translated(answer)
+                if isinstance(error, BrokerUnavailable):
                     await self._commands.cut()  # another connection may lead to another server
-                    raise reason
+                    raise error
+                for one in settlements:
+                    await self._on_refused(one, error)
             elif answer == 0 and settlements[0].verb in ("retry", "reject"):
-                reason = "its lease had expired"
+                log_settlement_lost(
+                    settlements[0].message, settlements[0].verb, "its lease had expired"
+                )
             else:
                 written.append((settlements, answer))
-            for one in settlements if reason else ():
-                log_settlement_lost(one.message, one.verb, reason)
         return written
+
+    async def _on_refused(self, settlement: Settlement, error: BrokerError) -> None:
+        verb, message, arguments = settlement
+        if verb in ("ack", "requeue"):
+            log_settlement_lost(message, verb, error)
+            return
+        self.unacked.add(message)
+        self._by_id[message.receipt] = message
+        if verb == "retry":
+            await self._put_off(message, verb, error, "", arguments[0] / 1000)
+        else:
+            await self._put_off(message, verb, error, arguments[0])
 
     def _restoring(self, settlement: Settlement) -> Command:
         """Write the message from what this process holds: its entry was trimmed while it was in flight."""
