@@ -559,14 +559,14 @@ class TestMessages:
                 (one, 2) for one in [*small, id]
             )
             [large] = [message for message in again if message.id == id]
-            assert "could not be stored" in source.unstorable
+            assert "could not be stored" in source.put_offs.reason
             await source.retry(large, 0, "not now")  # and so on
             (large,) = await take(source, 1)
             assert large.attempt == 3
             await asyncio.sleep(1.2)  # it is still ours
             for message in again:
                 await source.ack(message)
-            assert not source.unstorable
+            assert not source.put_offs.reason
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         lost = find(events, "settlement_lost")
         assert [event["id"] for event in lost] == [id, id]
@@ -647,12 +647,12 @@ class TestMessages:
             await source.ack(retried)
             await asyncio.sleep(1.2)  # its visibility is extended
             assert source.connected
-            assert "AccessDenied" in source.unstorable
+            assert "AccessDenied" in source.put_offs.reason
             source._client.meta.events.unregister(
                 "before-call.sqs.SendMessageBatch", unique_id="deny"
             )
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
-            assert not source.unstorable
+            assert not source.put_offs.reason
             [letter] = [letter async for letter in source.dead_letters(9)]
             assert (letter.id, letter.reason) == (bad.id, "bad")
         assert {event["id"] for event in find(events, "settlement_lost")} <= {bad.id, retried.id}
