@@ -561,6 +561,20 @@ class TestMoving:
             await source.ack(message)
         assert seen == [priority] * 3
 
+    async def test_a_replayed_dead_letter_comes_before_what_is_published_after_it(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """On RabbitMQ 4.3 only if its priority is as absent as theirs."""
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (dead,) = await take(source, 1)
+            await source.reject(dead, "bad")
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            early = await publish(source, 10)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            late = await publish(source, 10)
+            assert await ack_all(source, 21) == [*early, dead.id, *late]
+
     @pytest.mark.parametrize(
         "attempts", ["many", "2", -1, 2**40, 1.5, True, None, [1], {"a": 1}, datetime.now(UTC)]
     )
