@@ -867,7 +867,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 partition.position = record.offset + 1
                 if due_at > time.time() and not self.stopped:
                     self._postpone(message)
-                elif self._is_repeated(message):
+                elif self._revoked_in_flight and self._is_repeated(message):
                     pass  # its handler settles this delivery
                 elif not self._deliver(message):
                     await self.requeue(message)
