@@ -322,7 +322,9 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
-        assert "password was refused" in find(events, "reconnect_failed")[0]["reason"]
+        _, refused = find(events, "reconnecting")  # at warning, not again for each attempt
+        assert "password was refused: ACCESS_REFUSED" in refused["reason"]
+        assert source.outage_count == 1
 
     @pytest.mark.very_slow
     async def test_an_alarm_cannot_delay_the_shutdown(
