@@ -6,9 +6,10 @@ from typing import Any
 
 from harness.service import run, work
 from runtime.operate import cli
+from runtime.operate.console import Progress
 
 
-class ToldProgress(cli.Progress):
+class ToldProgress(Progress):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         print(json.dumps({"event": "begun"}), flush=True)
@@ -19,5 +20,5 @@ class ToldProgress(cli.Progress):
 
 
 if __name__ == "__main__":
-    cli.Progress = ToldProgress  # type: ignore[misc]
+    setattr(cli, "Progress", ToldProgress)  # noqa: B010
     sys.exit(run({"work": work}))
