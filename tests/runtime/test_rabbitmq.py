@@ -1046,7 +1046,7 @@ class TestRefusals:
             control("set_policy", "full", f"^{queue}.dead$", full)
             for message in await take(source, 10):
                 await source.reject(message, "bad")
-            assert "it has reached its limit" in source.put_offs.reason
+            assert "it is full" in source.put_offs.reason
             assert len(await ack_all(source, 2)) == 2  # others go on
             letters = await source.count_dead_letters()
             assert letters < 10
@@ -1058,6 +1058,30 @@ class TestRefusals:
             await eventually_counts(node, queue, Counts(0, 0, 10 - letters))
             assert source.put_offs.reason == ""
         assert find(events, "reconnecting") == []
+
+    async def test_a_replay_into_a_queue_that_gets_full_doubles_none(
+        self, connect: Connect, node: PrivateServer, queue: str
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with (
+            connect(prefetch=0, broker_url=node.url) as source,
+            open_channel(node.url) as channel,
+        ):
+            for number in range(300):
+                await publish_raw(channel, f"{queue}.dead", message_id=str(number))
+            limit = '{"max-length": 5, "overflow": "reject-publish"}'
+            control("set_policy", "small", f"^{queue}$", limit)
+            await publish(source, 5)
+            steps = [0]
+
+            async def replay() -> None:
+                async for moved in source.replay_dead_letters():
+                    steps.append(moved)
+
+            with pytest.raises(BrokerRefused, match="it is full"):
+                await replay()
+            control("clear_policy", "small")
+            await eventually_counts(node, queue, Counts(5 + steps[-1], 0, 300 - steps[-1]))
 
     async def test_a_missing_right_puts_off_with_the_reason_of_the_broker(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
@@ -1168,7 +1192,7 @@ class TestCredentials:
     ) -> None:
         url = urlsplit(broker.url)._replace(path="/no-such-vhost").geturl()
         with pytest.raises(
-            BrokerRefused, match=r"the virtual host was refused: NOT_ALLOWED - vhost .* not found"
+            BrokerRefused, match=r"no such virtual host: NOT_ALLOWED - vhost .* not found"
         ) as refused:
             await source_for(broker_url=url).__aenter__()
         assert "guest:" not in str(refused.value)
