@@ -598,6 +598,8 @@ class TestMoving:
         async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
             await publish_raw(channel, queue, message_id="id-1", expiration=0.05)
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [listed] = [letter async for letter in source.dead_letters(10)]
+            assert listed.reason == "dead-lettered by the broker: expired"
             letters = await channel.get_queue(f"{queue}.dead", ensure=False)
             letter = await letters.get()
             assert "x-death" in letter.headers
