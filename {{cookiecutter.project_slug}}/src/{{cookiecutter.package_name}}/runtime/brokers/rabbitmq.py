@@ -20,7 +20,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from itertools import count, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
@@ -567,9 +567,8 @@ class RabbitBroker(Broker):
         except (OSError, *FAILURES) as error:
             log.debug("close_failed", broker=self.connectivity.address, reason=str(error))
         finally:
-            await asyncio.gather(
-                self._client.close(), self._publisher.client.close(), return_exceptions=True
-            )
+            closing = (self._client.close(), self._publisher.client.close())
+            await asyncio.gather(*closing, return_exceptions=True)
 
     # -- topology
 
@@ -882,11 +881,8 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
 
 def _parse_url(text: str) -> tuple[BrokerUrl, str]:
     """The checked URL, and its text for aio-pika, which takes the first ``heartbeat`` of it. Raises BrokerRefused."""
-    url = BrokerUrl(
-        text,
-        like="amqp://user:password@host:5672/vhost",
-        options=["auth", "heartbeat", *TLS_OPTIONS],
-    )
+    options = ["auth", "heartbeat", *TLS_OPTIONS]
+    url = BrokerUrl(text, like="amqp://user:password@host:5672/vhost", options=options)
     if len(url.hosts) != 1:
         raise url.unreadable()
     heartbeat = url.whole_number("heartbeat", HEARTBEAT_SECONDS, at_least=0, at_most=65534)
@@ -897,10 +893,8 @@ def _parse_url(text: str) -> tuple[BrokerUrl, str]:
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     """The delays of the back-off, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
-    delays = takewhile(
-        lambda seconds: seconds < longest_seconds * 0.999,
-        (first_seconds * factor**k for k in count()),
-    )
+    delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
+    delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]
     return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*delays, longest_seconds]})
 
 
