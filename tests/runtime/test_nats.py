@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import nkeys  # type: ignore[import-untyped]
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from harness.contract import (
     Event,
@@ -40,7 +42,8 @@ from harness.servers.nats import NatsServer, PrivateNats, find_program, installe
 from harness.servers.proxy import Proxy
 from runtime.brokers import nats as broker_module
 from runtime.brokers.nats import NatsBroker
-from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.brokers.source import MISSING
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
 pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
@@ -199,6 +202,204 @@ class TestOutages:
             await source.stop()
         await all_settled(node, queue)
         await asyncio.to_thread(node.delete, queue)
+
+
+class TestDeletedTopology:
+    async def test_a_filtered_consumer_of_operations_is_waited_for(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"])
+
+            async def add_consumer() -> None:
+                await js.add_consumer(
+                    queue,
+                    durable_name=queue,
+                    ack_policy="explicit",
+                    filter_subject=f"{queue}.eu",
+                    deliver_policy="new",
+                )
+
+            await add_consumer()
+            await js.publish(f"{queue}.us", b"us")
+            async with connect(prefetch=2) as source:
+                await js.publish(f"{queue}.eu", b"1")
+                (message,) = await take(source, 1)
+                assert message.body == b"1"
+                await source.ack(message)
+                await js.delete_consumer(queue, queue)
+                await eventually_logged(events, "reconnecting", 2)
+                await asyncio.sleep(1)  # several attempts
+                assert not source.connected
+                with pytest.raises(NotFoundError):
+                    await js.consumer_info(queue, queue)
+                await add_consumer()
+                await js.publish(f"{queue}.eu", b"2")
+                await js.publish(f"{queue}.us", b"us")
+                (message,) = await take(source, 1)
+                assert message.body == b"2"
+                await source.ack(message)
+        reasons = [event["reason"] for event in find(events, "reconnecting")]
+        assert len(reasons) == 2
+        assert reasons[1] == (
+            f"the consumer {queue!r} of the stream {queue!r} was deleted: this service did not create it, and waits "
+            "until it exists again"
+        )
+
+    @pytest.mark.parametrize("which", ["", "_dead", "_attempts"])
+    async def test_a_stream_of_operations_is_waited_for(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event], which: str
+    ) -> None:
+        name = f"{queue}{which}"
+        async with manager(broker) as js:
+
+            async def add_stream() -> None:
+                await js.add_stream(name=name, subjects=[f"{name}.>"], max_msgs=1_000)
+
+            await add_stream()
+            url = broker.url if which else f"{broker.url}?subject={queue}.created"
+            async with connect(prefetch=2, broker_url=url) as source:
+                assert await publish(source, 1) == await ack_all(source, 1)
+                (bad,) = await publish(source, 1)
+                (message,) = await take(source, 1)
+                await js.delete_stream(name)
+                if which == "_dead":
+                    await source.reject(message, "bad")
+                elif which:
+                    await source.retry(message, 0.1, "not now")
+                await eventually_logged(events, "reconnecting", 2)
+                await asyncio.sleep(1)  # several attempts
+                assert not source.connected
+                with pytest.raises(NotFoundError):
+                    await js.stream_info(name)
+                await add_stream()
+                await eventually(True, lambda: asyncio.sleep(0, source.connected))
+                if which == "_dead":
+                    await eventually(1, source.count_dead_letters)
+                elif which:
+                    while (message := (await take(source, 1))[0]).id != bad:
+                        await source.ack(message)
+                    await source.ack(message)
+                assert await publish(source, 1) == await ack_all(source, 1)
+            assert (await js.stream_info(name)).config.max_msgs == 1_000
+        assert f"the stream {name!r} was deleted: this" in find(events, "reconnecting")[1]["reason"]
+
+    async def test_a_consumer_of_ours_continues_where_it_was(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        shorten: Callable[..., None],
+    ) -> None:
+        shorten(0.1, "FLOOR_SECONDS", "TICK_SECONDS")
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"])
+            url = f"{broker.url}?subject={queue}.a"
+            async with connect(prefetch=3, broker_url=url) as source:
+                await publish(source, 20)
+                handled = await ack_all(source, 20)
+                (new,) = await publish(source, 1)
+                (in_flight,) = await take(source, 1)
+                floor = f"the consumer {queue!r} of the stream {queue!r}"
+
+                async def known() -> int:
+                    return int(source._known[floor]["ack_floor"]["stream_seq"])
+
+                await eventually(20, known)
+                await js.delete_consumer(queue, queue)
+                await eventually_logged(events, "connected", 2)
+                published = await publish(source, 3)
+                await source.ack(in_flight)
+                assert await ack_all(source, 3) == published
+                await source.stop()
+                info = await js.consumer_info(queue, queue)
+                assert info.config.opt_start_seq == 21
+                await eventually(0, lambda: unsettled(js, queue))
+            assert in_flight.id == new
+            assert len(handled) == 20
+
+    async def test_the_ack_of_a_deleted_stream_settles_no_message_of_the_next_one(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=2) as source, manager(broker) as js:
+            await publish(source, 2)
+            await ack_all(source, 1)
+            (old,) = await take(source, 1)
+            await js.delete_stream(queue)
+            await eventually_logged(events, "connected", 2)
+            assert (await js.stream_info(queue)).config.retention == "workqueue"
+            published = await publish(source, 2)  # with the same sequences
+            await source.ack(old)
+            first, second = await take(source, 2)
+            await source.requeue(first)
+            await source.ack(second)
+            assert await ack_all(source, 1) == published[:1]
+        await all_settled(broker, queue)
+
+    async def test_what_operations_have_edited_is_created_again_with_the_edit(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=0), manager(broker) as js:
+            config = (await js.stream_info(queue)).config
+            await js.update_stream(config.evolve(max_msgs=77, subjects=[queue, f"{queue}.more"]))
+        async with connect(prefetch=1) as source, manager(broker) as js:
+            await js.delete_stream(queue)
+            await eventually_logged(events, "connected", 3)
+            config = (await js.stream_info(queue)).config
+            assert (config.max_msgs, config.subjects) == (77, [queue, f"{queue}.more"])
+            assert await publish(source, 1) == await ack_all(source, 1)
+
+    async def test_describing_and_listing_create_nothing(
+        self, source_for: Callable[..., NatsBroker], broker: Server, queue: str
+    ) -> None:
+        async with source_for() as source, manager(broker) as js:
+            described = await source.describe()
+            for name in (queue, f"{queue} group {queue}", f"{queue}_dead", f"{queue}_attempts"):
+                assert described[name] == MISSING
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(9)] == []
+            assert await last(source.purge_dead_letters()) == 0
+            assert [moved async for moved in source.replay_dead_letters()] == []
+            for name in (queue, f"{queue}_dead", f"{queue}_attempts"):
+                with pytest.raises(NotFoundError):
+                    await js.stream_info(name)
+            await source.declare()
+            await source.declare()
+            assert MISSING not in (await source.describe()).values()
+
+    async def test_a_subject_of_another_stream_is_one_sentence_that_names_both(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=f"{queue}-theirs", subjects=[f"{queue}_dead.>"])
+            try:
+                sentence = (
+                    f"'{queue}_dead' cannot be created, because the stream '{queue}-theirs' already"
+                )
+                with pytest.raises(BrokerRefused, match=sentence):
+                    async with connect():
+                        pass
+            finally:
+                await js.delete_stream(f"{queue}-theirs")
+
+    async def test_a_small_max_ack_pending_is_warned_of(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[queue])
+            await js.add_consumer(
+                queue, durable_name=queue, ack_policy="explicit", max_ack_pending=20
+            )
+            async with connect(prefetch=10):
+                pass
+        (warning,) = find(events, "max_ack_pending")
+        assert (warning["level"], warning["limit"]) == ("warning", 20)
+
+
+async def unsettled(js: JetStreamContext, queue: str) -> int:
+    info = await js.consumer_info(queue, queue)
+    return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
 class TestAckWait:
@@ -497,18 +698,102 @@ class TestMessages:
             assert await publish(source, 1) == await ack_all(source, 1)
         assert [event["event"] for event in events] == ["connected"]
 
-    async def test_a_message_that_is_too_large_for_a_dead_letter_is_requeued(
-        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    @pytest.mark.parametrize(
+        ("sizes", "odd"),
+        [((1_048_500, 0), ""), ((1_000_000, 48_000), ""), ((500_000, 20_000), "\x01")],
+    )
+    async def test_a_message_that_is_too_large_for_a_dead_letter_is_shortened_and_harms_no_other(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        sizes: tuple[int, int],
+        odd: str,
     ) -> None:
-        async with connect(prefetch=1) as source, manager(broker) as js:
-            await js.publish(queue, b"x" * 1_048_500)
-            (message,) = await take(source, 1)
+        async with connect(prefetch=2) as source, client(broker) as other:
+            length, header_length = sizes
+            header = (odd or "h") * header_length
+            block = b"NATS/1.0\r\nbig:%s\r\nNats-Msg-Id:i\r\n\r\n" % header.encode()
+            body = b"x" * length
+            await other._send_command(
+                b"HPUB %s %d %d\r\n" % (queue.encode(), len(block), len(block + body))
+                + block
+                + body
+                + b"\r\n"
+            )
+            await other.flush()
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert (message.id, len(message.body), message.attempt) == ("i", length, attempt)
+                if attempt == 1:
+                    await source.retry(message, 0, "r" * 500)
+            published = await publish(source, 1)
             await source.reject(message, "r" * 500)
+            assert await ack_all(source, 1) == published
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.attempts, letter.reason) == ("i", 2, "r" * 500)
+            assert body.startswith(letter.body)
+            assert len(letter.body) >= length / 2 - 1
+            assert await last(source.replay_dead_letters()) == 1
             (message,) = await take(source, 1)
-            assert message.attempt == 1
+            assert message.headers["x-consumer-shortened"] == str(length)
             await source.ack(message)
-        (lost,) = find(events, "settlement_lost")
-        assert "larger than the server's max_payload" in lost["reason"]
+        assert [event["event"] for event in events] == ["connected"]
+
+    @pytest.mark.parametrize("id", ["i" * 65_000, "\x01" * 60_000])
+    async def test_a_message_with_an_endless_id_becomes_a_dead_letter(
+        self, connect: Connect, broker: Server, queue: str, id: str
+    ) -> None:
+        async with connect(prefetch=2) as source, client(broker) as other:
+            block = b"NATS/1.0\r\nNats-Msg-Id:%s\r\n\r\n" % id.encode()
+            sizes = b"%s %d %d" % (queue.encode(), len(block), len(block))
+            await other._send_command(b"HPUB %s\r\n%s\r\n" % (sizes, block))
+            await other.flush()
+            (message,) = await take(source, 1)
+            await source.retry(message, 0, "not now")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert id.startswith(letter.id)
+
+    async def test_any_retry_and_dead_letter_of_a_message_that_limits_deleted_is_stored(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"], max_msgs=100)
+            await js.publish(f"{queue}.order_created", b"b", headers={"a": "1", "Nats-Msg-Id": "i"})
+            async with (
+                connect(prefetch=1) as source,
+                connect(prefetch=1, group="others") as others,
+            ):
+                assert await ack_all(others, 1) == ["i"]
+                for attempt in (1, 2):
+                    (message,) = await take(source, 1)
+                    assert (message.id, message.type, message.attempt) == (
+                        "i",
+                        "order_created",
+                        attempt,
+                    )
+                    assert (message.body, message.headers) == (b"b", {"a": "1"})
+                    await js.purge_stream(queue)
+                    retried_at = time.monotonic()
+                    await source.retry(message, 0.5, "not now")
+                (message,) = await take(source, 1)
+                assert time.monotonic() - retried_at >= 0.45
+                assert (message.id, message.attempt) == ("i", 3)
+                await source.retry(message, 0, "not deleted this time")
+                (message,) = await take(source, 1)
+                assert message.attempt == 4
+                await js.purge_stream(queue)
+                await source.reject(message, "bad")
+                [letter] = [letter async for letter in source.dead_letters(9)]
+                assert (letter.id, letter.attempts, letter.reason) == ("i", 4, "bad")
+                await js.publish(f"{queue}.next", b"", headers={"Nats-Msg-Id": "next"})
+                assert await ack_all(others, 1) == ["next"]  # the copies are not for this group
+                assert await ack_all(source, 1) == ["next"]
 
 
 class TestGroups:
@@ -541,11 +826,12 @@ class TestGroups:
             assert await ack_all(shipping, 1) == [new]  # the replayed one is not for this group
 
     async def test_a_second_group_of_a_work_queue_is_refused_in_one_sentence(
-        self, connect: Connect, source_for: Callable[..., NatsBroker], queue: str
+        self, connect: Connect, queue: str
     ) -> None:
         async with connect(group="billing"):
             with pytest.raises(BrokerRefused, match="'shipping' cannot consume") as refused:
-                await source_for(group="shipping").__aenter__()
+                async with connect(group="shipping"):
+                    pass
         assert "\n" not in str(refused.value)
 
     @pytest.mark.parametrize(
@@ -559,18 +845,14 @@ class TestGroups:
         ids=lambda value: value if isinstance(value, str) else "",
     )
     async def test_a_consumer_that_would_lose_messages_is_refused_in_one_sentence(
-        self,
-        source_for: Callable[..., NatsBroker],
-        broker: Server,
-        queue: str,
-        config: dict[str, Any],
-        fault: str,
+        self, connect: Connect, broker: Server, queue: str, config: dict[str, Any], fault: str
     ) -> None:
         async with manager(broker) as js:
             await js.add_stream(name=queue, subjects=[queue])
             await js.add_consumer(queue, durable_name=queue, **{"ack_policy": "explicit", **config})
         with pytest.raises(BrokerRefused, match=f"the consumer '{queue}' .* {fault}"):
-            await source_for().__aenter__()
+            async with connect():
+                pass
 
     async def test_a_stream_without_one_subject_needs_it_in_the_url_to_publish(
         self, connect: Connect, broker: Server, queue: str
@@ -675,14 +957,15 @@ class TestCredentials:
     )
     async def test_a_missing_right_is_one_sentence_without_the_password(
         self,
-        source_for: Callable[..., NatsBroker],
+        connect: Connect,
         guarded: PrivateNats,
         user: str,
         password: str | None,
         sentence: str,
     ) -> None:
-        with pytest.raises(BrokerRefused, match=sentence) as refused:
-            await source_for(broker_url=url_for(guarded, user, password)).__aenter__()
+        with pytest.raises(BrokerDenied, match=sentence) as refused:
+            async with connect(broker_url=url_for(guarded, user, password)):
+                pass
         assert "\n" not in str(refused.value)
         assert "s3cret" not in str(refused.value)
 

@@ -432,7 +432,7 @@ class TestSettlements:
             client.xadd(queue, {"x-consumer-due": "9" * 300, "x-consumer-attempts": "9" * 9})
             await eventually(1, lambda: pending(client, queue, "delayed"))
             client.zadd(
-                f"{queue}.delayed", {name: 0 for name in client.zrange(f"{queue}.delayed", 0, -1)}
+                f"{queue}.delayed", dict.fromkeys(client.zrange(f"{queue}.delayed", 0, -1), 0)
             )
             (message,) = await take(source, 1)
             assert message.attempt == ONE_CRASH - 1
