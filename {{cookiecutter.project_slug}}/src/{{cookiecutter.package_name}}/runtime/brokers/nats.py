@@ -554,13 +554,13 @@ class NatsBroker(Broker):
         self._url = NatsUrl(settings.broker_url.get_secret_value())
         self.connectivity = Connectivity(self._url.redacted)
         self._connection: Connection | None = None
-        self._subject: str | None = None  # to publish to
+        self._subject: str | None = self._url.subject or self._stream  # to publish to
         self._declared = False
         self._known: dict[
             str, dict[str, Any]
         ] = {}  # what was read last of streams and the consumer
         self._waiting_for = ""  # what was deleted, and is not ours
-        self._next_floor = 0.0  # event loop time
+        self._next_tick = self._next_floor = 0.0  # event loop time
         self._ack_wait = ACK_WAIT_SECONDS
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
@@ -651,6 +651,8 @@ class NatsBroker(Broker):
     async def declare(self) -> None:
         await self._declare(self._reachable())
         self._declared = True
+        self._next_tick = 0.0  # by the ack wait that is known now
+        self._wake.set()
 
     async def _declare(self, connection: Connection) -> None:
         config = await self._declare_stream(
@@ -885,17 +887,16 @@ class NatsBroker(Broker):
 
     async def _serve(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        next_tick = loop.time()
         while not self._closing.is_set():
             self._wake.clear()
             async with connection.bounded():
                 await self._pull(connection)
             if self._redelivered:
                 await self._look_up_attempts(connection)
-            if loop.time() >= next_tick:
+            if loop.time() >= self._next_tick:
+                self._next_tick = loop.time() + min(TICK_SECONDS, self._ack_wait / 4)
                 await self._tick(connection)
-                next_tick = loop.time() + min(TICK_SECONDS, self._ack_wait / 4)
-            timer = loop.call_at(next_tick, self._wake.set)
+            timer = loop.call_at(self._next_tick, self._wake.set)
             await self._wake.wait()
             timer.cancel()
 
