@@ -781,7 +781,7 @@ class TestCredentials:
     async def test_keys_that_the_user_has_no_right_to_are_one_sentence(
         self, connect: Connect, user: Callable[..., str]
     ) -> None:
-        with pytest.raises(BrokerDenied, match="no permissions to access one of the keys"):
+        with pytest.raises(BrokerDenied, match=r"(?i)no permissions"):
             async with connect(broker_url=user("~others", *RIGHTS)):
                 pass
 

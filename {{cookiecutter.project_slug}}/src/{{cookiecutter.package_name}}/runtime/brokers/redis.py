@@ -62,15 +62,9 @@ from .delivery import (
     seconds_of,
     text_of,
 )
+from .put_off import backoff_seconds
 from .requests import Requests, Rule
-from .source import (
-    MISSING,
-    Broker,
-    Capabilities,
-    Connectivity,
-    backoff_seconds,
-    log_settlement_lost,
-)
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import BrokerUrl
 
 log = structlog.get_logger()
