@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -1007,6 +1008,115 @@ class TestCredentials:
         (tmp_path / "empty").touch()
         with pytest.raises(BrokerRefused, match=f"^CONSUMER_BROKER_URL: .*{sentence}"):
             await source_for(broker_url=f"{broker.url}?{option}").__aenter__()
+
+
+RIGHTS = {
+    "run": shlex.split("""
+        $JS.API.STREAM.INFO.orders $JS.API.STREAM.INFO.orders_dead $JS.API.STREAM.INFO.orders_attempts
+        $JS.API.CONSUMER.INFO.orders.billing $JS.API.CONSUMER.MSG.NEXT.orders.billing $JS.ACK.orders.billing.>
+        $JS.API.STREAM.MSG.GET.orders $JS.API.STREAM.MSG.GET.orders_attempts $JS.API.STREAM.PURGE.orders_attempts
+        orders orders_dead.billing orders_attempts.billing.*
+    """),
+    "dead-letters": shlex.split("""
+        $JS.API.STREAM.INFO.orders $JS.API.STREAM.INFO.orders_dead $JS.API.STREAM.INFO.orders_attempts
+        $JS.API.CONSUMER.INFO.orders.billing orders
+        $JS.API.STREAM.MSG.GET.orders_dead $JS.API.STREAM.PURGE.orders_dead
+    """),
+    "check": shlex.split("""
+        $JS.API.STREAM.INFO.orders $JS.API.STREAM.INFO.orders_dead $JS.API.STREAM.INFO.orders_attempts
+        $JS.API.CONSUMER.INFO.orders.billing
+    """),
+}
+RIGHTS["publish"] = [*RIGHTS["check"], "orders"]
+RIGHTS["declare"] = [
+    *RIGHTS["check"],
+    *(f"$JS.API.STREAM.CREATE.orders{suffix}" for suffix in ("", "_dead", "_attempts")),
+    "$JS.API.CONSUMER.DURABLE.CREATE.orders.billing",
+]
+"""As in the documentation, for each command: what its user may publish. He may subscribe to ``_INBOX.>``."""
+
+
+@pytest.fixture(scope="session")
+def limited(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNats]:
+    """A NATS with a user for each command, and one for each right of a consumer, who has the others."""
+    users = {"root": [">"], **RIGHTS} | {
+        f"run-without-{number}": [one for one in RIGHTS["run"] if one != right]
+        for number, right in enumerate(RIGHTS["run"])
+    }
+    lines = [
+        f'{{ user: "{name}", password: "p", permissions: {{ '
+        f'publish: {{ allow: {json.dumps(rights)} }}, subscribe: "_INBOX.>" }} }}'
+        for name, rights in users.items()
+    ]
+    configuration = "authorization { users: [ " + "\n".join(lines) + " ] }"
+    with installed(program, tmp_path_factory.mktemp("limited"), configuration) as server:
+        yield server
+
+
+class TestRights:
+    @pytest.fixture
+    def as_user(self, connect: Connect, limited: PrivateNats) -> Connect:
+        def as_user(user: str, prefetch: int = 0) -> AbstractAsyncContextManager[NatsBroker]:
+            url = url_for(limited, user, "p")
+            return connect(prefetch, broker_url=url, source="orders", group="billing")
+
+        return as_user
+
+    async def test_the_documented_rights_of_each_command_are_enough(
+        self, as_user: Connect, events: list[Event], limited: PrivateNats
+    ) -> None:
+        async with as_user("declare"):
+            pass
+        async with as_user("publish") as source:
+            await publish(source, 3)
+        async with as_user("check") as source:
+            assert (await source.describe())["orders"] == 3
+        async with as_user("run", 3) as source:
+            done, later, bad = await take(source, 3)
+            await source.ack(done)
+            await source.retry(later, 0, "now")
+            await source.reject(bad, "bad")
+            await ack_all(source, 1)
+            async with as_user("dead-letters") as operator:
+                assert len([letter async for letter in operator.dead_letters(9)]) == 1
+                assert [moved async for moved in operator.replay_dead_letters()] == [1]
+                assert await last(operator.purge_dead_letters()) == 0
+            await ack_all(source, 1)
+            await asyncio.sleep(1.1)  # a tick
+            await source.stop()
+        assert {event["event"] for event in events} == {"connected"}
+
+    @pytest.mark.parametrize("number", range(len(RIGHTS["run"])), ids=RIGHTS["run"])
+    async def test_a_missing_right_is_named_and_no_message_is_lost(
+        self, as_user: Connect, events: list[Event], limited: PrivateNats, number: int, shorten: Any
+    ) -> None:
+        shorten(0.1, "FIRST_PUT_OFF_SECONDS", "TICK_SECONDS")
+        async with as_user("declare"), as_user("publish") as publisher:
+            await publish(publisher, 1)
+        reason = ""
+        try:
+            async with as_user(f"run-without-{number}", 1) as source:
+                if RIGHTS["run"][number] == "orders":
+                    await publish(source, 1)
+                (message,) = await take(source, 1)
+                await source.retry(message, 0, "now")
+                (message,) = await take(source, 1)
+                assert message.attempt >= 2
+                await source.reject(message, "bad")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await anext(source)
+        except (BrokerDenied, SourceFailed) as denied:
+            reason = str(denied)
+        reason += "".join(event["reason"] for event in find(events, "settlement_lost"))
+        right = RIGHTS["run"][number].rstrip("*>").lower()
+        assert f'permissions violation for publish to "{right}' in reason.lower()
+        if right.startswith("$js.api"):
+            assert right in reason.lower()
+        root = NatsServer(url_for(limited, "root", "p"))
+        counts = await asyncio.to_thread(root.counts, "orders")
+        assert counts.ready + counts.dead >= 1
+        await asyncio.to_thread(root.delete, "orders")
 
 
 class TestTls:

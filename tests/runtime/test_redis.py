@@ -36,6 +36,7 @@ from runtime.brokers.redis import ONE_CRASH, RedisBroker
 from runtime.brokers.requests import Requests
 from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.message import OutgoingMessage
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -123,6 +124,23 @@ class TestOutages:
             for message in in_flight:
                 await source.ack(message)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_server_that_becomes_a_replica_says_so_and_loses_nothing(
+        self, connect: Connect, node: PrivateServer, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        primary = urlsplit(broker.url)
+        with client_of(node) as client:
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                await publish(source, 1)
+                assert len(await ack_all(source, 1)) == 1
+                client.replicaof(primary.hostname, primary.port)
+                await eventually_logged(events, "reconnecting")
+                with pytest.raises(BrokerUnavailable, match="a read-only replica, no primary"):
+                    await source.publish([OutgoingMessage(b"")])
+                client.replicaof("NO", "ONE")
+                await eventually_logged(events, "connected", count=2)
+                assert await publish(source, 1) == await ack_all(source, 1)
+        assert "a read-only replica, no primary" in find(events, "reconnecting")[0]["reason"]
 
     async def test_an_error_that_does_not_pass_ends_the_consumption(
         self, connect: Connect, client: Any, queue: str
