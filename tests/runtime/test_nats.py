@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from urllib.parse import quote
 import nats
 import nkeys  # type: ignore[import-untyped]
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -27,6 +30,7 @@ from harness.contract import (
     ids,
     last,
     length_of,
+    opened,
     publish,
     take,
 )
@@ -46,6 +50,7 @@ from runtime.brokers.nats import NatsBroker
 from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
 
 pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
 
@@ -679,6 +684,35 @@ class TestMessages:
             assert await ack_all(source, 2) == ["id-1", "2"]
             assert await source.count_dead_letters() == 0
 
+    @pytest.mark.parametrize(
+        ("subject", "pattern", "matches"),
+        [
+            ("a.b", "a.b", True),
+            ("a.b", "a.*", True),
+            ("a.b.c", "a.>", True),
+            ("a", ">", True),
+            ("a", "a.>", False),
+            ("a.b", "a", False),
+            ("a", "a.b", False),
+            ("a.b", "*.c", False),
+        ],
+    )
+    def test_a_subject_is_compared_with_those_of_a_stream(
+        self, broker: Server, subject: str, pattern: str, matches: bool
+    ) -> None:
+        assert broker_module._matches(subject, pattern) == matches
+
+    async def test_a_dead_letter_is_replayed_to_no_subject_of_another_stream(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, manager(broker) as js:
+            headers = {"x-consumer-subject": f"{queue}_attempts.a.b"}
+            await js.publish(f"{queue}_dead.{queue}", b"1", headers=headers)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (message,) = await take(source, 1)
+            assert message.body == b"1"
+            await source.ack(message)
+
     async def test_the_same_id_within_two_minutes_is_stored_once(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
@@ -795,6 +829,92 @@ class TestMessages:
                 await js.publish(f"{queue}.next", b"", headers={"Nats-Msg-Id": "next"})
                 assert await ack_all(others, 1) == ["next"]  # the copies are not for this group
                 assert await ack_all(source, 1) == ["next"]
+
+
+NAMES = st.sampled_from(
+    shlex.split("""
+        Nats-Msg-Id Nats-Expected-Stream Nats-Rollup Status x-consumer-id x-consumer-type x-consumer-json
+        x-consumer-reason x-consumer-attempts x-consumer-dead-lettered-at x-consumer-subject x-consumer-due
+        x-consumer-shortened
+    """)
+)
+VALUES = (
+    st.binary(max_size=50)
+    | st.text().map(str.encode)
+    | st.sampled_from([b"", b"nan", b"-inf", b"-1", b"0", b"1.5", b"3", b"\xff", b"a b", b"a.>"])
+    | st.sampled_from([b"[1]", b"{}", b'{"id": [1]}', b'{"headers": {"a": NaN}, "id": "\\ud800"}'])
+    | st.sampled_from([b"[" * 1_500, b'{"headers": {"": "\\u0000"}, "type": {}}', b"null"])
+).map(lambda value: value.replace(b"\r\n", b""))
+FOREIGN = st.lists(
+    st.tuples(
+        st.lists(st.tuples(NAMES.map(str.encode) | VALUES, VALUES), max_size=8),
+        st.binary(max_size=9),
+    ),
+    max_size=20,
+)
+
+
+class TestForeignMessages:
+    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+    @settings(
+        max_examples=20,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(in_source=FOREIGN, in_dead=FOREIGN, in_attempts=st.lists(VALUES, max_size=3))
+    def test_any_messages_become_dead_letters_that_are_listed_replayed_and_purged(
+        self,
+        broker: Server,
+        settings_for: Callable[..., ConsumerSettings],
+        in_source: list[Any],
+        in_dead: list[Any],
+        in_attempts: list[bytes],
+    ) -> None:
+        queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
+
+        async def send(client: Client, subject: str, messages: list[Any]) -> int:
+            for headers, body in messages:
+                lines = [name + b":" + value + b"\r\n" for name, value in headers]
+                block = b"NATS/1.0\r\n" + b"".join(lines) + b"\r\n"
+                sizes = b"%s %d %d" % (subject.encode(), len(block), len(block + body))
+                await client._send_command(b"HPUB %s\r\n%s%s\r\n" % (sizes, block, body))
+            await client.jetstream().publish(subject, b"last")  # confirmed after those before it
+            info = await client.jetstream().stream_info(subject.partition(".")[0])
+            return info.state.messages  # of these, JetStream refuses some
+
+        async def survive() -> None:
+            async with (
+                opened(NatsBroker(settings_for(source=queue), 30)) as source,
+                client(broker) as other,
+            ):
+                sent = await send(other, queue, in_source)
+                count = sent + await send(other, f"{queue}_dead.{queue}", in_dead)
+                await source.start()
+                for number, message in enumerate(await take(source, sent)):
+                    assert (message.id + message.type).encode().decode()
+                    if number < len(in_attempts):
+                        subject = source._record_of(message.receipt.key)
+                        await other.publish(subject, in_attempts[number])
+                        await source.requeue(message)
+                        (message,) = await take(source, 1)
+                    await source.reject(message, "bad")
+                await eventually(count, source.count_dead_letters)
+                letters = [letter async for letter in source.dead_letters(count + 1)]
+                assert len(letters) == count
+                json.dumps([[le.id, le.type, le.reason, le.dead_lettered_at] for le in letters])
+                assert await last(source.replay_dead_letters()) == count
+                messages = await take(source, min(count, 30))
+                assert {*ids(messages)} <= {*ids(letters)}
+                for message in messages:
+                    await source.reject(message, "bad again")
+                await last(source.purge_dead_letters())
+                assert await source.count_dead_letters() == 0
+
+        try:
+            asyncio.run(survive())
+        finally:
+            broker.delete(queue)
 
 
 class TestGroups:

@@ -1,9 +1,11 @@
 """Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
+import json
 import shlex
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing
@@ -13,6 +15,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import redis.exceptions
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
@@ -24,6 +28,7 @@ from harness.contract import (
     find,
     ids,
     last,
+    opened,
     publish,
     take,
 )
@@ -37,6 +42,7 @@ from runtime.brokers.requests import Requests
 from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -558,6 +564,80 @@ class TestEntries:
             assert [moved async for moved in source.replay_dead_letters()] == [500, 1_000, 1_200]
             assert (await source.describe())[queue] == 1_200
             assert await source.count_dead_letters() == 0
+
+
+NAMES = st.sampled_from(
+    shlex.split("""
+        body id type headers x-consumer-reason x-consumer-attempts x-consumer-dead-lettered-at x-consumer-due
+    """)
+)
+VALUES = (
+    st.binary(max_size=50)
+    | st.text().map(str.encode)
+    | st.sampled_from([b"", b"nan", b"-inf", b"1e300", b"-1", b"0", b"1.5", b"3", b"\xff"])
+    | st.sampled_from([b"[1]", b"{}", b'{"a": NaN}', b'{"a": "\\ud800"}', b"[" * 1_500, b"null"])
+)
+ENTRIES = st.lists(
+    st.dictionaries(NAMES.map(str.encode) | st.binary(max_size=20), VALUES, min_size=1).filter(
+        lambda fields: fields.get(b"x-consumer-due", b"")[:3] != b"1e3"
+    ),
+    max_size=30,
+)
+
+
+class TestForeignEntries:
+    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+    @settings(
+        max_examples=20,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(in_source=ENTRIES, in_dead=ENTRIES, in_delayed=st.lists(VALUES), owners=st.lists(VALUES))
+    def test_any_entries_become_dead_letters_that_are_listed_replayed_and_purged(
+        self,
+        broker: Server,
+        settings_for: Callable[..., ConsumerSettings],
+        in_source: list[dict[bytes, bytes]],
+        in_dead: list[dict[bytes, bytes]],
+        in_delayed: list[bytes],
+        owners: list[bytes],
+    ) -> None:
+        queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
+        config = settings_for(source=queue, broker_url=with_lease(broker.url, 0.3))
+        count = len(in_source) + len(in_dead)
+
+        async def survive() -> None:
+            with client_of(broker) as client:
+                for fields in in_source:
+                    client.xadd(queue, fields)
+                for fields in in_dead:
+                    client.xadd(f"{queue}.dead", fields)
+                for member in [*in_delayed, b"9" * 30 + b"-1", b"1-" + b"9" * 30]:
+                    client.zadd(f"{queue}.delayed", {member: 1})
+                for owner in owners:
+                    client.zadd(f"{queue}.consumers", {owner: 1})
+            async with opened(RedisBroker(config, 40)) as source:
+                await source.start()
+                for message in await take(source, len(in_source)):
+                    assert (message.id + message.type).encode().decode()
+                    await source.reject(message, "bad")
+                await eventually(count, source.count_dead_letters)
+                letters = [letter async for letter in source.dead_letters(count + 1)]
+                assert len(letters) == count
+                json.dumps([[le.id, le.type, le.reason, le.dead_lettered_at] for le in letters])
+                assert await last(source.replay_dead_letters()) == count
+                messages = await take(source, min(count, 20))
+                assert Counter(ids(messages)) == Counter(ids(letters[:20]))
+                for message in messages:
+                    await source.reject(message, "bad again")
+                await eventually(len(messages), source.count_dead_letters)
+                assert await last(source.purge_dead_letters()) == len(messages)
+
+        try:
+            asyncio.run(survive())
+        finally:
+            broker.delete(queue)
 
 
 class TestTopology:

@@ -529,6 +529,15 @@ def _check_consumer(name: str, config: dict[str, Any]) -> None:
         raise BrokerRefused(msg)
 
 
+def _matches(subject: str, pattern: str) -> bool:
+    """Whether a stream with this subject, which may have wildcards, stores a message with that one."""
+    tokens, patterns = subject.split("."), pattern.split(".")
+    if patterns[-1] == ">":
+        tokens, patterns = tokens[: len(patterns)], [*patterns[:-1], "*"]
+    pairs = zip(tokens, patterns, strict=False)
+    return len(tokens) == len(patterns) and all(p in ("*", t) for t, p in pairs)
+
+
 def _only_subject(stream: str, subjects: list[str]) -> str | None:
     """The subject to publish to, if there is no choice."""
     concrete = [subject for subject in subjects if CONCRETE_SUBJECT.fullmatch(subject)]
@@ -1223,7 +1232,11 @@ class NatsBroker(Broker):
 
     def _replayed(self, stored: StoredDeadLetter) -> Outgoing:
         subject = stored.subject
-        if not CONCRETE_SUBJECT.fullmatch(subject):  # another program's dead letter
+        known = self._known.get(f"the stream {self._stream!r}", {"config": {}})
+        subjects = known["config"].get("subjects") or ()
+        if not CONCRETE_SUBJECT.fullmatch(subject) or not any(
+            _matches(subject, pattern) for pattern in subjects
+        ):  # another program's dead letter
             subject = self._subject_to_publish_to()
         return self._copy_of(stored.message, subject, stored.replay_id, {GROUP: self._group})
 

@@ -192,8 +192,11 @@ local function take(id, count)
 end
 for _, id in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
     call('ZREM', delayed, id)
-    local count = deliveries('{DELAYED}', id)
-    if count then take(id, count) end
+    local ms, number = id:match('^(%d+)-(%d+)$') -- else another program added it
+    if ms and #ms < 20 and #number < 20 then
+        local count = deliveries('{DELAYED}', id)
+        if count then take(id, count) end
+    end
 end
 if room > #taken then
     local pending = call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
