@@ -237,6 +237,7 @@ class TestDeletedTopology:
                 await eventually_logged(events, "reconnecting", 2)
                 await asyncio.sleep(1)  # several attempts
                 assert not source.connected
+                assert "this service did not create it" in source.connectivity.reason
                 with pytest.raises(NotFoundError):
                     await js.consumer_info(queue, queue)
                 await add_consumer()
