@@ -131,6 +131,37 @@ class TestOutages:
                 await source.ack(message)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+    @pytest.mark.parametrize("unacked", [0, 1])
+    async def test_a_deleted_group_does_not_begin_again_with_what_others_had_acknowledged(
+        self, connect: Connect, client: Any, queue: str, events: list[Event], unacked: int
+    ) -> None:
+        client.xgroup_create(queue, queue, "0", mkstream=True)
+        old = [client.xadd(queue, {"body": "old"}) for _ in range(9)]
+        client.xreadgroup(queue, "another", {queue: ">"})
+        client.xack(queue, queue, *old[: 9 - unacked])
+        async with connect(prefetch=9) as source:
+            published = await publish(source, 2)
+            assert await ack_all(source, 1) == published[:1]
+            client.xgroup_destroy(queue, queue)
+            await eventually_logged(events, "connected", count=2)
+            published += await publish(source, 2)
+            waiting = [*[id.decode() for id in old[9 - unacked :]], *published[1:]]
+            assert await ack_all(source, len(waiting)) == waiting
+
+    async def test_a_deleted_stream_with_lower_ids_is_read_from_its_first_entry(
+        self, connect: Connect, client: Any, queue: str, events: list[Event]
+    ) -> None:
+        client.xadd(queue, {"id": "high"}, id="9000-0")
+        async with connect(prefetch=2) as source:
+            assert await ack_all(source, 1) == ["high"]
+        async with connect(prefetch=2) as source:
+            assert source._began_after == "9000-0"
+            with client.pipeline() as pipeline:
+                pipeline.delete(queue)
+                pipeline.xadd(queue, {"id": "low"}, id="7-0")
+                pipeline.execute()
+            assert await ack_all(source, 1) == ["low"]
+
     async def test_a_server_that_becomes_a_replica_says_so_and_loses_nothing(
         self, connect: Connect, node: PrivateServer, broker: Server, queue: str, events: list[Event]
     ) -> None:
@@ -147,6 +178,37 @@ class TestOutages:
                 await eventually_logged(events, "connected", count=2)
                 assert await publish(source, 1) == await ack_all(source, 1)
         assert "a read-only replica, no primary" in find(events, "reconnecting")[0]["reason"]
+
+    async def test_a_replica_that_was_promoted_behind_the_same_address_continues(
+        self, connect: Connect, tmp_path_factory: pytest.TempPathFactory, queue: str
+    ) -> None:
+        directories = [tmp_path_factory.mktemp(name) for name in ("primary", "replica")]
+        with (
+            private(directories[0]) as primary,
+            private(directories[1]) as replica,
+            client_of(primary) as client,
+            client_of(replica) as follower,
+            Proxy(primary.url) as proxy,
+        ):
+            address = urlsplit(primary.url)
+            follower.replicaof(address.hostname, address.port)
+            async with connect(prefetch=10, broker_url=with_lease(proxy.url, 1)) as source:
+                published = await publish(source, 200)
+                handled = await ack_all(source, 50)
+                in_flight = await take(source, 5)
+                await asyncio.to_thread(client.wait, 1, 10_000)  # else the last ones may be lost
+                primary.kill()
+                follower.replicaof("NO", "ONE")
+                proxy._target_port = urlsplit(replica.url).port or 0
+                proxy.cut()
+                for message in in_flight:
+                    await source.ack(message)
+                    handled.append(message.id)
+                published += await publish_insistently(source, 20)
+                while {*handled} != {*published}:
+                    handled += await ack_all(source, 1)
+                await eventually(0, lambda: asyncio.sleep(0, follower.xlen(queue)))
+            assert len(handled) - len(published) <= 10  # acks that were not replicated
 
     async def test_an_error_that_does_not_pass_ends_the_consumption(
         self, connect: Connect, client: Any, queue: str
@@ -461,6 +523,18 @@ class TestSettlements:
             (message,) = await take(source, 1)
             assert message.attempt == ONE_CRASH - 1
             await source.reject(message, "too many")
+
+
+async def publish_insistently(source: RedisBroker, count: int) -> list[str]:
+    messages = [OutgoingMessage(b"x") for _ in range(count)]
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await source.publish(messages)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+            else:
+                return ids(messages)
 
 
 async def pending(client: Any, queue: str, owner: str = "") -> int:
