@@ -630,6 +630,8 @@ class RedisBroker(Broker):
                 if self._fetcher is not None and self.connectivity.up:
                     await self._written.wait()
                     await self._commands.ask(self._eval(LEAVE))
+        except BrokerRefused as error:
+            log.warning("close_failed", broker=self._url.redacted, reason=str(error))
         except (TimeoutError, BrokerError) as error:
             log.debug("close_failed", broker=self._url.redacted, reason=str(error))
         finally:
