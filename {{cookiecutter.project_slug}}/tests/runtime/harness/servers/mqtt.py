@@ -38,7 +38,6 @@ PORT_IN_CONTAINER = 1883
 LOGIN_PORT_IN_CONTAINER = 1884
 
 ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon in a name
-READER = ("reader", "may-not-publish")
 KEEPER = "keeper-of-dead-letters"
 """The client id of a session that stores every dead letter, as the broker itself stores none."""
 NEVER = 0xFFFF_FFFF
@@ -62,8 +61,6 @@ acl_file {data}/rights
 RIGHTS = """
 user {odd}
 topic readwrite #
-user {reader}
-topic read #
 """
 
 
@@ -215,9 +212,8 @@ def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
         raise ServerMissing(msg)
     port, login_port = free_ports(2)
     configuration = directory / "mosquitto.conf"
-    users = [f"{name}:{_password_hash(password)}\n" for name, password in (ODD_USER, READER)]
-    (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0], reader=READER[0]))
-    (directory / "passwords").write_text("".join(users))
+    (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0]))
+    (directory / "passwords").write_text(f"{ODD_USER[0]}:{_password_hash(ODD_USER[1])}\n")
     for name in ("rights", "passwords"):
         (directory / name).chmod(0o600)
     instance: Instance
