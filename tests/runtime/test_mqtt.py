@@ -499,7 +499,7 @@ class TestRetries:
         events: list[Event],
         shorten: Callable[..., None],
     ) -> None:
-        shorten(0.05, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.05, "FIRST_SECONDS")
         exact = [f"read {queue}", f"readwrite {queue}/retry/{queue}"]
         for last_one in ([], [f"write {queue}/dead/{queue}"]):
             url = url_for(broker, await user_with(broker, [*exact, *last_one]))
@@ -519,11 +519,11 @@ class TestRetries:
                         (message,) = await take(source, 1)
                         await source.reject(message, "bad")
                     denied = f"refused a message to {queue}/dead/{queue}: Not authorized"
-                    assert denied in source.unstorable
+                    assert denied in source.put_offs.reason
                     await asyncio.to_thread(publish_foreign, broker, queue)
                     await ack_all(source, 1)
                     await source.ack(message)
-                assert not source.unstorable
+                assert not source.put_offs.reason
 
     async def test_the_sessions_of_other_consumers_keep_no_mark(
         self, connect: Connect, broker: PrivateMosquitto, queue: str
@@ -545,19 +545,19 @@ class TestPacketLimit:
         events: list[Event],
         shorten: Callable[..., None],
     ) -> None:
-        shorten(0.05, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.05, "FIRST_SECONDS")
         async with connect(broker_url=small.url, group=queue) as source:
             await asyncio.to_thread(publish_foreign, small, queue, body=b"x" * LARGE)
             published = await publish(source, 1)
             large, other = await take(source, 2)
             await source.retry(large, 0.01, "not now")
-            assert "at most 20000" in source.unstorable
+            assert "at most 20000" in source.put_offs.reason
             await source.ack(other)
             assert [other.id] == published
             (large,) = await take(source, 1)
             assert (large.attempt, len(large.body)) == (2, LARGE)
             await source.ack(large)
-            assert not source.unstorable
+            assert not source.put_offs.reason
             assert source.connected
         assert len(find(events, "settlement_lost")) == 1
         assert not find(events, "reconnecting")
@@ -607,7 +607,7 @@ class TestPacketLimit:
             source._connection.largest_packet = source._largest_packet
             assert 19_000 < source._largest_packet < 20_500
             await source.retry(message, 0.01, "not now")
-            assert f"at most {source._largest_packet}" in source.unstorable
+            assert f"at most {source._largest_packet}" in source.put_offs.reason
 
 
 class TestRetained:

@@ -537,7 +537,7 @@ class TestMessages:
         shorten: Callable[..., None],
         known: bool,
     ) -> None:
-        shorten(0.01, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.01, "FIRST_SECONDS")
         async with connect(prefetch=0) as publisher:
             id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now
             small = await publish(publisher, 9)
@@ -632,7 +632,7 @@ class TestMessages:
         shorten: Callable[..., None],
         which: str,
     ) -> None:
-        shorten(0.05, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.05, "FIRST_SECONDS")
         url = with_options(broker.url, visibility_seconds=1)
         async with connect(prefetch=4, broker_url=url) as source:
             published = await publish(source, 4)
