@@ -845,6 +845,26 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
         assert [event["resumed"] for event in find(events, "session_opened")] == [False, True]
 
+    async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(
+        self,
+        connect: Connect,
+        broker: PrivateMosquitto,
+        queue: str,
+        proxy: Proxy,
+        events: list[Event],
+    ) -> None:
+        async with connect(broker_url=proxy.url) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            source.in_flight = [message]
+            proxy.cut()
+            await eventually_reconnected(source, events)
+            await answered(source)
+            assert len(source.buffer) == 0
+            await source.ack(message)
+        assert not find(events, "settlement_lost")
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
     async def test_a_listener_that_does_not_answer_a_tls_handshake_is_unavailable(
         self,
         source_for: Callable[..., MqttBroker],
