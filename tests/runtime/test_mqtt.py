@@ -77,7 +77,7 @@ ODD_PROPERTIES = {
 }
 """Of another program."""
 
-OUR_PROPERTIES = [mqtt.ID, mqtt.TYPE, mqtt.TOPIC, mqtt.IN_JSON, *mqtt.HISTORY]
+OUR_PROPERTIES = [mqtt.ID, mqtt.TYPE, mqtt.TOPIC, mqtt.IN_JSON, mqtt.MARK, *mqtt.HISTORY]
 PROPERTY_NAMES = st.sampled_from([*OUR_PROPERTIES, "a"]) | st.text()
 PROPERTY_VALUES = st.text() | st.sampled_from(
     ["1e999", "nan", "[" * 10_000, '["a", "x-consumer-id", {}]', "{}", "null"]
@@ -802,6 +802,37 @@ class TestForeignMessages:
         copied = mqtt._copied_properties(message, {REASON: "bad"})
         assert ("x-consumer-reason", "bad") in copied.UserProperty
         assert copied.pack()
+
+    @given(
+        pairs=st.lists(st.tuples(PROPERTY_NAMES, PROPERTY_VALUES)),
+        topic=st.sampled_from(["orders", "orders/retry/orders"]),
+        body=st.binary(),
+    )
+    def test_whatever_other_programs_publish_is_a_message(
+        self,
+        broker: PrivateMosquitto,
+        pairs: list[tuple[str, str]],
+        topic: str,
+        body: bytes,
+    ) -> None:
+        made = ConsumerSettings.model_validate({"broker_url": broker.url, "source": "orders"})
+        incoming = MQTTMessage(topic=topic.encode())
+        incoming.properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        incoming.properties.UserProperty = pairs
+        incoming.payload, incoming.qos = body, 1
+
+        async def receive() -> None:
+            source = MqttBroker(made)
+            acked: list[int] = []
+            connection: Any = SimpleNamespace(consuming=True, ack=acked.append)
+            source._receive(connection, incoming)
+            delivered = len(source.buffer) + len(source._delayed)
+            for timer in source._delayed.values():
+                timer.cancel()
+            is_mark = mqtt.MARK in dict(pairs) and topic != "orders" and not body
+            assert (delivered, len(acked)) == ((0, 1) if is_mark else (1, 0))
+
+        asyncio.run(receive())
 
     async def test_headers_of_any_text_survive_and_what_cannot_be_sent_is_a_sentence(
         self, connect: Connect

@@ -139,6 +139,7 @@ RULES = (
 )
 CODES_OF_OUTAGES = (
     "RequestTimeout",
+    "IDPCommunicationError",  # of the token service, for a role by web identity
     "Throttling",
     "ThrottlingException",
     "RequestThrottled",
