@@ -262,7 +262,7 @@ class TestSessions:
     ) -> None:
         async with connect(broker_url=proxy.url) as source:
             for number in range(mqtt.MOST_SHORT_CONNECTIONS + 2):
-                if number >= mqtt.UNWITNESSED:  # wait for the witness too
+                if source._short_connections >= mqtt.UNWITNESSED:
                     await eventually(True, partial(has_witness, source))
                 proxy.cut()
                 await eventually_logged(events, "connected", count=number + 2)
@@ -1052,7 +1052,9 @@ async def answered(source: MqttBroker) -> None:
 
 
 async def has_witness(source: MqttBroker) -> bool:
-    return source._has_witness or source._short_connections < mqtt.UNWITNESSED
+    """And it is connected, if the network is suspected."""
+    witness = source._witness
+    return witness is not None and not witness.ended.done() and witness._session_present.done()
 
 
 async def user_with(broker: PrivateMosquitto, rights: list[str]) -> tuple[str, str]:

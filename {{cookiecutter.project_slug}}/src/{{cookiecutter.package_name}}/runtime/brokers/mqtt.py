@@ -29,8 +29,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, Self, TypeVar
@@ -75,7 +75,7 @@ ANSWER_SECONDS = 10.0
 DENIED_SECONDS = 60.0
 """How long a topic that the user may not publish to is not tried again."""
 MARK_SECONDS = 1.0
-"""Within which the broker delivers a message that a consumer publishes to itself when it starts."""
+"""Within which a working broker answers, or delivers a message that a consumer publishes to itself."""
 CLOSE_SECONDS = 2.0
 KEEPALIVE_SECONDS = 20
 SESSION_EXPIRY_SECONDS = 86_400
@@ -683,7 +683,7 @@ class MqttBroker(Broker):
         self._started: asyncio.Future[None] | None = None
         self._had_session = False
         self._short_connections = 0
-        self._has_witness = False
+        self._witness: _Connection | None = None
         self._denied_until = dict[str, float]()  # time.monotonic(), by topic
         self._largest_packet = LARGEST_PACKET
         self._mark, self._marked = "", asyncio.Event()
@@ -738,7 +738,8 @@ class MqttBroker(Broker):
         if connection.consuming and self._started is not None and not self._started.done():
             self._started.set_result(None)
         opened_at = time.monotonic()
-        async with self._witness() as network_works:
+        self._witness = await self._open_witness()
+        try:
             reason = await asyncio.shield(connection.ended)
             self._connection = None
             self._largest_packet = connection.largest_packet
@@ -746,8 +747,11 @@ class MqttBroker(Broker):
                 return
             if isinstance(reason, BrokerRefused) or connection.was_told_why:
                 raise reason
-            if time.monotonic() - opened_at > SHORT_SECONDS or not await network_works():
+            if time.monotonic() - opened_at > SHORT_SECONDS or not await self._is_alone():
                 self._short_connections = 0
+        finally:
+            if self._witness is not None:
+                self._witness.end()
         self._short_connections += connection.consuming
         if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker says why
             msg = (
@@ -757,31 +761,24 @@ class MqttBroker(Broker):
             raise BrokerRefused(msg)
         raise reason
 
-    @asynccontextmanager
-    async def _witness(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
-        """Tells whether another connection, with a client id of its own, has outlived the consumer's."""
-        witness: _Connection | None = None
+    async def _open_witness(self) -> _Connection | None:
+        """Another connection, with a client id of its own, once the consumer's has ended too soon too often."""
+        if self._short_connections < UNWITNESSED:
+            return None
+        witness = self._new_connection(self._publisher_id(), None)
+        with suppress(BrokerError):
+            await witness.open()
+        return witness
 
-        async def works() -> bool:
-            if self._short_connections < UNWITNESSED:
+    async def _is_alone(self) -> bool:
+        """Whether only the consumer's connection has ended, and not that of the witness too."""
+        if (witness := self._witness) is None:
+            return True
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(MARK_SECONDS):
+                await witness.unsubscribe([f"{PREFIX}nothing"])
                 return True
-            with suppress(BrokerError):
-                return witness is not None and await witness.unsubscribe([f"{PREFIX}nothing"]) >= 0
-            return False
-
-        if self._short_connections >= UNWITNESSED:
-            witness = self._new_connection(self._publisher_id(), None)
-            try:
-                await witness.open()
-            except BrokerError:
-                witness = None
-        self._has_witness = witness is not None
-        try:
-            yield works
-        finally:
-            self._has_witness = False
-            if witness is not None:
-                await witness.close()
+        return False
 
     def _publisher_id(self) -> str:
         return f"{self._group}-publisher-{uuid.uuid4().hex[:12]}"
