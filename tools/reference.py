@@ -37,6 +37,7 @@ MEANINGS = {
     "handlers_abandoned": "the stacks of the handlers that did not end",
     "event_loop_late": "a handler blocks the event loop, for this long",
     "event_loop_blocked": "the event loop was blocked until the limit; the process is ended",
+    "close_timed_out": "closing took longer than its limit while the event loop ran; the process is ended",
     "drained": "the graceful shutdown is complete; the counts are since the start",
     "stopped": "the last line, with the exit code",
     "crashed": "an error that ends the service",

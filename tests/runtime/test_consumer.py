@@ -19,7 +19,7 @@ from consumer_harness import AT_ONCE, ConsumerHarness, Number, numbers
 from harness.contract import opened
 from harness.servers import Server
 from runtime import consumer as consumer_module
-from runtime import probes, systemd, telemetry, watchdog
+from runtime import systemd, telemetry, watchdog
 from runtime.brokers import make_source
 from runtime.cancellation import (
     CancellationEvent,
@@ -823,6 +823,7 @@ async def test_closing_takes_at_most_the_sum_of_its_bounds(
     for name in BOUNDS:
         monkeypatch.setattr(consumer_module, name, getattr(consumer_module, name) / 10)
     closed = asyncio.Event()
+    close: Any = None
     stopped_at = 0.0
 
     async def hang(*_: object) -> None:
@@ -849,7 +850,6 @@ async def test_closing_takes_at_most_the_sum_of_its_bounds(
         stopped_at = asyncio.get_running_loop().time()
         return bool(consumer.in_flight)
 
-    close: Any = None
     exit_code, _ = await harness.run(
         numbers(1),
         until,

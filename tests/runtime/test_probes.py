@@ -59,7 +59,7 @@ async def test_it_is_ready_only_while_it_consumes_and_the_broker_is_reachable(
     assert why_not_ready(consumer) == "the broker cannot be reached"
     async with consumer.source:
         assert why_not_ready(consumer) == ""
-        consumer.source.unstorable = "a message could not be stored"
+        consumer.source.put_offs.reason = "a message could not be stored"
         assert why_not_ready(consumer) == "a message could not be stored"
 
 

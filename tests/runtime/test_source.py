@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from harness.contract import eventually
-from runtime.brokers import source
+from runtime.brokers import put_off, source
 from runtime.brokers.buffer import Buffer
-from runtime.brokers.source import Connectivity, Source, backoff_seconds
+from runtime.brokers.put_off import backoff_seconds
+from runtime.brokers.source import Connectivity, Source
 from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message
 from runtime.settings import ConsumerSettings
@@ -301,6 +302,8 @@ class Storing(Source):
 
     async def __aexit__(self, *exc_info: object) -> None: ...
 
+    async def declare(self) -> None: ...
+
     async def describe(self) -> dict[str, int | str]:
         return {}
 
@@ -332,7 +335,7 @@ class Storing(Source):
 
 @pytest.fixture
 def storing(monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> Storing:
-    monkeypatch.setattr(source, "FIRST_PUT_OFF_SECONDS", 0.001)
+    monkeypatch.setattr(put_off, "FIRST_SECONDS", 0.001)
     made = Storing()
     made.refusal = BrokerRefused("it is too large")
     return made
@@ -342,12 +345,12 @@ async def test_a_retry_that_cannot_be_stored_happens_in_this_process(storing: St
     one = await storing.deliver()
     for attempt in range(2, 5):
         await storing.retry(one, 0.0, "it failed")
-        assert "it is too large" in storing.unstorable
+        assert "it is too large" in storing.put_offs.reason
         assert await anext(storing) is one
         assert one.attempt == attempt
     assert storing.done == []  # its delivery is still unacked
     await storing.ack(one)
-    assert (storing.done, storing.unacked, storing.unstorable) == ([("ack", one)], set(), "")
+    assert (storing.done, storing.unacked, storing.put_offs.reason) == ([("ack", one)], set(), "")
 
 
 async def test_its_delay_is_kept(storing: Storing) -> None:
@@ -369,23 +372,23 @@ async def test_a_dead_letter_that_cannot_be_stored_is_tried_again(
     assert (storing.unacked, storing.done) == ({one}, [])
     storing.refusal = None
     await eventually(set(), lambda: asyncio.sleep(0, storing.unacked))
-    assert (storing.done, storing.unstorable) == ([("reject", one), ("ack", one)], "")
+    assert (storing.done, storing.put_offs.reason) == ([("reject", one), ("ack", one)], "")
 
 
 async def test_pauses_grow_and_no_other_message_waits(
     storing: Storing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "FIRST_PUT_OFF_SECONDS", 3600)
-    put_off = [await storing.deliver() for _ in range(3)]
-    for one in put_off:
+    monkeypatch.setattr(put_off, "FIRST_SECONDS", 3600)
+    refused = [await storing.deliver() for _ in range(3)]
+    for one in refused:
         await storing.reject(one, "it is bad")
     other = await storing.deliver()
     await storing.ack(other)
-    assert storing.unacked == set(put_off)
-    assert storing.unstorable
+    assert storing.unacked == set(refused)
+    assert storing.put_offs.reason
     await storing.stop()
-    assert storing.done == [("ack", other), *(("requeue", one) for one in put_off)]
-    assert (storing.unacked, storing.unstorable) == (set(), "")
+    assert storing.done == [("ack", other), *(("requeue", one) for one in refused)]
+    assert (storing.unacked, storing.put_offs.reason) == (set(), "")
 
 
 async def test_what_cannot_be_stored_during_shutdown_is_requeued_at_once(storing: Storing) -> None:

@@ -96,6 +96,7 @@ class Queue:
 
         async def start_and_stop() -> None:
             async with source:
+                await source.declare()
                 await source.start()
                 await source.stop()
 

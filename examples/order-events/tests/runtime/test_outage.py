@@ -6,7 +6,6 @@ handled twice depends on the broker (harness/servers).
 """
 
 import asyncio
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from harness.contract import (
     eventually_reconnected,
     find,
     ids,
-    need,
     publish,
     take,
 )
@@ -199,117 +197,3 @@ async def test_a_deleted_queue_is_created_again_and_consumed(
         await eventually_reconnected(source, events)
         published = await publish(source, 5)
         assert as_promised(source, await ack_all(source, 5)) == as_promised(source, published)
-
-
-# -- an unresponsive broker
-
-
-@over_the_network
-async def test_an_unresponsive_broker_is_unavailable_after_the_timeout(
-    source_for: Callable[..., Source], proxy: Proxy, shorten: Shorten
-) -> None:
-    shorten(0.3, "CONNECT_SECONDS", "ANSWER_SECONDS")
-    proxy.black_hole()
-    began_at = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-        await source_for(broker_url=proxy.url).__aenter__()
-    assert time.monotonic() - began_at < 2
-
-
-@over_the_network
-async def test_a_broker_that_stops_responding_is_an_outage(
-    connect: Connect, proxy: Proxy, broker: Server, events: list[Event], shorten: Shorten
-) -> None:
-    shorten(1, "ANSWER_SECONDS")
-    url = with_options(proxy.url, broker.silence_option)
-    async with connect(broker_url=url) as source:
-        shorten(1, "CONNECT_SECONDS")
-        published = await publish(source, 2)
-        messages = await take(source, 2)
-        proxy.black_hole()
-        await eventually_logged(events, "reconnecting")
-        proxy.cut()
-        proxy.resume()
-        await eventually_reconnected(source, events)
-        await ack(source, messages)
-        published += await publish(source, 1)
-        while (await ack_all(source, 1)) != published[-1:]:
-            assert broker.requeues_on_disconnect
-
-
-@over_the_network
-async def test_an_ack_does_not_wait_for_the_broker(connect: Connect, proxy: Proxy) -> None:
-    async with connect(prefetch=1, broker_url=proxy.url) as source:
-        await publish(source, 1)
-        (message,) = await take(source, 1)
-        proxy.black_hole()
-        async with asyncio.timeout(0.5):
-            await source.ack(message)
-        proxy.resume()
-
-
-# -- shutdown in an outage
-
-
-@over_the_network
-async def test_an_unresponsive_broker_cannot_delay_the_shutdown(
-    connect: Connect, proxy: Proxy
-) -> None:
-    async with connect(broker_url=proxy.url) as source:
-        await publish(source, 10)
-        (message,) = await take(source, 1)
-        proxy.black_hole()
-        began_at = time.monotonic()
-        await source.stop()
-        await source.ack(message)
-    assert time.monotonic() - began_at < 5
-
-
-@over_the_network
-async def test_a_shutdown_during_an_outage_is_immediate(
-    connect: Connect, proxy: Proxy, events: list[Event]
-) -> None:
-    async with connect(broker_url=proxy.url) as source:
-        await publish(source, 5)
-        first, message = await take(source, 2)
-        proxy.refuse()
-        await source.ack(first)
-        await eventually_logged(events, "reconnecting")
-        began_at = time.monotonic()
-        await source.stop()
-        await source.ack(message)
-    assert time.monotonic() - began_at < 2
-    assert message.id in [event["id"] for event in find(events, "settlement_lost")]
-
-
-@over_the_network
-async def test_a_stopped_source_gets_no_deliveries_after_an_outage(
-    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, events: list[Event]
-) -> None:
-    url = with_options(proxy.url, broker.lease_option)
-    async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
-        need(source, "requeue")
-        await publish(publisher, 3)
-        await buffer_holds(source, 3)
-        proxy.refuse()
-        await eventually_logged(events, "reconnecting")
-        await source.stop()
-        proxy.resume()
-        await publish(publisher, 1)
-        await counted(ready=4)
-        assert len(source.buffer) == 0
-
-
-@over_the_network
-async def test_deliveries_that_arrive_after_stop_are_requeued(
-    connect: Connect, counted: Counted, proxy: Proxy, broker: Server, shorten: Shorten
-) -> None:
-    shorten(0.1, "STOP_SECONDS", "CANCEL_SECONDS")
-    url = with_options(proxy.url, broker.lease_option)
-    async with connect(prefetch=0) as publisher, connect(broker_url=url) as source:
-        need(source, "requeue")
-        proxy.black_hole()
-        await publish(publisher, 3)
-        await source.stop()
-        proxy.resume()  # the deliveries arrive before the broker has received the stop
-        await counted(ready=3)

@@ -28,7 +28,8 @@ import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from . import systemd
-from .brokers.source import Source, backoff_seconds
+from .brokers.put_off import backoff_seconds
+from .brokers.source import Source
 from .cancellation import (
     CancellationEvent,
     CancellationRequested,

@@ -91,7 +91,7 @@ def why_not_ready(consumer: Consumer) -> str:
         return consumer.state
     if not consumer.source.connected:
         return "the broker cannot be reached"
-    return consumer.source.unstorable
+    return consumer.source.put_offs.reason
 
 
 class EventLoopLag:

@@ -84,7 +84,8 @@ class CancellationEvent(asyncio.Event):
             # signal.signal and not loop.add_signal_handler: it exists on every system, leaves no
             # moment without a handler, and runs (see `signals`) when the loop itself is blocked.
             self._earlier_handlers.setdefault(signum, signal.signal(signum, self._on_signal))
-        _with_handlers.append(self)
+        if self not in _with_handlers:
+            _with_handlers.append(self)
 
     def restore_signals(self) -> None:
         """Restore the handlers that `install_signals` replaced."""

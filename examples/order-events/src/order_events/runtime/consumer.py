@@ -22,13 +22,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from signal import Signals
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from . import systemd
-from .brokers.source import Source, backoff_seconds
+from .brokers.put_off import backoff_seconds
+from .brokers.source import Source
 from .cancellation import (
     CancellationEvent,
     CancellationRequested,
@@ -44,6 +45,8 @@ from .settings import ConsumerSettings
 from .signals import forces, name_of
 from .telemetry import NO_HANDLER, Outcome, State, Telemetry
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 IDLE_SECONDS = 0.1
@@ -52,10 +55,9 @@ CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
 REQUEUE_SECONDS = 0.5
-CLOSE_SOURCE_SECONDS = 4
-CLOSE_LIFESPAN_SECONDS = 4
-"""With a drain time of a second or more, the sum of these bounds is below `watchdog.CLOSE_SECONDS`, because the source
-stops while handlers finish."""
+CLOSE_SOURCE_SECONDS = 3.25
+CLOSE_LIFESPAN_SECONDS = 2.75
+"""The source stops while handlers finish or are cancelled; with that, the sum is below `watchdog.CLOSE_SECONDS`."""
 
 # The variable behind bind_contextvars(message_id=...), at a tenth of the cost for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
@@ -84,6 +86,7 @@ class Consumer:
         self.state: State = "starting"
         self.in_flight: dict[Message, str] = {}
         """Messages delivered to a handler and not settled yet, each with its handler's name."""
+        source.in_flight = self.in_flight
         self.handled_count = 0
         self.rejected_count = 0
         self.abandoned_count = 0
@@ -108,6 +111,8 @@ class Consumer:
         exit_code: int = ExitCode.DRAINED
         try:
             exit_code = await self._run_in_lifespan()
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # from outside: a task group takes back its own
         except CancellationRequested:  # while starting: no message was taken
             log.info("stop_requested", reason=name_of(self.event.reason))
         finally:
@@ -135,16 +140,27 @@ class Consumer:
             return await self._run_on_source()
         await cancellable_wait(self.lifespan.__aenter__(), self.event)
         try:
-            return await self._run_on_source()
+            return await self._outlive_cancellation(self._run_on_source())
         finally:
             await self._step(
                 "lifespan", self.lifespan.__aexit__(None, None, None), CLOSE_LIFESPAN_SECONDS
             )
 
+    async def _outlive_cancellation(self, work: Coroutine[Any, Any, int]) -> int:
+        """Drain when this task is cancelled, as a task group of the lifespan does when one of its tasks fails."""
+        task = asyncio.create_task(work, name="consumer")
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:  # by anyio again and again
+                self.event.set("failure")
+        return task.result()
+
     async def _run_on_source(self) -> int:
         until = self._loop.time() + self.settings.connect_seconds
         await self._insist(self.source.__aenter__, until)
         try:
+            await self._insist(self.source.declare, until)
             await self._insist(self.source.start, until)
             self.state = "consuming"
             systemd.notify("READY=1", "STATUS=consuming")
@@ -165,7 +181,7 @@ class Consumer:
         attempt = 0
         while True:
             try:
-                await self._unless_shutdown(step())
+                await unless_set(step(), self.event)
                 return
             except BrokerUnavailable as error:
                 attempt += 1
@@ -177,23 +193,6 @@ class Consumer:
                 )
             if not await cancellable_sleep(delay, self.event):
                 raise CancellationRequested
-
-    async def _unless_shutdown(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do the work; if the event is set first, cancel it until it ends and raise CancellationRequested.
-
-        Once is not enough: `asyncio.wait_for` of Python 3.11, which clients use while they connect, loses
-        a cancellation that comes with the result it waits for.
-        """
-        task = asyncio.create_task(work)
-        try:
-            await cancellable_wait(asyncio.wait({task}), self.event)
-        except BaseException as stop:
-            while not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
-            if task.cancelled() or not isinstance(stop, CancellationRequested):
-                raise
-        task.result()
 
     # -- handling
 
@@ -421,6 +420,24 @@ class Consumer:
             self._forced.set_result(forcing[0])
         else:
             log.info("signal_ignored", signal=signum.name, reason="already shutting down")
+
+
+async def unless_set(work: Coroutine[Any, Any, T], event: asyncio.Event) -> T:
+    """Do the work; if the event is set first, cancel it until it ends and raise CancellationRequested.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11, which clients use, loses a cancellation that comes with
+    the result it waits for.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await cancellable_wait(asyncio.wait({task}), event)
+    except BaseException as stop:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+        if task.cancelled() or not isinstance(stop, CancellationRequested):
+            raise
+    return task.result()
 
 
 def _distinct(errors: list[BaseException]) -> list[BaseException]:

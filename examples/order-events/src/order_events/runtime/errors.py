@@ -6,7 +6,8 @@
     ├── SettingsError          2   a setting has a wrong value
     ├── HandlerError           2   a handler's signature cannot be used
     └── BrokerError
-        ├── BrokerRefused      2   the broker refused: wrong credentials, other arguments, a foreign file
+        ├── BrokerRefused      2   the broker refused: other arguments, a foreign file
+        │   └── BrokerDenied   77  it refused the login, or a right is missing
         ├── BrokerUnavailable  69  the broker does not answer for now: try again
         └── SourceFailed       1   the source broke while consuming, and cannot recover
 
@@ -24,13 +25,15 @@ class ExitCode(IntEnum):
     DRAINED = 0
     """Done; after a signal: drained, with every in-flight message settled."""
     CRASHED = 1
-    """A failure that ended the service; also: ``check --vendored`` found a difference."""
+    """A failure that ended the service; also: ``check --vendored`` found a difference, ``check`` a missing queue."""
     USAGE = 2
     """A setting, a handler, the command line, or a refusal of the broker."""
     UNAVAILABLE = 69
     """The broker could not be reached at start, within ``CONSUMER_CONNECT_SECONDS``."""
     DEADLINE = 75
     """The drain time passed, and in-flight messages were requeued."""
+    DENIED = 77
+    """The broker refused the login, or a right is missing: a new secret may help, a restart alone does not."""
 
 
 def forced_exit_code(signum: Signals | int) -> int:
@@ -62,6 +65,12 @@ class BrokerError(ServiceError):
 
 class BrokerRefused(BrokerError):
     """The broker refused, and would refuse again: there is no further attempt."""
+
+
+class BrokerDenied(BrokerRefused):
+    """The broker refused the login, or a right is missing."""
+
+    exit_code = ExitCode.DENIED
 
 
 class BrokerUnavailable(BrokerError):

@@ -89,7 +89,9 @@ def why_not_ready(consumer: Consumer) -> str:
         return "shutting down"
     if consumer.state != "consuming":
         return consumer.state
-    return "" if consumer.source.connected else "the broker cannot be reached"
+    if not consumer.source.connected:
+        return "the broker cannot be reached"
+    return consumer.source.put_offs.reason
 
 
 class EventLoopLag:

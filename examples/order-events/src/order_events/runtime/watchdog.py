@@ -33,6 +33,7 @@ CLOSE_SECONDS = 10.0
 FORCED_SECONDS = 2.0
 """How long a forced shutdown may take."""
 _POLL_SECONDS = 0.25
+_LISTEN_AGAIN_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 1
 
 
@@ -54,18 +55,29 @@ class Watchdog(threading.Thread):
         self._final: tuple[float, int] | None = None
         self._loop = asyncio.get_running_loop()
         self._noticed: list[tuple[signal.Signals, float]] = []
+        self._wake_too: int | None = None
 
     def start(self) -> None:
         self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._wakeup_reader.settimeout(_POLL_SECONDS)
         self._wakeup_writer.setblocking(False)
         if sys.platform != "win32":  # where asyncio itself listens
-            earlier = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
-            if earlier != -1:
-                signal.set_wakeup_fd(earlier)  # already in use, perhaps by uvloop: keep it
-            else:  # signals of a forked child are not this process's
-                os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+            self._listen()
+            # Signals of a forked child are not this process's.
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         super().start()
+
+    def _listen(self) -> None:
+        """Be the one that signals wake, again and again: `loop.add_signal_handler` and uvloop take that place.
+
+        They are woken from here. Their socket is duplicated, so that its number is never another file's.
+        """
+        ours = self._wakeup_writer.fileno()
+        earlier = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+        others = self._wake_too
+        if earlier not in (-1, ours) and not (others and os.path.sameopenfile(earlier, others)):
+            self._wake_too = os.dup(earlier)
+        self._loop.call_later(_LISTEN_AGAIN_SECONDS, self._listen)
 
     def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
         """The service has ended: the process must exit with this code, even while threads run.
@@ -93,6 +105,9 @@ class Watchdog(threading.Thread):
             numbers = self._wakeup_reader.recv(100)
         except TimeoutError:
             return
+        if self._wake_too is not None:
+            with suppress(OSError):  # it is full or closed
+                os.write(self._wake_too, numbers)
         now = time.monotonic()
         self._noticed += [(s, now) for s in self._shutdown_signals if s in numbers]
         with suppress(RuntimeError):  # the loop is closed
@@ -129,5 +144,11 @@ class Watchdog(threading.Thread):
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         for message, name in list(self._in_flight.items()):
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
-        log.error("event_loop_blocked", stack=stack)
+        turned = threading.Event()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(turned.set)
+        if turned.wait(_POLL_SECONDS):
+            log.error("close_timed_out", stack=stack)
+        else:
+            log.error("event_loop_blocked", stack=stack)
         log.error("stopped", exit_code=exit_code)

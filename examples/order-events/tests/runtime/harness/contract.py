@@ -4,13 +4,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sized
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
 
 import pytest
 
 from runtime.brokers import make_source
-from runtime.brokers.source import Publisher, Source
+from runtime.brokers.source import Connected, Publisher, Source
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
@@ -18,6 +18,8 @@ from .servers import Counts, Server
 
 WAIT_SECONDS = 20
 """How long something expected may take on a loaded machine."""
+
+AnySource = TypeVar("AnySource", bound=Connected)
 
 Connect = Callable[..., AbstractAsyncContextManager[Any]]
 """Connects a source: the fixture `connect`."""
@@ -36,9 +38,17 @@ async def start_once(settings: ConsumerSettings) -> None:
     if source.capabilities.retains_before_first_consumer or consumer in _started_once:
         return
     _started_once.add(consumer)
-    async with source:
+    async with opened(source):
         await source.start()
         await source.stop()
+
+
+@asynccontextmanager
+async def opened(source: AnySource) -> AsyncIterator[AnySource]:
+    """Connected, with its topology."""
+    async with source:
+        await source.declare()
+        yield source
 
 
 def need(source: Source, capability: str) -> None:

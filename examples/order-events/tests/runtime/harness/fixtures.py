@@ -22,7 +22,7 @@ from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.settings import ConsumerSettings
 
-from .contract import Connect, Counted, Event, eventually_counts
+from .contract import Connect, Counted, Event, eventually_counts, opened
 from .scene import Scene
 from .servers import (
     BROKERS,
@@ -139,7 +139,7 @@ def connect(source_for: Callable[..., Source]) -> Connect:
 
     @asynccontextmanager
     async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
-        async with source_for(prefetch or 1, **overrides) as source:
+        async with opened(source_for(prefetch or 1, **overrides)) as source:
             if prefetch:
                 await source.start()
             yield source

@@ -7,10 +7,10 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 """
 
 import asyncio
-import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import structlog
@@ -21,15 +21,13 @@ from ..message import DeadLetter, Message, OutgoingMessage
 from ..ordering import OrderedBuffer, key_reader
 from ..settings import ConsumerSettings
 from .buffer import Buffer
+from .put_off import PutOffs, backoff_seconds
 
 log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 """Between two attempts to reach a broker during an outage."""
-FIRST_PUT_OFF_SECONDS = 1.0
-LONGEST_PUT_OFF_SECONDS = 60.0
-"""Until a retry or a dead letter that could not be stored is tried again."""
 MISSING = "does not exist"
 """What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
@@ -76,7 +74,7 @@ class Connected(ABC):
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
-    async def declare(self) -> None:
+    async def declare(self) -> None:  # noqa: B027
         """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
 
     @abstractmethod
@@ -131,10 +129,9 @@ class Source(Connected):
         """Delivered to this process, and not settled yet."""
         self.in_flight: Collection[Message] = ()
         """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
-        self.unstorable = ""
-        """Why retries or dead letters cannot be stored, while messages are put off for it; else empty."""
-        self._put_offs: dict[Message, asyncio.TimerHandle | asyncio.Task[None]] = {}
-        self._put_off_counts: dict[Message, int] = {}
+        self.put_offs = PutOffs()
+        """Messages whose retry or dead letter the broker did not store."""
+        self._rewriting: set[asyncio.Task[None]] = set()
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
         self.stopped = False
@@ -174,10 +171,7 @@ class Source(Connected):
             return
         self.stopped = True
         await self._stop_fetching()
-        put_off = [
-            m for m, again in self._put_offs.items() if isinstance(again, asyncio.TimerHandle)
-        ]
-        for message in [*self.buffer.take_all(), *put_off]:
+        for message in [*self.buffer.take_all(), *self.put_offs.waiting()]:
             if self._lost_because(message):
                 self._release(message)
             else:
@@ -215,8 +209,8 @@ class Source(Connected):
     def _release(self, message: Message) -> None:
         """The message is settled, or the broker has taken it back. May be called again for the same message."""
         self.unacked.discard(message)
-        if self._put_off_counts:
-            self._forget_put_off(message)
+        if self.put_offs.reason:
+            self.put_offs.forget(message)
 
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
@@ -323,39 +317,28 @@ class Source(Connected):
         reason: str,
         delay_seconds: float = 0.0,
     ) -> None:
-        """The broker did not store a retry or a dead letter of this message: keep it, and try again later.
+        """The broker did not store a retry or a dead letter of this message: try again later, unless it stops.
 
-        It stays unacked, no worker waits for it, and no other message suffers. A retry happens in this process, with
-        ``attempt`` one higher; a dead letter is written again. Shutdown requeues the message.
+        A retry then happens in this process, with ``attempt`` one higher; a dead letter is written again.
         """
         log_settlement_lost(message, settlement, error)
-        if self.stopped:
-            if message in self.unacked and not self._lost_because(message):
-                await self.requeue(message)
-            return
-        self.unstorable = f"a message could not be stored ({settlement}): {error}"
-        count = self._put_off_counts[message] = self._put_off_counts.get(message, 0) + 1
-        pause = backoff_seconds(count, FIRST_PUT_OFF_SECONDS, LONGEST_PUT_OFF_SECONDS)
-        self._put_offs[message] = asyncio.get_running_loop().call_later(
-            max(pause, delay_seconds), self._try_again, message, settlement, reason
-        )
+        if not self.stopped:
+            why = f"a message could not be stored ({settlement}): {error}"
+            again = partial(self._try_again, message, settlement, reason)
+            self.put_offs.add(message, why, delay_seconds, again)
+        elif message in self.unacked and not self._lost_because(message):
+            await self.requeue(message)
 
     def _try_again(self, message: Message, settlement: str, reason: str) -> None:
         if self._lost_because(message) or message not in self.unacked:
             self._release(message)
         elif settlement == "retry":
-            del self._put_offs[message]
             message.attempt += 1
             self.buffer.put(message)
         else:
-            self._put_offs[message] = asyncio.create_task(self._store_dead_letter(message, reason))
-
-    def _forget_put_off(self, message: Message) -> None:
-        self._put_off_counts.pop(message, None)
-        if isinstance(again := self._put_offs.pop(message, None), asyncio.TimerHandle):
-            again.cancel()
-        if not self._put_off_counts:
-            self.unstorable = ""
+            rewriting = asyncio.create_task(self._store_dead_letter(message, reason))
+            self._rewriting.add(rewriting)
+            rewriting.add_done_callback(self._rewriting.discard)
 
 
 class Broker(Source, Publisher, DeadLetters):
@@ -405,12 +388,6 @@ class Connectivity:
 
 async def _nothing() -> None:
     """A settlement that is already logged as lost."""
-
-
-def backoff_seconds(attempt: int, first: float, longest: float) -> float:
-    """Exponential, with jitter: between half of the delay and all of it."""
-    exponential = first * 2.0 ** min(attempt - 1, 60)
-    return min(exponential, longest) * random.uniform(0.5, 1)
 
 
 def log_settlement_lost(message: Message, settlement: str, reason: Any) -> None:

@@ -12,7 +12,6 @@ from contextlib import suppress
 
 from ..errors import UsageError
 
-
 AT_ONCE = 100
 """Messages to publish and count in one step: an interrupted command says how many were confirmed."""
 

@@ -8,6 +8,7 @@ accept any value and never raise: a field that cannot be read gets the value of 
 import json
 import math
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +20,10 @@ REASON = "x-consumer-reason"
 """Header: why the last attempt failed, or why the message became a dead letter."""
 DEAD_LETTERED_AT = "x-consumer-dead-lettered-at"
 """Header: when the message became a dead letter, in Unix seconds."""
+
+SHORTENED = "x-consumer-shortened"
+"""Header of a dead letter that was too large for the broker: the length of the whole body, in bytes."""
+OURS = "x-consumer-"
 
 
 def make_message(
@@ -47,6 +52,23 @@ def make_dead_letter(
         count_of(attempts),
         seconds_of(dead_lettered_at),
     )
+
+
+def fit_dead_letter(
+    body: bytes, headers: dict[str, Any], fits: Callable[[bytes, dict[str, Any]], bool]
+) -> tuple[bytes, dict[str, Any]]:
+    """The body and the headers that the broker can store: first without foreign headers, then the start of the body.
+
+    ``fits`` says whether they are within the broker's limit. The smallest form is returned even if it is not.
+    """
+    if fits(body, headers):
+        return body, headers
+    length = len(body)
+    ours = {name: value for name, value in headers.items() if name.startswith(OURS)}
+    ours[SHORTENED] = len(body)
+    while length and not fits(body[:length], ours):
+        length //= 2
+    return body[:length], ours
 
 
 def bytes_of(value: object) -> bytes:

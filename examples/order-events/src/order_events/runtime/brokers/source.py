@@ -7,10 +7,10 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 """
 
 import asyncio
-import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import structlog
@@ -21,14 +21,15 @@ from ..message import DeadLetter, Message, OutgoingMessage
 from ..ordering import OrderedBuffer, key_reader
 from ..settings import ConsumerSettings
 from .buffer import Buffer
+from .put_off import PutOffs, backoff_seconds
 
 log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 """Between two attempts to reach a broker during an outage."""
-FAILED_MOVE_SECONDS = 1.0
-"""A message that could not be published again is requeued after this pause: the broker delivers it at once."""
+MISSING = "does not exist"
+"""What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,18 @@ class Connected(ABC):
 
     @abstractmethod
     async def __aenter__(self) -> Self:
-        """Connect once. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
+        """Connect once; creates nothing. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
 
     @abstractmethod
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
+    async def declare(self) -> None:  # noqa: B027
+        """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
+
     @abstractmethod
     async def describe(self) -> dict[str, int | str]:
-        """The topology and its counts, for `check`: name to number or text. Raises as `__aenter__`."""
+        """The topology and its counts, for `check`: name to number, text or `MISSING`. Raises as `__aenter__`."""
 
 
 class Publisher(Connected):
@@ -107,11 +111,12 @@ class DeadLetters(Connected):
 class Source(Connected):
     """One queue to consume, and an iterator that many workers share. Used once.
 
-    Life: ``async with source`` connects and declares the topology; `start` asks for deliveries; `stop`
+    Life: ``async with source`` connects; `declare` makes the topology; `start` asks for deliveries; `stop`
     ends them and requeues the messages that no worker took; leaving the context flushes settlements and closes.
 
     Each delivery is settled once, by `ack`, `retry`, `reject` or `requeue`, which also updates the buffer. When the
     broker has taken the delivery back, settling logs ``settlement_lost`` and returns: the broker delivers it again.
+    A retry or a dead letter that cannot be stored is put off: see `_put_off`.
     """
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -122,6 +127,11 @@ class Source(Connected):
         self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
         self.unacked: set[Message] = set()
         """Delivered to this process, and not settled yet."""
+        self.in_flight: Collection[Message] = ()
+        """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
+        self.put_offs = PutOffs()
+        """Messages whose retry or dead letter the broker did not store."""
+        self._rewriting: set[asyncio.Task[None]] = set()
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
         self.stopped = False
@@ -161,7 +171,7 @@ class Source(Connected):
             return
         self.stopped = True
         await self._stop_fetching()
-        for message in self.buffer.take_all():
+        for message in [*self.buffer.take_all(), *self.put_offs.waiting()]:
             if self._lost_because(message):
                 self._release(message)
             else:
@@ -183,9 +193,24 @@ class Source(Connected):
             self.buffer.put(message)
         return not self.stopped
 
+    def _still_in_flight(self, message: Message) -> Message | None:
+        """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
+        for known in self.in_flight:
+            if (
+                known.id == message.id
+                and known.body == message.body
+                and (known not in self.unacked or self._lost_because(known))
+            ):
+                known.receipt = message.receipt
+                self.unacked.add(known)
+                return known
+        return None
+
     def _release(self, message: Message) -> None:
         """The message is settled, or the broker has taken it back. May be called again for the same message."""
         self.unacked.discard(message)
+        if self.put_offs.reason:
+            self.put_offs.forget(message)
 
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
@@ -210,16 +235,27 @@ class Source(Connected):
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
         if self._holds(message, "retry"):
-            await self._retry(message, delay_seconds, reason)
-            self._release(message)
+            try:
+                await self._retry(message, delay_seconds, reason)
+            except BrokerError as error:
+                await self._put_off(message, "retry", error, reason, delay_seconds)
+            else:
+                self._release(message)
         self.buffer.settled(message)
 
     async def reject(self, message: Message, reason: str) -> None:
         """Make the message a dead letter."""
         if self._holds(message, "reject"):
-            await self._reject(message, reason)
-            self._release(message)
+            await self._store_dead_letter(message, reason)
         self.buffer.settled(message)
+
+    async def _store_dead_letter(self, message: Message, reason: str) -> None:
+        try:
+            await self._reject(message, reason)
+        except BrokerError as error:
+            await self._put_off(message, "reject", error, reason)
+        else:
+            self._release(message)
 
     async def requeue(self, message: Message) -> None:
         """Requeue the message unhandled: ready for other consumers at once, with the same ``attempt``."""
@@ -263,22 +299,46 @@ class Source(Connected):
     ) -> None:
         """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
-        A crash in between makes a duplicate, never a loss. If the copy cannot be published, the message is requeued.
+        A crash in between makes a duplicate, never a loss. Raises as the publishing does.
         ``settle`` is used in place of the ack.
         """
-        try:
-            await publishing
-        except BrokerError as error:
-            log_settlement_lost(message, settlement, error)
-            await asyncio.sleep(FAILED_MOVE_SECONDS)
-            if message in self.unacked and not self._lost_because(message):
-                await self.requeue(message)
+        await publishing
+        # If it was requeued, that happened meanwhile, at the deadline.
+        requeued = message not in self.unacked and not self._lost_because(message)
+        if not requeued and self._holds(message, settlement):
+            self._release(message)
+            await (settle or self._ack)(message)
+
+    async def _put_off(
+        self,
+        message: Message,
+        settlement: str,
+        error: BrokerError,
+        reason: str,
+        delay_seconds: float = 0.0,
+    ) -> None:
+        """The broker did not store a retry or a dead letter of this message: try again later, unless it stops.
+
+        A retry then happens in this process, with ``attempt`` one higher; a dead letter is written again.
+        """
+        log_settlement_lost(message, settlement, error)
+        if not self.stopped:
+            why = f"a message could not be stored ({settlement}): {error}"
+            again = partial(self._try_again, message, settlement, reason)
+            self.put_offs.add(message, why, delay_seconds, again)
+        elif message in self.unacked and not self._lost_because(message):
+            await self.requeue(message)
+
+    def _try_again(self, message: Message, settlement: str, reason: str) -> None:
+        if self._lost_because(message) or message not in self.unacked:
+            self._release(message)
+        elif settlement == "retry":
+            message.attempt += 1
+            self.buffer.put(message)
         else:
-            # If it was requeued, that happened meanwhile, at the deadline.
-            requeued = message not in self.unacked and not self._lost_because(message)
-            if not requeued and self._holds(message, settlement):
-                self._release(message)
-                await (settle or self._ack)(message)
+            rewriting = asyncio.create_task(self._store_dead_letter(message, reason))
+            self._rewriting.add(rewriting)
+            rewriting.add_done_callback(self._rewriting.discard)
 
 
 class Broker(Source, Publisher, DeadLetters):
@@ -328,12 +388,6 @@ class Connectivity:
 
 async def _nothing() -> None:
     """A settlement that is already logged as lost."""
-
-
-def backoff_seconds(attempt: int, first: float, longest: float) -> float:
-    """Exponential, with jitter: between half of the delay and all of it."""
-    exponential = first * 2.0 ** min(attempt - 1, 60)
-    return min(exponential, longest) * random.uniform(0.5, 1)
 
 
 def log_settlement_lost(message: Message, settlement: str, reason: Any) -> None:

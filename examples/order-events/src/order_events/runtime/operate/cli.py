@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""The command line: run, demo, publish, check, dead-letters; new-handler, in a checkout of the service."""
+"""The command line: run, demo, publish, declare, check, dead-letters; new-handler, in a checkout of the service."""
 
 import argparse
 import asyncio
@@ -7,30 +7,30 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from signal import Signals
 from typing import TypeVar
 
 from pydantic_settings import BaseSettings
 
 from ..brokers import make_source
-from ..brokers.source import Broker
+from ..brokers.source import MISSING, Broker
 from ..cancellation import (
     CancellationEvent,
     CancellationRequested,
-    cancellable_wait,
     make_cancellation_event,
 )
-from ..consumer import Lifespan
+from ..consumer import Lifespan, unless_set
 from ..errors import ExitCode, ServiceError, UsageError, forced_exit_code
 from ..handlers import HandlerFunction, Router
 from ..logs import configure_logs, secrets_of, without_credentials
 from ..message import OutgoingMessage
 from ..service import serve
 from ..settings import ConsumerSettings, load_settings
-from ..signals import SHUTDOWN_SIGNALS
+from ..signals import SHUTDOWN_SIGNALS, forces
 from ..telemetry import make_telemetry
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
@@ -115,8 +115,11 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     publish.add_argument("--type", default=None, help="message type, which selects the handler")
     publish.set_defaults(command=_publish)
 
+    declare = commands.add_parser("declare", help="create the queues that are missing")
+    declare.set_defaults(command=_declare)
+
     check = commands.add_parser(
-        "check", help="validate settings and broker connectivity (creates missing queues)"
+        "check", help="validate settings, connection and queues; changes nothing"
     )
     check.add_argument(
         "--vendored", action="store_true", help="verify instead that vendored files are unmodified"
@@ -191,7 +194,16 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
             await telemetry.close()
         return ExitCode.DRAINED
 
-    return _with_source(service, publish)
+    return _with_source(service, publish, declare=True)
+
+
+def _declare(service: Service, _arguments: argparse.Namespace) -> int:
+    async def describe(source: Broker) -> int:
+        for name, value in (await source.describe()).items():
+            print(f"{name}: {value}")
+        return ExitCode.DRAINED
+
+    return _with_source(service, describe, declare=True)
 
 
 def _check(service: Service, arguments: argparse.Namespace) -> int:
@@ -204,11 +216,16 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
         plural = "" if count == 1 else "s"
         print(f"settings   ok, {count} handler{plural}: {', '.join(router.types)}")
         print(f"broker     ok, {source.settings.broker_scheme}")
-        for name, value in (await source.describe()).items():
+        described = await source.describe()
+        for name, value in described.items():
             print(f"           {name}: {value}")
         for name, can in asdict(source.capabilities).items():
             answer = "yes" if can else "no"
             print(f"supports   {name.replace('_', ' ')}: {answer}")
+        if MISSING in described.values():
+            advice = "run `declare` or `run` to create what does not exist"
+            print(f"{service.name}: {advice}", file=sys.stderr)
+            return ExitCode.CRASHED
         return ExitCode.DRAINED
 
     return _with_source(service, check)
@@ -246,24 +263,28 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
 
 def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def replay(source: Broker) -> int:
-        progress = Progress("replayed")
-        async for moved in source.replay_dead_letters():
-            progress.advance(moved - progress.count)
-        progress.finish(f"to {source.settings.source}")
-        return ExitCode.DRAINED
+        await source.declare()
+        return await _show_steps(source, "replayed", "to", source.replay_dead_letters())
 
     return _after_confirmation(service, arguments, "Move", replay)
 
 
 def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def purge(source: Broker) -> int:
-        progress = Progress("deleted")
-        async for deleted in source.purge_dead_letters():
-            progress.advance(deleted - progress.count)
-        progress.finish(f"from the dead letters of {source.settings.source}")
-        return ExitCode.DRAINED
+        steps = source.purge_dead_letters()
+        return await _show_steps(source, "deleted", "from the dead letters of", steps)
 
     return _after_confirmation(service, arguments, "Delete", purge)
+
+
+async def _show_steps(source: Broker, verb: str, where: str, steps: AsyncIterator[int]) -> int:
+    progress = Progress(verb)
+    try:
+        async for done in steps:
+            progress.advance(done - progress.count)
+    finally:  # also when it is interrupted: so many are done
+        progress.finish(f"{where} {source.settings.source}")
+    return ExitCode.DRAINED
 
 
 def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
@@ -277,7 +298,9 @@ def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
 # -- shared by the commands
 
 
-def _with_source(service: Service, use: Callable[[Broker], Awaitable[T]]) -> T:
+def _with_source(
+    service: Service, use: Callable[[Broker], Awaitable[T]], declare: bool = False
+) -> T:
     """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
@@ -285,11 +308,18 @@ def _with_source(service: Service, use: Callable[[Broker], Awaitable[T]]) -> T:
 
     async def connect_and_use() -> T:
         async with source:
+            if declare:
+                await source.declare()
             return await use(source)
 
+    def force(signum: Signals) -> None:
+        if forces(signum, event.signals[-1][1] - event.signals[0][1]):
+            os._exit(forced_exit_code(signum))
+
     async def until_signal(event: CancellationEvent) -> T:
+        event.on_repeat = force
         try:
-            return await cancellable_wait(connect_and_use(), event)
+            return await unless_set(connect_and_use(), event)
         except CancellationRequested:
             raise CancellationRequested(event.reason) from None
 

@@ -12,6 +12,9 @@ from contextlib import suppress
 
 from ..errors import UsageError
 
+AT_ONCE = 100
+"""Messages to publish and count in one step: an interrupted command says how many were confirmed."""
+
 
 async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
     """The message of the command line, or the lines of standard input as they arrive. Raises UsageError."""
@@ -37,13 +40,17 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
     line_number = 0
-    rest = b""
+    rest: list[bytes] = []
     while chunk := await chunks.get():
         if isinstance(chunk, OSError):
             msg = f"standard input cannot be read: {chunk}"
             raise UsageError(msg)
         room.release()
-        *lines, rest = (rest + chunk).split(b"\n")
+        if b"\n" not in chunk:  # a long line: joined once, not for each chunk
+            rest.append(chunk)
+            continue
+        *lines, end = b"".join([*rest, chunk]).split(b"\n")
+        rest = [end]
         bodies: list[bytes] = []
         for line in lines:
             line_number += 1
@@ -54,10 +61,10 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
                 if bodies:
                     yield bodies  # the lines before an invalid one are published anyway
                 raise
-        if bodies:
-            yield bodies
-    if rest.strip():
-        yield [checked_json(rest, f"line {line_number + 1}")]
+        for start in range(0, len(bodies), AT_ONCE):
+            yield bodies[start : start + AT_ONCE]
+    if last := b"".join(rest).strip():
+        yield [checked_json(last, f"line {line_number + 1}")]
 
 
 def checked_json(text: bytes, where: str) -> bytes:

@@ -40,6 +40,7 @@ async def run_demo(
         )  # else the demo would wait forever
         published = 0
         async with make_source(settings) as publisher:
+            await publisher.declare()
             for message_type, body in itertools.islice(
                 itertools.cycle(examples.items()), MESSAGE_COUNT
             ):
