@@ -1,7 +1,8 @@
-"""python3 tasks.py demo | test | bench | chaos | mutate | coverage | lint | docs | example | fleet | pictures | release
+"""python3 tasks.py demo | test | servers | bench | chaos | mutate | coverage | lint | docs | example | fleet | pictures | release
 
 demo      a service from this template: rendered, run, shut down and started again, with no message lost
 test      the tests that take a few minutes; --all for every test; other arguments go to pytest
+servers   the brokers' tests on newer servers: those of other Debian releases, PyPI and Maven Central
 bench     the benchmarks, printed as a table
 chaos     a service, its processes, its broker and the network are killed, stopped and cut: is anything lost?
 mutate    one small fault after the other is put into the runtime: do its tests notice?
@@ -49,6 +50,7 @@ LINTED = [
 COMMANDS = {
     "demo": [["-m", "tools.demo"]],
     "test": [["-m", "tools.test"]],
+    "servers": [["-m", "tools.servers"]],
     "bench": [["-m", "tools.benchmarks"]],
     "chaos": [["-m", "tools.chaos"]],
     "mutate": [["-m", "tools.mutation.mutate"]],

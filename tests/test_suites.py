@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from support.rendered import (
     run,
 )
 from tasks import requirements
+from tools.servers import roots
 
 IN_PLACE = ("tests/runtime", f"{TREE.name}/tests/runtime")
 QUICK = ("-m", "not slow")
@@ -48,9 +50,16 @@ class Suite:
         self._check(result, "services' own suites that passed", what, began_at)
         return result
 
-    def in_place(self, environment: Path, what: str, *arguments: str, **variables: str) -> Result:
+    def in_place(
+        self,
+        environment: Path,
+        what: str,
+        *arguments: str,
+        before: Sequence[str] = (),
+        **variables: str,
+    ) -> Result:
         """Without tests/conftest.py, whose fixtures need what no service has."""
-        command = [str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
+        command = [*before, str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
         command += ["-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir=."]
         command += ["--confcutdir=tests/runtime", "-n", "2", *arguments]
         began_at = time.monotonic()
@@ -113,10 +122,24 @@ def other_pythons() -> list[Any]:
     parameters = []
     for minor in minors:
         python = find_python(minor)
-        reason = f"Python 3.{minor} is not installed"
-        marks = [] if python else [pytest.mark.skip(reason=reason)]
-        parameters.append(pytest.param(python, id=f"python=3.{minor}", marks=marks))
+        root = None if python else roots.there("sid", [f"python3.{minor}"])
+        reason = (
+            f"Python 3.{minor} is not installed; `python3 tasks.py servers python3.14` gets that"
+        )
+        marks = [] if python or root else [pytest.mark.skip(reason=reason)]
+        path = python or f"/usr/bin/python3.{minor}"
+        parameters.append(pytest.param(path, root, id=f"python=3.{minor}", marks=marks))
     return parameters
+
+
+@pytest.fixture
+def before(root: Path | None) -> Iterator[list[str]]:
+    """The words before a command that runs with the /usr of this root; none without one."""
+    if root is None:
+        yield []
+    else:
+        with roots.beside(root, {}) as words:
+            yield [*words, "inside"]
 
 
 def find_python(minor: int) -> str | None:
@@ -130,29 +153,40 @@ def find_python(minor: int) -> str | None:
     return None
 
 
-def runtime_environment(python: str = sys.executable, resolution: str = "highest") -> Path:
+def runtime_environment(
+    python: str = sys.executable, resolution: str = "highest", before: Sequence[str] = ()
+) -> Path:
     """An environment with every dependency of the runtime and of its tests, and nothing else."""
     needed = [*requirements("service"), *requirements("harness")]
 
     def make(environment: Path) -> None:
-        run("uv", "venv", "--quiet", "--python", python, str(environment), cwd=TEMPLATE)
-        install = ("uv", "pip", "install", "--quiet", "--python", str(environment / BIN / "python"))
+        run(*before, "uv", "venv", "--quiet", "--python", python, str(environment), cwd=TEMPLATE)
+        install = (
+            *before,
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(environment / BIN / "python"),
+        )
         run(*install, "--resolution", resolution, *needed, cwd=TEMPLATE)
 
     return environment_of([*needed, str(Path(python).resolve()), resolution], make)
 
 
 @pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
-@pytest.mark.parametrize("python", other_pythons())
+@pytest.mark.parametrize(("python", "root"), other_pythons())
 def test_the_runtime_passes_its_tests_on_other_pythons(
-    suite: Suite, python: str, resolution: str
+    suite: Suite, python: str, root: Path | None, before: list[str], resolution: str
 ) -> None:
     """All but the slow tests, and the contract on the default broker."""
-    environment = runtime_environment(python, resolution)
-    version = run(str(environment / BIN / "python"), "--version", cwd=TEMPLATE).stdout.strip()
+    environment = runtime_environment(python, resolution, before)
+    command = (*before, str(environment / BIN / "python"), "--version")
+    version = run(*command, cwd=TEMPLATE).stdout.strip()
     what = f"on {version}, {resolution} versions"
-    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
-    if resolution == "highest":
+    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE, before=before)
+    if resolution == "highest" and root is None:
         arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
         suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
 

@@ -29,6 +29,10 @@ from tools import ROOT, TREE
 
 LEFT_OUT: dict[str, str] = {
     "tests/test_suites.py": "every service's own tests, on other Pythons, with the oldest dependencies",
+    "tests/test_servers.py::test_the_runtime_passes_its_tests_on_rabbitmq_4": "RabbitMQ 4 of Debian 13",
+    "tests/test_servers.py::test_only_a_command": "the same root, by its programs",
+    "tests/test_servers.py::test_an_interrupted_run": "Ctrl-C while that runs",
+    "tests/test_under_systemd.py": "the unit of a service, under a real systemd",
     "tests/test_render.py::test_every_combination_is_complete": "all combinations of answers, rendered",
     "tests/test_render.py::test_it_is_typed": "mypy on every distinct service",
     "tests/test_install.py::test_the_commands_of_the_readme_work": "README commands, by uv and pip",
@@ -47,6 +51,7 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_adopt.py": "docs/adopt.md, followed",
     "tests/test_chaos.py::test_chaos_loses_nothing": "a round of chaos on each of two brokers",
     "tests/test_chaos.py::test_twenty_rolling_restarts": "20 restarts and 50 SIGKILLs",
+    "tests/test_chaos.py::test_a_cluster_whose": "three nodes, the leader killed three times",
     "tests/test_chaos.py::test_sigterm_at_any_moment": "SIGTERM every 25 ms of the start",
 }
 """Only with --all, and what it is: ids of tests as pytest prints them, or the beginning of such ids."""

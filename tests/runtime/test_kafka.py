@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import json
 import math
 import random
 import re
+import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -16,24 +19,25 @@ from contextlib import (
     contextmanager,
 )
 from copy import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     KafkaError,
     TopicAuthorizationFailedError,
-    UnknownTopicOrPartitionError,
 )
 from aiokafka.record.util import calc_crc32c
-from hypothesis import given
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.contract import (
@@ -44,7 +48,9 @@ from harness.contract import (
     eventually_logged,
     find,
     ids,
+    last,
     length_of,
+    opened,
     publish,
     take,
 )
@@ -54,19 +60,22 @@ from runtime.brokers import (
     kafka,
     make_source,
 )
-from runtime.brokers.delivery import ATTEMPTS
+from runtime.brokers.delivery import ATTEMPTS, SHORTENED
 from runtime.brokers.kafka import (
     KEY,
     KafkaBroker,
     delays_seconds,
 )
+from runtime.brokers.source import MISSING
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
-from runtime.errors import BrokerError, BrokerRefused, SourceFailed
+from runtime.errors import BrokerDenied, BrokerError, BrokerRefused, SourceFailed
 from runtime.handlers import Router
 from runtime.message import (
     Message,
     OutgoingMessage,
+    Reject,
+    Retry,
 )
 from runtime.settings import ConsumerSettings
 
@@ -156,6 +165,42 @@ async def produce_names(broker: Server, queue: str, names: list[bytes]) -> None:
         await (await producer.send_batch(batch, queue, partition=0))
 
 
+def own(queue: str, kind: str = "") -> str:
+    """The topic of the tests' group; without a kind that of all groups."""
+    return f"{queue}.{queue}{kind}" if kind else queue
+
+
+RETRY, DEAD = ".retry", ".dead"
+
+
+async def admin_of(broker: Server, ask: Callable[[AIOKafkaAdminClient], Any]) -> Any:
+    admin = AIOKafkaAdminClient(bootstrap_servers=urlsplit(broker.url).netloc)
+    await admin.start()
+    try:
+        return await ask(admin)
+    finally:
+        await admin.close()
+
+
+async def make_topic(broker: Server, name: str, most_bytes: int) -> None:
+    """As an operator makes it."""
+    topic = NewTopic(name, 1, 1, topic_configs={"max.message.bytes": str(most_bytes)})
+    await admin_of(broker, lambda admin: admin.create_topics([topic]))
+
+
+async def produce_many(broker: Server, queue: str, count: int) -> None:
+    """One batch to partition 0."""
+    async with AIOKafkaProducer(bootstrap_servers=urlsplit(broker.url).netloc) as producer:
+        sent = [await producer.send(queue, b"%d" % n, partition=0) for n in range(count)]
+        await asyncio.gather(*sent)
+
+
+async def delete_below(broker: Server, queue: str, offset: int) -> None:
+    """As the broker's retention does it."""
+    below = {TopicPartition(queue, 0): RecordsToDelete(offset)}
+    await admin_of(broker, lambda admin: admin.delete_records(below))
+
+
 ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "a header that is listed as JSON is gone": ("", [(kafka.JSON_HEADERS, b'["gone"]')]),
     "the list of JSON headers is null": ("", [(kafka.JSON_HEADERS, None)]),
@@ -167,8 +212,8 @@ ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "ce_type is not UTF-8": ("", [("ce_type", b"\xff")]),
     "the type is not UTF-8": ("", [(kafka.TYPE, b"\xff")]),
     "the attempts are no number": ("", [("ce_type", b"order"), (ATTEMPTS, b"\xff")]),
-    "the time of a retry is null": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, None)]),
-    "the time of a retry is no number": (".retry", [("ce_type", b"order"), (kafka.DUE_AT, b"x")]),
+    "the time of a retry is null": (RETRY, [("ce_type", b"order"), (kafka.DUE_AT, None)]),
+    "the time of a retry is no number": (RETRY, [("ce_type", b"order"), (kafka.DUE_AT, b"x")]),
 }
 """Written to the topic, or to that of its retries, by another program."""
 
@@ -177,6 +222,47 @@ HEADER_NAMES = st.sampled_from([*OUR_HEADERS, "ce_id", "ce_type", "a"]) | st.tex
 HEADER_VALUES = st.sampled_from(
     [b"1e999", b"nan", b"-1", b"9" * 5000, b"[" * 10_000, b'["a", "x-consumer-attempts"]', b"{}"]
 )
+
+
+RECORDS = st.lists(
+    st.tuples(
+        st.none() | st.binary(),
+        st.none() | st.binary() | HEADER_VALUES,
+        st.lists(st.tuples(HEADER_NAMES, st.none() | st.binary() | HEADER_VALUES), max_size=4),
+    ),
+    max_size=30,
+)
+"""Keys, values and headers."""
+
+
+async def produce_any(broker: Server, topic: str, records: list[Any]) -> None:
+    """One batch to partition 0, also of records that aiokafka's own `send` refuses."""
+    host = urlsplit(broker.url).netloc
+    async with AIOKafkaProducer(bootstrap_servers=host, max_batch_size=2**20) as producer:
+        batch = producer.create_batch()
+        for key, value, headers in records:
+            assert batch.append(key=key, value=value, timestamp=None, headers=headers)
+        await (await producer.send_batch(batch, topic, partition=0))
+
+
+async def dead_letter_all(settings: ConsumerSettings, count: int) -> None:
+    """Run a consumer, whose handler fails, until there are so many dead letters."""
+
+    async def fail(body: bytes, message: Message) -> None:
+        raise Retry if message.attempt == 1 else Reject("bad")
+
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings, 50), Router({"any": fail}), event, settings)
+    consuming = asyncio.create_task(consumer.run())
+
+    async def counted() -> object:
+        async with make_source(settings) as reader:
+            assert not consuming.done()
+            return await reader.count_dead_letters()
+
+    await eventually(count, counted)
+    event.set("test")
+    assert await consuming == 0
 
 
 async def consume_until_rejected(settings: ConsumerSettings) -> int:
@@ -363,6 +449,46 @@ class TestGroups:
                 assert Counter(ids(await take(other, 12))) == Counter(published)
                 assert time.monotonic() - began_at < 3 * SESSION_SECONDS
 
+    async def test_another_client_with_another_assignor_is_one_sentence(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=0):
+            pass  # which makes the topics
+        other = AIOKafkaConsumer(
+            queue,
+            bootstrap_servers=urlsplit(broker.url).netloc,
+            group_id=queue,
+            partition_assignment_strategy=(RangePartitionAssignor,),
+        )
+        await other.start()
+        try:
+            with pytest.raises(BrokerRefused, match="another client in the consumer group"):
+                async with connect():
+                    pass
+        finally:
+            await other.stop()
+
+    async def test_a_message_that_is_in_flight_in_this_process_is_not_started_twice(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=20) as one:
+            await publish(one, 8)
+            held = await take(one, 8)
+            one.in_flight = held
+            async with connect(prefetch=1):  # the rebalance does not wait for them long enough
+                pass
+            await eventually_logged(events, "partitions_assigned", count=3)
+
+            async def regained() -> bool:
+                return one.unacked == set(held)
+
+            await eventually(True, regained)
+            assert len(one.buffer) == 0
+            for message in held:
+                await one.ack(message)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        assert not find(events, "settlement_lost")
+
     async def test_a_consumer_that_gets_no_more_answers_is_replaced(
         self, connect: Connect, events: list[Event], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -394,7 +520,7 @@ class TestOutages:
                 patch.setattr(source._requests, "seconds", 0.3)
                 await source.retry(message, 0.1, "not now")
             (again,) = await take(source, 1)
-            assert (again.id, again.attempt) == (id, 1)
+            assert (again.id, again.attempt) == (id, 2)
             assert [event["id"] for event in find(events, "settlement_lost")] == [id]
             proxy.resume()
             await source.ack(again)
@@ -408,7 +534,9 @@ class TestOutages:
                 proxy.forbidden = queue
                 for worker in workers:
                     async with asyncio.timeout(WAIT_SECONDS):
-                        with pytest.raises(SourceFailed, match=r"refused: .*TopicAuthorization"):
+                        with pytest.raises(
+                            SourceFailed, match=r"lacks a right: .*TopicAuthorization"
+                        ):
                             await worker
                 assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
 
@@ -479,9 +607,27 @@ class TestRetries:
             assert 0.8 <= time.monotonic() - retried_at < 0.8 + AT_ONCE_SECONDS
             assert (first.attempt, second.attempt) == (2, 2)
 
-    async def test_a_retry_keeps_its_key_and_a_replay_returns_to_its_partition(
-        self, connect: Connect
+    async def test_a_delay_beyond_the_back_off_is_kept_and_delays_no_other(
+        self, connect: Connect, broker: Server, queue: str
     ) -> None:
+        async with connect() as source:
+            late, early = await publish(source, 2)
+            messages = {message.id: message for message in await take(source, 2)}
+            retried_at = time.monotonic()
+            await source.retry(messages[late], 2.5, "not now")
+            await source.retry(messages[early], 0.8, "not now")
+            (first,) = await take(source, 1)
+            assert (first.id, first.attempt) == (early, 2)
+            assert 0.8 <= time.monotonic() - retried_at < 0.8 + AT_ONCE_SECONDS
+            await source.ack(first)
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=1, dead=0))
+            (second,) = await take(source, 1)
+            assert (second.id, second.attempt) == (late, 2)
+            assert 2.5 <= time.monotonic() - retried_at < 2.5 + AT_ONCE_SECONDS
+            await source.ack(second)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_retry_and_a_replay_keep_the_key(self, connect: Connect) -> None:
         async with connect() as source:
             await source.publish(with_key("größe", 1))
             (message,) = await take(source, 1)
@@ -492,7 +638,6 @@ class TestRetries:
             assert [moved async for moved in source.replay_dead_letters()] == [1]
             (replayed,) = await take(source, 1)
             assert replayed.headers == {KEY: "größe"}
-            assert replayed.receipt[1].partition == message.receipt[1].partition
             await source.ack(replayed)
 
     @pytest.mark.parametrize(
@@ -513,11 +658,12 @@ class TestOtherProducers:
         async with connect() as source:
             await produce(broker, queue, value=b"x", key=b"\xff", partition=1)
             (message,) = await take(source, 1)
-            assert (message.id, message.type, message.body) == (f"{queue}-1-0", "", b"x")
+            id = f"{queue}-1-0-{message.receipt[1].timestamp}"
+            assert (message.id, message.type, message.body) == (id, "", b"x")
             assert message.headers == {KEY: "\N{REPLACEMENT CHARACTER}"}
             await source.reject(message, "bad")
             [letter] = [letter async for letter in source.dead_letters(1)]
-            assert (letter.id, letter.reason) == (f"{queue}-1-0", "bad")
+            assert (letter.id, letter.reason) == (id, "bad")
 
     async def test_a_record_without_a_value_is_an_empty_message(
         self, connect: Connect, broker: Server, queue: str
@@ -545,11 +691,11 @@ class TestOtherProducers:
     ) -> None:
         topic, headers = ODD_RECORDS[case]
         settings = settings_for(max_attempts=2, **SETTINGS)
-        async with make_source(settings):
-            pass  # which creates the topics
-        await produce(broker, f"{queue}{topic}", value=b"{}", headers=headers)
+        async with opened(make_source(settings)):
+            pass
+        await produce(broker, own(queue, topic), value=b"{}", headers=headers)
         assert await consume_until_rejected(settings) == 0
-        async with make_source(settings) as source:
+        async with opened(make_source(settings)) as source:
             [letter] = [letter async for letter in source.dead_letters(2)]
             assert letter.reason.startswith(("failed 2 times", "unknown type"))
             assert letter.id.encode().decode() == letter.id != ""
@@ -580,7 +726,9 @@ class TestOtherProducers:
         async with connect() as source:
             due_at = f"{time.time() + 100 * 365 * 86_400}".encode()
             began_at = time.monotonic()
-            await produce(broker, f"{queue}.retry", value=b"late", headers=[(kafka.DUE_AT, due_at)])
+            await produce(
+                broker, own(queue, RETRY), value=b"late", headers=[(kafka.DUE_AT, due_at)]
+            )
             (message,) = await take(source, 1)
             assert message.body == b"late"
             assert time.monotonic() - began_at < 0.8 + 2 * AT_ONCE_SECONDS
@@ -599,7 +747,8 @@ class TestOtherProducers:
         value: bytes | None,
     ) -> None:
         record = SimpleNamespace(
-            topic="orders", partition=1, offset=2, key=key, value=value, headers=headers
+            **{"topic": "orders", "partition": 1, "offset": 2, "timestamp": 3},
+            **{"key": key, "value": value, "headers": headers},
         )
         message = kafka._message(record)
         assert message.id
@@ -611,6 +760,52 @@ class TestOtherProducers:
         assert 0 <= letter.dead_lettered_at < math.inf
         for _, copied in kafka._copy(message, {})[2]:
             assert copied is None or isinstance(copied, bytes)
+
+    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+    @settings(
+        max_examples=5,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(in_source=RECORDS, in_retry=RECORDS, in_dead=RECORDS)
+    def test_any_records_become_dead_letters_that_are_listed_replayed_and_purged(
+        self,
+        broker: Server,
+        settings_for: Callable[..., ConsumerSettings],
+        in_source: list[Any],
+        in_retry: list[Any],
+        in_dead: list[Any],
+    ) -> None:
+        queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
+        settings = settings_for(source=queue, max_attempts=2, **SETTINGS)
+        places = {own(queue): in_source, own(queue, RETRY): in_retry, own(queue, DEAD): in_dead}
+        count = sum(map(len, places.values()))
+
+        async def survive() -> None:
+            async with opened(make_source(settings)):
+                pass
+            for topic, records in places.items():
+                if records:
+                    await produce_any(broker, topic, records)
+            await dead_letter_all(settings, count)
+            async with opened(make_source(settings)) as source:
+                letters = [letter async for letter in source.dead_letters(count + 1)]
+                assert len(letters) == count
+                json.dumps([[le.id, le.type, le.reason, le.dead_lettered_at] for le in letters])
+                assert await last(source.replay_dead_letters()) == count
+            await dead_letter_all(settings, count)
+            async with opened(make_source(settings)) as source:
+                assert Counter(ids([le async for le in source.dead_letters(count + 1)])) == (
+                    Counter(ids(letters))
+                )
+                assert await last(source.purge_dead_letters()) == count
+                assert await source.count_dead_letters() == 0
+
+        try:
+            asyncio.run(survive())
+        finally:
+            broker.delete(queue)
 
     async def test_a_batch_that_does_not_fit_into_memory_unpacked_ends_the_consumption(
         self, connect: Connect, broker: Server, queue: str
@@ -642,7 +837,7 @@ class TestTopics:
             described = await source.describe()
         assert described[queue] == 3
         assert described[f"{queue} partitions"] == PARTITIONS
-        assert (described[f"{queue}.retry"], described[f"{queue}.dead"]) == (0, 0)
+        assert (described[own(queue, RETRY)], described[own(queue, DEAD)]) == (0, 0)
 
     async def test_an_existing_topic_is_used_unmodified(
         self, connect: Connect, broker: Server, queue: str
@@ -687,7 +882,8 @@ class TestTopics:
     ) -> None:
         answer_to_create(monkeypatch, InvalidPartitionsError, unless=lambda _: False)
         with pytest.raises(BrokerRefused, match=f"the topic '{queue}' cannot be created: .*why"):
-            await source_for().__aenter__()
+            async with opened(source_for()):
+                pass
 
     async def test_a_missing_topic_that_may_not_be_created_is_one_sentence(
         self,
@@ -695,13 +891,268 @@ class TestTopics:
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        async def unknown(*_: object) -> None:
-            raise UnknownTopicOrPartitionError
-
         answer_to_create(monkeypatch, TopicAuthorizationFailedError, unless=lambda _: False)
-        monkeypatch.setattr(AIOKafkaProducer, "partitions_for", unknown)
-        with pytest.raises(BrokerRefused, match=f"'{queue}' does not exist, and this user may not"):
-            await source_for().__aenter__()
+        with pytest.raises(BrokerDenied, match=f"'{queue}' does not exist, and this user may not"):
+            async with opened(source_for()):
+                pass
+
+    async def test_looking_creates_no_topic(
+        self, source_for: Callable[..., KafkaBroker], queue: str
+    ) -> None:
+        """By default, brokers create each topic whose metadata is asked for."""
+        async with source_for() as source:
+            for _ in range(2):
+                described = await source.describe()
+                topics = [queue, own(queue, RETRY), own(queue, DEAD)]
+                assert [described[topic] for topic in topics] == [MISSING] * 3
+                assert await source.count_dead_letters() == 0
+                assert [letter async for letter in source.dead_letters(1)] == []
+                assert await last(source.purge_dead_letters()) == 0
+                assert await last(source.replay_dead_letters()) == 0
+            await source.declare()
+            assert (await source.describe())[queue] == 0
+
+    async def test_a_topic_that_is_deleted_while_it_is_consumed_is_not_created_again(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect() as source, connect(prefetch=0) as other:
+            ids_before = await publish(source, 1)
+            (before,) = await take(source, 1)
+            await source.ack(before)
+            await asyncio.to_thread(broker.delete, queue)
+            await source._producer.client.force_metadata_update()
+            await asyncio.sleep(1.5)
+            assert await source._existing(queue) == {}
+            await other.declare()
+            await produce(broker, queue, value=b"new", partition=0)
+            (after,) = await take(source, 1)
+            assert after.body == b"new"
+            assert ids_before
+            await source.ack(after)
+
+    async def test_ids_do_not_repeat_in_a_topic_that_is_created_again(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        seen = []
+        for _ in range(2):
+            async with connect() as source:
+                await produce(broker, queue, value=b"body", partition=0)
+                (message,) = await take(source, 1)
+                assert message.receipt[1].offset == 0
+                seen.append(message.id)
+            await asyncio.to_thread(broker.delete, queue)
+        assert len(set(seen)) == 2
+
+    @pytest.mark.parametrize(
+        ("group", "name"),
+        [
+            ("billing", "billing"),
+            ("b.c", "b..c"),
+            ("a_b-1_00", "a_b-1_00"),
+            ("größe/1 x", "gr_c3_b6_c3_9fe_2f1_20x"),
+        ],
+    )
+    async def test_any_group_has_topics_of_its_own(
+        self, broker: Server, group: str, name: str
+    ) -> None:
+        assert kafka.name_in_topics(group) == name
+
+    async def test_a_group_of_any_name_works(self, connect: Connect) -> None:
+        async with connect(group="größe/1 x") as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            assert await source.count_dead_letters() == 1
+
+
+class TestLimits:
+    """What is too large for the retry topic or the dead-letter topic."""
+
+    async def test_the_group_s_topics_take_what_their_source_takes(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        await make_topic(broker, queue, 8 * 2**20)
+        body = random.randbytes(5 * 2**20)
+        async with connect() as source:
+            await source.publish([OutgoingMessage(body, "kind", "id-7")])
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert (message.body, message.attempt) == (body, 2)
+            await source.reject(message, "bad")
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert (letter.body, letter.id, letter.reason) == (body, "id-7", "bad")
+        assert not find(events, "settlement_lost")
+
+    async def test_a_record_that_fits_only_when_compressed_stays_whole(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect() as source:
+            await produce(broker, queue, compression_type="gzip", value=bytes(5 * 2**20))
+            (message,) = await take(source, 1)
+            await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert letter.body == bytes(5 * 2**20)
+        assert not find(events, "settlement_lost")
+
+    async def test_a_dead_letter_that_is_too_large_is_shortened_and_its_neighbors_are_whole(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        await make_topic(broker, own(queue, DEAD), 100_000)
+        body, small = random.randbytes(300_000), random.randbytes(20_000)
+        async with connect(prefetch=20) as source:
+            headers = {"foreign": random.randbytes(100_000).hex()}
+            await source.publish(
+                [
+                    OutgoingMessage(body, "kind", "large"),
+                    OutgoingMessage(small, "kind", "headers", headers),
+                    *(OutgoingMessage(small, "kind", f"small-{n}") for n in range(8)),
+                ]
+            )
+            messages = await take(source, 10)
+            await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+            letters = {letter.id: letter async for letter in source.dead_letters(20)}
+            assert len(letters) == 10
+            assert {letter.reason for letter in letters.values()} == {"bad"}
+            large = letters.pop("large")
+            assert body.startswith(large.body)
+            assert len(large.body) >= 37_500
+            assert {letter.body for letter in letters.values()} == {small}
+            async with source._dead_letter_reader() as reader:
+                async for records in source._read(reader, await source._ends(reader), 20):
+                    for record in records:
+                        kept = dict(record.headers)
+                        if kept[kafka.ID] in (b"large", b"headers"):
+                            whole = len(body if kept[kafka.ID] == b"large" else small)
+                            assert kept[SHORTENED] == b"%d" % whole
+                            assert "foreign" not in kept
+
+    async def test_a_retry_that_is_too_large_is_put_off_and_its_neighbors_are_retried(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        await make_topic(broker, own(queue, RETRY), 100_000)
+        body, small = random.randbytes(300_000), random.randbytes(20_000)
+        async with connect(prefetch=20) as source:
+            await source.publish(
+                [
+                    OutgoingMessage(body, "kind", "large"),
+                    *(OutgoingMessage(small, "kind", f"small-{n}") for n in range(8)),
+                ]
+            )
+            messages = await take(source, 9)
+            await asyncio.gather(*(source.retry(message, 0.1, "no") for message in messages))
+            [lost] = find(events, "settlement_lost")
+            assert lost["id"] == "large"
+            assert "larger than its topic allows" in lost["reason"]
+            assert "larger than its topic allows" in source.put_offs.reason
+            again = await take(source, 9)
+            assert {message.attempt for message in again} == {2}
+            assert ids(again)[-1] == "large"  # a second later, in this process
+            for message in again:
+                await source.ack(message)
+            assert not source.put_offs.reason
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_rebalance_does_not_wait_for_a_message_that_is_put_off(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        await make_topic(broker, own(queue, RETRY), 100_000)
+        async with connect() as source:
+            await source.publish([OutgoingMessage(random.randbytes(300_000), "kind", "large")])
+            (message,) = await take(source, 1)
+            await source.retry(message, 3600, "no")
+            began_at = time.monotonic()
+            async with connect():
+                assert time.monotonic() - began_at < 3
+            assert find(events, "partitions_revoked")[-1]["dropped"] == 1
+            assert not source.put_offs.reason
+
+    async def test_a_batch_that_is_too_large_is_published_in_smaller_ones(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        await make_topic(broker, queue, 20_000)
+        async with connect(prefetch=0) as source:
+            messages = [OutgoingMessage(random.randbytes(1000)) for _ in range(200)]
+            await source.publish(messages)
+            assert (await source.describe())[queue] == 200
+            with pytest.raises(BrokerRefused, match="larger than its topic allows"):
+                await source.publish([OutgoingMessage(random.randbytes(30_000))])
+
+
+class TestRetention:
+    async def test_records_deleted_before_they_were_read_are_logged_once(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=2) as source:
+            await produce_many(broker, queue, 8)
+            for message in await take(source, 2):
+                await source.ack(message)
+            await source.stop()
+        await delete_below(broker, queue, 6)
+        deleted = {"topic": queue, "partition": 0, "first": 2, "last": 5, "count": 4}
+        for _ in range(2):
+            async with connect(prefetch=1) as source:
+                (message,) = await take(source, 1)
+                assert message.receipt[1].offset == 6
+                await source.stop()
+            [found] = find(events, "records_deleted_unread")
+            assert found == {"event": "records_deleted_unread", "level": "warning", **deleted}
+
+    async def test_all_of_them(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        """As above, with no record left."""
+        async with connect(prefetch=2) as source:
+            await produce_many(broker, queue, 8)
+            for message in await take(source, 2):
+                await source.ack(message)
+            await source.stop()
+        await delete_below(broker, queue, 8)
+        for _ in range(2):
+            async with connect() as source:
+                await eventually_logged(events, "records_deleted_unread")
+                await produce_many(broker, queue, 1)
+                await ack_all(source, 1)
+        assert [event["count"] for event in find(events, "records_deleted_unread")] == [6]
+
+    async def test_records_deleted_while_the_consumer_runs_are_logged(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await produce_many(broker, queue, 8)
+            (message,) = await take(source, 1)
+            await asyncio.sleep(0.3)  # the client has fetched these eight
+            await produce_many(broker, queue, 8)
+            await delete_below(broker, queue, 12)
+            await source.ack(message)
+            offsets = []
+            for _ in range(11):
+                (message,) = await take(source, 1)
+                offsets.append(message.receipt[1].offset)
+                await source.ack(message)
+        assert offsets == [*range(1, 8), *range(12, 16)]
+        [deleted] = find(events, "records_deleted_unread")
+        assert (deleted["first"], deleted["last"], deleted["count"]) == (8, 11, 4)
+
+    async def test_markers_of_transactions_are_not_waiting_messages(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect() as source, connect(prefetch=0) as other:
+            host = urlsplit(broker.url).netloc
+            async with AIOKafkaProducer(bootstrap_servers=host, transactional_id=queue) as producer:
+                for _ in range(3):
+                    async with producer.transaction():
+                        await producer.send(queue, b"body", partition=0)
+            await ack_all(source, 3)
+
+            async def waiting() -> object:
+                return (await other.describe())[queue]
+
+            await eventually(0, waiting)
 
 
 class TestUrl:
@@ -751,6 +1202,19 @@ class TestUrl:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as refusal:
             make_source(settings_for(broker_url=f"kafka://{rest}"))
         assert "hush" not in str(refusal.value)
+
+    async def test_a_key_with_a_passphrase_is_one_sentence_and_no_question(
+        self, source_for: Callable[..., KafkaBroker], certificates: Path, tmp_path: Path
+    ) -> None:
+        """Of every broker: runtime.brokers.url. OpenSSL would ask on the terminal."""
+        key = tmp_path / "encrypted.key"
+        encrypt = ["openssl", "pkey", "-aes256", "-passout", "pass:hush", "-out", str(key)]
+        encrypting = partial(subprocess.run, [*encrypt, "-in", str(certificates / "client.key")])
+        await asyncio.to_thread(encrypting, check=True)
+        url = f"kafkas://one?certfile={certificates / 'client.pem'}&keyfile={key}"
+        with pytest.raises(BrokerRefused, match=r"keyfile \(without a passphrase\): "):
+            async with source_for(broker_url=url):
+                pass
 
     @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
     async def test_credentials_are_in_no_log_and_in_no_error(

@@ -3,36 +3,51 @@
 import asyncio
 import json
 import math
+import os
+import shutil
 import socket
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
     ack_all,
     buffer_holds,
+    consume,
     eventually,
     eventually_counts,
     eventually_logged,
     find,
     last,
+    length_of,
+    opened,
     publish,
     take,
 )
 from harness.servers import Counts, ServerMissing, server_module, skip_without_server
-from harness.servers.postgres import PostgresServer, PrivatePostgres
+from harness.servers.local import ServerProcess, free_ports
+from harness.servers.postgres import PostgresServer, PrivatePostgres, as_no_root
 from harness.servers.proxy import Proxy
 from runtime.brokers import make_source, postgres, source
 from runtime.brokers.postgres import PostgresBroker
-from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
 
@@ -169,6 +184,23 @@ class TestOutages:
             await source.ack(last)
         assert not find(events, "settlement_lost")
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            asyncpg.InterfaceError(
+                "cannot call Transaction.__aexit__(): the underlying connection is closed"
+            ),
+            asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is ..."),
+        ],
+        ids=["closed", "state"],
+    )
+    def test_a_text_about_the_inside_of_asyncpg_is_not_passed_on(
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer, error: Exception
+    ) -> None:
+        translated = source_for()._requests.translated(error)
+        assert isinstance(translated, BrokerUnavailable)
+        assert str(translated).endswith(": the connection was lost")
 
     async def test_a_session_that_an_administrator_ends_is_opened_again(
         self, connect: Connect, broker: PostgresServer, events: list[Event]
@@ -310,6 +342,28 @@ class TestLeases:
             published = await publish(source, 1)
             assert await ack_all(source, 2) == ["due", *published]
             assert source._consumer > first
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_redelivered(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        """As by an operator, for a pod that is gone."""
+        delete = "DELETE FROM consumer.consumers WHERE source = $1"
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 5)
+            take_two = """UPDATE consumer.messages SET consumer = 0
+                WHERE source = $1 AND convert_from(body, 'UTF8') < '2'"""
+            await query(broker, take_two, queue)
+            async with connect(prefetch=5, options="?lease_seconds=1") as source:
+                taken = await take(source, 5)
+                assert Counter((m.id, m.attempt) for m in taken) == Counter(
+                    (id, 1) for id in published
+                )
+                await query(broker, delete, queue)  # and those of a consumer that is alive
+                again = await take(source, 5)
+                assert Counter(m.id for m in again) == Counter(published)
+                for message in again:
+                    await source.ack(message)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_consumer_in_the_middle_of_an_exchange_does_not_count_as_dead(
@@ -474,6 +528,55 @@ class TestWaking:
             await asyncio.sleep(1)
             assert proxy.bytes_to_broker == sent_before
 
+    @pytest.mark.parametrize("answered", [True, False])
+    async def test_behind_pgbouncer_messages_are_delivered_after_the_commit_that_takes_them(
+        self,
+        connect: Connect,
+        monkeypatch: pytest.MonkeyPatch,
+        broker: PostgresServer,
+        queue: str,
+        answered: bool,
+    ) -> None:
+        transaction = postgres._transaction
+        left = 3
+
+        @asynccontextmanager
+        async def broken(connection: Any) -> AsyncIterator[None]:
+            nonlocal left
+            async with transaction(connection):
+                yield
+                seen = await connection.fetchval(
+                    "SELECT count(*) FROM consumer.messages WHERE consumer IS NOT NULL AND source = $1",
+                    queue,
+                )
+                if seen and left and not answered:  # before the commit
+                    left -= 1
+                    connection.terminate()
+                    raise ConnectionResetError
+            if seen and left:  # after it
+                left -= 1
+                connection.terminate()
+                raise ConnectionResetError
+
+        options = "?pgbouncer=true&poll_seconds=0.05"
+        async with connect(prefetch=0) as publisher:
+            published = await publish(publisher, 60)
+        monkeypatch.setattr(postgres, "_transaction", broken)
+        async with connect(prefetch=20, options=options) as source:
+            handled = await ack_all(source, 60)
+            assert left == 0
+            assert Counter(handled) == Counter(published)
+            await source.stop()
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_behind_pgbouncer_transactions_are_read_committed_whatever_the_default(
+        self, connect: Connect
+    ) -> None:
+        options = "?pgbouncer=true&default_transaction_isolation=serializable"
+        async with connect(prefetch=0, options=options) as source, source._request() as connection:
+            shown = await connection.fetchval("SHOW transaction_isolation")
+            assert shown == "read committed"
+
     async def test_behind_pgbouncer_it_polls_and_leaves_nothing_in_the_session(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
@@ -491,6 +594,121 @@ class TestWaking:
             async with source._request() as connection:
                 assert tuple(await connection.fetchrow(left)) in {(0, 0, "on"), (0, 1, "on")}
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+
+@pytest.fixture(params=["session", "transaction"])
+def pgbouncer(
+    request: pytest.FixtureRequest, node: PrivatePostgres, tmp_path: Path
+) -> Iterator[str]:
+    """The URL of a PgBouncer with two connections in this mode; one user has a password."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if program is None:
+        skip_without_server(
+            ServerMissing("there is no PgBouncer for the tests: it is not installed")
+        )
+    (port,) = free_ports(1)
+    with as_no_root(tmp_path) as (home, as_user):
+        file, users = home / "pgbouncer.ini", home / "users"
+        users.write_text('"postgres" "of-the-tests"\n')
+        file.write_text(
+            PGBOUNCER.format(
+                node=urlsplit(node.url).port, port=port, mode=request.param, users=users
+            )
+        )
+        process = ServerProcess([*as_user, program, str(file)], home, lambda: is_open(port))
+        try:
+            netloc = f"postgres:of-the-tests@127.0.0.1:{port}"
+            yield urlsplit(node.url)._replace(netloc=netloc).geturl()
+        finally:
+            process.close()
+
+
+PGBOUNCER = """
+[databases]
+* = host=127.0.0.1 port={node} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = plain
+auth_file = {users}
+pool_mode = {mode}
+default_pool_size = 4
+"""
+
+
+def is_open(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False
+
+
+class TestPgBouncer:
+    """The real one."""
+
+    async def test_it_is_used_as_its_mode_needs(
+        self,
+        connect: Connect,
+        pgbouncer: str,
+        node: PrivatePostgres,
+        queue: str,
+        request: pytest.FixtureRequest,
+    ) -> None:
+        options = "?poll_seconds=0.05"
+        if request.node.callspec.params["pgbouncer"] == "transaction":
+            with pytest.raises(
+                BrokerRefused, match=r"transaction mode.* \?pgbouncer=true"
+            ) as refused:
+                async with connect(url=pgbouncer):
+                    pass
+            assert "\n" not in str(refused.value)
+            options += "&pgbouncer=true"
+        async with (
+            connect(prefetch=0, url=node.url) as publisher,
+            connect(prefetch=20, url=pgbouncer, options=options) as one,
+            connect(prefetch=20, url=pgbouncer, options=options) as other,
+        ):
+            published = await publish(publisher, 200)
+            handled: list[str] = []
+            workers = [asyncio.create_task(consume(source, handled)) for source in (one, other)]
+            await eventually(200, length_of(handled))
+            assert Counter(handled) == Counter(published)
+            await asyncio.gather(one.stop(), other.stop())
+            await asyncio.gather(*workers)
+        left = "SELECT count(*) FROM consumer.messages WHERE source = $1"
+        assert (await query(node, left, queue))[0][0] == 0
+        await query(node, "DROP SCHEMA consumer CASCADE")
+
+    @pytest.mark.parametrize("pgbouncer", ["session"], indirect=True)
+    async def test_in_session_mode_the_session_has_its_settings_and_listens(
+        self, connect: Connect, pgbouncer: str, node: PrivatePostgres
+    ) -> None:
+        async with (
+            connect(prefetch=0, url=node.url) as publisher,
+            connect(prefetch=1, url=pgbouncer, options=SELDOM) as source,
+        ):
+            await in_use(source)
+            async with source._request() as connection:
+                for setting in ("enable_seqscan", "jit"):
+                    assert await connection.fetchval(f"SHOW {setting}") == "off"
+            for _ in range(3):
+                published = await publish(publisher, 1)
+                assert await ack_all(source, 1) == published
+        await query(node, "DROP SCHEMA consumer CASCADE")
+
+    @pytest.mark.parametrize("pgbouncer", ["session"], indirect=True)
+    async def test_what_it_refuses_is_one_sentence_with_advice(
+        self, source_for: Callable[..., PostgresBroker], pgbouncer: str
+    ) -> None:
+        with pytest.raises(BrokerRefused, match="the pooler does not pass on a setting of the URL"):
+            await source_for(url=pgbouncer, options="?statement_timeout=3000").__aenter__()
+        for name in ("postgres", "somebody"):
+            url = with_user(pgbouncer, name, "s3cret-s3cret")
+            with pytest.raises(
+                BrokerDenied, match="refused the user name or the password"
+            ) as denied:
+                await source_for(url=url).__aenter__()
+            assert "s3cret" not in str(denied.value)
 
 
 class TestSettlements:
@@ -585,6 +803,19 @@ class TestText:
                 await query(broker, insert, queue)
 
 
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+).map(json.dumps)
+JSON = JSON.filter(lambda text: "Infinity" not in text) | st.sampled_from(
+    ["1e999", "9" * 5000, "[" * 3000 + "]" * 3000, '"\\u0000"', '{"a": 1, "a": "\\ud800"}']
+)
+OBJECTS = JSON.map(lambda value: f'{{"x-consumer-attempts": {value}, "a": {value}}}')
+INT32 = st.integers(-(2**31), 2**31 - 1)
+TIMES = st.sampled_from(["-infinity", "2000-01-01", "4713-01-01 BC"])
+
+
 class TestRows:
     """Any program with the right to insert may write a number that this one never would."""
 
@@ -621,6 +852,40 @@ class TestRows:
                 assert taken[-1:] == published
             assert await publisher.count_dead_letters() == (crashes > 0)
 
+    @settings(deadline=None, max_examples=15)
+    @given(
+        st.lists(st.tuples(TEXT, TEXT, OBJECTS, st.binary(), INT32, TIMES)),
+        st.lists(st.tuples(TEXT, TEXT, JSON, st.binary(), INT32, TIMES, TEXT)),
+    )
+    def test_whatever_other_programs_write_ends_no_consumer_and_can_be_listed_and_replayed(
+        self, broker: PostgresServer, messages: list[Any], dead: list[Any]
+    ) -> None:
+        queue = f"fuzz-{uuid.uuid4()}"
+        add_message = """INSERT INTO consumer.messages (id, type, headers, body, failures, due_at, source)
+            VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7)"""
+        add_dead = """INSERT INTO consumer.dead_letters
+            (id, type, headers, body, attempts, dead_lettered_at, reason, source)
+            VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7, $8)"""
+        made = ConsumerSettings.model_validate({"broker_url": broker.url, "source": queue})
+
+        async def handle() -> None:
+            async with opened(PostgresBroker(made, len(messages + dead) or 1)) as source:
+                async with source._request() as connection:
+                    for row in messages:
+                        await connection.execute(add_message, *row, queue)
+                    for row in dead:
+                        await connection.execute(add_dead, *row, queue)
+                assert len([letter async for letter in source.dead_letters(99)]) == len(dead)
+                assert await last(source.replay_dead_letters()) == len(dead)
+                await source.start()
+                for message in await take(source, len(messages + dead)):
+                    await source.reject(message, message.id)
+                await source.stop()
+                assert await source.count_dead_letters() == len(messages + dead)
+
+        asyncio.run(handle())
+        broker.delete(queue)
+
     async def test_impossible_times_and_counts_of_a_dead_letter_are_listed_as_absent(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
@@ -642,6 +907,7 @@ class TestTables:
         sources = [source_for(options=f"?schema={quote(schema)}") for _ in range(8)]
         try:
             await asyncio.gather(*(source.__aenter__() for source in sources))
+            await asyncio.gather(*(source.declare() for source in sources))
             await asyncio.gather(*(publish(source, 1) for source in sources))
             assert (await sources[0].describe())[queue] == 8
         finally:
@@ -671,32 +937,56 @@ class TestTables:
         sentence: str,
     ) -> None:
         await query(broker, "DROP SCHEMA IF EXISTS theirs CASCADE")
-        async with source_for(options="?schema=theirs"):
+        async with opened(source_for(options="?schema=theirs")):
             pass
         for statement in statements:
             await query(broker, statement.format("theirs"))
         columns = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'theirs'"
         before = await query(broker, columns)
         with pytest.raises(BrokerRefused, match=sentence) as refused:
-            await source_for(options="?schema=theirs").__aenter__()
+            async with opened(source_for(options="?schema=theirs")):
+                pass
         assert "\n" not in str(refused.value)
         assert await query(broker, columns) == before
         await query(broker, "DROP SCHEMA theirs CASCADE")
+
+    async def test_looking_creates_nothing(
+        self, source_for: Callable[..., PostgresBroker], broker: PostgresServer, queue: str
+    ) -> None:
+        for options in ("?schema=nothing", "?schema=nothing&pgbouncer=true"):
+            async with source_for(options=options) as source:
+                described = await source.describe()
+                assert (described["schema"], described[queue]) == ("nothing", "does not exist")
+                assert await source.count_dead_letters() == 0
+                assert [letter async for letter in source.dead_letters(9)] == []
+                assert await last(source.purge_dead_letters()) == 0
+                assert await last(source.replay_dead_letters()) == 0
+                with pytest.raises(BrokerRefused, match=r'"nothing.messages" does not exist'):
+                    await publish(source, 1)
+        assert not await query(broker, "SELECT FROM pg_namespace WHERE nspname = 'nothing'")
 
     async def test_a_user_without_the_right_to_create_tables_uses_existing_ones(
         self, connect: Connect, node: PrivatePostgres, user: str
     ) -> None:
         await query(node, "DROP SCHEMA IF EXISTS consumer CASCADE")
-        with pytest.raises(BrokerRefused, match="and cannot be created") as refused:
+        with pytest.raises(BrokerDenied, match="and cannot be created") as refused:
             async with connect(url=user):
                 pass
         assert "\n" not in str(refused.value)
         async with connect(prefetch=0, url=node.url):
             pass
-        with pytest.raises(BrokerRefused, match="permission denied for schema consumer"):
-            async with connect(prefetch=0, url=user) as source:
-                await publish(source, 1)
+        with pytest.raises(BrokerDenied, match="permission denied for schema consumer"):
+            async with connect(url=user):
+                pass
         await query(node, "GRANT USAGE ON SCHEMA consumer TO me")
+        for right, missing in [
+            ("SELECT, DELETE", "UPDATE on messages, INSERT on consumers, UPDATE on consumers,"),
+            ("SELECT, DELETE, UPDATE", "INSERT on consumers, INSERT on dead_letters$"),
+        ]:
+            await query(node, f"GRANT {right} ON ALL TABLES IN SCHEMA consumer TO me")
+            with pytest.raises(BrokerDenied, match=f"lacks the right to {missing}"):
+                async with connect(url=user):
+                    pass
         await query(
             node, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA consumer TO me"
         )
@@ -708,6 +998,12 @@ class TestTables:
             await source.reject(bad, "bad")
             await ack_all(source, 1)
             await source.describe()
+            assert len([letter async for letter in source.dead_letters(9)]) == 1
+            assert await last(source.replay_dead_letters()) == 1
+            (again,) = await take(source, 1)
+            await source.reject(again, "bad")
+            await eventually(1, source.count_dead_letters)
+            assert await last(source.purge_dead_letters()) == 1
 
     async def test_a_database_in_another_encoding_is_refused(
         self, source_for: Callable[..., PostgresBroker], node: PrivatePostgres

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -18,7 +19,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelInvalidStateError
+from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -31,6 +32,7 @@ from harness.contract import (
     eventually_logged,
     find,
     ids,
+    opened,
     publish,
     take,
 )
@@ -53,9 +55,10 @@ from runtime.brokers.rabbitmq import (
     RabbitBroker,
     delays_ms,
 )
+from runtime.brokers.source import MISSING
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
-from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.handlers import HandlerFunction, Router
 from runtime.message import Message, OutgoingMessage, Retry
 from runtime.settings import ConsumerSettings
@@ -133,7 +136,36 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
         yield channel
 
 
+NO, ALL = "^$", r"^orders(\..*)?$"
+DEFAULT_EXCHANGE = r"^amq\.default$"
+RIGHTS = {
+    "check": (NO, NO, NO),
+    "publish": (NO, DEFAULT_EXCHANGE, NO),
+    "declare": (ALL, DEFAULT_EXCHANGE, ALL),
+    "run": (NO, DEFAULT_EXCHANGE, "^orders$"),
+    "dead-letters list": (NO, NO, r"^orders\.dead$"),
+    "dead-letters replay": (NO, DEFAULT_EXCHANGE, r"^orders\.dead$"),
+    "dead-letters purge": (NO, NO, r"^orders\.dead$"),
+}
+"""To configure, to write and to read, as docs/brokers/rabbitmq.md says."""
+
+
 class TestAcksThatWereNotSent:
+    async def test_are_logged_when_the_event_loop_was_blocked_beyond_the_heartbeats(
+        self, connect: Connect, broker: Server, events: list[Event]
+    ) -> None:
+        """The broker has closed the connection, which this process learns only after it has sent the ack."""
+        async with connect(prefetch=1, broker_url=f"{broker.url}?heartbeat=1") as source:
+            (published,) = await publish(source, 1)
+            (message,) = await take(source, 1)
+            time.sleep(5)  # noqa: ASYNC251
+            await source.ack(message)
+            await eventually_logged(events, "settlement_lost")
+            assert await ack_all(source, 1) == [published]
+        (lost,) = find(events, "settlement_lost")
+        assert lost["id"] == published
+        assert "the event loop was blocked for 5 seconds" in lost["reason"]
+
     async def test_are_logged_once_when_the_channel_closes(
         self, broker: Server, events: list[Event]
     ) -> None:
@@ -165,8 +197,10 @@ class TestAcksThatWereNotSent:
 
 
 def fake_channel() -> Any:
-    closing = asyncio.get_running_loop().create_future()
-    return SimpleNamespace(closing=closing, on_consumer_cancel_callbacks=set())
+    loop = asyncio.get_running_loop()
+    return SimpleNamespace(
+        closing=loop.create_future(), loop=loop, on_consumer_cancel_callbacks=set()
+    )
 
 
 class TestOutages:
@@ -181,7 +215,7 @@ class TestOutages:
         step: str,
     ) -> None:
         """The connection is lost in its first step, or in its last."""
-        async with source_for(10, broker_url=proxy.url) as source:
+        async with opened(source_for(10, broker_url=proxy.url)) as source:
             whole = getattr(Channel, step)
 
             async def lose(*_: object, **__: object) -> None:
@@ -497,7 +531,7 @@ class TestSettlements:
                 await receive(delivered)
 
         source._on_delivery = drop_one  # type: ignore[method-assign]
-        async with source:
+        async with opened(source):
             await source.start()
             await publish(source, 8)
             for message in await take(source, 7):
@@ -505,41 +539,7 @@ class TestSettlements:
         await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
 
 
-FULL: dict[str, Any] = {
-    "message_id": "id-1",
-    "message_type": "order_created",
-    "content_type": "application/json",
-    "content_encoding": "identity",
-    "correlation_id": "c-1",
-    "reply_to": "answers",
-    "app_id": "shop",
-    "priority": 3,
-    "timestamp": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-}
-
-
 class TestMoving:
-    async def test_all_properties_survive_a_retry_a_dead_letter_and_a_replay(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        headers: dict[str, Any] = {"text": "ü", "n": 1, "none": None, "table": {"a": [1, "b"]}}
-        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
-            await publish_frames(channel, queue, Basic.Properties(headers=headers, **FULL))
-            (message,) = await take(source, 1)
-            await source.retry(message, 0.1, "not now")
-            (message,) = await take(source, 1)
-            assert message.headers.items() >= headers.items()
-            await source.reject(message, "bad")
-            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
-            assert [moved async for moved in source.replay_dead_letters()] == [1]
-            (message,) = await take(source, 1)
-            assert message.headers == headers
-            properties = message.receipt.properties
-            assert {name: getattr(properties, name) for name in FULL} == FULL
-            assert properties.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-            assert properties.expiration is None
-            await source.ack(message)
-
     @pytest.mark.parametrize("priority", [None, 0])
     async def test_a_priority_stays_as_it_is_and_an_absent_one_absent(
         self, connect: Connect, broker: Server, queue: str, priority: int | None
@@ -560,6 +560,20 @@ class TestMoving:
             seen.append(message.receipt.properties.priority)
             await source.ack(message)
         assert seen == [priority] * 3
+
+    async def test_a_replayed_dead_letter_comes_before_what_is_published_after_it(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """On RabbitMQ 4.3 only if its priority is as absent as theirs."""
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (dead,) = await take(source, 1)
+            await source.reject(dead, "bad")
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            early = await publish(source, 10)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            late = await publish(source, 10)
+            assert await ack_all(source, 21) == [*early, dead.id, *late]
 
     @pytest.mark.parametrize(
         "attempts", ["many", "2", -1, 2**40, 1.5, True, None, [1], {"a": 1}, datetime.now(UTC)]
@@ -650,7 +664,7 @@ class TestMoving:
 
         async def other(body: bytes) -> None: ...
 
-        async with make_source(settings) as publisher, open_channel(broker.url) as channel:
+        async with opened(make_source(settings)) as publisher, open_channel(broker.url) as channel:
             fanout = await channel.declare_exchange(f"{queue}.all", "fanout", auto_delete=True)
             await (await channel.get_queue(queue)).bind(fanout)
             odd_properties = Basic.Properties(message_id="odd", **properties)
@@ -667,20 +681,42 @@ class TestMoving:
         async with make_source(settings) as source:
             assert [n async for n in source.replay_dead_letters()] == [1] * counts.dead
 
-    async def test_a_message_that_cannot_be_published_again_is_requeued(
+    async def test_headers_at_the_frame_limit_become_a_dead_letter_without_them_and_harm_no_other(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        """A longer frame ends the connection, on which the dead letters of others travel."""
+        async with connect(prefetch=21) as source, open_channel(broker.url) as channel:
+            headers: dict[str, Any] = {"stack": "x" * 130_950}
+            await publish_frames(channel, queue, Basic.Properties(headers=headers))
+            published = await publish(source, 20)
+            messages = await take(source, 21)
+            (large,) = (message for message in messages if message.id not in published)
+            assert large.headers == headers
+            await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+            assert source.put_offs.reason == ""
+            await eventually_counts(broker, queue, Counts(0, 0, 21))
+            letters = [letter async for letter in source.dead_letters(30)]
+            assert sorted(ids(letters)) == sorted(ids(messages))
+            assert {(letter.reason, letter.body) for letter in letters} == {
+                ("bad", message.body) for message in messages
+            }
+        assert find(events, "settlement_lost") == []
+        assert find(events, "reconnecting") == []
+
+    async def test_a_retry_whose_headers_do_not_fit_is_put_off(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
-            properties = Basic.Properties(headers={"n": int.from_bytes(b"ABCDEFGH")})
-            huge = b"d" + struct.pack(">d", 1e300)  # aio-pika sends floats of 32 bits only
-            await publish_frames(channel, queue, properties, replace=(b"lABCDEFGH", huge))
+            headers: dict[str, Any] = {"stack": "x" * 130_950}
+            await publish_frames(channel, queue, Basic.Properties(headers=headers))
             (message,) = await take(source, 1)
             await source.retry(message, 0.1, "not now")
-            (message,) = await take(source, 1)
-            assert (message.headers["n"], message.attempt) == (1e300, 1)
-            await source.ack(message)
-        (lost,) = find(events, "settlement_lost")
-        assert "this message cannot be sent" in lost["reason"]
+            assert "its headers have 131" in source.put_offs.reason
+            (again,) = await take(source, 1)
+            assert (again, again.attempt) == (message, 2)
+            await source.ack(again)
+        assert len(find(events, "settlement_lost")) == 1
+        assert find(events, "reconnecting") == []
 
     async def test_a_delay_beyond_the_longest_is_cut_to_that(self, connect: Connect) -> None:
         async with connect(prefetch=1) as source:
@@ -820,10 +856,11 @@ class TestTopology:
     ) -> None:
         async with open_channel(broker.url) as channel:
             await channel.declare_queue(queue, durable=True)
-        with pytest.raises(
-            BrokerRefused, match=f"the queue '{queue}' already exists with"
-        ) as refused:
-            await source_for().__aenter__()
+        async with source_for() as source:
+            with pytest.raises(
+                BrokerRefused, match=f"the queue '{queue}' already exists with"
+            ) as refused:
+                await source.declare()
         assert "inequivalent arg" in str(refused.value)
         assert "\n" not in str(refused.value)
 
@@ -831,7 +868,8 @@ class TestTopology:
     async def test_a_user_without_the_right_to_declare_uses_existing_queues(
         self, connect: Connect, with_users: str, queue: str
     ) -> None:
-        with pytest.raises(BrokerRefused, match=f"the queue '{queue}.dead' does not exist"):
+        why = f"the queue '{queue}.dead' does not exist, and cannot be created: ACCESS_REFUSED - "
+        with pytest.raises(BrokerDenied, match=f"{why}access to queue '{queue}.dead'"):
             async with connect(broker_url=with_user(with_users, *READER)):
                 pass
         async with connect(prefetch=0, broker_url=with_users) as owner:
@@ -851,6 +889,246 @@ class TestTopology:
             assert str((await source.describe())["server"]).startswith("RabbitMQ ")
 
 
+class TestLooking:
+    async def test_a_missing_topology_is_told_and_not_created(
+        self, source_for: Callable[..., RabbitBroker], broker: Server, queue: str
+    ) -> None:
+        async with source_for() as source, open_channel(broker.url) as channel:
+            described = await source.describe()
+            assert {described[name] for name in source._queues} == {MISSING}
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(10)] == []
+            assert [moved async for moved in source.replay_dead_letters()] == []
+            assert [deleted async for deleted in source.purge_dead_letters()] == []
+            with pytest.raises(ChannelNotFoundEntity):
+                await channel.declare_queue(f"{queue}.dead", passive=True)
+
+    @pytest.mark.very_slow
+    @pytest.mark.parametrize("command", RIGHTS)
+    async def test_each_command_needs_just_the_rights_that_the_page_names(
+        self,
+        source_for: Callable[..., RabbitBroker],
+        node: PrivateServer,
+        command: str,
+        queue: str,
+    ) -> None:
+        user = f"user-of-{queue}"
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("add_user", user, "secret")
+        rights = [right.replace("orders", queue) for right in RIGHTS[command]]
+        lacking = [
+            [*rights[:place], NO, *rights[place + 1 :]]
+            for place, right in enumerate(rights)
+            if right != NO
+        ]
+        for given in (rights, *lacking):
+            if command != "declare":
+                async with opened(source_for(broker_url=node.url)) as owner:
+                    await publish(owner, 1)
+                    async with open_channel(node.url) as channel:
+                        await publish_raw(channel, f"{queue}.dead")
+            control("set_permissions", user, *given)
+            async with source_for(1, broker_url=with_user(node.url, user, "secret")) as source:
+                if given is rights:
+                    await use(source, command)
+                else:
+                    with pytest.raises(BrokerDenied, match="ACCESS_REFUSED - "):
+                        await use(source, command)
+            async with open_channel(node.url) as channel:
+                for name in source._queues:
+                    await channel.queue_delete(name)
+        control("delete_user", user)
+
+
+async def use(source: RabbitBroker, command: str) -> None:
+    """As the command line does."""
+    if command == "check":
+        await source.describe()
+    elif command.startswith("publish"):
+        await source.declare()
+        await publish(source, 1)
+    elif command.startswith("declare"):
+        await source.declare()
+    elif command == "dead-letters list":
+        [letter async for letter in source.dead_letters(10)]
+    elif command.startswith("dead-letters replay"):
+        await source.declare()
+        [moved async for moved in source.replay_dead_letters()]
+    elif command == "dead-letters purge":
+        [deleted async for deleted in source.purge_dead_letters()]
+    else:
+        await source.declare()
+        await source.start()
+        (message,) = await take(source, 1)
+        await source.retry(message, 0.1, "not now")
+        if source.put_offs.reason:
+            raise BrokerDenied(source.put_offs.reason)
+        (message,) = await take(source, 1)
+        await source.reject(message, "bad")
+
+
+@pytest.mark.very_slow
+class TestRefusals:
+    """On a server of its own, which rabbitmqctl can limit."""
+
+    @pytest.mark.parametrize(
+        ("limit", "unlimit", "reason"),
+        [
+            (
+                ["set_vhost_limits", "-p", "other", '{"max-connections": 0}'],
+                ["clear_vhost_limits", "-p", "other"],
+                "connection limit",
+            ),
+            (
+                ["set_user_limits", "guest", '{"max-connections": 0}'],
+                ["clear_user_limits", "guest", "all"],
+                "user connection limit",
+            ),
+            (
+                ["eval", 'rabbit_vhost_sup_sup:stop_and_delete_vhost(<<"other">>).'],
+                ["restart_vhost", "-p", "other"],
+                "is down",
+            ),
+        ],
+        ids=["limit of the virtual host", "limit of the user", "a virtual host that is down"],
+    )
+    async def test_a_connection_that_is_refused_for_now_may_be_tried_again(
+        self,
+        source_for: Callable[..., RabbitBroker],
+        node: PrivateServer,
+        limit: list[str],
+        unlimit: list[str],
+        reason: str,
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        with suppress(CalledProcessError):  # it exists
+            control("add_vhost", "other")
+        control("set_permissions", "-p", "other", "guest", ".*", ".*", ".*")
+        source = source_for(broker_url=f"{node.url}other")
+        control(*limit)
+        try:
+            with pytest.raises(BrokerUnavailable, match=reason) as unavailable:
+                await source.__aenter__()
+        finally:
+            control(*unlimit)
+        assert "\n" not in str(unavailable.value)
+        assert "refused for now" in str(unavailable.value)
+        async with source_for(broker_url=f"{node.url}other"):
+            pass
+
+    async def test_a_limit_of_queues_is_one_sentence(
+        self, source_for: Callable[..., RabbitBroker], node: PrivateServer
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("set_vhost_limits", "-p", "/", '{"max-queues": 1}')
+        try:
+            async with source_for(broker_url=node.url) as source:
+                with pytest.raises(BrokerRefused, match=r"cannot be created: .*queue limit"):
+                    await source.declare()
+        finally:
+            control("clear_vhost_limits", "-p", "/")
+
+    @pytest.mark.parametrize("emptied", [True, False], ids=["emptied", "without the limit"])
+    async def test_a_full_queue_of_dead_letters_puts_off_what_it_refuses(
+        self,
+        connect: Connect,
+        node: PrivateServer,
+        queue: str,
+        events: list[Event],
+        emptied: bool,
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        full = '{"max-length": 5, "overflow": "reject-publish"}'
+        async with connect(prefetch=10, broker_url=node.url) as source:
+            await publish(source, 12)
+            control("set_policy", "full", f"^{queue}.dead$", full)
+            for message in await take(source, 10):
+                await source.reject(message, "bad")
+            assert "it has reached its limit" in source.put_offs.reason
+            assert len(await ack_all(source, 2)) == 2  # others go on
+            letters = await source.count_dead_letters()
+            assert letters < 10
+            if emptied:
+                assert [n async for n in source.purge_dead_letters()] == [letters]
+            else:
+                letters = 0
+            control("clear_policy", "full")
+            await eventually_counts(node, queue, Counts(0, 0, 10 - letters))
+            assert source.put_offs.reason == ""
+        assert find(events, "reconnecting") == []
+
+    async def test_a_missing_right_puts_off_with_the_reason_of_the_broker(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with connect(prefetch=0, broker_url=node.url) as publisher:
+            await publish(publisher, 3)
+        async with connect(prefetch=3, broker_url=node.url) as source:
+            control("set_permissions", "guest", ".*", "^$", ".*")
+            try:
+                retried, rejected, other = await take(source, 3)
+                await asyncio.gather(
+                    source.retry(retried, 0.1, "not now"), source.reject(rejected, "bad")
+                )
+                assert "ACCESS_REFUSED" in source.put_offs.reason
+                assert "amq.default" in source.put_offs.reason
+            finally:
+                control("set_permissions", "guest", ".*", ".*", ".*")
+            (again,) = await take(source, 1)
+            assert (again, again.attempt) == (retried, 2)
+            await source.ack(again)
+            await source.ack(other)
+            await eventually_counts(node, queue, Counts(0, 0, 1))
+        assert find(events, "reconnecting") == []
+
+    async def test_a_body_above_a_new_limit_of_the_broker_becomes_a_shortened_dead_letter(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        """As after an update to RabbitMQ 4, whose limit is 16 MiB in place of 128."""
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with connect(prefetch=0, broker_url=node.url) as source:
+            await source.publish([OutgoingMessage(b"x" * 4_000_000, id="large")])
+            await publish(source, 9)
+        control("eval", "application:set_env(rabbit, max_message_size, 2000000).")
+        try:
+            async with connect(prefetch=10, broker_url=node.url) as source:
+                messages = await take(source, 10)
+                await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+                assert "4000000" in source.put_offs.reason
+                await eventually_counts(node, queue, Counts(0, 0, 10))
+                letters = {letter.id: letter async for letter in source.dead_letters(10)}
+                assert len(letters) == 10
+                assert letters["large"].body == b"x" * 2_000_000
+                with pytest.raises(BrokerRefused, match="the broker takes 2000000"):
+                    await source.publish([OutgoingMessage(b"x" * 2_000_001)])
+        finally:
+            control("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+        assert find(events, "reconnecting") == []
+
+    async def test_a_message_that_waits_too_long_for_its_ack_is_not_handled_twice_at_once(
+        self, settings_for: Callable[..., ConsumerSettings], node: PrivateServer
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+        control("eval", "application:set_env(rabbit, channel_tick_interval, 200).")
+        started: list[str] = []
+
+        async def order(body: bytes, message: Message) -> None:
+            started.append(message.id)
+            await asyncio.sleep(4)
+
+        settings = settings_for(**SETTINGS, broker_url=node.url)
+        try:
+            async with opened(make_source(settings)) as publisher:
+                published = await publish(publisher, 1, type="order")
+            await handle(settings, 1, {"order": order})
+        finally:
+            control("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+            control("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+        assert started == published
+        await eventually_counts(node, settings.source, Counts(0, 0, 0))
+
+
 class TestCredentials:
     @pytest.mark.very_slow
     async def test_user_password_and_virtual_host_may_have_any_character(
@@ -865,12 +1143,30 @@ class TestCredentials:
             for name in source._queues:
                 await channel.queue_delete(name)
 
+    async def test_the_name_of_a_queue_is_any_text(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        name = f"{queue}-commandes créées|注文"
+        async with connect(prefetch=1, source=name) as source, open_channel(broker.url) as channel:
+            published = await publish(source, 1)
+            assert (await source.describe())[name] in (0, 1)
+            assert await ack_all(source, 1) == published
+            for each in source._queues:
+                await channel.queue_delete(each)
+
+    async def test_the_name_of_a_queue_that_is_too_long_is_one_sentence(
+        self, source_for: Callable[..., RabbitBroker], broker: Server
+    ) -> None:
+        source_for(source="é" * 122)  # 244 bytes, and 10 for the suffix of a retry queue
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_SOURCE: .* 255 bytes"):
+            source_for(source="é" * 123)
+
     async def test_a_virtual_host_that_does_not_exist_is_one_sentence(
         self, source_for: Callable[..., RabbitBroker], broker: Server
     ) -> None:
         url = urlsplit(broker.url)._replace(path="/no-such-vhost").geturl()
         with pytest.raises(
-            BrokerRefused, match="the virtual host was refused: it does not exist"
+            BrokerRefused, match=r"the virtual host was refused: NOT_ALLOWED - vhost .* not found"
         ) as refused:
             await source_for(broker_url=url).__aenter__()
         assert "guest:" not in str(refused.value)

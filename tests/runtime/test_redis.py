@@ -34,7 +34,8 @@ from harness.servers.redis import private
 from runtime.brokers import redis as module
 from runtime.brokers.redis import ONE_CRASH, RedisBroker
 from runtime.brokers.requests import Requests
-from runtime.errors import BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.brokers.source import MISSING
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -139,7 +140,6 @@ class TestLeases:
     ) -> None:
         async with connect(prefetch=0) as publisher:
             published = await publish(publisher, 3)
-        client.xgroup_create(queue, queue, "0")
         client.xreadgroup(queue, "dead", {queue: ">"}, count=2)
         dead_lettered_at = time.monotonic()
         async with connect(prefetch=3, broker_url=with_lease(broker.url, 1)) as source:
@@ -185,7 +185,6 @@ class TestLeases:
     ) -> None:
         async with connect(prefetch=0) as publisher:
             await publish(publisher, 1, headers={"trace": "t"})
-        client.xgroup_create(queue, queue, "0")
         [[_, [(entry, _)]]] = client.xreadgroup(queue, "dead", {queue: ">"})
         client.xclaim(queue, queue, "dead", 0, [entry], retrycount=1 + 99 * ONE_CRASH)
         async with connect(broker_url=with_lease(broker.url, 0.3)) as source:
@@ -195,12 +194,42 @@ class TestLeases:
             assert letter.attempts == 0  # no handler failed on it
             assert abs(letter.dead_lettered_at - time.time()) < 60
 
+    @pytest.mark.parametrize("trimmed", [False, True])
+    async def test_thousands_of_entries_of_a_dead_consumer_are_requeued_without_a_pause(
+        self,
+        connect: Connect,
+        broker: Server,
+        client: Any,
+        queue: str,
+        events: list[Event],
+        trimmed: bool,
+    ) -> None:
+        async with connect(prefetch=0):
+            pass  # which makes the group
+        with client.pipeline() as pipeline:
+            for number in range(4_000):
+                pipeline.xadd(queue, {"id": number})
+            pipeline.execute()
+        client.xreadgroup(queue, "dead", {queue: ">"}, count=4_000)
+        client.zadd(f"{queue}.consumers", {"dead": 1})
+        if trimmed:
+            client.xtrim(queue, maxlen=500, approximate=False)
+        lease = 3  # a sweep each second, from the third on
+        async with connect(prefetch=1, broker_url=with_lease(broker.url, lease)) as source:
+            began_at = time.monotonic()
+            await eventually(0, lambda: pending(client, queue, "dead"))
+            assert time.monotonic() - began_at < lease + 3
+            await source.stop()
+        left = 500 if trimmed else 4_000
+        assert broker.counts(queue) == Counts(ready=left, delayed=0, dead=0)
+        lost = sum(event["count"] for event in find(events, "messages_trimmed"))
+        assert lost == 4_000 - left
+
     async def test_no_consumer_counts_as_dead_before_it_had_the_time_to_reconnect(
         self, connect: Connect, broker: Server, client: Any, queue: str
     ) -> None:
         async with connect(prefetch=0) as publisher:
             await publish(publisher, 1)
-        client.xgroup_create(queue, queue, "0")
         client.xreadgroup(queue, "away", {queue: ">"})
         # As after an outage that was longer than the lease.
         client.zadd(f"{queue}.consumers", {"away": client.time()[0] * 1000 - 2000})
@@ -298,30 +327,122 @@ class TestSettlements:
             (message,) = await take(source, 1)
             await source.ack(message)
 
-    @pytest.mark.parametrize("where", ["in the buffer", "delayed", "requeued"])
-    async def test_an_entry_that_another_program_deleted_blocks_no_other(
-        self, connect: Connect, broker: Server, client: Any, queue: str, where: str
+    @pytest.mark.parametrize("where", ["delayed", "requeued"])
+    async def test_an_entry_that_was_trimmed_while_no_process_had_it_blocks_no_other_and_is_logged(
+        self, connect: Connect, client: Any, queue: str, where: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
             if where == "delayed":
                 await source.retry(message, 0.3, "not now")
-            elif where == "requeued":
+            else:
                 await source.stop()
                 await source.requeue(message)
-            client.xdel(queue, message.receipt)
-            if where == "in the buffer":
-                await source.reject(message, "bad")
+            await eventually(1, lambda: pending(client, queue, where))
+            client.xtrim(queue, maxlen=0)
         async with connect(prefetch=1) as source:
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
+            await eventually(0, lambda: pending(client, queue))
+            assert client.zcard(f"{queue}.delayed") == 0
+        (trimmed,) = find(events, "messages_trimmed")
+        assert (trimmed["level"], trimmed["count"]) == ("warning", 1)
+        assert trimmed["ids"] == [message.receipt.decode()]
 
-            async def pending_or_delayed() -> object:
-                return client.xpending(queue, queue)["pending"] + client.zcard(f"{queue}.delayed")
+    async def test_an_entry_trimmed_in_flight_is_retried_with_its_attempts_and_its_delay(
+        self, connect: Connect, broker: Server, client: Any, queue: str
+    ) -> None:
+        fields = {b"body": b"b", b"shop": b"S", b"headers": b'{"a": 1}'}
+        async with connect(prefetch=1) as source:
+            entry = client.xadd(queue, fields).decode()
+            for attempt in (1, 2, 3):
+                (message,) = await take(source, 1)
+                assert (message.id, message.attempt, message.headers) == (entry, attempt, {"a": 1})
+                client.xtrim(queue, maxlen=0)
+                retried_at = time.monotonic()
+                await source.retry(message, 0.4, "not now")
+            (message,) = await take(source, 1)
+            assert time.monotonic() - retried_at >= 0.39
+            assert message.attempt == 4
+            await source.retry(message, 0, "not trimmed this time")
+            (message,) = await take(source, 1)
+            assert message.attempt == 5
+            client.xtrim(queue, maxlen=0)
+            await source.reject(message, "bad")
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [letter] = [letter async for letter in source.dead_letters(10)]
+            assert (letter.id, letter.attempts, letter.reason) == (entry, 5, "bad")
+            [(_, stored)] = client.xrange(f"{queue}.dead")
+            assert {**stored, **fields} == stored
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            [(_, replayed)] = client.xrange(queue)
+            assert replayed == {**fields, b"id": entry.encode()}
+            assert await ack_all(source, 1) == [entry]
 
-            await eventually(0, pending_or_delayed)
-        assert broker.counts(queue) == Counts(ready=0, delayed=0, dead=0)
+    @pytest.mark.parametrize("how", ["requeued at the deadline", "in the buffer", "at the close"])
+    async def test_an_entry_trimmed_in_flight_is_requeued_by_a_shutdown(
+        self, connect: Connect, client: Any, queue: str, how: str
+    ) -> None:
+        async with connect(prefetch=2) as source:
+            published = await publish(source, 1)
+            (message,) = await take(source, 1)
+            await source.retry(message, 0, "not now")
+            await buffer_holds(source, 1)
+            if how != "in the buffer":
+                (message,) = await take(source, 1)
+            client.xtrim(queue, maxlen=0)
+            await source.stop()
+            if how == "requeued at the deadline":
+                await source.requeue(message)
+        async with connect(prefetch=1) as source:
+            (message,) = await take(source, 1)
+            assert ([message.id], message.attempt) == (published, 2)
+            await source.ack(message)
+            await eventually(0, lambda: pending(client, queue))
+        assert client.xlen(queue) == 0
+
+    async def test_an_entry_with_many_fields_that_was_trimmed_in_flight_is_not_lost(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        fields = {f"field-{number}": "" for number in range(4_500)} | {"body": "b", "type": "t"}
+        async with connect(prefetch=1) as source:
+            entry = client.xadd(queue, fields).decode()
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.body, message.attempt) == (entry, b"b", attempt)
+                client.xtrim(queue, maxlen=0)
+                await source.retry(message, 0.1, "not now")
+            (message,) = await take(source, 1)
+            assert message.attempt == 3
+            client.xtrim(queue, maxlen=0)
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+
+    async def test_another_producers_due_time_and_attempts_delay_nothing_for_ever_and_break_nothing(
+        self, connect: Connect, client: Any, queue: str
+    ) -> None:
+        odd = ["nan", "inf", "-1", "", "1e300", "9" * 400, b"\xff", "soon"]
+        async with connect(prefetch=20) as source:
+            for value in odd:
+                client.xadd(queue, {"body": "b", "x-consumer-due": value})
+                client.xadd(queue, {"x-consumer-due": "1", "x-consumer-attempts": value})
+            for message in await take(source, 2 * len(odd)):
+                await source.ack(message)
+            client.xadd(queue, {"x-consumer-due": "9" * 300, "x-consumer-attempts": "9" * 9})
+            await eventually(1, lambda: pending(client, queue, "delayed"))
+            client.zadd(
+                f"{queue}.delayed", dict.fromkeys(client.zrange(f"{queue}.delayed", 0, -1), 0)
+            )
+            (message,) = await take(source, 1)
+            assert message.attempt == ONE_CRASH - 1
+            await source.reject(message, "too many")
+
+
+async def pending(client: Any, queue: str, owner: str = "") -> int:
+    """How many entries this owner in the group has, or all of them."""
+    rows = client.xinfo_consumers(queue, queue)
+    return sum(row["pending"] for row in rows if not owner or row["name"] == owner.encode())
 
 
 class TestEntries:
@@ -422,6 +543,72 @@ class TestEntries:
 
 
 class TestTopology:
+    async def test_describing_and_listing_create_nothing(
+        self, source_for: Callable[..., RedisBroker], client: Any, queue: str
+    ) -> None:
+        async with source_for() as source:
+            described = await source.describe()
+            assert (described[queue], described[f"{queue}.dead"]) == (MISSING, 0)
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(9)] == []
+            assert await last(source.purge_dead_letters()) == 0
+            assert not client.keys(f"{queue}*")
+            client.xadd(queue, {"body": "b"})
+            assert (await source.describe())[f"{queue} group {queue}"] == MISSING
+            assert not client.xinfo_groups(queue)
+            await source.declare()
+            await source.declare()
+            assert (await source.describe())[queue] == 1
+
+    async def test_entries_that_another_program_acknowledged_and_kept_are_not_left_to_do(
+        self, connect: Connect, source_for: Callable[..., RedisBroker], client: Any, queue: str
+    ) -> None:
+        client.xgroup_create(queue, queue, "0", mkstream=True)
+        for _ in range(100):
+            client.xack(queue, queue, client.xadd(queue, {"body": "old"}))
+        client.xreadgroup(queue, "another", {queue: ">"}, count=100)
+        client.xack(queue, queue, *[entry for entry, _ in client.xrange(queue)])
+        async with connect(prefetch=5) as source:
+            assert (await source.describe())[queue] == 0
+            await publish(source, 8)
+            messages = await take(source, 5)
+            described = await source.describe()
+            assert (described[queue], described[f"{queue} in flight"]) == (3, 5)
+
+            async def left() -> int:
+                described = await source.describe()
+                return int(described[queue]) + int(described[f"{queue} in flight"])
+
+            await source.ack(messages[-1])  # after which Redis does not always know the lag
+            await eventually(7, left)
+            await source.stop()
+            await eventually(7, left)
+        async with source_for() as source:
+            await eventually(7, left)
+            assert (await source.describe())[queue] == 7
+
+    async def test_entries_trimmed_before_they_were_read_are_logged_once_with_their_number(
+        self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
+    ) -> None:
+        url = with_lease(broker.url, 0.3)
+        async with connect(prefetch=1, broker_url=url) as source:
+            await publish(source, 3)
+            await ack_all(source, 1)
+        async with connect(prefetch=0) as publisher:
+            await publish(publisher, 20)
+        client.xtrim(queue, maxlen=14, approximate=False)
+        async with connect(prefetch=2, broker_url=url) as source, connect(2, broker_url=url):
+            await eventually(4, lambda: pending(client, queue))
+            await eventually_logged(events, "messages_trimmed")
+            await asyncio.sleep(0.5)  # several looks
+            client.xtrim(queue, maxlen=4, approximate=False)  # in-flight ones, too
+            await eventually_logged(events, "messages_trimmed", 2)
+            await asyncio.sleep(0.5)
+            assert client.xinfo_groups(queue)[0]["lag"] == client.xlen(queue)
+        first, second = find(events, "messages_trimmed")
+        assert (first["level"], first["count"]) == ("warning", 2 + 20 - 14)
+        assert (second["level"], second["count"]) == ("warning", 14 - 4 - 4)
+
     @pytest.mark.parametrize("suffix", ["", ".dead", ".delayed", ".consumers"])
     async def test_a_key_of_another_type_is_one_sentence(
         self, source_for: Callable[..., RedisBroker], client: Any, queue: str, suffix: str
@@ -433,14 +620,14 @@ class TestTopology:
             await source_for().__aenter__()
 
     async def test_a_stream_with_another_group_is_refused_in_one_sentence(
-        self, connect: Connect, client: Any, queue: str
+        self, connect: Connect, source_for: Callable[..., RedisBroker], client: Any, queue: str
     ) -> None:
         client.xgroup_create(queue, "others", "0", mkstream=True)
         with pytest.raises(BrokerRefused, match="has another group, 'others', which would miss"):
             async with connect():
                 pass
-        async with connect(prefetch=0) as source:
-            await publish(source, 1)  # a publisher takes no message from another group
+        client.xadd(queue, {"body": "b"})
+        async with source_for() as source:
             with pytest.raises(BrokerRefused, match="has another group"):
                 await source.describe()
         async with connect(prefetch=1, group="others") as source:
@@ -550,6 +737,8 @@ RIGHTS = shlex.split("""
     +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore +zremrangebyscore +unlink
 """)
 """As in the documentation."""
+UNNOTICED = ["+info", "+ping", "+client|id", "+client|unblock", "+xrevrange", "+unlink"]
+"""Harmless, or of no use to a consumer that is busy."""
 
 
 class TestCredentials:
@@ -589,12 +778,53 @@ class TestCredentials:
             await source.stop()
         assert {event["event"] for event in events} == {"connected"}
 
-    async def test_a_missing_right_is_one_sentence(
+    async def test_keys_that_the_user_has_no_right_to_are_one_sentence(
         self, connect: Connect, user: Callable[..., str]
     ) -> None:
-        with pytest.raises(BrokerRefused, match="the server refused: this user has no permissions"):
+        with pytest.raises(BrokerDenied, match=r"(?i)no permissions"):
             async with connect(broker_url=user("~others", *RIGHTS)):
                 pass
+
+    async def test_a_wrong_password_is_one_sentence(
+        self, connect: Connect, user: Callable[..., str], node: PrivateServer
+    ) -> None:
+        user()
+        with pytest.raises(BrokerDenied, match="refused the user name or the password"):
+            async with connect(broker_url=url_for(node, (ODD_USER[0], "another"))):
+                pass
+
+    @pytest.mark.parametrize("right", [right for right in RIGHTS if right not in UNNOTICED])
+    async def test_a_missing_right_is_named_and_no_message_is_lost(
+        self,
+        connect: Connect,
+        user: Callable[..., str],
+        node: PrivateServer,
+        queue: str,
+        right: str,
+        events: list[Event],
+    ) -> None:
+        async with connect(prefetch=0, broker_url=node.url) as publisher:
+            await publish(publisher, 3)
+        url = with_lease(user(f"~{queue}*", *[one for one in RIGHTS if one != right]), 0.3)
+        name = right[1:].partition("|")[0]
+        reasons: list[str] = []
+        try:
+            async with connect(prefetch=3, broker_url=url) as source:
+                await source.describe()
+                await publish(source, 0 if right == "+xadd" else 1)
+                done, later, bad = await take(source, 3)
+                if right in ("+xack", "+xdel"):
+                    await source.ack(done)
+                await source.retry(later, 0, "now")
+                await source.reject(bad, "bad")
+                async with asyncio.timeout(1):
+                    await take(source, 9)
+        except TimeoutError:
+            reasons = [event["reason"] for event in find(events, "settlement_lost")]
+        except (BrokerDenied, SourceFailed) as denied:
+            reasons = [str(denied)]
+        assert any(name in reason.lower() for reason in reasons), (reasons, events)
+        assert sum(node.counts(queue).__dict__.values()) >= 3
 
     @pytest.mark.parametrize(
         "url",

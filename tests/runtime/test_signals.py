@@ -383,10 +383,13 @@ def test_a_process_can_be_killed_when_its_event_loop_has_closed(
 ) -> None:
     with Child(
         """
+        import time
+
         asyncio.run(main())
         try:
             print("closed", flush=True)
-            signal.pause()
+            while True:  # signal.pause would sleep through a signal that comes just before it
+                time.sleep(0.01)
         except KeyboardInterrupt:
             sys.exit("interrupted")
         """

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.contract import last
 from runtime.brokers import sqlite
 from runtime.brokers.sqlite import SqliteBroker
-from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
@@ -57,8 +59,16 @@ def source_of(
 
 
 @asynccontextmanager
+async def opened(file: Path, *arguments: Any, **options: Any) -> AsyncIterator[SqliteBroker]:
+    """Declared, and not consuming."""
+    async with source_of(file, *arguments, **options) as source:
+        await source.declare()
+        yield source
+
+
+@asynccontextmanager
 async def consuming(file: Path, prefetch: int = 1, **options: Any) -> AsyncIterator[SqliteBroker]:
-    async with source_of(file, prefetch, **options) as source:
+    async with opened(file, prefetch, **options) as source:
         await source.start()
         yield source
 
@@ -99,7 +109,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 async def test_a_requeued_message_returns_to_the_front_of_the_queue(file: Path) -> None:
-    async with source_of(file) as publisher:
+    async with opened(file) as publisher:
         published = await publish(publisher, 5)
         async with consuming(file, prefetch=3) as source:
             first, second, third = await take(source, 3)
@@ -143,6 +153,7 @@ async def test_queues_in_one_file_do_not_see_each_other(file: Path) -> None:
 async def test_many_processes_may_create_the_same_file_at_once(file: Path) -> None:
     sources = [source_of(file) for _ in range(8)]
     await asyncio.gather(*(source.__aenter__() for source in sources))
+    await asyncio.gather(*(source.declare() for source in sources))
     await asyncio.gather(*(publish(source, 1) for source in sources))
     assert (await sources[0].describe())["q"] == 8
     await asyncio.gather(*(source.__aexit__() for source in sources))
@@ -162,7 +173,7 @@ PARAMETERS = {"source": "q", "consumer": 1, "seq": 1, "now": 2, "limit": 10, "du
 
 
 async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> None:
-    async with source_of(file):
+    async with opened(file):
         pass
     with closing(sqlite3.connect(file)) as connection:
         for statement in FREQUENT:
@@ -173,7 +184,7 @@ async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> 
 
 
 async def test_fetching_costs_the_same_however_many_messages_are_stored(file: Path) -> None:
-    async with source_of(file):
+    async with opened(file):
         pass
     add = """
         INSERT INTO messages (source, id, type, headers, body, consumer, due_at)
@@ -202,7 +213,9 @@ async def test_fetching_costs_the_same_however_many_messages_are_stored(file: Pa
         for queue, state in (("q", in_flight), ("other", other_queue), ("q", later)):
             connection.execute(add, (5000, queue, *state))
         connection.execute(add, (5000, "q", None, 0))
-        assert [steps_of(find) for find in (sqlite.FIND_READY, sqlite.FIND_DUE)] == before
+        after = [steps_of(find) for find in (sqlite.FIND_READY, sqlite.FIND_DUE)]
+        # Not equal: newer versions of SQLite need fewer steps among more rows.
+        assert all(more <= less + 20 for more, less in zip(after, before, strict=True))
         assert max(before) < 500
 
 
@@ -219,14 +232,14 @@ async def test_what_this_process_publishes_or_settles_needs_no_waiting(
 
 
 async def test_every_transaction_is_written_through_to_the_disk(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         assert await source._read("PRAGMA synchronous") == (2,)  # FULL
-        assert await source._read("PRAGMA journal_mode") == ("wal",)
+        assert await source._read("PRAGMA journal_mode") == (b"wal",)
 
 
 async def test_many_dead_letters_are_moved_in_steps(file: Path) -> None:
     count = 2 * sqlite.STEP + 3
-    async with source_of(file) as source:
+    async with opened(file) as source:
         await publish(source, count)
         died = """
             INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
@@ -259,7 +272,7 @@ async def test_the_file_stays_small_while_consumers_keep_up(file: Path) -> None:
 
 
 async def test_what_is_described_is_in_this_file(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         assert (await source.describe())["file"] == str(file)
         assert sqlite.make_source(source.settings).prefetch == 1
         assert SqliteBroker(source.settings).prefetch == 1
@@ -319,7 +332,7 @@ async def test_a_file_that_is_locked_from_the_start_on_is_an_outage_that_ends(
 ) -> None:
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0)
-    async with source_of(file) as source:
+    async with opened(file) as source:
         with locked(file):
             await source.start()
             await become_true(lambda: not source.connected)
@@ -382,11 +395,10 @@ async def test_an_empty_file_that_another_program_has_marked_is_not_ours(
 
 
 def test_a_file_that_processes_cannot_share_is_refused(file: Path) -> None:
-    with (
-        closing(sqlite3.connect(":memory:", isolation_level=None)) as connection,
-        pytest.raises(BrokerRefused) as refused,
-    ):
-        source_of(file)._prepare(connection)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.text_factory = bytes
+        with pytest.raises(BrokerRefused) as refused:
+            source_of(file)._create_tables(connection)
     assert str(refused.value) == (
         f"{file} is on a file system that cannot share it between processes"
     )
@@ -394,7 +406,7 @@ def test_a_file_that_processes_cannot_share_is_refused(file: Path) -> None:
 
 async def test_a_short_lock_is_no_outage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
-    async with source_of(file) as source:
+    async with opened(file) as source:
         tries: list[object] = []
         write = source._publish
 
@@ -430,7 +442,7 @@ async def test_the_connection_has_one_thread_which_ends_with_it(file: Path) -> N
 
 
 async def test_no_more_messages_are_taken_than_the_prefetch_allows(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         await publish(source, 6)
         query(file, "UPDATE messages SET due_at = 1 WHERE seq > 4")
         async with consuming(file, prefetch=3) as other:
@@ -470,7 +482,7 @@ def test_the_error_for_a_url_without_a_file_shows_how_to_name_one() -> None:
 
 
 async def test_a_source_that_never_started_stops_at_once(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         await source.stop()
 
 
@@ -505,6 +517,26 @@ async def test_a_consumer_that_counted_as_dead_loses_its_messages_and_goes_on(
     assert names(events).count("settlement_lost") == 1
 
 
+async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_counted_and_redelivered(
+    file: Path,
+) -> None:
+    """As by an operator, for a pod that is gone."""
+    async with opened(file) as publisher:
+        published = await publish(publisher, 5)
+        query(file, "UPDATE messages SET consumer = 7 WHERE seq < 4")
+        assert (await publisher.describe())["q in flight"] == 3
+        async with consuming(file, 5, lease_seconds=SHORT_LEASE_SECONDS) as source:
+            taken = await take(source, 5)
+            assert sorted(message.id for message in taken) == sorted(published)
+            assert {message.attempt for message in taken} == {1}
+            query(file, "DELETE FROM consumers")  # and those of a consumer that is alive
+            again = await take(source, 5)
+            assert sorted(message.id for message in again) == sorted(published)
+            for message in again:
+                await source.ack(message)
+        assert (await publisher.describe())["q in flight"] == 0
+
+
 async def test_messages_taken_after_that_are_redelivered_when_their_consumer_dies(
     file: Path,
 ) -> None:
@@ -536,7 +568,7 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
 
 
 async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(file: Path) -> None:
-    async with source_of(file) as publisher:
+    async with opened(file) as publisher:
         published = await publish(publisher, 2)
         query(file, "INSERT INTO consumers (id, source, expires_at) VALUES (7, 'q', 1)")
         query(
@@ -550,6 +582,52 @@ async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(file: Pa
         [letter] = [letter async for letter in publisher.dead_letters(10)]
     assert letter.id == published[0]
     assert "consumers died" in letter.reason
+
+
+# -- rows of other programs
+
+VALUES = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
+# SQLite keeps any bytes as text, and another kind of value than the column's.
+ROWS = st.lists(st.tuples(*[st.tuples(VALUES, st.sampled_from(["?", "CAST(? AS TEXT)"]))] * 5))
+
+
+@settings(deadline=None, max_examples=30)
+@given(ROWS, ROWS, st.sampled_from([0, 0.0, -1, 1, "0", "-1e300"]))
+def test_whatever_other_programs_write_ends_no_consumer_and_can_be_listed_and_replayed(
+    messages: list[Any], dead: list[Any], due_at: Any
+) -> None:
+    def insert(file: Path, table: str, columns: str, row: Any, *more: Any) -> None:
+        values = ", ".join([*(how for _, how in row), *("?" for _ in more)])
+        statement = f"INSERT INTO {table} ({columns}) VALUES ({values})"
+        query(file, statement, *(str_or(value) for value, _ in row), *more)
+
+    async def handle(file: Path) -> None:
+        async with opened(file) as source:
+            for row in messages:
+                columns = "id, type, headers, body, failures, due_at, source"
+                insert(file, "messages", columns, row, due_at, "q")
+            for row in dead:
+                columns = "id, type, headers, body, attempts, reason, dead_lettered_at, source"
+                insert(file, "dead_letters", columns, row, row[0][0], row[1][0], "q")
+            assert await source.count_dead_letters() == len(dead)
+            assert len([letter async for letter in source.dead_letters(99)]) == len(dead)
+            assert await last(source.replay_dead_letters()) == len(dead)
+            source.prefetch = len(messages + dead) or 1
+            await source.start()
+            taken = await take(source, len(messages + dead))
+            assert all(isinstance(message.body, bytes) for message in taken)
+            for message in taken:
+                await source.reject(message, message.id)
+            await source.stop()
+            assert len([letter async for letter in source.dead_letters(99)]) == len(taken)
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(handle(Path(directory) / "queue.db"))
+
+
+def str_or(value: Any) -> Any:
+    """Half a character cannot be bound."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 # -- several processes
@@ -569,7 +647,7 @@ def noted(ledger: Path, what: str) -> list[str]:
 def publish_until_killed(file: Path, ledger: Path, seed: int) -> None:
     async def run() -> None:
         chance = random.Random(seed)
-        async with source_of(file) as source:
+        async with opened(file) as source:
             while True:
                 count, size = chance.randrange(1, 20), chance.randrange(3000)
                 messages = [OutgoingMessage(chance.randbytes(size)) for _ in range(count)]
@@ -585,7 +663,7 @@ def consume_until_killed(file: Path, ledger: Path, seed: int) -> None:
         chance = random.Random(seed)
         async with consuming(file, PREFETCH, lease_seconds=SHORT_LEASE_SECONDS) as source:
             async for message in source:
-                fate = chance.choice(["ack", "ack", "ack", "ack", "retry", "reject", "give back"])
+                fate = chance.choice(["ack", "ack", "ack", "ack", "retry", "reject", "requeue"])
                 if fate == "ack":
                     note(ledger, "acked", [message.id])
                     await source.ack(message)
@@ -602,7 +680,7 @@ def consume_until_killed(file: Path, ledger: Path, seed: int) -> None:
 
 def publish_and_end(file: Path, ledger: Path, count: int) -> None:
     async def run() -> None:
-        async with source_of(file) as source:
+        async with opened(file) as source:
             for _ in range(0, count, 50):
                 note(ledger, "published", await publish(source, 50))
 
@@ -639,7 +717,7 @@ def hold_one_message(file: Path, ledger: Path) -> None:
 
 def publish_the_time(file: Path, count: int) -> None:
     async def run() -> None:
-        async with source_of(file) as source:
+        async with opened(file) as source:
             for number in range(count):
                 # At ever other moments between two looks of the consumer.
                 await asyncio.sleep(0.05 + 0.007 * number)
@@ -787,11 +865,13 @@ def overwrite(file: Path, data: bytes, at: int = 0) -> None:
 
 
 async def refusal(file: Path) -> str:
-    """The error of connecting: BrokerRefused, with no connection left open."""
+    """The error of connecting and declaring: BrokerRefused, with no connection left open."""
     source = source_of(file)
     with pytest.raises(BrokerRefused) as caught:
-        await source.__aenter__()
+        async with source:
+            await source.declare()
     assert not source.connected
+    assert source._connection is None
     assert_one_sentence(caught.value, file)
     return str(caught.value)
 
@@ -804,7 +884,7 @@ async def test_the_file_of_another_program_is_refused_and_stays_unmodified(file:
 
 
 async def test_a_file_of_a_later_version_is_refused(file: Path) -> None:
-    async with source_of(file):
+    async with opened(file):
         pass
     query(file, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
     assert f"schema {sqlite.SCHEMA_VERSION + 1}" in await refusal(file)
@@ -818,7 +898,7 @@ async def test_a_file_that_is_no_database_is_refused_and_stays_unmodified(file: 
 
 
 async def test_a_damaged_file_is_refused(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         await publish(source, 100)
     overwrite(file, b"\xff" * 2000, at=100)
     assert "damaged" in await refusal(file)
@@ -852,9 +932,47 @@ def forbid_writing(path: Path) -> None:
     path.chmod(path.stat().st_mode & ~0o222)
 
 
+@pytest.mark.parametrize("kind", ["missing", "in a missing directory", "empty"])
+async def test_looking_creates_nothing(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "missing" / "q.db" if kind == "in a missing directory" else tmp_path / "q.db"
+    if kind == "empty":
+        file.touch()
+    before = contents(tmp_path)
+    async with source_of(file) as source:
+        assert await source.describe() == {"file": str(file), "q": "does not exist"}
+        assert await source.count_dead_letters() == 0
+        assert [letter async for letter in source.dead_letters(9)] == []
+        assert await last(source.purge_dead_letters()) == 0
+        with pytest.raises(BrokerRefused, match=f"^{file} does not exist$"):
+            await publish(source, 1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such users")
+@pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root can be several users")
+async def test_a_look_by_another_user_does_not_stop_the_owner(not_root: Path) -> None:
+    file = not_root / "queue.db"
+    os.chmod(not_root, 0o777)  # noqa: PTH101
+    async with opened(file) as source:
+        await publish(source, 1)
+    os.seteuid(0)
+    os.seteuid(4321)
+    with pytest.raises(BrokerDenied, match=f"{file} is read-only for this user: user 65534 owns"):
+        await source_of(file).__aenter__()
+    os.seteuid(0)
+    os.seteuid(65534)
+    assert os.listdir(not_root) == ["queue.db"]  # noqa: PTH208
+    async with opened(file) as source:  # and what another program leaves is named
+        os.seteuid(0)
+        os.chown(f"{file}-shm", 4321, -1)
+        os.seteuid(65534)
+        with pytest.raises(BrokerDenied, match=f"{file}-shm is read-only .*: user 4321 owns it"):
+            await source_of(file).__aenter__()
+
+
 async def test_a_read_only_file_is_refused(not_root: Path) -> None:
     file = not_root / "queue.db"
-    async with source_of(file):
+    async with opened(file):
         pass
     forbid_writing(file)
     assert "read-only" in await refusal(file)
@@ -869,10 +987,11 @@ async def test_a_file_that_may_not_be_created_is_refused(not_root: Path) -> None
 @pytest.mark.slow
 async def test_a_locked_file_is_unavailable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.1)
-    async with source_of(file) as source:
+    async with opened(file) as source:
         with locked(file):
             with pytest.raises(BrokerUnavailable, match="is locked") as caught:
-                await source_of(file).__aenter__()
+                async with opened(file):
+                    pass
             assert_one_sentence(caught.value, file)
             with pytest.raises(BrokerUnavailable, match="is locked"):
                 await publish(source, 1)
@@ -880,7 +999,7 @@ async def test_a_locked_file_is_unavailable(file: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 async def test_a_short_lock_is_waited_for(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         with locked(file):
             publishing = asyncio.create_task(publish(source, 1))
             await asyncio.sleep(2 * sqlite.LOCK_SECONDS)
@@ -889,7 +1008,7 @@ async def test_a_short_lock_is_waited_for(file: Path) -> None:
 
 
 async def test_a_full_disk_is_unavailable_and_publishes_nothing(file: Path) -> None:
-    async with source_of(file) as source:
+    async with opened(file) as source:
         await publish(source, 1)
         await fill_the_disk(source)
         with pytest.raises(BrokerUnavailable, match="disk is full") as caught:
@@ -979,7 +1098,7 @@ async def test_a_full_disk_is_an_outage_that_is_survived(
 
 
 async def test_stop_requeues_messages_that_are_taken_meanwhile(file: Path) -> None:
-    async with source_of(file) as publisher, source_of(file, prefetch=2) as source:
+    async with opened(file) as publisher, source_of(file, prefetch=2) as source:
         await publish(publisher, 2)
         with locked(file):
             await source.start()
@@ -999,7 +1118,7 @@ async def test_a_lock_cannot_delay_the_shutdown(
 ) -> None:
     monkeypatch.setattr(sqlite, "STOP_SECONDS", 0.2)
     monkeypatch.setattr(sqlite, "CLOSE_SECONDS", 0.2)
-    async with source_of(file) as publisher:
+    async with opened(file) as publisher:
         await publish(publisher, 2)
         async with consuming(file, prefetch=2, lease_seconds=SHORT_LEASE_SECONDS) as source:
             (message,) = await take(source)

@@ -6,11 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
@@ -29,7 +33,7 @@ from harness.servers.proxy import Proxy
 from harness.servers.sqs import KEY, SECRET, SqsServer, moto
 from runtime.brokers import sqs
 from runtime.brokers.sqs import SqsBroker, parse_url
-from runtime.errors import BrokerRefused, SourceFailed
+from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 
 AT_ONCE_SECONDS = 1.0
@@ -284,16 +288,22 @@ class TestBatches:
             await source.stop()
             written: list[int] = []
 
+            def send_without_one(params: dict[str, Any], **_: object) -> dict[str, Any]:
+                sent = [entry for entry in params["Entries"] if written or entry["Id"] != "1"]
+                return {**params, "Entries": sent}
+
             def fail_once(parsed: dict[str, Any], **_: object) -> None:
                 written.append(len(parsed["Successful"]))
                 if len(written) == 1:  # as SQS says it, where moto never does
                     parsed["Failed"] = [{"Id": "1", "SenderFault": False, "Code": "InternalError"}]
 
-            source._client.meta.events.register("after-call.sqs.DeleteMessageBatch", fail_once)
+            register = source._client.meta.events.register
+            register("provide-client-params.sqs.DeleteMessageBatch", send_without_one)
+            register("after-call.sqs.DeleteMessageBatch", fail_once)
             for message in messages:
                 await source.ack(message)
             await source._flushed.wait()
-        assert written == [3, 1]
+        assert written == [2, 1]
         assert find(events, "settlement_lost") == []
 
     async def test_more_bytes_than_a_request_may_have_travel_in_several(
@@ -339,6 +349,22 @@ def send_raw(broker: SqsServer, queue: str, body: str, **parameters: Any) -> str
     url = broker.queue_url(queue)
     sent = broker.client.send_message(QueueUrl=url, MessageBody=body, **parameters)
     return str(sent["MessageId"])
+
+
+def deny_sends(source: SqsBroker, queue: str) -> None:
+    """As IAM answers, which moto does not have; to sends to this queue, or to any."""
+
+    def deny(params: dict[str, Any], **_: object) -> Any:
+        if queue in params["body"].decode() or queue in params["url"]:
+            answer = SimpleNamespace(status_code=403, headers={}, content=b"", text="")
+            error = {
+                "Code": "AccessDenied",
+                "Message": "not authorized to perform: sqs:SendMessage",
+            }
+            return answer, {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        return None
+
+    source._client.meta.events.register("before-call.sqs.SendMessageBatch", deny, unique_id="deny")
 
 
 def text(value: str) -> dict[str, str]:
@@ -501,21 +527,136 @@ class TestMessages:
                     await source.publish([message])
                 assert "\n" not in str(caught.value)
 
-    async def test_a_message_too_large_to_be_sent_again_is_redelivered(
-        self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
+    @pytest.mark.parametrize("known", [True, False], ids=["known at start", "later"])
+    async def test_a_message_too_large_to_be_sent_again_is_retried_in_this_process(
+        self,
+        connect: Connect,
+        broker: SqsServer,
+        queue: str,
+        events: list[Event],
+        shorten: Callable[..., None],
+        known: bool,
     ) -> None:
-        url = with_options(broker.url, visibility_seconds=2)
-        async with connect(prefetch=1, broker_url=url) as source:
-            id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now:
-            broker.client.set_queue_attributes(
-                QueueUrl=broker.queue_url(queue), Attributes={"MaximumMessageSize": "1024"}
+        shorten(0.01, "FIRST_PUT_OFF_SECONDS")
+        async with connect(prefetch=0) as publisher:
+            id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now
+            small = await publish(publisher, 9)
+        smaller = {
+            "QueueUrl": broker.queue_url(queue),
+            "Attributes": {"MaximumMessageSize": "1024"},
+        }
+        if known:
+            broker.client.set_queue_attributes(**smaller)
+        url = with_options(broker.url, visibility_seconds=1)
+        async with connect(prefetch=10, broker_url=url) as source:
+            if not known:
+                broker.client.set_queue_attributes(**smaller)
+            messages = await take(source, 10)
+            for message in messages:
+                await source.retry(message, 0, "not now")
+            again = await take(source, 10)
+            assert Counter((m.id, m.attempt) for m in again) == Counter(
+                (one, 2) for one in [*small, id]
             )
+            [large] = [message for message in again if message.id == id]
+            assert "could not be stored" in source.put_offs.reason
+            await source.retry(large, 0, "not now")  # and so on
+            (large,) = await take(source, 1)
+            assert large.attempt == 3
+            await asyncio.sleep(1.2)  # it is still ours
+            for message in again:
+                await source.ack(message)
+            assert not source.put_offs.reason
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        lost = find(events, "settlement_lost")
+        assert [event["id"] for event in lost] == [id, id]
+        assert known == ("SQS takes 1024" in lost[0]["reason"])
+
+    async def test_a_dead_letter_that_is_too_large_is_shortened_and_says_so(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        attributes = {"type": text("kind"), "large": text("y" * 900)}
+        async with connect(prefetch=0):
+            pass
+        broker.client.set_queue_attributes(
+            QueueUrl=broker.queue_url(f"{queue}-dead"), Attributes={"MaximumMessageSize": "1024"}
+        )
+        async with connect(prefetch=1) as source:
+            for body in ("small", "x" * 5000):
+                id = send_raw(broker, queue, body, MessageAttributes=attributes)
+                (message,) = await take(source, 1)
+                await source.reject(message, "bad")
+                await eventually(1, source.count_dead_letters)
+                [letter] = [letter async for letter in source.dead_letters(1)]
+                assert (letter.id, letter.type, letter.reason) == (id, "kind", "bad")
+                assert body.encode().startswith(letter.body)
+                assert [moved async for moved in source.replay_dead_letters()] == [1]
+                (message,) = await take(source, 1)
+                assert message.headers == {"x-consumer-shortened": len(body)}
+                await source.ack(message)
+            assert 300 < len(message.body) < 1024
+
+    async def test_a_dead_letter_that_sqs_moves_back_starts_with_attempt_1(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        """As StartMessageMoveTask does, the button of the console: body and attributes are unmodified."""
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            for attempt in (1, 2, 3):
+                (message,) = await take(source, 1)
+                assert message.attempt == attempt
+                await source.retry(message, 0, "again")
             (message,) = await take(source, 1)
-            await source.retry(message, 0.1, "not now")
-            (message,) = await take(source, 1)
-            assert (message.id, message.attempt) == (id, 1)
+            for _ in range(2):
+                await source.reject(message, "bad")
+                await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+                dead_url = broker.queue_url(f"{queue}-dead")
+                received = broker.client.receive_message(
+                    QueueUrl=dead_url, MessageAttributeNames=["All"]
+                )
+                [dead] = received["Messages"]
+                attributes = dead["MessageAttributes"]
+                send_raw(broker, queue, dead["Body"], MessageAttributes=attributes)
+                broker.client.delete_message(QueueUrl=dead_url, ReceiptHandle=dead["ReceiptHandle"])
+                (message,) = await take(source, 1)
+                assert message.attempt == 1
             await source.ack(message)
-        assert {event["id"] for event in find(events, "settlement_lost")} == {id}
+
+    @pytest.mark.parametrize("which", ["both queues", "the dead-letter queue"])
+    async def test_without_the_right_to_send_messages_are_put_off_and_no_neighbor_suffers(
+        self,
+        connect: Connect,
+        broker: SqsServer,
+        queue: str,
+        events: list[Event],
+        shorten: Callable[..., None],
+        which: str,
+    ) -> None:
+        shorten(0.05, "FIRST_PUT_OFF_SECONDS")
+        url = with_options(broker.url, visibility_seconds=1)
+        async with connect(prefetch=4, broker_url=url) as source:
+            published = await publish(source, 4)
+            deny_sends(source, "" if which == "both queues" else f"{queue}-dead")
+            good, bad, retried, other = await take(source, 4)
+            await source.ack(good)
+            await source.retry(retried, 0, "not now")
+            await source.reject(bad, "bad")
+            await source.ack(other)
+            (retried,) = await take(source, 1)
+            assert retried.attempt == 2
+            await source.ack(retried)
+            await asyncio.sleep(1.2)  # its visibility is extended
+            assert source.connected
+            assert "AccessDenied" in source.put_offs.reason
+            source._client.meta.events.unregister(
+                "before-call.sqs.SendMessageBatch", unique_id="deny"
+            )
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            assert not source.put_offs.reason
+            [letter] = [letter async for letter in source.dead_letters(9)]
+            assert (letter.id, letter.reason) == (bad.id, "bad")
+        assert {event["id"] for event in find(events, "settlement_lost")} <= {bad.id, retried.id}
+        assert bad.id in published
 
     async def test_dead_letters_are_listed_and_stay_however_far_one_reads(
         self, connect: Connect, broker: SqsServer, queue: str
@@ -536,6 +677,38 @@ class TestMessages:
             assert Counter(await ack_all(source, 25)) == Counter(published)
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+OUR_FIELDS = ["id", "headers", "attempts", "encoding", "due_at", "reason", "dead_lettered_at"]
+ENVELOPES = st.dictionaries(
+    st.sampled_from([*OUR_FIELDS, "attributes"]), JSON | st.sampled_from(["base64", "empty"])
+)
+STRINGS = st.builds(text, st.text())
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["type", "x-consumer-attempts"]) | st.text(min_size=1),
+    STRINGS | st.builds(lambda v: {"DataType": "Binary", "BinaryValue": v}, st.binary()),
+    max_size=10,
+)
+
+
+@given(st.text(), ENVELOPES.map(json.dumps) | st.text(), ATTRIBUTES)
+def test_whatever_other_producers_send_is_a_message_and_can_be_sent_again(
+    broker: SqsServer, body: str, envelope: str, attributes: dict[str, Any]
+) -> None:
+    raw = {"Body": body, "MessageId": "id-1", "ReceiptHandle": "r"}
+    message, read = sqs._unpack(
+        {**raw, "MessageAttributes": {**attributes, "x-consumer": text(envelope)}}
+    )
+    assert all(isinstance(value, str) for value in (message.id, message.type))
+    assert message.attempt >= 1
+    letter = sqs._dead_letter(message, read, raw)
+    assert isinstance(letter.reason, str)
+    entry = sqs._pack_again(message, attempts=message.attempt)
+    again, _ = sqs._unpack({**raw, "Body": entry["MessageBody"], **entry})
+    assert (again.id, again.type, again.body) == (message.id, message.type, message.body)
+    assert again.headers.keys() == message.headers.keys()
+
+
 class TestTopology:
     @pytest.mark.parametrize("source", ["orders.created", "a" * 76, "größe", "o/o"])
     def test_a_name_that_sqs_does_not_take_is_one_sentence(
@@ -548,8 +721,23 @@ class TestTopology:
         with pytest.raises(BrokerRefused, match="FIFO queues are not supported"):
             source_for(source="orders.fifo")
 
+    async def test_looking_creates_nothing(
+        self, source_for: Callable[..., SqsBroker], broker: SqsServer, queue: str
+    ) -> None:
+        async with source_for() as source:
+            described = await source.describe()
+            assert described[queue] == described[f"{queue}-dead"] == "does not exist"
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(9)] == []
+            assert [moved async for moved in source.replay_dead_letters()] == []
+            assert [gone async for gone in source.purge_dead_letters()] == []
+            with pytest.raises(BrokerRefused, match=f"the queue '{queue}' does not exist"):
+                await publish(source, 1)
+        assert not broker.queue_url(queue)
+        assert not broker.queue_url(f"{queue}-dead")
+
     async def test_the_redrive_policy_of_an_existing_queue_names_its_dead_letters(
-        self, connect: Connect, broker: SqsServer, queue: str
+        self, connect: Connect, broker: SqsServer, queue: str, events: list[Event]
     ) -> None:
         graveyard = f"{queue}-graveyard"
         url = broker.client.create_queue(QueueName=graveyard)["QueueUrl"]
@@ -567,7 +755,9 @@ class TestTopology:
                 await eventually(1, source.count_dead_letters)
                 described = await source.describe()
             assert (described[queue], described[graveyard]) == (0, 1)
-            assert described[f"{queue} deliveries at most"] == 7
+            assert str(described[f"{queue} deliveries at most"]).startswith("7, which is few: ")
+            [warning] = find(events, "few_deliveries")
+            assert (warning["queue"], warning["most"]) == (queue, 7)
             assert broker.attributes(queue)["VisibilityTimeout"] == "77"
             assert not broker.queue_url(f"{queue}-dead")
         finally:
@@ -594,7 +784,26 @@ class TestAddress:
             ("sqs://eu-central-1", "eu-central-1", None),
             ("sqs://us-gov-west-1/?wait_seconds=20", "us-gov-west-1", None),
             ("sqs://localhost:4566", "us-east-1", "http://localhost:4566"),
-            ("sqs://queue.internal/eu-west-3?tls=true", "eu-west-3", "https://queue.internal"),
+            ("sqs://localhost:4566?tls=true", "us-east-1", "https://localhost:4566"),
+            ("sqs://[::1]:4566/eu-west-3", "eu-west-3", "http://[::1]:4566"),
+            ("sqs://queue.internal/eu-west-3", "eu-west-3", "https://queue.internal"),
+            ("sqs://127.0.0.1.example.com", "us-east-1", "https://127.0.0.1.example.com"),
+            ("sqs://broker:5000/eu-west-3?tls=false", "eu-west-3", "http://broker:5000"),
+            (
+                "sqs://sqs.eu-central-1.amazonaws.com",
+                "eu-central-1",
+                "https://sqs.eu-central-1.amazonaws.com",
+            ),
+            (
+                "sqs://vpce-1-ab.sqs.cn-north-1.vpce.amazonaws.com.cn",
+                "cn-north-1",
+                "https://vpce-1-ab.sqs.cn-north-1.vpce.amazonaws.com.cn",
+            ),
+            (
+                "sqs://sqs-fips.us-gov-west-1.api.aws/us-gov-east-1",
+                "us-gov-east-1",
+                "https://sqs-fips.us-gov-west-1.api.aws",
+            ),
         ],
     )
     def test_a_url_names_a_region_or_a_server(
@@ -626,6 +835,8 @@ class TestAddress:
             "sqs://AKIA:bPxFEMI@host:1/?tls=yes",
             "sqs://AKIA:bPxFEMI@host:1/?region=x",
             "sqs://AKIA:bPxFEMI@host:1/?cafile=/missing.pem",
+            "sqs://AKIA:bPxFEMI@eu-central1",
+            "sqs://AKIA:bPxFEMI@sqs.eu-central-1.amazonaws.com/?tls=false",
         ],
     )
     def test_an_invalid_url_is_one_sentence_without_the_secret(
@@ -653,11 +864,38 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         skip_without_server(missing)
 
 
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("code", "status", "kind"),
+        [
+            ("RequestTimeout", 408, BrokerUnavailable),
+            ("RequestThrottled", 403, BrokerUnavailable),
+            ("InternalFailure", 500, BrokerUnavailable),
+            ("AccessDenied", 403, BrokerDenied),
+            ("AccessDeniedException", 400, BrokerDenied),
+            ("ExpiredToken", 403, BrokerDenied),
+            ("InvalidParameterValue", 400, BrokerRefused),
+        ],
+    )
+    def test_an_error_is_an_outage_a_missing_right_or_a_refusal(
+        self,
+        broker: SqsServer,
+        source_for: Callable[..., SqsBroker],
+        code: str,
+        status: int,
+        kind: type[Exception],
+    ) -> None:
+        answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        translated = source_for()._requests.translated(ClientError(answer, "ReceiveMessage"))
+        assert type(translated) is kind
+        assert code in str(translated)
+
+
 class TestCredentials:
     async def test_wrong_ones_are_one_sentence(
         self, source_for: Callable[..., SqsBroker], strict: str
     ) -> None:
-        with pytest.raises(BrokerRefused, match="InvalidClientTokenId") as caught:
+        with pytest.raises(BrokerDenied, match="InvalidClientTokenId") as caught:
             await source_for(broker_url=strict).__aenter__()
         assert "\n" not in str(caught.value)
         assert SECRET not in repr(caught.value)
@@ -670,7 +908,7 @@ class TestCredentials:
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/missing")
         monkeypatch.setenv("AWS_CONFIG_FILE", "/missing")
-        with pytest.raises(BrokerRefused, match="no credentials were found"):
+        with pytest.raises(BrokerDenied, match="no credentials were found"):
             await source_for(broker_url=f"sqs://localhost:{proxy.port}").__aenter__()
 
     async def test_those_of_the_environment_are_used_without_any_in_the_url(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.process import WAIT_SECONDS
+from harness.process import WAIT_SECONDS, ServiceProcess, service_environment
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers.sqlite import SqliteFile
 from runtime import systemd
@@ -130,6 +130,18 @@ def test_the_watchdog_is_pinged_while_the_event_loop_turns_and_not_while_it_is_b
     assert [at for at in while_blocked if at < blocked_at + 8 * WATCHDOG_SECONDS] == []
     wait_until(lambda: bool(manager.ping_times(since=blocked_at + 8 * WATCHDOG_SECONDS)))
     assert_clean_shutdown(process)
+
+
+def test_the_signal_of_the_watchdog_leaves_the_stack_of_the_blocked_handler(scene: Scene) -> None:
+    scene.publish(1, end="block", seconds=WAIT_SECONDS)
+    environment = service_environment(scene.broker.url, scene.queue, scene.ledger)
+    # Without -X dev, with which Python would do so by itself.
+    process = ServiceProcess([sys.executable, str(scene.service), "run"], environment)
+    scene.processes.append(process)
+    process.wait_for("handling")
+    process.send(signal.SIGABRT)
+    assert process.wait() == -signal.SIGABRT
+    assert " in misbehave\n" in process.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Builds and runs a service's Dockerfile without Docker: its instructions, one by one, in a root of their own.
+"""An imitation of Docker: builds a service's Dockerfile, its instructions one by one, in a root of their own, and runs it.
 
 The base image is this machine's /usr and /etc, read-only, with the Python of these tests where it always is, as
-not each one can be moved. What it takes is Linux, root, and the programs `unshare`, `mount` and `chroot`.
+not each one can be moved. What it takes is Linux, root, and the programs `unshare`, `mount` and `chroot`. Where
+there are also buildah and podman, tests/test_image.py builds and runs the image by them.
 """
 
 import json

@@ -2,6 +2,7 @@
 """The whole life of a consuming process, from the first signal handler to the exit code."""
 
 import asyncio
+import faulthandler
 import signal
 from collections.abc import Sequence
 from signal import Signals
@@ -36,6 +37,7 @@ def serve(
 
     Raises BrokerUnavailable or BrokerRefused if it could not start, and SettingsError if the probe port is taken.
     """
+    faulthandler.enable(2)  # when systemd's watchdog ends it, standard error has the stacks
     configure_logs(
         settings.log_format, settings.log_level, secrets_of(settings.broker_url.get_secret_value())
     )

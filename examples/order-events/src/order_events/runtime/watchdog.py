@@ -147,6 +147,8 @@ class Watchdog(threading.Thread):
         turned = threading.Event()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(turned.set)
-        blocked = not turned.wait(_POLL_SECONDS)
-        log.error("event_loop_blocked" if blocked else "close_timed_out", stack=stack)
+        if turned.wait(_POLL_SECONDS):
+            log.error("close_timed_out", stack=stack)
+        else:
+            log.error("event_loop_blocked", stack=stack)
         log.error("stopped", exit_code=exit_code)

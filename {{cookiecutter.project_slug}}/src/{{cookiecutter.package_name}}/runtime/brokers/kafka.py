@@ -12,15 +12,17 @@ all messages are settled. So an unacked message is redelivered together with tho
 if they were acked. A rebalance of the group waits for in-flight messages as long as a shutdown does,
 ``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered to the partition's next owner.
 
-For ``CONSUMER_SOURCE=orders`` the topics are ``orders``, ``orders.retry`` and ``orders.dead``. A retry or a dead
-letter is produced, and confirmed, before its offset counts as settled: a crash in between makes a duplicate,
-never a loss. ``orders.retry`` has a partition for each step of the back-off, and waits for the first record in it.
+For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``orders``, ``orders.billing.retry`` and
+``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
+confirmed, before its offset counts as settled: a crash in between makes a duplicate, never a loss. The retry topic
+has a partition for each step of the back-off, and waits for the first record in it.
 """
 
 import asyncio
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import (
     AsyncIterator,
@@ -42,12 +44,16 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import (
     DefaultRecordBatch,
+    DefaultRecordBatchBuilder,
     _DefaultRecordBatchPy,
     _DefaultRecordPy,
 )
@@ -55,21 +61,23 @@ from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 from aiokafka.record.util import decode_varint
 
 from ..cancellation import cancellable_sleep
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
     REASON,
+    SHORTENED,
     decode_json_values,
+    fit_dead_letter,
     make_dead_letter,
     make_message,
     seconds_of,
     text_of,
 )
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
 
 CONNECT_SECONDS = 10.0
@@ -96,14 +104,22 @@ RECORDS_AT_ONCE = 500
 PARTITIONS = 12
 MOST_DELAYS = 12
 FOREVER_MS = 2**31 - 1
-BIGGEST_REQUEST_BYTES = 2**24
-"""A limit of the client only: the broker decides how large a message may be."""
+MOST_RECORD_BYTES = 95 * 2**20
+"""A limit of the client only, below the requests that brokers accept; the topic decides what it stores."""
+USUAL_RECORD_BYTES = 1_048_588
+"""A topic's limit, by default; for users who may not ask for it."""
+MORE_BYTES = 2**17
+"""For our headers: a record that is as large as the source allows can still be retried and dead-lettered."""
 OWN_TOPICS = {
     "cleanup.policy": "delete",
     "retention.ms": "-1",
-    # A message that is as large as the broker allows still becomes a dead letter, with its reason.
-    "max.message.bytes": str(2**20 + 2**17),
+    "message.timestamp.type": "CreateTime",
 }
+LIMIT = "max.message.bytes"
+LOG_APPEND_TIME = 1
+GZIP = 1
+MOST_DELAY_SECONDS = 366 * 86_400
+"""A later due time is not one of ours."""
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 OPTIONS = (
     *("sasl_mechanism", *TLS_OPTIONS, "partitions", "replication_factor"),
@@ -128,26 +144,43 @@ MAY_NOT_CREATE = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.PolicyViolationError,
 )
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+OF_ONE_RECORD = (*TOO_LARGE, kafka_errors.InvalidTimestampError, kafka_errors.UnknownError)
+"""The broker refuses a whole batch for one of its records. aiokafka does not know InvalidRecord, of compacted topics."""
+
+
+class _TooLarge(BrokerRefused):
+    """The topic does not store a record of this size."""
+
+
 RULES = (
     Rule(
         (kafka_errors.SaslAuthenticationFailed, kafka_errors.AuthenticationFailedError),
-        BrokerRefused,
+        BrokerDenied,
         "the user name or the password was refused",
     ),
     Rule(
+        (*MAY_NOT_CREATE, kafka_errors.GroupAuthorizationFailedError),
+        BrokerDenied,
+        "this user lacks a right: {error}",
+    ),
+    Rule(
         (
-            *MAY_NOT_CREATE,
-            kafka_errors.GroupAuthorizationFailedError,
-            kafka_errors.InconsistentGroupProtocolError,
             kafka_errors.InvalidGroupIdError,
             kafka_errors.InvalidSessionTimeoutError,
             kafka_errors.InvalidTopicError,
-            kafka_errors.MessageSizeTooLargeError,
             kafka_errors.RecordTooLargeError,
             kafka_errors.UnsupportedSaslMechanismError,
         ),
         BrokerRefused,
         "refused: {error}",
+    ),
+    Rule(TOO_LARGE, _TooLarge, "a message is larger than its topic allows (max.message.bytes)"),
+    Rule(
+        kafka_errors.InconsistentGroupProtocolError,
+        BrokerRefused,
+        "another client in the consumer group assigns partitions by another strategy than 'roundrobin', which this "
+        "service uses: end that client first, or give one of the two another CONSUMER_GROUP",
     ),
 )
 
@@ -173,6 +206,8 @@ class _Partition:
     committed: int = -1
     waited_for: int = -1
     """The offset of the last retry that was not due yet."""
+    requeued: bool = False
+    """Whether a delivery was requeued, so that nothing from there on may be committed."""
     revoked: bool = False
 
     def settled_below(self) -> int:
@@ -182,9 +217,22 @@ class _Partition:
         """Neither this message nor those after it will be committed."""
         del self.unacked[offset]
         self.position = min(self.position, offset)
+        self.requeued = True
 
 
 # -- records
+
+
+def name_in_topics(group: str) -> str:
+    """The group's name as a part of a topic's name, which may have fewer characters.
+
+    Its dots are doubled, so that the group ``b.c`` of the source ``a`` shares no topic with ``c`` of ``a.b``.
+    """
+
+    def escaped(char: re.Match[str]) -> str:
+        return ".." if char[0] == "." else "".join(f"_{byte:02x}" for byte in char[0].encode())
+
+    return re.sub(r"[^\w-]", escaped, group, flags=re.ASCII)
 
 
 def delays_seconds(first: float, longest: float) -> list[float]:
@@ -227,6 +275,26 @@ def _copy(message: Message, history: Mapping[str, str]) -> Record:
     return record.key, record.value, headers
 
 
+def _replayed(record: Any) -> Record:
+    message = _message(record)
+    headers = [(name, value) for name, value in record.headers if name not in (*HISTORY, ID)]
+    return record.key, record.value, [*headers, (ID, message.id.encode())]
+
+
+def _shortened(letter: Record, most_bytes: int) -> Record:
+    key, value, headers = letter
+
+    def encoded(headers: dict[str, Any]) -> list[tuple[str, bytes | None]]:
+        return [(n, b"%d" % v if n == SHORTENED else v) for n, v in headers.items()]
+
+    def fits(body: bytes, headers: dict[str, Any]) -> bool:
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, body, encoded(headers))
+        return size <= most_bytes
+
+    body, kept = fit_dead_letter(value or b"", dict(headers), fits)
+    return key, body, encoded(kept)
+
+
 def _message(record: Any, partition: _Partition | None = None) -> Message:
     headers: dict[str, Any] = {}
     for name, value in record.headers:
@@ -242,7 +310,8 @@ def _message(record: Any, partition: _Partition | None = None) -> Message:
         headers[KEY] = key
     return make_message(
         record.value,
-        id=id or f"{record.topic}-{record.partition}-{record.offset}",
+        # Offsets start anew in a topic that is created again.
+        id=id or f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp}",
         type=type,
         headers=headers,
         failures=headers.get(ATTEMPTS),
@@ -325,6 +394,24 @@ aiokafka_fetcher.PartitionRecords = _PartitionRecords
 # -- aiokafka's clients
 
 
+class _Connection(AIOKafkaConnection):  # type: ignore[misc]
+    """Creates no topic: by default a broker creates each topic whose metadata is asked for."""
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        if isinstance(request, MetadataRequest):
+            request._allow_auto_topic_creation = False
+        answer: Any = super().send(request, expect_response)
+        return answer
+
+
+class _Client(AIOKafkaClient):  # type: ignore[misc]
+    async def _get_conn(self, *args: Any, **options: Any) -> Any:
+        connection = await super()._get_conn(*args, **options)
+        if connection is not None:
+            connection.__class__ = _Connection
+        return connection
+
+
 def _security(url: BrokerUrl) -> dict[str, Any]:
     """Arguments that all of aiokafka's clients share. Raises BrokerRefused."""
     mechanism = url.options.get("sasl_mechanism", SASL_MECHANISMS[0])
@@ -348,6 +435,7 @@ def _security(url: BrokerUrl) -> dict[str, Any]:
 
 async def _start(client: AIOKafkaProducer | AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
     """Like aiokafka's `start`, which leaves a connection open if it is cancelled during its first request."""
+    (client.client if isinstance(client, AIOKafkaProducer) else client._client).__class__ = _Client
     starting = asyncio.ensure_future(client.start())
     try:
         await asyncio.shield(starting)
@@ -444,8 +532,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self.connectivity = Connectivity(url.redacted)
         self._requests = Requests(url.redacted, (KafkaError, EOFError), RULES, ANSWER_SECONDS)
         self._group = settings.group or settings.source
-        self._retry_topic = f"{settings.source}.retry"
-        self._dead_topic = f"{settings.source}.dead"
+        own = f"{settings.source}.{name_in_topics(self._group)}"
+        self._retry_topic, self._dead_topic = f"{own}.retry", f"{own}.dead"
         self._delays = delays_seconds(settings.retry_seconds, settings.retry_max_seconds)
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
@@ -457,6 +545,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         """Set when a message was settled or dropped, so there may be room for another."""
         self._closing = asyncio.Event()
         self._fetcher: asyncio.Task[None] | None = None
+        self._revoked_in_flight: set[tuple[str, int, int]] = set()
+        """Topic, partition and offset of the messages that were in flight when their partition was revoked."""
+        self._postponing: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_answer_at = 0.0
 
@@ -469,13 +560,12 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._producer = AIOKafkaProducer(
             acks="all",
             max_batch_size=2**17,
-            max_request_size=BIGGEST_REQUEST_BYTES,
+            max_request_size=MOST_RECORD_BYTES,
             **self._client_arguments(),
         )
         try:
             async with self._requests.bounded(CONNECT_SECONDS):
                 await _start(self._producer)
-            await self._create_topics()
         except BaseException:
             await self._close_producer(0.5)
             raise
@@ -488,10 +578,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._closing.set()
         self._settled.set()
         await self.stop()
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._postponing]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=0.5)
+        if tasks:
+            await asyncio.wait(tasks, timeout=0.5)
         self._tasks.clear()
         await asyncio.gather(self._leave(CLOSE_SECONDS), self._close_producer(CLOSE_SECONDS))
         self.connectivity.up = False
@@ -545,32 +636,60 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     # -- topology
 
-    async def _create_topics(self) -> None:
+    async def declare(self) -> None:
+        """Create the topics that do not exist; others are used unchanged. Raises BrokerRefused."""
+        source = self.settings.source
+        existing = await self._existing(source, self._retry_topic, self._dead_topic)
+        limit = await self._limit(source) if source in existing else USUAL_RECORD_BYTES
+        configs = {**OWN_TOPICS, LIMIT: str(limit + MORE_BYTES)}
         topics = [
-            NewTopic(self.settings.source, self._partition_count, 1),
-            NewTopic(self._retry_topic, len(self._delays), 1, topic_configs=OWN_TOPICS),
-            NewTopic(self._dead_topic, 1, 1, topic_configs=OWN_TOPICS),
+            NewTopic(source, self._partition_count, 1),
+            NewTopic(self._retry_topic, len(self._delays), 1, topic_configs=configs),
+            NewTopic(self._dead_topic, 1, 1, topic_configs=configs),
         ]
-        refused = await self._create(topics, self._replication)
+        missing = [topic for topic in topics if topic.name not in existing]
+        refused = await self._create(missing, self._replication) if missing else {}
         if self._replication == -1 and any(
             isinstance(error, kafka_errors.InvalidReplicationFactorError)
             for error in refused.values()
         ):  # a broker before 2.4, which has no default
             brokers = len(self._producer.client.cluster.brokers())
-            refused = await self._create(topics, min(3, brokers))
-        for topic in topics:
-            error = refused.get(topic.name)
-            if error is not None and not isinstance(error, MAY_NOT_CREATE):
-                msg = f"the topic {topic.name!r} cannot be created: {error}"
-                raise BrokerRefused(msg) from error
-            try:
-                async with self._requests.bounded():
-                    await self._producer.partitions_for(topic.name)
-            except BrokerUnavailable:
-                if error is None:
-                    raise
-                msg = f"the topic {topic.name!r} does not exist, and this user may not create it"
-                raise BrokerRefused(msg) from None
+            refused = await self._create(missing, min(3, brokers))
+        for name, error in refused.items():
+            if isinstance(error, MAY_NOT_CREATE):
+                msg = f"the topic {name!r} does not exist, and this user may not create it: {error}"
+                raise BrokerDenied(msg) from error
+            msg = f"the topic {name!r} cannot be created: {error}"
+            raise BrokerRefused(msg) from error
+        for topic in topics:  # a new one is known to all brokers a little later
+            async with self._requests.bounded():
+                await self._producer.partitions_for(topic.name)
+
+    async def _existing(self, *topics: str) -> dict[str, list[int]]:
+        """The partitions of those topics that exist."""
+        client = self._producer.client
+        async with self._requests.bounded():
+            answer = await client.send(client.get_random_node(), MetadataRequest(list(topics)))
+            found = {}
+            for code, name, *_, partitions in answer.topics:
+                error = kafka_errors.for_code(code)
+                if error is kafka_errors.TopicAuthorizationFailedError:
+                    raise error(name)
+                if partitions:
+                    found[name] = [number for _, number, *_ in partitions]
+        return found
+
+    async def _limit(self, topic: str) -> int:
+        """How many bytes a batch of the topic may have."""
+        wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {LIMIT: None})
+        with suppress(BrokerRefused):
+            async with self._admin() as admin, self._requests.bounded():
+                [answer] = await admin.describe_configs([wanted])
+            for *_, entries in answer.resources:
+                for name, value, *_ in entries:  # none, if this user may not ask
+                    if name == LIMIT:
+                        return int(value)
+        return USUAL_RECORD_BYTES
 
     async def _create(self, topics: list[NewTopic], replication: int) -> dict[str, KafkaError]:
         """Create those that do not exist; returns the errors of the others, by name."""
@@ -596,23 +715,35 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def describe(self) -> dict[str, int | str]:
         source = self.settings.source
+        existing = await self._existing(source, self._retry_topic, self._dead_topic)
         async with self._admin() as admin, self._requests.bounded():
             [response] = await admin.describe_consumer_groups([self._group])
             [(_, _, _, _, _, members, *_)] = response.groups
         async with self._reader(self._group, source, self._retry_topic) as reader:
             waiting = await self._count(reader)
+
+        def count(topic: str) -> int | str:
+            return (
+                sum(n for tp, n in waiting.items() if tp.topic == topic)
+                if topic in existing
+                else MISSING
+            )
+
         return {
             "brokers": len(self._producer.client.cluster.brokers()),
-            source: sum(n for tp, n in waiting.items() if tp.topic == source),
-            f"{source} partitions": sum(tp.topic == source for tp in waiting),
+            source: count(source),
+            f"{source} partitions": len(existing.get(source, ())),
             f"{source} consumers": len(members),
-            self._retry_topic: sum(n for tp, n in waiting.items() if tp.topic != source),
-            self._dead_topic: await self.count_dead_letters(),
+            self._retry_topic: count(self._retry_topic),
+            self._dead_topic: await self.count_dead_letters()
+            if self._dead_topic in existing
+            else MISSING,
         }
 
     @asynccontextmanager
     async def _reader(self, group: str, *topics: str) -> AsyncIterator[AIOKafkaConsumer]:
-        """Reads all partitions of the topics, from what the group has committed, without joining it."""
+        """Reads all partitions of the topics that exist, from what the group has committed, without joining it."""
+        existing = await self._existing(*topics)
         reader = AIOKafkaConsumer(
             group_id=group,
             enable_auto_commit=False,
@@ -625,8 +756,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 await _start(reader)
                 partitions = [
                     TopicPartition(topic, number)
-                    for topic in topics
-                    for number in await self._producer.partitions_for(topic)
+                    for topic, numbers in existing.items()
+                    for number in numbers
                 ]
                 reader.assign(partitions)
             yield reader
@@ -661,7 +792,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         consumer = AIOKafkaConsumer(
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # see _restart
             session_timeout_ms=round(self._session_seconds * 1000),
             heartbeat_interval_ms=round(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
             rebalance_timeout_ms=round(self._rebalance_seconds * 1000),
@@ -713,33 +844,130 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _poll(self, consumer: AIOKafkaConsumer, room: int) -> None:
         """Wait for records, and deliver them."""
         async with self._requests.bounded(self._rebalance_seconds + STUCK_SECONDS):
-            batch = await consumer.getmany(timeout_ms=round(POLL_SECONDS * 1000), max_records=room)
+            try:
+                batch = await consumer.getmany(
+                    timeout_ms=round(POLL_SECONDS * 1000), max_records=room
+                )
+            except kafka_errors.NoOffsetForPartitionError as error:
+                return await self._restart(consumer, error.args[0], None)
+            except kafka_errors.OffsetOutOfRangeError as error:
+                [(topic_partition, offset)] = error.args[0].items()
+                return await self._restart(consumer, topic_partition, offset)
         # No await below: the fetcher could be cancelled there, or the partitions revoked.
         for topic_partition, records in batch.items():
-            partition = self._partitions.get(topic_partition)
-            if partition is None:
-                partition = self._partitions[topic_partition] = _Partition(topic_partition)
+            partition = self._partition(topic_partition)
             retrying = topic_partition.topic == self._retry_topic
             for record in records:
-                if retrying and (seconds := self._seconds_until_due(record, partition)) > 0:
+                due_at = self._due_at(record) if retrying else 0
+                if retrying and (seconds := self._seconds_to_wait(record, partition, due_at)) > 0:
                     self._pause(consumer, partition, record.offset, seconds)
                     break
                 message = _message(record, partition)
                 partition.unacked[record.offset] = None
                 partition.position = record.offset + 1
-                if not self._deliver(message):
+                if due_at > time.time() and not self.stopped:
+                    self._postpone(message)
+                elif self._revoked_in_flight and self._is_repeated(message):
+                    pass  # its handler settles this delivery
+                elif not self._deliver(message):
                     await self.requeue(message)
         if batch:
             self._last_answer_at = time.monotonic()
         else:
+            self._skip_what_is_no_message(consumer)
             self._check_answers(consumer)
 
-    def _seconds_until_due(self, record: Any, partition: _Partition) -> float:
-        """At most the longest delay, once for each record: its time is of another machine's clock, or invalid."""
+    def _is_repeated(self, message: Message) -> bool:
+        """Whether a handler still works on it, since before its partition was revoked from this process."""
+        _, record = message.receipt
+        if (at := (record.topic, record.partition, record.offset)) not in self._revoked_in_flight:
+            return False
+        self._revoked_in_flight.discard(at)
+        return self._still_in_flight(message) is not None
+
+    def _partition(self, topic_partition: TopicPartition) -> _Partition:
+        partition = self._partitions.get(topic_partition)
+        if partition is None:
+            partition = self._partitions[topic_partition] = _Partition(topic_partition)
+        return partition
+
+    async def _restart(
+        self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition, offset: int | None
+    ) -> None:
+        """Read from the oldest record: the group has no offset yet, or there is no record at its offset any more."""
+        oldest = (await consumer.beginning_offsets([topic_partition]))[topic_partition]
+        if topic_partition not in consumer.assignment():
+            return
+        where: dict[str, Any] = {
+            "topic": topic_partition.topic,
+            "partition": topic_partition.partition,
+        }
+        if offset is not None and offset < oldest:
+            lost = {"first": offset, "last": oldest - 1, "count": oldest - offset}
+            log.warning("records_deleted_unread", **where, **lost)
+        elif offset is not None:
+            reason = "the topic was created again, or has lost its last records"
+            log.warning("partition_restarted", **where, offset=offset, reason=reason)
+            if (old := self._partitions.pop(topic_partition, None)) is not None:
+                old.revoked = True
+                self._to_commit.discard(old)
+        consumer.seek(topic_partition, oldest)
+        partition = self._partition(topic_partition)
+        partition.position = max(partition.position, oldest)
+        self._to_commit.add(partition)
+        self._commit_wanted.set()
+
+    def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
+        """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""
+        for topic_partition in consumer.assignment() - consumer.paused():
+            state = consumer._subscription.subscription.assignment.state_value(topic_partition)
+            partition = self._partition(topic_partition)
+            ahead = state.has_valid_position and partition.position < state.position
+            if ahead and not partition.requeued:
+                partition.position = state.position
+                self._to_commit.add(partition)
+                self._commit_wanted.set()
+
+    def _due_at(self, record: Any) -> float:
+        due_at = seconds_of(next((v for name, v in record.headers if name == DUE_AT), None))
+        if due_at - record.timestamp / 1000 > MOST_DELAY_SECONDS:  # another program's
+            return float(record.timestamp / 1000 + self._delays[-1])
+        return due_at
+
+    def _seconds_to_wait(self, record: Any, partition: _Partition, due_at: float) -> float:
+        """Until the record is due, or has been in its partition for the longest delay: others behind it may be due.
+
+        At most the longest delay, once for each record: its times may be of another machine's clock.
+        """
         if record.offset == partition.waited_for:
             return 0
-        due_at = next((value for name, value in record.headers if name == DUE_AT), None)
-        return min(seconds_of(due_at) - time.time(), self._delays[-1])
+        now, longest = time.time(), self._delays[-1]
+        written_at = now if record.timestamp_type == LOG_APPEND_TIME else record.timestamp / 1000
+        return min(due_at - now, written_at + longest - now, longest)
+
+    def _postpone(self, message: Message) -> None:
+        """Move a retry that is due later than the longest delay to the end of its partition."""
+        self.unacked.add(message)
+        task = asyncio.create_task(self._move_to_end(message), name="kafka-postpone")
+        self._postponing.add(task)
+        task.add_done_callback(self._postponing.discard)
+
+    async def _move_to_end(self, message: Message) -> None:
+        _, record = message.receipt
+        same = (record.key, record.value, list(record.headers))
+        while message in self.unacked:
+            try:
+                await self._produce(self._retry_topic, [same], len(self._delays) - 1)
+            except BrokerError as error:
+                log.debug("postpone_failed", id=message.id, reason=str(error))
+                await cancellable_sleep(CHECK_SECONDS, self._closing)
+                if self._closing.is_set():
+                    return
+            else:
+                if message in self.unacked:
+                    self._release(message)
+                    await self._ack(message)
+                return
 
     def _pause(
         self, consumer: AIOKafkaConsumer, partition: _Partition, offset: int, seconds: float
@@ -779,9 +1007,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Drop messages that no worker took, wait for those in flight, and commit."""
-        dropped = self.buffer.take_all()
-        self.unacked.difference_update(dropped)
+        dropped = [*self.buffer.take_all(), *self.put_offs.waiting()]
         for message in dropped:
+            self._release(message)
             partition, record = message.receipt
             partition.requeue(record.offset)
         with suppress(TimeoutError):
@@ -807,6 +1035,10 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._partitions.clear()
         self._to_commit.clear()
         self.buffer.take_all()
+        for message in self.put_offs.waiting():
+            self._release(message)
+        records = (message.receipt[1] for message in self.in_flight)
+        self._revoked_in_flight = {(r.topic, r.partition, r.offset) for r in records}
         self.unacked.clear()
         self._settled.set()
 
@@ -825,19 +1057,22 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._commit_wanted.set()
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """A delay beyond the longest of the back-off is cut to that.
-
-        Behind others with the same back-off a message may wait for up to that back-off.
-        """
+        """Behind others with the same back-off a message may wait for up to that back-off."""
         last = len(self._delays) - 1
         step = next((n for n, s in enumerate(self._delays) if s >= delay_seconds), last)
-        due_at = time.time() + min(delay_seconds, self._delays[-1])
-        retry = _copy(message, {DUE_AT: repr(due_at), REASON: reason})
+        retry = _copy(message, {DUE_AT: repr(time.time() + delay_seconds), REASON: reason})
         await self._move(message, "retry", self._produce(self._retry_topic, [retry], step))
 
     async def _reject(self, message: Message, reason: str) -> None:
         letter = _copy(message, {DEAD_LETTERED_AT: repr(time.time()), REASON: reason})
-        await self._move(message, "reject", self._produce(self._dead_topic, [letter]))
+        await self._move(message, "reject", self._bury(letter))
+
+    async def _bury(self, letter: Record) -> None:
+        try:
+            await self._produce(self._dead_topic, [letter])
+        except _TooLarge:
+            limit = await self._limit(self._dead_topic)
+            await self._produce(self._dead_topic, [_shortened(letter, limit)])
 
     async def _requeue(self, message: Message) -> None:
         """Redelivered when another consumer has its partition; until then it can only be buffered again."""
@@ -896,13 +1131,33 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         async with self._requests.bounded():
             if partition is not None:
                 partition = min(partition, len(await self._producer.partitions_for(topic)) - 1)
-            confirmations = [
-                await self._producer.send(
-                    topic, key=key, value=value, headers=headers, partition=partition
-                )
-                for key, value, headers in records
-            ]
-            await asyncio.gather(*confirmations)
+            confirmations = []
+            for key, value, headers in records:
+                if key is None and value is None:  # which aiokafka does not send
+                    value = b""
+                try:
+                    confirmation = await self._producer.send(
+                        topic, key=key, value=value, headers=headers, partition=partition
+                    )
+                except TOO_LARGE as error:
+                    confirmation = asyncio.get_running_loop().create_future()
+                    confirmation.set_exception(error)
+                confirmations.append(confirmation)
+            results = await asyncio.gather(*confirmations, return_exceptions=True)
+            for record, result in zip(records, results, strict=True):
+                if isinstance(result, OF_ONE_RECORD):
+                    await self._produce_alone(topic, record, partition)
+                elif isinstance(result, BaseException):
+                    raise result
+
+    async def _produce_alone(self, topic: str, record: Record, partition: int | None) -> None:
+        """After a refusal, perhaps for another record of its batch, or for a size that fits when it is compressed."""
+        key, value, headers = record
+        batch = BatchBuilder(MOST_RECORD_BYTES, GZIP)
+        batch.append(timestamp=None, key=key, value=value, headers=headers)
+        await asyncio.to_thread(batch._build)
+        partition = self._producer._partition(topic, partition, key, value, key, value)
+        await (await self._producer.send_batch(batch, topic, partition=partition))
 
     async def _close_producer(self, seconds: float) -> None:
         producer = self._producer
@@ -948,13 +1203,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         async with self._dead_letter_reader() as reader:
             ends = await self._ends(reader)
             async for records in self._read(reader, ends, math.inf):
-                await self._produce(
-                    self.settings.source,
-                    [
-                        (r.key, r.value, [(n, v) for n, v in r.headers if n not in HISTORY])
-                        for r in records
-                    ],
-                )
+                # Not to the source, where other groups would handle them too; its first partition has the shortest waits.
+                await self._produce(self._retry_topic, [_replayed(r) for r in records], 0)
                 last = records[-1]
                 await self._delete_dead_letters(
                     reader, {TopicPartition(last.topic, last.partition): last.offset + 1}
@@ -965,7 +1215,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def purge_dead_letters(self) -> AsyncIterator[int]:
         async with self._dead_letter_reader() as reader:
             count = sum((await self._count(reader)).values())
-            await self._delete_dead_letters(reader, await self._ends(reader))
+            if ends := await self._ends(reader):
+                await self._delete_dead_letters(reader, ends)
         yield count
 
     async def _delete_dead_letters(

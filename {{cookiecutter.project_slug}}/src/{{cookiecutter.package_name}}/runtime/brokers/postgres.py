@@ -11,7 +11,7 @@ Characters that a URL reserves are percent-encoded in a password. This broker's 
   while a handler runs for hours. When it dies, another consumer finds the row expired and reclaims its messages,
   with the same ``attempt``. A consumer whose event loop is blocked for longer counts as dead.
 - ``poll_seconds=5``: how late a message may be for which no NOTIFY came.
-- ``pgbouncer=true``: for a pooler in transaction mode, where LISTEN and prepared statements do not work.
+- ``pgbouncer=true``: for a pooler in transaction mode, where LISTEN, SET and prepared statements do not work.
 
 Any program that can insert a row can publish, also in a transaction with its own work:
 ``INSERT INTO consumer.messages (source, type, body) VALUES ('orders', 'order_created', '{"id": "1"}')``;
@@ -30,17 +30,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
 import asyncpg
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import json_object, make_dead_letter, make_message, text_of
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import BrokerUrl
 
 LEASE_SECONDS = 30.0
@@ -48,6 +48,8 @@ POLL_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
 """Connect timeout for all hosts together."""
 ANSWER_SECONDS = 10.0
+POOLER_SECONDS = 2.0
+"""For a second connection through a pooler, which may have no other."""
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 3e9
@@ -98,6 +100,7 @@ CREATE TABLE {schema}.dead_letters (
 """
 LABEL_TABLE = f"COMMENT ON TABLE {{schema}}.messages IS '{LABEL}{SCHEMA_VERSION}'"
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+BACKEND = "SELECT pg_backend_pid()"
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('cookiecutter-consumer', 0))"
 # From the catalog's tables: to_regclass() may remember, under the lock, that there was no table.
 FIND_TABLES = """
@@ -181,6 +184,14 @@ WITH requeued AS (
 SELECT seq, pg_notify({channel}, source) FROM requeued
 """
 
+# Of those that consuming needs.
+MISSING_RIGHTS = """
+SELECT string_agg(verb || ' on ' || name, ', ') FROM (VALUES
+    ('messages', 'SELECT'), ('messages', 'UPDATE'), ('messages', 'DELETE'),
+    ('consumers', 'SELECT'), ('consumers', 'INSERT'), ('consumers', 'UPDATE'), ('consumers', 'DELETE'),
+    ('dead_letters', 'INSERT')
+) AS needed (name, verb) WHERE NOT has_table_privilege(quote_ident($1) || '.' || name, verb)
+"""
 REGISTER = """
 INSERT INTO {schema}.consumers (source, expires_at) VALUES ($1, now() + make_interval(secs => $2))
 RETURNING id
@@ -190,7 +201,10 @@ WITH renewed AS (
     UPDATE {schema}.consumers SET expires_at = now() + make_interval(secs => $2) WHERE id = $1 RETURNING id
 )
 SELECT EXISTS (SELECT FROM renewed),
-    ARRAY(SELECT id FROM {schema}.consumers WHERE source = $3 AND expires_at <= now() AND id <> $1)
+    ARRAY(SELECT id FROM {schema}.consumers WHERE source = $3 AND expires_at <= now() AND id <> $1),
+    -- of consumers whose row an operator has deleted
+    ARRAY(SELECT DISTINCT consumer FROM {schema}.messages AS m WHERE source = $3
+        AND consumer IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.consumers WHERE id = m.consumer))
 """
 # For messages taken by a statement whose answer was lost with the connection.
 REQUEUE_OTHERS = """
@@ -249,17 +263,19 @@ PURGE = f"WITH dead AS ({TAKE_DEAD}) SELECT count(*) FROM dead"
 REPLAY = f"""
 WITH dead AS ({TAKE_DEAD}), replayed AS (
     INSERT INTO {{schema}}.messages (source, id, type, headers, body)
-    SELECT source, id, type, headers, body FROM dead ORDER BY seq
+    SELECT source, id, type, CASE json_typeof(headers) WHEN 'object' THEN headers ELSE '{{}}' END, body
+    FROM dead ORDER BY seq
 )
 SELECT count(*), pg_notify({{channel}}, $1) FROM dead
 """
 
-SESSION = {
-    # Plans live as long as the connection: one made while a table was empty must not read a million rows.
-    "enable_seqscan": "off",
-    "jit": "off",
-    "default_transaction_isolation": "read committed",
-}
+# Plans live as long as the connection: one made while a table was empty must not read a million rows. Not sent with
+# the start of the session: PgBouncer would refuse that.
+SESSION = """
+SET enable_seqscan = off;
+SET jit = off;
+SET default_transaction_isolation = 'read committed'
+"""
 FILE_OPTIONS = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
 OWN_OPTIONS = ("schema", "lease_seconds", "poll_seconds", "pgbouncer")
 CLIENT_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -267,8 +283,31 @@ RULES = (
     Rule((ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "the connection was lost"),
     Rule(
         asyncpg.InvalidPasswordError,
-        BrokerRefused,
+        BrokerDenied,
         "the server refused the user name or the password",
+    ),
+    Rule(  # PgBouncer's refusal of a login
+        asyncpg.ProtocolViolationError,
+        BrokerDenied,
+        "the pooler refused the user name or the password: {error}",
+        "auth|no such user",
+    ),
+    Rule(
+        asyncpg.ProtocolViolationError,
+        BrokerRefused,
+        "the pooler does not pass on a setting of the URL, but the user or the database can have it "
+        "(ALTER USER ... SET): {error}",
+        "unsupported startup parameter",
+    ),
+    Rule(
+        (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
+        BrokerRefused,
+        "behind a pooler in transaction mode, add ?pgbouncer=true to the URL: {error}",
+    ),
+    Rule(
+        (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidAuthorizationSpecificationError),
+        BrokerDenied,
+        "{error}",
     ),
     Rule(
         (  # a lost, full or busy server, a failover, a lock
@@ -288,10 +327,25 @@ RULES = (
         BrokerRefused,
         "{error}",
     ),
+    # Their texts are about asyncpg's inside, as when a connection ends in the middle of a request.
+    Rule(
+        (asyncpg.InterfaceError, asyncpg.InternalClientError),
+        BrokerUnavailable,
+        "the connection was lost",
+    ),
 )
 
 Connection = Any  # asyncpg.Connection: the package has no types
 Settlement = tuple[Message, str, Any]  # the message, the verb, and the delay or the reason
+
+
+class Exchange(NamedTuple):
+    """What one request has written and taken, for when it is committed."""
+
+    settlements: list[Settlement]
+    lost: set[int]
+    """The rows of settlements that came too late."""
+    rows: list[Any]
 
 
 @cache
@@ -322,7 +376,7 @@ def _row(message: OutgoingMessage) -> tuple[str, str, str, bytes]:
 @asynccontextmanager
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
     """Without a rollback: a request that fails ends the connection."""
-    transaction = connection.transaction()
+    transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     yield
     await transaction.commit()
@@ -358,6 +412,7 @@ class PostgresBroker(Broker):
         self._connection: Connection = None
         self._lock = asyncio.Lock()  # a connection has one request at a time
         self._entered = False
+        self._has_tables = False
         self._listening_on: Connection = None
         self._consumer = 0  # our row in the table of consumers; no row has the number 0
         self._renew_at = -math.inf  # event loop time, as the next
@@ -377,6 +432,11 @@ class PostgresBroker(Broker):
             self._entered = True
         return self
 
+    async def declare(self) -> None:
+        if not self._has_tables:
+            async with self._request() as connection:
+                await self._create_tables(connection)
+
     async def __aexit__(self, *exc_info: object) -> None:
         self._fetching = self._entered = False
         self._closing.set()
@@ -388,8 +448,9 @@ class PostgresBroker(Broker):
                     await asyncio.wait({self._fetcher})
                 if self._consumer:  # also in an outage, which may be over by now
                     async with self._request() as connection:
-                        await self._exchange(connection)
+                        exchange = await self._exchange(connection)
                         await self._rows(connection, LEAVE, self._consumer)
+                    self._written(exchange)
                 if self._connection is not None:
                     await self._connection.close()
         except BrokerError as error:
@@ -418,17 +479,16 @@ class PostgresBroker(Broker):
             if self._connection is None or self._connection.is_closed():
                 await self._connect()
             connection = self._connection
-            async with (
-                self._bounded(connection),
-                _transaction(connection) if self._pgbouncer else nullcontext(),
-            ):
+            async with self._bounded(connection):
                 yield connection
 
     @asynccontextmanager
     async def _bounded(self, connection: Connection) -> AsyncIterator[None]:
+        """Around a request; for a pooler in transaction mode it is a transaction."""
         async with self._requests.bounded():
             try:
-                yield
+                async with _transaction(connection) if self._pgbouncer else nullcontext():
+                    yield
             except BaseException:
                 # A cancelled query leaves a task of asyncpg that asks the server, maybe an unresponsive one, to end it.
                 connection.terminate()
@@ -438,7 +498,7 @@ class PostgresBroker(Broker):
     async def _connect(self) -> None:
         connection = await self._open()
         async with self._bounded(connection):
-            await self._find_or_create_tables(connection)
+            await self._look(connection)
         now = asyncio.get_running_loop().time()
         if (
             self._connection is not None
@@ -472,7 +532,6 @@ class PostgresBroker(Broker):
             "target_session_attrs": os.environ.get("PGTARGETSESSIONATTRS", "read-write"),
             "application_name": self._name,
             **{name: value for name, value in url.options.items() if name not in OWN_OPTIONS},
-            **({} if self._pgbouncer else SESSION),
         }
         path = f"/{quote(url.path, safe='')}" if url.path else ""
         opening = asyncio.ensure_future(
@@ -510,6 +569,39 @@ class PostgresBroker(Broker):
             rows = await self._rows(connection, statement, self._name, *arguments)
         return rows[0] if rows else None
 
+    async def _look(self, connection: Connection) -> None:
+        """Whether this server, this pooler and its tables can be used."""
+        version = connection.get_server_version()
+        if version < (13,):
+            msg = (
+                f"{self._address} is PostgreSQL {version.major}; the oldest supported version is 13"
+            )
+            raise BrokerRefused(msg)
+        if connection.get_settings().server_encoding != "UTF8":
+            msg = f"{self._address}: the encoding of this database is not UTF8"
+            raise BrokerRefused(msg)
+        if not self._pgbouncer:
+            await self._check_pooler(connection)
+            await connection.execute(SESSION)
+        self._has_tables = await self._find_tables(connection)
+
+    async def _check_pooler(self, connection: Connection) -> None:
+        """A pooler in transaction mode would hand this session's settings to other clients."""
+        pid = await connection.fetchval(BACKEND)
+        if pid == connection.get_server_pid():
+            return  # a pooler tells a number of its own
+        shared = False
+        with suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(POOLER_SECONDS):
+                other = await self._open()
+                try:
+                    shared = await other.fetchval(BACKEND) == pid
+                finally:
+                    other.terminate()
+        if shared:
+            msg = f"{self._address}: the pooler is in transaction mode: add ?pgbouncer=true to the URL"
+            raise BrokerRefused(msg)
+
     def _on_lost(self, connection: Connection) -> None:
         if connection is not self._connection:
             return
@@ -520,23 +612,7 @@ class PostgresBroker(Broker):
 
     # -- topology
 
-    async def _find_or_create_tables(self, connection: Connection) -> None:
-        version = connection.get_server_version()
-        if version < (13,):
-            msg = (
-                f"{self._address} is PostgreSQL {version.major}; the oldest supported version is 13"
-            )
-            raise BrokerRefused(msg)
-        if connection.get_settings().server_encoding != "UTF8":
-            msg = f"{self._address}: the encoding of this database is not UTF8"
-            raise BrokerRefused(msg)
-        if not await self._has_tables(connection):
-            async with _transaction(connection):
-                await connection.execute(LOCK)  # two processes may start at once
-                if not await self._has_tables(connection):
-                    await self._create_tables(connection)
-
-    async def _has_tables(self, connection: Connection) -> bool:
+    async def _find_tables(self, connection: Connection) -> bool:
         schema = _identifier(self._schema)
         _, comment = await connection.fetchrow(FIND_TABLES, self._schema)
         if comment is None:
@@ -553,21 +629,30 @@ class PostgresBroker(Broker):
         return True
 
     async def _create_tables(self, connection: Connection) -> None:
-        schema_exists, _ = await connection.fetchrow(FIND_TABLES, self._schema)
         try:
-            if not schema_exists:
-                await connection.execute(_sql(CREATE_SCHEMA, self._schema))
-            await connection.execute(_sql(SCHEMA + LABEL_TABLE, self._schema))
+            async with _transaction(connection):
+                await connection.execute(LOCK)  # two processes may start at once
+                if not await self._find_tables(connection):
+                    schema_exists, _ = await connection.fetchrow(FIND_TABLES, self._schema)
+                    if not schema_exists:
+                        await connection.execute(_sql(CREATE_SCHEMA, self._schema))
+                    await connection.execute(_sql(SCHEMA + LABEL_TABLE, self._schema))
         except asyncpg.InsufficientPrivilegeError as error:
             msg = f"the tables do not exist in {_identifier(self._schema)}, and cannot be created: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerDenied(msg) from error
         except asyncpg.DuplicateTableError as error:
             msg = f"{error}, and belongs to another program: choose another schema with ?schema="
             raise BrokerRefused(msg) from error
+        self._has_tables = True
 
     # -- fetching
 
     async def start(self) -> None:
+        async with self._request() as connection:
+            [(missing,)] = await connection.fetch(MISSING_RIGHTS, self._schema)
+        if missing:
+            msg = f"{self._address}: this user lacks the right to {missing}"
+            raise BrokerDenied(msg)
         self._fetching = True
         self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
@@ -600,7 +685,10 @@ class PostgresBroker(Broker):
             async with self._request() as connection:
                 if loop.time() >= self._renew_at:
                     await self._renew(connection)
-                next_due_seconds = await self._exchange(connection)
+                exchange = await self._exchange(connection)
+            # Not earlier: with pgbouncer=true the request is a transaction.
+            self._written(exchange)
+            next_due_seconds = await self._deliver_taken(exchange.rows)
             if not self._settlements:
                 self._flushed.set()
             pause = min(next_due_seconds, self._poll_seconds, self._renew_at - loop.time())
@@ -616,7 +704,7 @@ class PostgresBroker(Broker):
             await connection.add_listener(self._schema, self._on_notification)
             self._listening_on = connection
         now = asyncio.get_running_loop().time()
-        [(alive, expired)] = await self._rows(
+        [(alive, expired, stranded)] = await self._rows(
             connection, RENEW, self._consumer, self._lease_seconds, self._name
         )
         if not alive:
@@ -624,10 +712,10 @@ class PostgresBroker(Broker):
             [(self._consumer,)] = await self._rows(
                 connection, REGISTER, self._name, self._lease_seconds
             )
-        if expired and now >= self._reclaim_at:
+        if (expired or stranded) and now >= self._reclaim_at:
             async with _transaction(connection):
                 dead = [id for (id,) in await self._rows(connection, LOCK_EXPIRED, expired)]
-                await self._rows(connection, RECLAIM, dead)
+                await self._rows(connection, RECLAIM, dead + stranded)
         self._renew_at = now + self._lease_seconds / 3
 
     def _drop_unacked(self, reason: object) -> None:
@@ -652,29 +740,38 @@ class PostgresBroker(Broker):
     def _room(self) -> int:
         return self.prefetch - len(self.unacked) if self._fetching else 0
 
-    async def _exchange(self, connection: Connection) -> float:
-        """Write settlements and take messages; returns in how many seconds a delayed retry is due."""
-        settlements, self._settlements = self._settlements, []
+    async def _exchange(self, connection: Connection) -> Exchange:
+        """Write settlements and take messages."""
+        settlements = self._settlements.copy()
         limit = min(self._room, STEP)
         acked = [message.receipt for message, verb, _ in settlements if verb == "ack"]
         lost: set[int] = set()
-        try:
-            if len(acked) < len(settlements):
-                lost = await self._write_others(connection, settlements)
-            rows = await self._rows(connection, EXCHANGE, self._name, self._consumer, acked, limit)
-        except BaseException:
-            self._settlements[:0] = settlements
-            raise
-        alive, unknown, next_due_seconds, *_ = rows[0]
-        if not alive:
-            self._renew_at = -math.inf
-            next_due_seconds = 0
-        lost.update(unknown)
+        if len(acked) < len(settlements):
+            lost = await self._write_others(connection, settlements)
+        rows = await self._rows(connection, EXCHANGE, self._name, self._consumer, acked, limit)
+        lost.update(rows[0]["lost"])
+        if self._answer_lost:
+            ours = [message.receipt for message in self.unacked]
+            ours += [message.receipt for message, _, _ in self._settlements[len(settlements) :]]
+            ours += [row["seq"] for row in rows if row["seq"]]
+            await self._rows(connection, REQUEUE_OTHERS, self._consumer, ours)
+        return Exchange(settlements, lost, rows)
+
+    def _written(self, exchange: Exchange) -> None:
+        """The settlements are committed."""
+        settlements, lost, _ = exchange
+        del self._settlements[: len(settlements)]
         for message, verb, _ in settlements if lost else ():
             if (
                 message.receipt in lost and not self._answer_lost
             ):  # else it was written the first time
                 log_settlement_lost(message, verb, "its lease had expired")
+
+    async def _deliver_taken(self, rows: list[Any]) -> float:
+        """Returns in how many seconds a delayed retry is due."""
+        alive, _, next_due_seconds, *_ = rows[0]
+        if not alive:
+            self._renew_at = -math.inf
         for _, _, _, seq, body, id, type, headers, failures in rows if rows[0]["seq"] else ():
             message = make_message(
                 body,
@@ -686,13 +783,8 @@ class PostgresBroker(Broker):
             )
             if not self._deliver(message):
                 await self.requeue(message)
-        if self._answer_lost:
-            ours = [message.receipt for message in self.unacked]
-            ours += [message.receipt for message, _, _ in self._settlements]
-            await self._rows(connection, REQUEUE_OTHERS, self._consumer, ours)
-            self._answer_lost = False
-            next_due_seconds = 0
-        if len(rows) == STEP and self._room:
+        requeued, self._answer_lost = self._answer_lost, False
+        if not alive or requeued or (len(rows) == STEP and self._room):
             return 0
         return math.inf if next_due_seconds is None else next_due_seconds
 
@@ -751,11 +843,16 @@ class PostgresBroker(Broker):
         self._on_ready()
 
     async def describe(self) -> dict[str, int | str]:
-        ready, delayed, in_flight, dead, consumers = await self._first_row(COUNTS)
         version = self._connection.get_server_version()
-        return {
+        server = {
             "server": f"PostgreSQL {version.major}.{version.minor}",
             "schema": self._schema,
+        }
+        if not self._has_tables:
+            return {**server, self._name: MISSING}
+        ready, delayed, in_flight, dead, consumers = await self._first_row(COUNTS)
+        return {
+            **server,
             self._name: ready,
             f"{self._name} delayed": delayed,
             f"{self._name} in flight": in_flight,
@@ -765,7 +862,7 @@ class PostgresBroker(Broker):
 
     async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
         after = 0
-        for _ in range(limit):
+        for _ in range(limit if self._has_tables else 0):
             row = await self._first_row(NEXT_DEAD, after)
             if row is None:
                 return
@@ -780,8 +877,7 @@ class PostgresBroker(Broker):
             )
 
     async def count_dead_letters(self) -> int:
-        count, _ = await self._first_row(COUNT_DEAD)
-        return int(count)
+        return int((await self._first_row(COUNT_DEAD))[0]) if self._has_tables else 0
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
         async for moved in self._in_steps(REPLAY):
@@ -794,6 +890,8 @@ class PostgresBroker(Broker):
     async def _in_steps(self, statement: str) -> AsyncIterator[int]:
         """Process the present dead letters in steps; yields the number processed so far."""
         done = 0
+        if not self._has_tables:
+            return
         _, last = await self._first_row(COUNT_DEAD)
         while changed := (await self._first_row(statement, last))[0]:
             done += changed

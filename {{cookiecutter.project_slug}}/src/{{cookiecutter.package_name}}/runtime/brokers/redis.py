@@ -25,7 +25,7 @@ import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode, urlsplit
@@ -40,6 +40,7 @@ from redis.exceptions import (
     ClusterDownError,
     DataError,
     MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -47,21 +48,23 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
     REASON,
+    count_of,
     json_object,
     make_dead_letter,
     make_message,
+    seconds_of,
     text_of,
 )
 from .put_off import backoff_seconds
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import BrokerUrl
 
 log = structlog.get_logger()
@@ -84,12 +87,16 @@ MOST_VALUES = 7000
 """Names and values of an entry that a script can copy: Lua's stack holds 8000."""
 CRASH_LIMIT = 100
 """When this many consumers died with an entry in flight, the entry counts as the cause."""
+FAR_OFF_MS = 10**15
+"""In the year 33658, and exact in a sorted set."""
 
 TYPES = (b"stream", b"zset", b"zset", b"stream")
 REQUEUED, DELAYED = "requeued", "delayed"
 """Reserved owner names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry; others are kept. The headers are a JSON object. A dead letter has REASON, ATTEMPTS and DEAD_LETTERED_AT too."""
+DUE = "x-consumer-due"
+"""Field of an entry that was trimmed in flight and added again: Unix milliseconds. It has ATTEMPTS too."""
 
 OPTIONS = (
     *("db", "lease_seconds", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_check_hostname"),
@@ -99,39 +106,66 @@ OPTIONS = (
 # The group counts the deliveries of each pending entry. The scripts keep that count as one of their own: the attempt,
 # and in its upper bits how many consumers died with the entry in flight.
 ONE_CRASH = 2**20  # more than CONSUMER_MAX_ATTEMPTS can be
-COMMON = f"""
+CALL = """
+local function call(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then error(answer.err .. ' (' .. (...) .. ')', 0) end
+    return answer
+end
+"""
+"""As ``redis.call``; its error names the command, for a user who has not the right to run it."""
+COMMON = f"""{CALL}
 local stream, delayed, consumers, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me = ARGV[1], ARGV[2]
-local time = redis.call('TIME')
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function deliveries(owner, id)
-    local pending = redis.call('XPENDING', stream, group, id, id, 1, owner)[1]
+    local pending = call('XPENDING', stream, group, id, id, 1, owner)[1]
     return pending and pending[4]
 end
+local gone = {{}} -- entries that were deleted from the stream while no process had them in flight
 local function move(id, owner, count)
-    redis.call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+    local moved = call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+    if #moved == 0 then gone[#gone + 1] = id end -- Redis 6 moves it, and TAKE finds out
+end
+local function rest(first)
+    local values = {{}}
+    for at = first, #ARGV do values[#values + 1] = ARGV[at] end
+    return values
+end
+local function exists(id)
+    return #call('XRANGE', stream, id, id) > 0
+end
+local function named(pairs)
+    local map = {{}}
+    for at = 1, #pairs, 2 do map[pairs[at]] = pairs[at + 1] end
+    return map
+end
+local function own_group()
+    for _, info in ipairs(call('XINFO', 'GROUPS', stream)) do
+        if info[2] == group then return named(info) end
+    end
 end
 local function drop(id)
-    redis.call('XACK', stream, group, id)
-    redis.call('XDEL', stream, id)
+    call('XACK', stream, group, id)
+    call('XDEL', stream, id)
 end
 -- With an id at least; of an entry with too many fields, the last of those that a consumer reads.
 local function add(key, fields, id)
-    local last, entry = {{}}, fields
-    for at = 1, #fields, 2 do last[fields[at]] = fields[at + 1] end
+    local last, entry = named(fields), fields
     if #fields > {MOST_VALUES} then
         entry = {{}}
-        for _, name in ipairs({{'body', 'id', 'type', 'headers', '{REASON}', '{ATTEMPTS}', '{DEAD_LETTERED_AT}'}}) do
+        for _, name in ipairs({{'body', 'id', 'type', 'headers', '{REASON}', '{ATTEMPTS}', '{DEAD_LETTERED_AT}', '{DUE}'}}) do
             if last[name] then entry[#entry + 1] = name entry[#entry + 1] = last[name] end
         end
     end
     if (last['id'] or '') == '' then entry[#entry + 1] = 'id' entry[#entry + 1] = id end
-    redis.call('XADD', key, '*', unpack(entry))
+    call('XADD', key, '*', unpack(entry))
 end
-local function reject(id, reason, attempts)
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    if entry then
-        local fields = entry[2]
+local function reject(id, reason, attempts, fields)
+    local entry = call('XRANGE', stream, id, id)[1]
+    if entry then fields = entry[2] end
+    if fields then
         if #fields > {MOST_VALUES} then
             reason = reason .. ' (of its ' .. #fields / 2 .. ' fields, only body, id, type and headers are stored)'
         end
@@ -143,49 +177,56 @@ local function reject(id, reason, attempts)
     drop(id)
 end
 """
-# Entries, as many as there is room for: {id, fields, attempt}; and the milliseconds until another one is due.
+# Entries, as many as there is room for: {id, fields, attempt}; the milliseconds until another one is due; and those
+# that are gone.
 TAKE = f"""{COMMON}
 local room, taken = tonumber(ARGV[3]), {{}}
 local function take(id, count)
-    local entry = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
+    local entry = call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
     if entry then
         taken[#taken + 1] = {{entry[1], entry[2], count % {ONE_CRASH}}}
     else
-        drop(id) -- another program deleted it from the stream
+        drop(id)
+        gone[#gone + 1] = id
     end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
-    redis.call('ZREM', delayed, id)
+for _, id in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
+    call('ZREM', delayed, id)
     local count = deliveries('{DELAYED}', id)
     if count then take(id, count) end
 end
 if room > #taken then
-    local pending = redis.call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
+    local pending = call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
     for _, row in ipairs(pending) do take(row[1], row[4]) end
 end
-local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
-return {{taken, due and math.max(0, due - now) or -1}}
+local due = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+return {{taken, due and math.max(0, due - now) or -1, gone}}
 """
-# Renews the lease, and returns the ids of our entries. With sweep, also requeues the entries of dead consumers.
+# Renews the lease, and returns the ids of our entries. With sweep, also requeues the entries of dead consumers; and
+# returns whether they have more, the entries that are gone, and what was trimmed unread: {count, before}.
 RENEW = f"""{COMMON}
 local lease, sweep, most = ARGV[3], ARGV[4], ARGV[5]
 -- A server without free memory refuses this. Then no consumer counts as dead.
 local renewed = redis.pcall('ZADD', consumers, now + lease, me)
-if type(renewed) == 'table' then sweep = '0' end
+if type(renewed) == 'table' then
+    if not renewed.err:find('OOM', 1, true) then error(renewed.err .. ' (ZADD)', 0) end
+    sweep = '0'
+end
 local mine = {{}}
-for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', most, me)) do
+for _, row in ipairs(call('XPENDING', stream, group, '-', '+', most, me)) do
     mine[#mine + 1] = row[1]
 end
-if sweep == '0' then return mine end
-redis.call('ZREMRANGEBYSCORE', consumers, '-inf', now - 10 * lease)
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+if sweep == '0' then return {{mine}} end
+local more = 0
+call('ZREMRANGEBYSCORE', consumers, '-inf', now - 10 * lease)
+for _, info in ipairs(call('XINFO', 'CONSUMERS', stream, group)) do
     local name, lives_until = info[2], nil
     if name ~= '{REQUEUED}' and name ~= '{DELAYED}' then
-        lives_until = redis.call('ZSCORE', consumers, name)
+        lives_until = call('ZSCORE', consumers, name)
         if not lives_until then lives_until = now + lease - info[6] end
     end
     if lives_until and tonumber(lives_until) <= now then
-        local pending = redis.call('XPENDING', stream, group, '-', '+', {AT_ONCE}, name)
+        local pending = call('XPENDING', stream, group, '-', '+', {AT_ONCE}, name)
         for _, row in ipairs(pending) do
             local count = row[4] + {ONE_CRASH}
             if count >= {CRASH_LIMIT} * {ONE_CRASH} then
@@ -195,85 +236,145 @@ for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
             end
         end
         if #pending < {AT_ONCE} then
-            redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
-            redis.call('ZREM', consumers, name)
+            call('XGROUP', 'DELCONSUMER', stream, group, name)
+            call('ZREM', consumers, name)
+        else
+            more = 1
         end
     end
 end
-return mine
+-- Redis counts an entry as read when it is delivered, so those that were trimmed before are missing from its counts.
+-- That is corrected, for the lag and the next look. Of what was read, the stream has only what is not acknowledged,
+-- or also what another program left there: then the oldest entries are still there, and none was trimmed.
+local trimmed, info = false, own_group()
+if info['entries-read'] then
+    local about, last = named(call('XINFO', 'STREAM', stream)), info['last-delivered-id']
+    local unread = about['entries-added'] - info['entries-read']
+    if unread > about['length'] - info['pending'] then
+        local read = #call('XRANGE', stream, '-', last, 'COUNT', info['pending'] + 1)
+        local count = unread - (about['length'] - read)
+        if read <= info['pending'] and count > 0 then
+            trimmed = {{count, about['recorded-first-entry-id']}}
+            call('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', info['entries-read'] + count)
+        end
+    end
+end
+return {{mine, more, gone, trimmed}}
 """
 # Also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
-ACK = """
-redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
-return redis.call('XDEL', KEYS[1], unpack(ARGV, 3))
+ACK = f"""{CALL}
+call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+return call('XDEL', KEYS[1], unpack(ARGV, 3))
 """
+# Returns the ids of entries that were trimmed, or deleted, while they were in flight; RETRY and REJECT return 2 then.
 REQUEUE = f"""{COMMON}
+local trimmed = {{}}
 for at = 3, #ARGV do
     local count = deliveries(me, ARGV[at])
-    if count then move(ARGV[at], '{REQUEUED}', count) end
+    if count and exists(ARGV[at]) then
+        move(ARGV[at], '{REQUEUED}', count)
+    elseif count then
+        trimmed[#trimmed + 1] = ARGV[at]
+    end
 end
-return 1
+return trimmed
 """
 RETRY = f"""{COMMON}
 local id, delay = ARGV[3], ARGV[4]
 local count = deliveries(me, id)
 if not count then return 0 end
+if not exists(id) then return 2 end
 move(id, '{DELAYED}', count + 1)
-redis.call('ZADD', delayed, now + delay, id)
+call('ZADD', delayed, now + delay, id)
 return 1
 """
+# With the fields that the process holds, if the entry was trimmed.
 REJECT = f"""{COMMON}
-local id, reason = ARGV[3], ARGV[4]
+local id, reason, fields = ARGV[3], ARGV[4], nil
 local count = deliveries(me, id)
 if not count then return 0 end
-reject(id, reason, count % {ONE_CRASH})
+if #ARGV > 4 then
+    fields = rest(5)
+elseif not exists(id) then
+    return 2
+end
+reject(id, reason, count % {ONE_CRASH}, fields)
+return 1
+"""
+# Adds a trimmed entry again, with the fields that the process holds: to be retried after the delay, or requeued.
+RESTORE = f"""{COMMON}
+local id, failed, delay = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local count = deliveries(me, id)
+if not count then return 0 end
+local fields = rest(6)
+for _, more in ipairs({{'{ATTEMPTS}', count % {ONE_CRASH} - 1 + failed, '{DUE}', string.format('%.0f', now + delay)}}) do
+    fields[#fields + 1] = tostring(more)
+end
+add(stream, fields, id)
+drop(id)
+return 1
+"""
+# Delays an entry that was added again, and has just been read as a new one.
+DELAY = f"""{COMMON}
+local id, count, due = ARGV[3], ARGV[4], ARGV[5]
+if deliveries(me, id) then
+    move(id, '{DELAYED}', count)
+    call('ZADD', delayed, due, id)
+end
 return 1
 """
 LEAVE = f"""{COMMON}
 local left = 0
 repeat
-    local pending = redis.call('XPENDING', stream, group, '-', '+', {AT_ONCE}, me)
+    local pending = call('XPENDING', stream, group, '-', '+', {AT_ONCE}, me)
     for _, row in ipairs(pending) do move(row[1], '{REQUEUED}', row[4]) end
     left = #pending
 until left == 0
-redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
-redis.call('ZREM', consumers, me)
+call('XGROUP', 'DELCONSUMER', stream, group, me)
+call('ZREM', consumers, me)
 return 1
 """
 COUNT = f"""{COMMON}
-local pending, requeued, waiting = 0, 0, redis.call('ZCARD', delayed)
-local late = redis.call('ZCOUNT', delayed, '-inf', now)
--- Before the first consumer there is no group, and this is an error, which has no length.
-for _, info in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
+local pending, requeued, waiting = 0, 0, call('ZCARD', delayed)
+local late = call('ZCOUNT', delayed, '-inf', now)
+for _, info in ipairs(call('XINFO', 'CONSUMERS', stream, group)) do
     pending = pending + info[4]
     if info[2] == '{REQUEUED}' then requeued = info[4] end
 end
+-- What the group has not read yet: entries that another program acknowledged may be left in the stream. Redis knows
+-- the lag if no later entry was deleted; Redis 6 never does.
+local length, info = call('XLEN', stream), own_group()
+local unread = info['lag']
+if not unread and info['entries-read'] then
+    unread = named(call('XINFO', 'STREAM', stream))['entries-added'] - info['entries-read']
+end
+unread = math.max(0, math.min(unread or length - pending, length))
 return {{
-    redis.call('XLEN', stream) - pending + requeued + late, waiting - late,
-    pending - requeued - waiting, redis.call('XLEN', dead),
-    redis.call('ZCOUNT', consumers, '(' .. now, '+inf')
+    unread + requeued + late, waiting - late,
+    pending - requeued - waiting, call('XLEN', dead),
+    call('ZCOUNT', consumers, '(' .. now, '+inf')
 }}
 """
 # Moves the oldest dead letters up to this id; returns how many.
 REPLAY = f"""{COMMON}
-local letters = redis.call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
+local letters = call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
 for _, letter in ipairs(letters) do
     local fields = {{}}
     for at = 1, #letter[2], 2 do
         local name = letter[2][at]
-        if name ~= '{REASON}' and name ~= '{ATTEMPTS}' and name ~= '{DEAD_LETTERED_AT}' then
+        if name ~= '{REASON}' and name ~= '{ATTEMPTS}' and name ~= '{DEAD_LETTERED_AT}' and name ~= '{DUE}' then
             fields[#fields + 1] = name
             fields[#fields + 1] = letter[2][at + 1]
         end
     end
     add(stream, fields, letter[1])
-    redis.call('XDEL', dead, letter[1])
+    call('XDEL', dead, letter[1])
 end
 return #letters
 """
 PURGE = f"""{COMMON}
-local count = redis.call('XLEN', dead)
-redis.call('UNLINK', dead)
+local count = call('XLEN', dead)
+call('UNLINK', dead)
 return count
 """
 
@@ -282,9 +383,11 @@ SCRIPT_OF = {"ack": ACK, "requeue": REQUEUE, "retry": RETRY, "reject": REJECT}
 RULES = (
     Rule(
         AuthenticationError,
-        BrokerRefused,
+        BrokerDenied,
         "the server refused the user name or the password, or requires one",
     ),
+    Rule(NoPermissionError, BrokerDenied, "{error}"),
+    Rule(ResponseError, BrokerDenied, "{error}", "user executing the script"),
     Rule(
         MovedError,
         BrokerRefused,
@@ -297,11 +400,20 @@ RULES = (
         "the server is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
     ),
     Rule(
-        ResponseError, BrokerUnavailable, "the stream or its group was deleted", "NOGROUP|UNBLOCKED"
+        ResponseError,
+        BrokerUnavailable,
+        "the stream or its group was deleted",
+        "NOGROUP|the stream key no longer exists",
+    ),
+    Rule(
+        (ReadOnlyError, ResponseError),
+        BrokerUnavailable,
+        "the server is a read-only replica, no primary: {error}",
+        "READONLY|read only replica|instance state changed",
     ),
     # These pass by themselves, or with the next connection. In a script's error the type is a word of the text.
     Rule(
-        (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError),
+        (ClusterDownError, OutOfMemoryError, TryAgainError),
         BrokerUnavailable,
         "{error}",
     ),
@@ -309,7 +421,7 @@ RULES = (
         ResponseError,
         BrokerUnavailable,
         "{error}",
-        "READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|OOM|MISCONF|NOREPLICAS|BUSY ",
+        "MASTERDOWN|CLUSTERDOWN|TRYAGAIN|OOM|MISCONF|NOREPLICAS|BUSY ",
     ),
     Rule(ResponseError, BrokerRefused, "the server refused: {error}"),
     Rule(DataError, BrokerRefused, "this cannot be sent: {error}"),
@@ -418,10 +530,29 @@ class Wire:
             self._transport.abort()
 
 
+class EntryId(bytes):
+    """The receipt of a message, with what the entry holds: it may be trimmed from the stream meanwhile."""
+
+    fields: list[bytes]
+
+
 class Settlement(NamedTuple):
     verb: str
     message: Message
     arguments: tuple[Any, ...]
+
+    @property
+    def id(self) -> bytes:
+        return self.message.receipt  # type: ignore[no-any-return]
+
+    @property
+    def fields(self) -> list[bytes]:
+        """Of the entry, but for what is ours."""
+        fields: list[bytes] = []
+        for name, value in _pairs(self.message.receipt.fields):
+            if name not in (ATTEMPTS.encode(), DUE.encode()):
+                fields += [name, value]
+        return fields
 
 
 class RedisBroker(Broker):
@@ -448,6 +579,7 @@ class RedisBroker(Broker):
         self._requests = Requests(self._url.redacted, (RedisError,), RULES)
         self._commands = Wire(self._url.pool, self._requests, reopens=True)  # for all but reading
         self._entered = False
+        self._declared = False
         self._closing = asyncio.Event()
         self._fetching = False
         self._stop_by = 0.0  # event loop time
@@ -477,8 +609,14 @@ class RedisBroker(Broker):
         self.connectivity.established()
         return self
 
+    async def declare(self) -> None:
+        await self._declare(self._commands)
+        self._declared = True
+
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+        for message in self.unacked:
+            await self._requeue(message)
         self._closing.set()
         self._wake.set()
         try:
@@ -493,10 +631,10 @@ class RedisBroker(Broker):
         finally:
             self._entered = self.connectivity.up = False
             tasks = {task for task in (self._fetcher, self._writer) if task is not None}
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=0.5)
+            while tasks:
+                for task in tasks:
+                    task.cancel()  # again, if a request that had just ended lost the first
+                _, tasks = await asyncio.wait(tasks, timeout=0.2)
             await self._commands.cut()
             for settlement in self._unwritten.values():
                 log_settlement_lost(settlement.message, settlement.verb, "the connection was lost")
@@ -522,19 +660,24 @@ class RedisBroker(Broker):
 
     async def _declare(self, wire: Wire) -> None:
         """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one."""
-        await self._expect_no_other_group(wire)
+        self._expect_no_other_group(await self._groups(wire))
         (created,) = await wire.try_all(
             ("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM")
         )
         if isinstance(created, RedisError) and not str(created).startswith("BUSYGROUP"):
             raise self._requests.translated(created) from created
 
-    async def _expect_no_other_group(self, wire: Wire) -> None:
+    async def _groups(self, wire: Wire) -> set[str] | None:
+        """The stream's groups; None if there is no stream."""
         (groups,) = await wire.try_all(("XINFO", "GROUPS", self._stream))
-        if isinstance(groups, RedisError):
-            return  # the stream does not exist yet
-        others = {text_of(group[1]) for group in groups} - {self._group}
-        if others:
+        if not isinstance(groups, RedisError):
+            return {text_of(group[1]) for group in groups}
+        if "no such key" not in str(groups):
+            raise self._requests.translated(groups) from groups
+        return None
+
+    def _expect_no_other_group(self, groups: set[str] | None) -> None:
+        if others := (groups or set()) - {self._group}:
             msg = (
                 f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss the entries that "
                 "this one acknowledges, since they are deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
@@ -543,12 +686,16 @@ class RedisBroker(Broker):
             raise BrokerRefused(msg)
 
     async def describe(self) -> dict[str, int | str]:
-        await self._expect_no_other_group(self._commands)
-        counts, info = await self._commands.try_all(self._eval(COUNT), ("INFO",))
-        if isinstance(counts, RedisError):
-            raise self._requests.translated(counts) from counts
-        ready, delayed, in_flight, dead, consumers = counts
+        groups = await self._groups(self._commands)
+        self._expect_no_other_group(groups)
+        (info,) = await self._commands.try_all(("INFO",))
         described: dict[str, int | str] = {} if isinstance(info, RedisError) else _describe(info)
+        if not groups:
+            missing = self._stream if groups is None else f"{self._stream} group {self._group}"
+            return described | {missing: MISSING, self._dead: await self.count_dead_letters()}
+        ((ready, delayed, in_flight, dead, consumers),) = await self._commands.ask(
+            self._eval(COUNT)
+        )
         return described | {
             self._stream: ready,
             f"{self._stream} delayed": delayed,
@@ -560,7 +707,6 @@ class RedisBroker(Broker):
     # -- fetching: one task reads, renews the lease, and looks for the entries of dead consumers
 
     async def start(self) -> None:
-        await self._declare(self._commands)
         # A lease before it is ready, so that no consumer counts it as dead.
         await self._commands.ask(self._renew_command(sweep=False))
         self._fetching = True
@@ -599,7 +745,8 @@ class RedisBroker(Broker):
         lease = self._url.lease_seconds
         reader = Wire(self._url.pool, self._requests, reopens=False)
         try:
-            await self._declare(reader)
+            if self._declared:
+                await self._declare(reader)
             await self._renew(reader, sweep=False)
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
@@ -610,8 +757,8 @@ class RedisBroker(Broker):
             look_at = 0.0
             while not self._closing.is_set():
                 if loop.time() >= renew_at:
-                    await self._renew(reader, sweep=loop.time() >= sweep_from)
-                    renew_at = loop.time() + lease / 3
+                    more = await self._renew(reader, sweep=loop.time() >= sweep_from)
+                    renew_at = loop.time() + (0 if more else lease / 3)
                 room = self._room()
                 if not room:
                     if not await self._wait_for_room(min(renew_at, loop.time() + CHECK_SECONDS)):
@@ -651,21 +798,31 @@ class RedisBroker(Broker):
         )
         for _, entries in streams or ():
             for id, fields in entries:
-                await self._receive(id, fields, 1)
+                await self._receive(reader, id, fields, 1)
 
     async def _take(self, reader: Wire, room: int) -> tuple[float, bool]:
         """Requeued and due entries; the seconds until another is due, and whether there may be more now."""
         self._not_reading.clear()
-        ((taken, due_ms),) = await reader.ask(self._eval(TAKE, min(room, AT_ONCE)))
+        ((taken, due_ms, gone),) = await reader.ask(self._eval(TAKE, min(room, AT_ONCE)))
+        self._warn_of_gone(gone)
         for entry in taken:
-            await self._receive(*entry)
+            await self._receive(reader, *entry)
         return (due_ms / 1000 if due_ms >= 0 else math.inf), len(taken) == min(room, AT_ONCE)
 
-    async def _receive(self, id: bytes, fields: list[bytes], attempt: int) -> None:
+    async def _receive(self, reader: Wire, id: bytes, fields: list[bytes], attempt: int) -> None:
         settlement = self._unwritten.get(id)
         if id in self._by_id or (settlement is not None and settlement.verb == "ack"):
             return  # redelivered to this consumer, after it counted as dead
+        if DUE.encode() in fields and attempt == 1:
+            named = dict(_pairs(fields))
+            failures = min(count_of(named.get(ATTEMPTS.encode())), ONE_CRASH - 2)
+            due_ms = min(math.ceil(seconds_of(named.get(DUE.encode()))), FAR_OFF_MS)
+            if failures:
+                await reader.ask(self._eval(DELAY, id, failures + 1, due_ms))
+                return
         message = self._by_id[id] = _make_message(id, fields, attempt)
+        message.receipt = EntryId(id)
+        message.receipt.fields = fields
         if not self._deliver(message):
             await self.requeue(message)
 
@@ -679,18 +836,46 @@ class RedisBroker(Broker):
         lease_ms = math.ceil(self._url.lease_seconds * 1000)
         return self._eval(RENEW, lease_ms, int(sweep), self.prefetch + AT_ONCE)
 
-    async def _renew(self, reader: Wire, *, sweep: bool) -> None:
-        """Renew the lease, and compare this consumer's entries with the messages in this process."""
+    async def _renew(self, reader: Wire, *, sweep: bool) -> bool:
+        """Renew the lease, and compare this consumer's entries with the messages in this process.
+
+        Returns whether dead consumers have more entries than one sweep requeues.
+        """
         known = {*self._by_id, *self._unwritten}
-        (answer,) = await reader.ask(self._renew_command(sweep=sweep))
-        ours = set(answer)
+        ((mine, *swept),) = await reader.ask(self._renew_command(sweep=sweep))
+        ours = set(mine)
         for message in self.buffer.take_all():
             if message.receipt in ours:
                 self.buffer.put(message)
             else:
                 self._release(message)
         if strays := ours - known:  # of an answer that never came, or their settlement was lost
-            await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
+            (gone,) = await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
+            self._warn_of_gone(gone)
+        if not swept:
+            return False
+        more, gone, trimmed = swept
+        self._warn_of_gone(gone)
+        if trimmed:
+            count, before = trimmed
+            log.warning(
+                "messages_trimmed",
+                source=self._stream,
+                count=count,
+                before=text_of(before),
+                reason="the entries were trimmed from the stream before they were read",
+            )
+        return bool(more)
+
+    def _warn_of_gone(self, ids: list[bytes]) -> None:
+        if ids:
+            log.warning(
+                "messages_trimmed",
+                source=self._stream,
+                count=len(ids),
+                ids=[text_of(id) for id in ids[:10]],
+                reason="the entries were trimmed from the stream while no process had them in flight",
+            )
 
     # -- settling: one task writes
 
@@ -733,30 +918,68 @@ class RedisBroker(Broker):
 
     async def _write_batch(self) -> None:
         batch = list(self._unwritten.values())[:AT_ONCE]
-        commands: list[Command] = []
+        steps: list[tuple[list[Settlement], Command]] = []
         for verb in ("ack", "requeue"):
-            if ids := [one.message.receipt for one in batch if one.verb == verb]:
-                commands.append(self._eval(SCRIPT_OF[verb], *ids))
-        together = len(commands)
-        single = [settlement for settlement in batch if settlement.verb in ("retry", "reject")]
-        for verb, message, arguments in single:
-            commands.append(self._eval(SCRIPT_OF[verb], message.receipt, *arguments))
-        answers = await self._commands.try_all(*commands)
-        for number, answer in enumerate(answers):
-            reason = "" if answer else "its lease had expired"
+            if together := [one for one in batch if one.verb == verb]:
+                command = self._eval(SCRIPT_OF[verb], *(one.id for one in together))
+                steps.append((together, command))
+        steps += [
+            ([one], self._eval(SCRIPT_OF[one.verb], one.id, *one.arguments))
+            for one in batch
+            if one.verb in ("retry", "reject")
+        ]
+        trimmed: list[tuple[list[Settlement], Command]] = []
+        for settlements, answer in await self._write_steps(steps):
+            gone = answer
+            if settlements[0].verb in ("ack", "retry", "reject"):
+                gone = [settlements[0].id] if settlements[0].verb != "ack" and answer == 2 else []
+            trimmed += [([one], self._restoring(one)) for one in settlements if one.id in gone]
+        await self._write_steps(trimmed)
+        for settlement in batch:
+            if self._unwritten.get(settlement.id) is settlement:  # else settled again meanwhile
+                del self._unwritten[settlement.id]
+
+    async def _write_steps(
+        self, steps: list[tuple[list[Settlement], Command]]
+    ) -> list[tuple[list[Settlement], Any]]:
+        """The answers of those that the server did not refuse. Raises BrokerUnavailable."""
+        written: list[tuple[list[Settlement], Any]] = []
+        answers = await self._commands.try_all(*(command for _, command in steps)) if steps else []
+        for (settlements, _), answer in zip(steps, answers, strict=True):
             if isinstance(answer, RedisError):
                 error = self._requests.translated(answer)
                 if isinstance(error, BrokerUnavailable):
                     await self._commands.cut()  # another connection may lead to another server
                     raise error
-                reason = str(error)
-            if reason and number >= together:
-                lost = single[number - together]
-                log_settlement_lost(lost.message, lost.verb, reason)
-        for settlement in batch:
-            id = settlement.message.receipt
-            if self._unwritten.get(id) is settlement:  # else it was delivered and settled again
-                del self._unwritten[id]
+                for one in settlements:
+                    await self._on_refused(one, error)
+            elif answer == 0 and settlements[0].verb in ("retry", "reject"):
+                log_settlement_lost(
+                    settlements[0].message, settlements[0].verb, "its lease had expired"
+                )
+            else:
+                written.append((settlements, answer))
+        return written
+
+    async def _on_refused(self, settlement: Settlement, error: BrokerError) -> None:
+        verb, message, arguments = settlement
+        if verb in ("ack", "requeue"):
+            log_settlement_lost(message, verb, error)
+            return
+        self.unacked.add(message)
+        self._by_id[message.receipt] = message
+        if verb == "retry":
+            await self._put_off(message, verb, error, "", arguments[0] / 1000)
+        else:
+            await self._put_off(message, verb, error, arguments[0])
+
+    def _restoring(self, settlement: Settlement) -> Command:
+        """Write the message from what this process holds: its entry was trimmed while it was in flight."""
+        id, arguments, fields = settlement.id, settlement.arguments, settlement.fields
+        if settlement.verb == "reject":
+            return self._eval(REJECT, id, *arguments, *fields)
+        failed, delay = (1, arguments[0]) if settlement.verb == "retry" else (0, 0)
+        return self._eval(RESTORE, id, failed, delay, *fields)
 
     # -- publishing
 
@@ -829,9 +1052,13 @@ def _fields(message: OutgoingMessage) -> list[str | bytes]:
     return fields
 
 
+def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    values = iter(fields)
+    return zip(values, values, strict=True)
+
+
 def _make_message(id: bytes, fields: list[bytes], attempt: int) -> Message:
-    pairs = iter(fields)
-    named = dict(zip(pairs, pairs, strict=True))
+    named = dict(_pairs(fields))
     headers = named.get(HEADERS)
     return make_message(
         named.get(BODY, b""),
@@ -845,7 +1072,7 @@ def _make_message(id: bytes, fields: list[bytes], attempt: int) -> Message:
 
 def _make_dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
     message = _make_message(id, fields, 1)
-    named = {text_of(name): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    named = {text_of(name): value for name, value in _pairs(fields)}
     return make_dead_letter(
         message.body,
         id=message.id,

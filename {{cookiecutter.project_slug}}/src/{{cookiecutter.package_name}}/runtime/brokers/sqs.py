@@ -3,12 +3,13 @@
 
 ``sqs://eu-central-1`` is a region of AWS; the credentials come from where AWS's own tools look for them
 (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, the role of the pod, the task or the machine).
-``sqs://key:secret@host:port/region`` is another server, over TLS with ``?tls=true`` or ``?cafile=ca.pem``.
+``sqs://key:secret@host:port/region`` is another server, over TLS unless it is on this machine or the URL has
+``?tls=false``; ``?cafile=ca.pem`` names the CA. ``sqs://vpce-1.sqs.eu-central-1.vpce.amazonaws.com`` is an endpoint of AWS.
 Characters that a URL reserves are percent-encoded in a secret. ``?visibility_seconds=30`` is the visibility timeout,
 after which the messages of a dead consumer are redelivered; ``?wait_seconds=2`` is how long a poll waits for a
 message, and so the longest that stopping an idle consumer takes.
 
-For ``CONSUMER_SOURCE=orders`` the queues are ``orders`` and ``orders-dead``, created if they do not exist. An existing
+For ``CONSUMER_SOURCE=orders`` the queues are ``orders`` and ``orders-dead``, declared if they do not exist. An existing
 queue keeps its attributes, and its redrive policy names the dead-letter queue.
 
 A retry or a dead letter is sent, and confirmed, before the message is deleted: a crash in between makes a
@@ -27,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from aiobotocore.config import AioConfig
@@ -41,13 +43,22 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import bytes_of, json_object, make_dead_letter, make_message, seconds_of
+from .delivery import (
+    bytes_of,
+    count_of,
+    fit_dead_letter,
+    json_object,
+    make_dead_letter,
+    make_message,
+    seconds_of,
+)
 from .requests import Requests, Rule
 from .source import (
     FIRST_PAUSE_SECONDS,
+    MISSING,
     Broker,
     Capabilities,
     Connectivity,
@@ -87,6 +98,9 @@ RETENTION_SECONDS = 1_209_600
 # Requeues and crashes count as deliveries. A message that kills its process each time must be dead-lettered in the
 # end, but not after hundreds of rolling restarts. SQS accepts no higher number.
 DELIVERY_LIMIT = 1000
+FEW_DELIVERIES = 20
+"""An existing redrive policy with a lower limit is reported."""
+TOO_FEW = "which is few: restarts and outages count too, so messages become dead letters without an attempt"
 
 ENVELOPE = "x-consumer"
 """Message attribute, a JSON object, for all that SQS's own attributes cannot hold (they are at most 10, without
@@ -99,6 +113,9 @@ CLEAN_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+"
 """The bodies that SQS accepts."""
 QUEUE_NAME = re.compile("[A-Za-z0-9_-]{1,75}")
 REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
+AWS = re.compile(r"(.*\.)?(amazonaws\.com(\.cn)?|api\.aws|api\.amazonwebservices\.com\.cn)")
+"""Its host names."""
+LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 SEND, DELETE, CHANGE_VISIBILITY = (
     "send_message_batch",
@@ -110,7 +127,7 @@ CLIENT_ERRORS = (BotoCoreError, ClientError, ValueError)
 RULES = (
     Rule(
         NoCredentialsError,
-        BrokerRefused,
+        BrokerDenied,
         "no credentials were found in the URL, nor where AWS's tools look",
     ),
     Rule(
@@ -121,12 +138,25 @@ RULES = (
     Rule((BotoCoreError, ValueError), BrokerRefused, "{error}"),
 )
 CODES_OF_OUTAGES = (
+    "RequestTimeout",
     "Throttling",
     "ThrottlingException",
     "RequestThrottled",
     "KmsThrottled",
     "OverLimit",
     "QueueDeletedRecently",
+)
+
+CODES_OF_DENIALS = (
+    "AccessDenied",
+    "ExpiredToken",
+    "IncompleteSignature",
+    "InvalidClientTokenId",
+    "InvalidSecurity",
+    "KmsAccessDenied",
+    "MissingAuthenticationToken",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClient",
 )
 
 for _name in ("aiobotocore", "botocore"):
@@ -149,9 +179,10 @@ class SqsRequests(Requests):
             status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
             if code.endswith(("NonExistentQueue", "QueueDoesNotExist")):
                 return QueueMissing(sentence)
-            if status >= 500 or status == 429 or code.endswith(CODES_OF_OUTAGES):
+            if status >= 500 or status in (408, 429) or code.endswith(CODES_OF_OUTAGES):
                 return BrokerUnavailable(sentence)
-            return BrokerRefused(sentence)
+            denied = status in (401, 403) or code.startswith(CODES_OF_DENIALS)
+            return BrokerDenied(sentence) if denied else BrokerRefused(sentence)
         if "CERTIFICATE_VERIFY_FAILED" in str(error):  # botocore has no exception class for it
             return BrokerRefused(sentence)
         return super().translated(error)
@@ -198,8 +229,21 @@ def parse_url(text: str) -> Address:
     (host,) = url.hosts
     region, endpoint = host, None
     if not REGION.fullmatch(host):
-        region = url.path.strip("/") or "us-east-1"
-        tls = url.flag("tls", default="cafile" in url.options)
+        parts = urlsplit(f"//{host}")
+        name = parts.hostname or ""
+        is_aws, is_here = AWS.fullmatch(name), LOOPBACK.fullmatch(name)
+        if not (is_here or parts.port or "." in name or ":" in name):
+            msg = (
+                f"CONSUMER_BROKER_URL: {host!r} is neither a region of AWS, like eu-central-1, "
+                "nor a host with its port, like localhost:4566"
+            )
+            raise BrokerRefused(msg)
+        of_host = [label for label in name.split(".") if is_aws and REGION.fullmatch(label)]
+        region = url.path.strip("/") or (of_host or ["us-east-1"])[0]
+        tls = url.flag("tls", default=not is_here or "cafile" in url.options)
+        if is_aws and not tls:
+            msg = "CONSUMER_BROKER_URL: AWS always uses TLS: leave out tls=false"
+            raise BrokerRefused(msg)
         endpoint = f"{'https' if tls else 'http'}://{host}"
     return Address(
         region,
@@ -238,6 +282,7 @@ class Settlement(NamedTuple):
     entry: dict[str, Any]
     message: Message
     verb: str
+    reason: str = ""
 
 
 def _slices(items: list[T], length: int) -> list[list[T]]:
@@ -333,7 +378,8 @@ def _unpack(
             **{name: _value(attributes[name]) for name in attributes if name != TYPE},
             **headers,
         },
-        failures=envelope.get("attempts"),
+        # SQS's own redrive moves a dead letter as it is: then it is a new message, as after `dead-letters replay`.
+        failures=None if "dead_lettered_at" in envelope else envelope.get("attempts"),
         receipt=Receipt(
             raw["ReceiptHandle"],
             invisible_until,
@@ -397,6 +443,10 @@ def _dead_letter(message: Message, envelope: dict[str, Any], raw: dict[str, Any]
     )
 
 
+def _is_few(max_receive_count: Any) -> bool:
+    return 0 < count_of(max_receive_count) < FEW_DELIVERIES
+
+
 async def _within(seconds: float, work: Awaitable[object]) -> None:
     """Wait for the work, which is cancelled when the time is up."""
     with suppress(TimeoutError):
@@ -426,9 +476,13 @@ class SqsBroker(Broker):
             )
             raise BrokerRefused(msg)
         self._client: Any = None
-        self._queue_url = ""
         self._dead_name = ""
-        self._dead_url = ""
+        self._queue_url = self._dead_url = ""  # empty: the queue does not exist
+        self._most_bytes = dict[str, int]()
+        """Of a message, by the URL of the queue that existed before."""
+        self._most_deliveries = (
+            0  # by the redrive policy of a queue that existed before; 0: no limit
+        )
         self._requests = SqsRequests(str(self._address), CLIENT_ERRORS, RULES, ANSWER_SECONDS)
         self.connectivity = Connectivity(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
@@ -461,12 +515,23 @@ class SqsBroker(Broker):
             self._client = await client.__aenter__()
         try:
             async with self._requests.bounded(2 * CONNECT_SECONDS):
-                await self._declare()
+                await self._find_queues()
         except BaseException:
             await self._close_client()
             raise
         self.connectivity.established()
         return self
+
+    async def declare(self) -> None:
+        """Create the queues that do not exist."""
+        if not self._dead_url:
+            self._dead_url = await self._create(self._dead_name)
+        if not self._queue_url:
+            arn = (await self._attributes(self._dead_url))["QueueArn"]
+            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": DELIVERY_LIMIT}
+            self._queue_url = await self._create(
+                self.settings.source, RedrivePolicy=json.dumps(policy)
+            )
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
@@ -519,32 +584,30 @@ class SqsBroker(Broker):
 
     # -- topology
 
-    async def _declare(self) -> None:
-        """Find the two queues, or create them."""
+    async def _find_queues(self) -> None:
+        """Find the two queues, and the most bytes of a message that each takes."""
         name = self.settings.source
         self._dead_name, owner = f"{name}-dead", None
-        url = await self._find(name)
-        if url is not None:
-            policy = json_object(
-                (await self._attributes(url, "RedrivePolicy")).get("RedrivePolicy")
-            )
-            if arn := policy.get("deadLetterTargetArn"):
-                *_, owner, self._dead_name = arn.split(":")
-        dead_url = await self._find(self._dead_name, owner)
-        self._dead_url = dead_url or await self._create(self._dead_name)
-        if url is None:
-            arn = (await self._attributes(self._dead_url, "QueueArn"))["QueueArn"]
-            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": DELIVERY_LIMIT}
-            url = await self._create(name, RedrivePolicy=json.dumps(policy))
-        self._queue_url = url
+        self._queue_url, attributes = await self._find(name)
+        policy = json_object(attributes.get("RedrivePolicy"))
+        self._most_deliveries = count_of(policy.get("maxReceiveCount"))
+        if arn := policy.get("deadLetterTargetArn"):
+            *_, owner, self._dead_name = arn.split(":")
+        self._dead_url, dead_attributes = await self._find(self._dead_name, owner)
+        most = "MaximumMessageSize"
+        self._most_bytes = {
+            self._queue_url: min(MAX_BYTES, int(attributes.get(most, MAX_BYTES))),
+            self._dead_url: min(MAX_BYTES, int(dead_attributes.get(most, MAX_BYTES))),
+        }
 
-    async def _find(self, name: str, owner: str | None = None) -> str | None:
+    async def _find(self, name: str, owner: str | None = None) -> tuple[str, dict[str, str]]:
+        """The queue's URL and attributes; empty if it does not exist."""
         account: dict[str, Any] = {} if owner is None else {"QueueOwnerAWSAccountId": owner}
         try:
-            found = await self._call("get_queue_url", QueueName=name, **account)
+            url = str((await self._call("get_queue_url", QueueName=name, **account))["QueueUrl"])
+            return url, await self._attributes(url)
         except QueueMissing:
-            return None
-        return str(found["QueueUrl"])
+            return "", {}
 
     async def _create(self, name: str, **attributes: str) -> str:
         attributes["MessageRetentionPeriod"] = str(RETENTION_SECONDS)
@@ -555,32 +618,39 @@ class SqsBroker(Broker):
                 # A new queue is visible after a second.
                 raise QueueMissing(*refusal.args) from refusal
             msg = f"the queue {name!r} does not exist, and cannot be created: {refusal}"
-            raise BrokerRefused(msg) from refusal
+            raise type(refusal)(msg) from refusal
         return str(created["QueueUrl"])
 
-    async def _attributes(self, url: str, name: str = "All") -> dict[str, str]:
-        answer = await self._call("get_queue_attributes", QueueUrl=url, AttributeNames=[name])
+    async def _attributes(self, url: str) -> dict[str, str]:
+        answer = await self._call("get_queue_attributes", QueueUrl=url, AttributeNames=["All"])
         attributes: dict[str, str] = answer.get("Attributes", {})
         return attributes
 
     async def describe(self) -> dict[str, int | str]:
         """As in `Connected`; SQS calls its counts approximate, and does not know its consumers."""
-        name = self.settings.source
-        queue = await self._attributes(self._queue_url)
-        dead = await self._attributes(self._dead_url)
-        policy = json_object(queue.get("RedrivePolicy"))
-        return {
-            "broker": str(self._address),
-            name: int(queue["ApproximateNumberOfMessages"]),
-            f"{name} delayed": int(queue["ApproximateNumberOfMessagesDelayed"]),
-            f"{name} in flight": int(queue["ApproximateNumberOfMessagesNotVisible"]),
-            f"{name} deliveries at most": policy.get("maxReceiveCount", "no limit"),
-            self._dead_name: int(dead["ApproximateNumberOfMessages"]),
-        }
+        name, count = self.settings.source, "ApproximateNumberOfMessages"
+        described: dict[str, int | str] = {"broker": str(self._address)}
+        if self._queue_url:
+            queue = await self._attributes(self._queue_url)
+            most = json_object(queue.get("RedrivePolicy")).get("maxReceiveCount", "no limit")
+            if _is_few(most):
+                most = f"{most}, {TOO_FEW}"
+            described |= {
+                name: int(queue[count]),
+                f"{name} delayed": int(queue[f"{count}Delayed"]),
+                f"{name} in flight": int(queue[f"{count}NotVisible"]),
+                f"{name} deliveries at most": most,
+            }
+        else:
+            described[name] = MISSING
+        dead = await self._attributes(self._dead_url) if self._dead_url else {count: MISSING}
+        return {**described, self._dead_name: int(dead[count]) if self._dead_url else MISSING}
 
     # -- fetching
 
     async def start(self) -> None:
+        if _is_few(most := self._most_deliveries):
+            log.warning("few_deliveries", queue=self.settings.source, most=most, reason=TOO_FEW)
         self._tasks = [
             asyncio.create_task(self._run(work), name=f"sqs{work.__name__}")
             for work in (self._fetch, self._extend_visibility, self._write)
@@ -617,7 +687,8 @@ class SqsBroker(Broker):
     async def _keep_polling(self) -> None:
         """Until stopped. Raises BrokerUnavailable or BrokerRefused."""
         if not self.connectivity.up:
-            await self._declare()
+            await self._find_queues()
+            await self.declare()
             self.connectivity.established()
         while not self._fetching_ended.is_set():
             self._wake.clear()
@@ -757,12 +828,42 @@ class SqsBroker(Broker):
         due_at = {"due_at": time.time() + seconds} if seconds > MAX_DELAY_SECONDS else {}
         entry = _pack_again(message, attempts=message.attempt, **due_at)
         entry["DelaySeconds"] = min(seconds, MAX_DELAY_SECONDS)
-        self._settle(Settlement(SEND, self._queue_url, entry, message, "retry"))
+        self._check_size(entry, self._queue_url)
+        await self._send_again(Settlement(SEND, self._queue_url, entry, message, "retry", reason))
 
     async def _reject(self, message: Message, reason: str) -> None:
-        history = {"reason": reason, "dead_lettered_at": time.time()}
-        entry = _pack_again(message, attempts=message.attempt, **history)
-        self._settle(Settlement(SEND, self._dead_url, entry, message, "reject"))
+        history = {"reason": reason, "dead_lettered_at": time.time(), "attempts": message.attempt}
+
+        def entry_of(body: bytes, shortened: dict[str, Any]) -> dict[str, Any]:
+            whole = _pack_again(message, **history)
+            if not shortened:
+                return whole
+            type_only = {TYPE: _string(message.type)} if message.type else {}
+            return {**whole, **_pack(body, message.id, type_only, shortened, history)}
+
+        def fits(body: bytes, shortened: dict[str, Any]) -> bool:
+            return _size(entry_of(body, shortened)) <= self._most_bytes.get(
+                self._dead_url, MAX_BYTES
+            )
+
+        entry = entry_of(*fit_dead_letter(message.body, {}, fits))
+        self._check_size(entry, self._dead_url)
+        await self._send_again(Settlement(SEND, self._dead_url, entry, message, "reject", reason))
+
+    def _check_size(self, entry: dict[str, Any], queue_url: str) -> None:
+        """Raises BrokerRefused for a message that the queue does not take."""
+        size, most = _size(entry), self._most_bytes.get(queue_url, MAX_BYTES)
+        if size > most:
+            msg = f"this message cannot be sent: with its headers it has {size} bytes, and SQS takes {most}"
+            raise BrokerRefused(msg)
+
+    async def _send_again(self, settlement: Settlement) -> None:
+        """With others in a request, later; one that was put off is sent alone, and its answer awaited."""
+        if settlement.message not in self.put_offs:
+            self._settle(settlement)
+            return
+        await self._send(settlement.queue_url, [settlement.entry])
+        self._delete(settlement.message, settlement.verb)
 
     async def _requeue(self, message: Message) -> None:
         self._change_visibility(message, 0)
@@ -825,16 +926,32 @@ class SqsBroker(Broker):
         except BrokerRefused as refusal:
             if operation != SEND:
                 self._report(refusal, outages_seen)
-            refused = {"SenderFault": True, "Message": str(refusal)}
-            failures = dict.fromkeys(range(len(settlements)), refused)
+            elif len(settlements) > 1 and not isinstance(refusal, BrokerDenied):
+                # One of them is the cause.
+                outcomes = await asyncio.gather(
+                    *(self._write_settlements([s]) for s in settlements)
+                )
+                return [settlement for alone in outcomes for settlement in alone]
+            error: BrokerRefused | None = refusal
+            failures = {number: {"SenderFault": True} for number in range(len(settlements))}
+        else:
+            error = None
         failed = []
         for number, settlement in enumerate(settlements):
             if number not in failures:
                 if operation == SEND:
                     self._delete(settlement.message, settlement.verb)
-            elif failures[number].get("SenderFault"):  # and the message is redelivered
-                reason = failures[number].get("Message")
-                log_settlement_lost(settlement.message, settlement.verb, reason)
+            elif failures[number].get("SenderFault"):
+                message, verb = settlement.message, settlement.verb
+                refused = error or BrokerRefused(
+                    f"{self._address} did not accept a message: {failures[number].get('Message')}"
+                )
+                if operation == SEND and not message.receipt.expired:
+                    self.unacked.add(message)  # its visibility is extended again
+                    seconds = settlement.entry.get("DelaySeconds", 0)
+                    await self._put_off(message, verb, refused, settlement.reason, seconds)
+                else:  # the message is redelivered
+                    log_settlement_lost(message, verb, refused)
             else:
                 failed.append(settlement)
         return failed
@@ -842,13 +959,14 @@ class SqsBroker(Broker):
     # -- publishing
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+        if not self._queue_url:
+            msg = f"{self._address}: the queue {self.settings.source!r} {MISSING}"
+            raise BrokerRefused(msg)
         packed = []
         for message in messages:
             attributes = {TYPE: _string(message.type)} if message.type else {}
             entry = _pack(message.body, message.id, attributes, dict(message.headers))
-            if (size := _size(entry)) > MAX_BYTES:
-                msg = f"this message cannot be sent: with its headers it has {size} bytes, and SQS takes {MAX_BYTES}"
-                raise BrokerRefused(msg)
+            self._check_size(entry, self._queue_url)
             packed.append(entry)
         await self._send(self._queue_url, packed)
 
@@ -871,9 +989,13 @@ class SqsBroker(Broker):
         """As in `DeadLetters`, but not certainly the oldest, as SQS has no order. Others do not see them meanwhile."""
         seen: dict[str, Message] = {}
         try:
-            while len(seen) < limit and (
-                batch := await self._receive(
-                    self._dead_url, min(BATCH_SIZE, limit - len(seen)), LISTING_SECONDS, 1
+            while (
+                self._dead_url
+                and len(seen) < limit
+                and (
+                    batch := await self._receive(
+                        self._dead_url, min(BATCH_SIZE, limit - len(seen)), LISTING_SECONDS, 1
+                    )
                 )
             ):
                 letters = []
@@ -892,6 +1014,8 @@ class SqsBroker(Broker):
                 await self._write_batch(CHANGE_VISIBILITY, self._dead_url, entries)
 
     async def count_dead_letters(self) -> int:
+        if not self._dead_url:
+            return 0
         attributes = await self._attributes(self._dead_url)
         return sum(
             int(attributes[f"ApproximateNumberOfMessages{which}"]) for which in ("", "NotVisible")

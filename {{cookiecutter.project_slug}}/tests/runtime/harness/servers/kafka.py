@@ -66,9 +66,10 @@ class KafkaServer(Server):
 
     def counts(self, queue: str) -> Counts:
         async def count(admin: AIOKafkaAdminClient) -> Counts:
+            own = f"{queue}.{queue}"  # the tests' group has the name of its queue
             ready = len(await self._left(admin, queue, queue))
-            due_at = [_due_at(r) for r in await self._left(admin, f"{queue}.retry", queue)]
-            dead = len(await self._left(admin, f"{queue}.dead", f"{queue}.dead"))
+            due_at = [_due_at(r) for r in await self._left(admin, f"{own}.retry", queue)]
+            dead = len(await self._left(admin, f"{own}.dead", f"{queue}.dead"))
             delayed = sum(seconds > time.time() for seconds in due_at)
             return Counts(ready + len(due_at) - delayed, delayed, dead)
 
@@ -109,8 +110,11 @@ class KafkaServer(Server):
 
     def delete(self, queue: str) -> None:
         async def delete(admin: AIOKafkaAdminClient) -> None:
+            topics = [
+                t for t in await admin.list_topics() if t == queue or t.startswith(f"{queue}.")
+            ]
             with suppress(KafkaError):
-                await admin.delete_topics([queue, f"{queue}.retry", f"{queue}.dead"])
+                await admin.delete_topics(topics)
 
         self._ask(delete)
 
@@ -131,7 +135,7 @@ async def _ask(
 
 
 def _due_at(record: Any) -> float:
-    return float(dict(record.headers)["x-consumer-due-at"])
+    return float(dict(record.headers).get("x-consumer-due-at", 0))  # none, if it is replayed
 
 
 class PrivateKafka(KafkaServer, PrivateServer):

@@ -125,7 +125,7 @@ def url_of(port: int) -> str:
 
 @contextmanager
 def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
-    with _as_no_root(directory) as (home, as_user):
+    with as_no_root(directory) as (home, as_user):
         data = home / "data"
         initdb = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust"]
         made = subprocess.run(
@@ -152,7 +152,7 @@ def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
 
 
 @contextmanager
-def _as_no_root(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+def as_no_root(directory: Path) -> Iterator[tuple[Path, list[str]]]:
     """A directory for the server, and the words before a command: PostgreSQL refuses to run as root."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         yield directory, []

@@ -12,9 +12,9 @@ its key, for longer than the broker's ``consumer_timeout``, 30 minutes by defaul
 """
 
 import asyncio
-import copy
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
@@ -24,7 +24,7 @@ from itertools import count, takewhile
 from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
-from aio_pika import Channel, Connection
+from aio_pika import Connection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
@@ -34,22 +34,30 @@ from aiormq.exceptions import (
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    InvalidFrameError,
+    ConnectionClosed,
+    DeliveryError,
     ProbableAuthenticationError,
     PublishError,
 )
-from pamqp import decode
+from pamqp import commands, constants, decode, encode
 from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from ..cancellation import cancellable_sleep
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON, make_dead_letter, make_message
+from .delivery import (
+    ATTEMPTS,
+    DEAD_LETTERED_AT,
+    REASON,
+    fit_dead_letter,
+    make_dead_letter,
+    make_message,
+)
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
 
 T = TypeVar("T")
@@ -70,7 +78,11 @@ hands over a delivery every few turns (measured: batches of 7 instead of 50, and
 UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
+LARGE_BODY_BYTES = 2**20
+"""A body above this may be refused by the broker, whose limit is not told before."""
 PERSISTENT = 2
+CONTENT_HEADER_BYTES = 12
+"""Of a frame with properties, before these."""
 NOT_CONFIRMING = "it confirms no message; it may be short of memory or disk"
 
 # Each requeue and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
@@ -79,29 +91,36 @@ DELIVERY_LIMIT = 1000
 # Listing dead letters delivers them, and beyond the limit they would be dropped.
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
+MOST_NAME_BYTES = 255
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
 """Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
 dead letters, and stores it without end."""
+OF_THE_DELIVERY = {"CC", "x-delivery-count", "x-acquired-count"}
+"""Headers that no copy has: the broker would deliver to the queues of CC again; the counts are of the old delivery."""
+
+SIZES = dict.fromkeys(b"tbB", 1) | dict.fromkeys(b"su", 2) | dict.fromkeys(b"Iif", 4)
+SIZES |= dict.fromkeys(b"lLdT", 8) | dict.fromkeys(b"D", 5) | dict.fromkeys(b"V\0", 0)
+"""The length of a header's value by its type; the values of other types begin with their length."""
 
 FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, besides OSError."""
 RULES = (
-    Rule((ChannelAccessRefused, ChannelPreconditionFailed), BrokerRefused, "refused: {error}"),
+    Rule(ChannelAccessRefused, BrokerDenied, "{error}"),
+    Rule(ChannelPreconditionFailed, BrokerRefused, "refused: {error}"),
     Rule(PublishError, BrokerRefused, "no queue for the message: {error}"),
+    Rule(DeliveryError, BrokerRefused, "the queue refused the message: it has reached its limit"),
     Rule(RuntimeError, BrokerUnavailable, "the connection was lost"),
 )
 CONNECT_RULES = (
     Rule(
         (AuthenticationError, ProbableAuthenticationError),
-        BrokerRefused,
-        "the user name or the password was refused",
+        BrokerDenied,
+        "the user name or the password was refused: {error}",
     ),
-    Rule(  # aiormq drops the broker's reason
-        InvalidFrameError,
-        BrokerRefused,
-        "the virtual host was refused: it does not exist, is not for this user, or has reached a limit of connections",
-    ),
+    Rule(ConnectionClosed, BrokerUnavailable, "refused for now: {error}", r"limit \(|is down"),
+    Rule(ConnectionClosed, BrokerRefused, "the virtual host was refused: {error}", "not found"),
+    Rule(ConnectionClosed, BrokerDenied, "the virtual host was refused: {error}", "NOT_ALLOWED"),
     *RULES,
 )
 
@@ -123,20 +142,29 @@ def _short_text(value: bytes) -> tuple[int, str]:
     return end, text.encode()[:255].decode(errors="ignore")
 
 
+def _fields(table: bytes) -> dict[str, bytes]:
+    """The bytes of each field of a table; they begin with its name."""
+    fields, start = {}, 4
+    while start < len(table):
+        size, name = _short_text(table[start : start + 256])
+        size += 1 + SIZES.get(
+            table[start + size], 4 + int.from_bytes(table[start + size + 1 :][:4])
+        )
+        fields[name] = table[start : start + size]
+        start += size
+    return fields
+
+
 def _table(value: bytes) -> tuple[int, Any]:
-    """The fields before a value that Python cannot represent or that is nested too deeply; names in any encoding."""
-    try:
-        return decode.field_table(value)
-    except (ValueError, ArithmeticError, RecursionError):
-        pass
-    end, offset = 4 + int.from_bytes(value[:4]), 4
-    table: dict[str, Any] = {}
+    """None for a field that Python cannot represent or that is nested too deeply; names in any encoding."""
     with suppress(ValueError, ArithmeticError, RecursionError):
-        while offset < end:
-            size, name = _short_text(value[offset:])
-            offset += size
-            size, table[name] = decode.embedded_value(value[offset:])
-            offset += size
+        return decode.field_table(value)
+    end = 4 + int.from_bytes(value[:4])
+    table: dict[str, Any] = {}
+    for name, field in _fields(value[:end]).items():
+        table[name] = None
+        with suppress(ValueError, ArithmeticError, RecursionError):
+            _, table[name] = decode.embedded_value(field[1 + field[0] :])
     return end, table
 
 
@@ -148,8 +176,51 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
+def _unmarshal(self: Any, flags: int, data: bytes) -> None:
+    self.wire = flags, data
+    _unmarshal_properties(self, flags, data)
+
+
+def _table_value(value: Any) -> bytes:
+    """A float as a double, in place of 32 bits."""
+    return b"d" + encode.double(value) if isinstance(value, float) else _encode_value(value)
+
+
 # Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
+_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]
+_encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
+constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
+commands.Connection.Open.valid_responses = [
+    "Connection.OpenOk",
+    "Connection.Close",
+]  # with a reason
+
+
+class _Copy(Basic.Properties):
+    """The properties of a message, to publish it again with these headers: what came is sent byte for byte."""
+
+    def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
+        super().__init__()
+        flags, data = original.wire
+        for name in self.__slots__:
+            if flags & self.flags[name]:
+                size, _ = decode.by_type(data, self.amqp_type(name))
+                setattr(self, name, data[:size])
+                data = data[size:]
+        came, table = original.headers or {}, b""
+        fields = _fields(self.headers) if came else {}
+        for name, value in headers.items():
+            if name not in OF_THE_DELIVERY:
+                unchanged = name in fields and came[name] is value
+                table += fields[name] if unchanged else encode.field_table({name: value})[4:]
+        self.headers: Any = len(table).to_bytes(4) + table
+        self.message_id = id or original.message_id
+        self.delivery_mode = PERSISTENT
+        self.expiration = self.user_id = None  # the broker refuses any user but our own
+
+    def encode_property(self, name: str, value: Any) -> bytes:
+        return value if isinstance(value, bytes) else super().encode_property(name, value)
 
 
 def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
@@ -202,13 +273,11 @@ class _Client:
 
     async def channel(self, *, publisher_confirms: bool) -> AbstractChannel:
         """A new channel, one layer below aio-pika's, which makes a task and an object of 28 attributes per delivery."""
-        channel = Channel(
-            await self.open(),
-            publisher_confirms=publisher_confirms,
-            on_return_raises=publisher_confirms,
+        transport: Any = (await self.open()).transport
+        channel: AbstractChannel = await transport.connection.channel(
+            publisher_confirms=publisher_confirms
         )
-        await channel.initialize()
-        return await channel.get_underlay_channel()
+        return channel
 
     async def _connect(self) -> Connection:
         connection = None
@@ -225,11 +294,13 @@ class _Client:
         try:
             await asyncio.wait({connecting})
             connecting.result()
-        except BaseException:
+        except BaseException as error:
             self.cut()
             connecting.cancel()
             await asyncio.wait({connecting}, timeout=CLOSE_CONNECTION_SECONDS)
             await connection.close()  # else its __del__ would, in a task
+            if isinstance(error, ConnectionClosed) and error.strerror:
+                raise ConnectionClosed(error.strerror) from None  # without the number
             raise
         return connection
 
@@ -262,6 +333,8 @@ class _Publisher:
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._unconfirmed: dict[str, _Unconfirmed] = {}  # by message id, the oldest first
+        self.most_body_bytes = math.inf
+        """The broker tells it only when it refuses a body."""
 
     @property
     def late(self) -> bool:
@@ -275,21 +348,51 @@ class _Publisher:
             if self._channel is None or self._channel.is_closed or not self.client.opened:
                 self._channel = await self.client.channel(publisher_confirms=True)
 
+    def too_large(self, body: bytes, properties: Basic.Properties) -> str:
+        """Why the broker would close the channel, or the connection, for this message; else empty. It must be open."""
+        channel: Any = self._channel
+        most = channel.max_content_size - CONTENT_HEADER_BYTES
+        if 0 < most < (size := len(properties.marshal())):
+            return f"its headers have {size} bytes, the broker takes {most}"
+        if len(body) > self.most_body_bytes:
+            return f"its body has {len(body)} bytes, the broker takes {self.most_body_bytes}"
+        return ""
+
     async def publish(self, queue: str, body: bytes, properties: Basic.Properties) -> None:
         """Returns when the broker has confirmed it; it must be open. Raises PublishError without such a queue."""
         assert self._channel is not None
+        if reason := self.too_large(body, properties):
+            raise ValueError(reason)
         properties.message_id = message_id = properties.message_id or uuid.uuid4().hex
         # One at a time, as aiormq identifies a message that the broker returns by its id alone.
         while (earlier := self._unconfirmed.get(message_id)) is not None:
             await asyncio.wait({earlier.over})
         loop = asyncio.get_running_loop()
         self._unconfirmed[message_id] = _Unconfirmed(loop.time(), loop.create_future())
+        publish = (
+            self._publish_alone if len(body) > LARGE_BODY_BYTES else self._channel.basic_publish
+        )
+        options: Any = {"routing_key": queue, "properties": properties, "mandatory": True}
         try:
-            await self._channel.basic_publish(
-                body, routing_key=queue, properties=properties, mandatory=True
-            )
+            await publish(body, **options)
+        except PublishError:
+            raise
+        except DeliveryError:  # a channel may keep to a refusal when the queue is no longer full
+            await self._publish_alone(body, **options)
+        except ChannelPreconditionFailed as error:
+            if found := re.search(r"larger than configured max size (\d+)", str(error)):
+                self.most_body_bytes = int(found[1])
+            raise
         finally:
             self._unconfirmed.pop(message_id).over.set_result(None)
+
+    async def _publish_alone(self, body: bytes, **options: Any) -> None:
+        """On a channel of its own, which a refusal closes: no other message suffers."""
+        channel = await self.client.channel(publisher_confirms=True)
+        try:
+            await channel.basic_publish(body, **options)
+        finally:
+            await channel.close()
 
 
 class _Deliveries:
@@ -309,6 +412,8 @@ class _Deliveries:
         self._last_tag = 0
         self._acked: set[int] = set()
         self._requeued: list[int] = []
+        self._beat_at = asyncio.get_running_loop().time()
+        self._blocked_seconds = 0.0
         self._work = asyncio.Event()
         self.written = asyncio.Event()
         self.written.set()
@@ -323,8 +428,16 @@ class _Deliveries:
         self._unacked[tag] = message
 
     def ack(self, tag: int) -> None:
+        self.beat()
         self._acked.add(tag)
         self._wake()
+
+    def beat(self) -> None:
+        """Notice that the event loop was blocked: the broker may have closed the connection, and drop the acks."""
+        now = self.channel.loop.time()
+        if (seconds := now - self._beat_at) > 2 * CHECK_SECONDS:
+            self._blocked_seconds = seconds
+        self._beat_at = now
 
     def requeue(self, tag: int) -> None:
         del self._unacked[tag]
@@ -336,11 +449,12 @@ class _Deliveries:
         self.ended.set()
         self.writer.cancel()
         self.written.set()
+        reason = "the channel was closed before the ack was sent"
+        if self._blocked_seconds:
+            reason += f", after the event loop was blocked for {self._blocked_seconds:.0f} seconds"
         for tag in self._acked:
             if (message := self._unacked[tag]) is not None:
-                log_settlement_lost(
-                    message, "ack", "the channel was closed before the ack was sent"
-                )
+                log_settlement_lost(message, "ack", reason)
         self._acked.clear()
 
     def _on_closed(self, closing: "asyncio.Future[None]") -> None:
@@ -368,6 +482,9 @@ class _Deliveries:
                 await asyncio.sleep(0)
         self._work.clear()
         requeued, self._requeued = self._requeued, []
+        if self._blocked_seconds:
+            await self.channel.flow(True)  # fails without a connection
+            self._blocked_seconds = 0.0
         acked = self._acked.copy()
         through = 0
         for tag in takewhile(acked.__contains__, self._unacked):
@@ -413,6 +530,10 @@ class RabbitBroker(Broker):
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{self._name}.retry.{ms}" for ms in delays}
         self._queues = self._topology()
+        longest = max((name.encode() for name in self._queues), key=len)
+        if len(longest) > MOST_NAME_BYTES:
+            msg = f"CONSUMER_SOURCE: too long, as a queue's name has at most {MOST_NAME_BYTES} bytes: {longest.decode()}"
+            raise BrokerRefused(msg)
         self._consumer_tag = uuid.uuid4().hex
         self._deliveries: _Deliveries | None = None
         self._fetcher: asyncio.Task[None] | None = None
@@ -424,7 +545,6 @@ class RabbitBroker(Broker):
     async def __aenter__(self) -> Self:
         try:
             await self._connect()
-            await self._declare_topology()
         except BaseException:
             await self._close()
             raise
@@ -522,31 +642,30 @@ class RabbitBroker(Broker):
             **{name: delaying | {"x-message-ttl": ms} for ms, name in self._retries.items()},
         }
 
-    async def _declare_topology(self) -> None:
+    async def declare(self) -> None:
         for name, arguments in self._queues.items():
             try:
                 async with self._channel() as channel, self._requests.bounded():
                     await channel.queue_declare(name, durable=True, arguments=arguments)
             except BrokerRefused as refusal:
-                cause = refusal.__cause__
-                if isinstance(cause, ChannelPreconditionFailed):
-                    other = "already exists with other arguments"
-                    problem = other if "inequivalent" in str(cause) else "cannot be created"
-                    msg = f"the queue {name!r} {problem}: {cause}"
-                    raise BrokerRefused(msg) from cause
-                if not isinstance(cause, ChannelAccessRefused):
-                    raise
-                await self._count(name)  # declared by another user, but it must exist
+                cause, problem = refusal.__cause__, "cannot be created"
+                if "inequivalent" in str(cause):
+                    problem = "already exists with other arguments"
+                elif isinstance(cause, ChannelAccessRefused):
+                    if await self._count(name) is not None:
+                        continue  # created by another user
+                    problem = "does not exist, and cannot be created"
+                msg = f"the queue {name!r} {problem}: {cause}"
+                raise type(refusal)(msg) from cause
 
-    async def _count(self, name: str) -> tuple[int, int]:
-        """The number of ready messages, and of consumers."""
+    async def _count(self, name: str) -> tuple[int, int] | None:
+        """The number of ready messages, and of consumers; None if the queue does not exist."""
         try:
             async with self._channel() as channel, self._requests.bounded():
                 declared = await channel.queue_declare(name, passive=True)
         except BrokerError as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
-                msg = f"the queue {name!r} does not exist"
-                raise BrokerRefused(msg) from error
+                return None
             raise
         return declared.message_count or 0, declared.consumer_count or 0
 
@@ -555,8 +674,7 @@ class RabbitBroker(Broker):
         server = transport.connection.server_properties
         described: dict[str, int | str] = {"server": f"{server['product']} {server['version']}"}
         for name in self._queues:
-            messages, consumers = await self._count(name)
-            described[name] = messages
+            described[name], consumers = await self._count(name) or (MISSING, 0)
             if name == self._name:
                 described[f"{name} consumers"] = consumers
         return described
@@ -584,6 +702,7 @@ class RabbitBroker(Broker):
         if deliveries is None or deliveries.ended.is_set():
             deliveries = await self._resubscribe()
         while await cancellable_sleep(CHECK_SECONDS, deliveries.ended):
+            deliveries.beat()
             if not self._publisher.late:
                 self.connectivity.established()
             elif self.connectivity.up:
@@ -593,7 +712,7 @@ class RabbitBroker(Broker):
 
     async def _resubscribe(self) -> _Deliveries:
         try:
-            await self._declare_topology()
+            await self.declare()
             deliveries = await self._subscribe()
         except BrokerUnavailable:
             self._client.cut()  # the next attempt opens a new connection
@@ -632,8 +751,9 @@ class RabbitBroker(Broker):
             failures=headers.get(ATTEMPTS),
             receipt=_Receipt(deliveries, tag, properties),
         )
-        deliveries.add(tag, message)
-        if not self._deliver(message):
+        known = self._still_in_flight(message) if delivered.redelivered else None
+        deliveries.add(tag, known or message)
+        if known is None and not self._deliver(message):
             await self.requeue(message)
 
     async def _stop_fetching(self) -> None:
@@ -666,34 +786,37 @@ class RabbitBroker(Broker):
         """
         ms = max(1, math.ceil(delay_seconds * 1000))
         step = next((step for step in self._retries if step >= ms), max(self._retries))
-        headers = {**_without_history(message.headers), REASON: reason}
-        await self._move(
-            message,
-            "retry",
-            self._publish_copy(message, self._retries[step], headers, min(ms, step)),
-        )
+        copy = _Copy(message.receipt.properties, self._headers(message, reason), message.id)
+        copy.expiration = str(min(ms, step))
+        publishing = self._publish_copy(self._retries[step], message.body, copy)
+        await self._move(message, "retry", publishing)
 
     async def _reject(self, message: Message, reason: str) -> None:
-        # Whole seconds: a float in a header has 32 bits, so it would be a minute off.
-        headers = {**message.headers, REASON: reason, DEAD_LETTERED_AT: int(time.time())}
-        await self._move(message, "reject", self._publish_copy(message, self._dead, headers))
+        original: Basic.Properties = message.receipt.properties
 
-    async def _publish_copy(
-        self, message: Message, queue: str, headers: dict[str, Any], ttl_ms: int | None = None
-    ) -> None:
+        def fits(body: bytes, headers: dict[str, Any]) -> bool:
+            return not self._publisher.too_large(body, _Copy(original, headers, message.id))
+
+        async with self._connecting.bounded():
+            await self._publisher.open()
+        headers = self._headers(message, reason) | {DEAD_LETTERED_AT: time.time()}
+        body, headers = fit_dead_letter(message.body, headers, fits)
+        copy = _Copy(original, headers, message.id)
+        await self._move(message, "reject", self._publish_copy(self._dead, body, copy))
+
+    def _headers(self, message: Message, reason: str) -> dict[str, Any]:
+        ours = {ATTEMPTS: message.attempt, REASON: reason}
+        return _without_history(message.headers) | ours
+
+    async def _publish_copy(self, queue: str, body: bytes, copy: _Copy) -> None:
         """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
-        properties = _copied_properties(
-            message.receipt.properties, {**headers, ATTEMPTS: message.attempt}
-        )
-        properties.message_id = message.id
-        properties.expiration = None if ttl_ms is None else str(ttl_ms)
         try:
-            await self._publish(queue, message.body, properties, math.inf)
+            await self._publish(queue, body, copy, math.inf)
         except BrokerRefused as refusal:
             if not isinstance(refusal.__cause__, PublishError):
                 raise
-            await self._declare_topology()
-            await self._publish(queue, message.body, properties, math.inf)
+            await self.declare()
+            await self._publish(queue, body, copy, math.inf)
 
     # -- publishing
 
@@ -749,12 +872,14 @@ class RabbitBroker(Broker):
             yield letter
 
     async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
+        if await self._count(self._dead) is None:
+            return
         async with self._channel() as channel:
             async for letter in self._letters(channel, limit):
                 yield _dead_letter(letter)
 
     async def count_dead_letters(self) -> int:
-        messages, _ = await self._count(self._dead)
+        messages, _ = await self._count(self._dead) or (0, 0)
         return messages
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
@@ -771,9 +896,7 @@ class RabbitBroker(Broker):
                 await self._publish_all(
                     (
                         letter.body,
-                        _copied_properties(
-                            old := letter.header.properties, _without_history(old.headers)
-                        ),
+                        _Copy(old := letter.header.properties, _without_history(old.headers)),
                     )
                     for letter in letters
                 )
@@ -785,10 +908,11 @@ class RabbitBroker(Broker):
             yield moved
 
     async def purge_dead_letters(self) -> AsyncIterator[int]:
+        if await self._count(self._dead) is None:
+            return
         async with self._channel() as channel, self._requests.bounded():
             purged = await channel.queue_purge(self._dead)
-        if purged.message_count:
-            yield purged.message_count
+        yield purged.message_count or 0
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
@@ -833,29 +957,6 @@ async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
 def _without_history(headers: Any) -> dict[str, Any]:
     headers = headers or {}
     return {name: value for name, value in headers.items() if not name.startswith(HISTORY)}
-
-
-def _copied_properties(properties: Basic.Properties, headers: dict[str, Any]) -> Basic.Properties:
-    """The properties for publishing the same message again with these headers."""
-    copied = copy.copy(properties)
-    copied.headers = _encodable(headers)
-    copied.headers.pop("CC", None)  # the broker would deliver to those queues again
-    copied.headers.pop("x-delivery-count", None)  # the broker's count of the old delivery
-    copied.user_id = None  # the broker refuses any but our own
-    copied.expiration = None
-    copied.delivery_mode = PERSISTENT
-    return copied
-
-
-def _encodable(value: Any) -> Any:
-    """Text in headers that is not UTF-8 arrives as bytes, which pamqp sends only as a bytearray."""
-    if isinstance(value, bytes):
-        return bytearray(value)
-    if isinstance(value, dict):
-        return {name: _encodable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    return value
 
 
 def _dead_letter(letter: DeliveredMessage) -> DeadLetter:

@@ -20,6 +20,7 @@ depend on it.
 import asyncio
 import json
 import math
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -27,13 +28,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import urlsplit
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import json_object, make_dead_letter, make_message
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .delivery import json_object, make_dead_letter, make_message, text_of
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import BrokerUrl
 
 T = TypeVar("T")
@@ -43,9 +43,8 @@ POLL_SECONDS = 0.05
 """How often to look for changes by other processes."""
 LOCK_SECONDS = 0.25
 """How long SQLite waits for a lock, which blocks every other request to it."""
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = LONGEST_PAUSE_SECONDS = 5.0
 """How long other programs may keep the file locked before that is an outage."""
-LONGEST_PAUSE_SECONDS = 5.0
 STOP_SECONDS = 2.0
 CLOSE_SECONDS = 3.0
 CRASH_LIMIT = 100
@@ -101,16 +100,13 @@ ANYTHING_TO_DO = """
 SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NULL AND due_at <= :now)
     OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
-FIND_DUE = """
+FIND = """
 SELECT CAST(body AS BLOB), id, type, headers, failures, seq FROM messages
-WHERE source = :source AND consumer IS NULL AND due_at > 0 AND due_at <= :now
-ORDER BY due_at LIMIT :limit
+WHERE source = :source AND consumer IS NULL AND {} LIMIT :limit
 """
-FIND_READY = """
-SELECT CAST(body AS BLOB), id, type, headers, failures, seq FROM messages
-WHERE source = :source AND consumer IS NULL AND due_at = 0
-ORDER BY seq LIMIT :limit
-"""
+FIND_DUE = FIND.format("due_at > 0 AND due_at <= :now ORDER BY due_at")
+FIND_READY = FIND.format("due_at = 0 ORDER BY seq")
+FIND_ODD = FIND.format("due_at < 0 ORDER BY due_at")  # as only another program writes it
 TAKE = "UPDATE messages SET consumer = ? WHERE seq = ?"
 
 # Settling counts only while the lease does: the last statement changes one row, or none.
@@ -135,6 +131,11 @@ LEAVE = (
     "DELETE FROM consumers WHERE id = :consumer",
 )
 FIND_EXPIRED = "SELECT id FROM consumers WHERE expires_at <= ? AND id != ?"
+# An operator may delete the row of a dead consumer, and so strand its messages.
+FIND_STRANDED = """
+SELECT DISTINCT consumer FROM messages
+WHERE consumer IS NOT NULL AND consumer NOT IN (SELECT id FROM consumers)
+"""
 RECLAIM = (
     "UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer",
     f"""INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
@@ -147,18 +148,16 @@ RECLAIM = (
 
 COUNTS = """
 SELECT
-    (SELECT count(*) FROM messages
-        WHERE source = :source AND consumer IS NULL AND due_at <= :now) AS ready,
-    (SELECT count(*) FROM messages
-        WHERE source = :source AND consumer IS NULL AND due_at > :now) AS delayed,
-    (SELECT count(*) FROM messages
-        WHERE consumer IN (SELECT id FROM consumers WHERE source = :source)) AS in_flight,
-    (SELECT count(*) FROM dead_letters WHERE source = :source) AS dead,
-    (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now) AS consumers
+    (SELECT count(*) FROM messages WHERE source = :source AND consumer IS NULL AND due_at <= :now),
+    (SELECT count(*) FROM messages WHERE source = :source AND consumer IS NULL AND due_at > :now),
+    (SELECT count(*) FROM messages WHERE source = :source AND consumer IS NOT NULL),
+    (SELECT count(*) FROM dead_letters WHERE source = :source),
+    (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now)
 """
 COUNT_DEAD = "SELECT count(*), max(seq) FROM dead_letters WHERE source = :source"
-NEXT_DEAD = """
-SELECT seq, body, id, type, reason, attempts, dead_lettered_at FROM dead_letters
+ABOUT_DEAD = ("id", "type", "reason", "attempts", "dead_lettered_at")
+NEXT_DEAD = f"""
+SELECT seq, body, {", ".join(ABOUT_DEAD)} FROM dead_letters
 WHERE source = :source AND seq > :after ORDER BY seq LIMIT 1
 """
 OLDEST_DEAD = f"""
@@ -187,15 +186,7 @@ class Settlement(NamedTuple):
     parameters: dict[str, Any]
 
 
-Row = tuple[bytes, str, str, str, int, int]  # body, id, type, headers, failures, seq
-
-
-class Exchange(NamedTuple):
-    """The result of one transaction of the fetcher."""
-
-    consumer: int
-    lost: list[Settlement]
-    rows: list[Row]
+Row = tuple[Any, ...]  # body, id, type, headers, failures, seq
 
 
 class SqliteBroker(Broker):
@@ -229,12 +220,15 @@ class SqliteBroker(Broker):
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         try:
-            await self._call(self._open)
+            await self._call(self._open, False)
         except BaseException:
             self._end_thread()
             raise
         self.connectivity.established()
         return self
+
+    async def declare(self) -> None:
+        await self._call(self._open, True)
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._fetching = False
@@ -263,20 +257,31 @@ class SqliteBroker(Broker):
     def connected(self) -> bool:
         return self.connectivity.up
 
-    def _open(self) -> None:
+    def _open(self, declaring: bool) -> None:
+        """Without ``declaring``, a file that does not exist or is empty stays so, and is not open."""
+        _check_rights(self._file)
+        if not (declaring or os.access(self._file, os.F_OK)):
+            return
         if not self._file.parent.is_dir():
-            msg = f"the directory of {self._file} does not exist"
+            msg = f"the directory of {self._file} {MISSING}"
             raise BrokerRefused(msg)
-        self._connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
+        if (connection := self._connection) is None:
+            connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
+            connection.text_factory = bytes  # other programs' text may be invalid UTF-8
+            self._connection = connection
+            self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
+            self._file_identity = _identity(self._file)
         try:
-            self._prepare(self._connection)
+            exists = self._find_tables(connection)
+            if declaring:
+                self._create_tables(connection)
+            elif not exists:
+                self._close()
         except BaseException:
             self._close()
             raise
-        self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
-        self._file_identity = _identity(self._file)
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _find_tables(self, connection: sqlite3.Connection) -> bool:
         connection.execute("BEGIN")  # one snapshot: another process may be creating the tables
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -288,9 +293,11 @@ class SqliteBroker(Broker):
         if version not in (0, SCHEMA_VERSION):
             msg = f"{self._file} has schema {version}; this version of the service knows {SCHEMA_VERSION}"
             raise BrokerRefused(msg)
-        # No write before this line: the file of another program stays unmodified.
+        return bool(version)
+
+    def _create_tables(self, connection: sqlite3.Connection) -> None:
         (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if journal_mode != "wal":
+        if journal_mode != b"wal":
             msg = f"{self._file} is on a file system that cannot share it between processes"
             raise BrokerRefused(msg)
         connection.execute("PRAGMA synchronous = FULL")
@@ -374,29 +381,32 @@ class SqliteBroker(Broker):
 
     async def _exchange_once(self) -> None:
         settlements = self._settlements.copy()
-        exchange = await self._call(self._exchange, settlements, self._room)
+        consumer, lost, rows = await self._call(self._exchange, settlements, self._room)
         # Not earlier: during an outage they are kept, and written again.
         del self._settlements[: len(settlements)]
-        if exchange.consumer != self._consumer:
+        if consumer != self._consumer:
             # The lease expired, and the messages are redelivered: drop those that no worker took.
-            self._consumer = exchange.consumer
+            self._consumer = consumer
             self.unacked.clear()
             self.buffer.take_all()
-        for settlement in exchange.lost:
+        for settlement in lost:
             log_settlement_lost(settlement.message, settlement.verb, "its lease had expired")
-        for body, id, type, headers, failures, seq in exchange.rows:
+        for body, id, type, text, failures, seq in rows:
+            headers = json_object(text) if text else {}
             message = make_message(
                 body,
                 id=id,
                 type=type,
-                headers=json_object(headers) if headers else {},
+                headers=headers,
                 failures=failures,
-                receipt=Lease(seq, exchange.consumer),
+                receipt=Lease(seq, consumer),
             )
             if not self._deliver(message):
                 await self.requeue(message)
 
-    def _exchange(self, settlements: list[Settlement], room: int) -> Exchange:
+    def _exchange(
+        self, settlements: list[Settlement], room: int
+    ) -> tuple[int, list[Settlement], list[Row]]:
         now = time.time()
         consumer = self._consumer
         renewing = time.monotonic() >= self._renew_at
@@ -412,16 +422,23 @@ class SqliteBroker(Broker):
                 renewing = not alive
             if renewing:
                 consumer = self._renew(connection, now + self._lease_seconds)
-            for (dead,) in connection.execute(FIND_EXPIRED, (now, consumer)).fetchall():
+            dead_consumers = connection.execute(FIND_EXPIRED, (now, consumer)).fetchall()
+            if renewing:
+                dead_consumers += connection.execute(FIND_STRANDED).fetchall()
+            for (dead,) in dead_consumers:
                 _execute(connection, RECLAIM, {"consumer": dead, "now": now})
             rows: list[Row] = []
-            for find in (FIND_DUE, FIND_READY):  # a delayed message is older than a ready one
+            for find in (
+                FIND_DUE,
+                FIND_READY,
+                FIND_ODD,
+            ):  # a delayed message is older than a ready one
                 what = {"source": self._name, "now": now, "limit": max(0, room - len(rows))}
                 rows += connection.execute(find, what).fetchall()
             connection.executemany(TAKE, [(consumer, row[-1]) for row in rows])
         if renewing:
             self._renew_at = time.monotonic() + self._lease_seconds / 3
-        return Exchange(consumer, lost, rows)
+        return consumer, lost, rows
 
     def _renew(self, connection: sqlite3.Connection, expires_at: float) -> int:
         """Returns this consumer's number: a new one at the start, and after its lease expired."""
@@ -443,7 +460,7 @@ class SqliteBroker(Broker):
         self._settle(message, "retry", RETRY, due_at=time.time() + delay_seconds)
 
     async def _reject(self, message: Message, reason: str) -> None:
-        self._settle(message, "reject", REJECT, reason=reason, now=time.time())
+        self._settle(message, "reject", REJECT, reason=text_of(reason), now=time.time())
 
     async def _requeue(self, message: Message) -> None:
         self._settle(message, "requeue", REQUEUE)
@@ -459,15 +476,10 @@ class SqliteBroker(Broker):
     # -- publishing, queue metrics, dead letters
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+        headers = [json.dumps(dict(m.headers)) if m.headers else "" for m in messages]
         rows = [
-            (
-                self._name,
-                message.id,
-                message.type,
-                json.dumps(dict(message.headers)) if message.headers else "",
-                message.body,
-            )
-            for message in messages
+            (self._name, m.id, m.type, text, m.body)
+            for m, text in zip(messages, headers, strict=True)
         ]
         await self._call(self._publish, rows)
         self._wake.set()
@@ -477,7 +489,10 @@ class SqliteBroker(Broker):
             connection.executemany(PUBLISH, rows)
 
     async def describe(self) -> dict[str, int | str]:
-        ready, delayed, in_flight, dead, consumers = await self._read(COUNTS, now=time.time())
+        counts = await self._read(COUNTS, now=time.time())
+        if counts is None:
+            return {"file": str(self._file), self._name: MISSING}
+        ready, delayed, in_flight, dead, consumers = counts
         return {
             "file": str(self._file),
             self._name: ready,
@@ -493,23 +508,15 @@ class SqliteBroker(Broker):
             row = await self._read(NEXT_DEAD, after=after)
             if row is None:
                 return
-            after, body, id, type, reason, attempts, dead_lettered_at = row
-            yield make_dead_letter(
-                body,
-                id=id,
-                type=type,
-                reason=reason,
-                attempts=attempts,
-                dead_lettered_at=dead_lettered_at,
-            )
+            after, body, *about = row
+            yield make_dead_letter(body, **dict(zip(ABOUT_DEAD, about, strict=True)))
 
     async def count_dead_letters(self) -> int:
-        count, _ = await self._read(COUNT_DEAD)
-        return int(count)
+        found = await self._read(COUNT_DEAD)
+        return int(found[0]) if found else 0
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        async for moved in self._in_steps(REPLAY):
-            yield moved
+    def replay_dead_letters(self) -> AsyncIterator[int]:
+        return self._in_steps(REPLAY)
 
     def purge_dead_letters(self) -> AsyncIterator[int]:
         return self._in_steps(PURGE)
@@ -517,20 +524,19 @@ class SqliteBroker(Broker):
     async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
         """Process the present dead letters in steps; yields the number processed so far."""
         done = 0
-        _, last = await self._read(COUNT_DEAD)
-        while changed := await self._call(
-            self._write, statements, {"source": self._name, "last": last}
-        ):
+        if not (found := await self._read(COUNT_DEAD)):
+            return
+        parameters = {"source": self._name, "last": found[1]}
+        while changed := await self._call(self._write, statements, parameters):
             done += changed
             yield done
 
     async def _read(self, query: str, **parameters: Any) -> Any:
-        """The first row, or None."""
+        """The first row; None if there is none, or no file."""
         return await self._call(self._query, query, {"source": self._name, **parameters})
 
     def _query(self, query: str, parameters: dict[str, Any]) -> Any:
-        assert self._connection is not None
-        return self._connection.execute(query, parameters).fetchone()
+        return self._connection and self._connection.execute(query, parameters).fetchone()
 
     def _write(self, statements: tuple[str, ...], parameters: dict[str, Any]) -> int:
         with self._transaction() as connection:
@@ -554,8 +560,9 @@ class SqliteBroker(Broker):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connection
-        assert connection is not None
+        if (connection := self._connection) is None:
+            msg = f"{self._file} {MISSING}"
+            raise BrokerRefused(msg)
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
@@ -572,18 +579,20 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqliteBroker:
 
 def _parse(text: str) -> tuple[Path, float]:
     """The file, and the lease in seconds. Raises BrokerRefused."""
-    if urlsplit(text).netloc:  # sqlite://orders.db
-        raise _names_no_file()
     url = BrokerUrl(text, like="sqlite:///relative.db", options=["lease_seconds"])
-    if not url.path or url.path == ":memory:":
-        raise _names_no_file()
+    if url.path in ("", ":memory:") or url.hosts:  # sqlite://orders.db
+        msg = "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
+        raise BrokerRefused(msg)
     return Path(url.path).absolute(), url.number("lease_seconds", LEASE_SECONDS, at_least=0.01)
 
 
-def _names_no_file() -> BrokerRefused:
-    return BrokerRefused(
-        "CONSUMER_BROKER_URL names no file: write sqlite:///relative.db or sqlite:////absolute.db"
-    )
+def _check_rights(file: Path) -> None:
+    """Before SQLite opens it: a reader without the right to write leaves files that keep the owner out."""
+    for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
+        effective = os.access in os.supports_effective_ids
+        if os.access(path, os.F_OK) and not os.access(path, os.W_OK, effective_ids=effective):
+            msg = f"{path} is read-only for this user: user {path.stat().st_uid} owns it"
+            raise BrokerDenied(msg)
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
