@@ -36,7 +36,6 @@ TEMPLATE = Path(__file__).resolve().parent
 QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 WEB = ("http:", "https:", "git:", "ssh:", "file:")
 KNOWN_ANYWHERE = ("gh:", "gl:", "bb:", *WEB, *(f"git+{scheme}" for scheme in WEB))
-HOOKS = [path.read_text(encoding="utf-8") for path in (TEMPLATE / "hooks").glob("*.py")]
 NEW_HANDLER = runpy.run_path(str(TEMPLATE / "{{cookiecutter.project_slug}}/tools/new_handler.py"))
 
 
@@ -57,7 +56,8 @@ class ConsumerTemplate(Extension):
             refusal,
         ]
         environment.filters.update({function.__name__: function for function in filters})
-        self.own_sources = {*map(str, QUESTIONS.values()), *HOOKS}
+        hooks = [path.read_text(encoding="utf-8") for path in (_template() / "hooks").glob("*.py")]
+        self.own_sources = {*map(str, _questions().values()), *hooks}
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         # Cookiecutter renders answers from its command line: `description={{ 7*7 }}` would become 49, and
@@ -67,6 +67,21 @@ class ConsumerTemplate(Extension):
         if name is None and not is_path and source not in self.own_sources:
             sys.exit(f"the answer {_shown(source)} must not contain {{{{, {{% or {{#.")
         return source
+
+
+def _template() -> Path:
+    """The folder of the version that is rendered: cruft renders two in one process, which imports this file once."""
+    names = ("cookiecutter.json", "local_extensions.py")
+    for folder in map(Path, reversed(sys.path)):
+        if all((folder / name).is_file() for name in names):
+            return folder.resolve()
+    return TEMPLATE
+
+
+def _questions() -> dict[str, Any]:
+    text = (_template() / "cookiecutter.json").read_text(encoding="utf-8")
+    questions: dict[str, Any] = json.loads(text)
+    return questions
 
 
 def handler_types(answer: str) -> dict[str, str]:
@@ -100,15 +115,16 @@ def record(answers: Mapping[str, Any]) -> str:
 
 def origin(answers: Mapping[str, Any]) -> dict[str, str]:
     """Where this template is from, for its next version: its place, the folder in its repository, and the commit."""
-    folders = (TEMPLATE, *TEMPLATE.parents)
-    root = next((folder for folder in folders if (folder / ".git").exists()), TEMPLATE)
+    template = _template()
+    folders = (template, *template.parents)
+    root = next((folder for folder in folders if (folder / ".git").exists()), template)
     place: str = answers["_template"]
     prefix, colon, _ = place.partition(":")
     if not colon and not place.lower().endswith(".zip"):
         place = str(root)  # as typed, it would mean another folder elsewhere
     elif "/" not in prefix and f"{prefix}:" not in KNOWN_ANYWHERE and "@" not in prefix:
         place = _remote(root) or place  # an abbreviation of this user's own
-    directory = TEMPLATE.relative_to(root).as_posix()
+    directory = template.relative_to(root).as_posix()
     return {
         "place": place,
         "directory": "" if directory == "." else directory,
@@ -195,13 +211,14 @@ def refusal(answers: Mapping[str, Any]) -> str:
 
 def _refusals(answers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The question, and the sentence."""
-    for name in answers.keys() & QUESTIONS.keys() - set(PUBLIC):
-        if not name.startswith("__") and answers[name] != QUESTIONS[name]:
+    questions = _questions()
+    for name in answers.keys() & questions.keys() - set(PUBLIC):
+        if not name.startswith("__") and answers[name] != questions[name]:
             version = answers.get("_template_version")
             yield (
                 "_template_version",
                 f"these answers are of another version of the template ({version}, where this is"
-                f" {QUESTIONS['_template_version']}): give the answers without the names that begin with `_`.",
+                f" {questions['_template_version']}): give the answers without the names that begin with `_`.",
             )
     refused: set[str] = set()
     for question in PUBLIC:
