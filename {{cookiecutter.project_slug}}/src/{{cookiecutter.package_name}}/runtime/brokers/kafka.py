@@ -289,7 +289,7 @@ def _shortened(letter: Record, most_bytes: int) -> Record:
 
     def fits(body: bytes, headers: dict[str, Any]) -> bool:
         size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, body, encoded(headers))
-        return size <= most_bytes
+        return bool(size <= most_bytes)
 
     body, kept = fit_dead_letter(value or b"", dict(headers), fits)
     return key, body, encoded(kept)
@@ -717,8 +717,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         source = self.settings.source
         existing = await self._existing(source, self._retry_topic, self._dead_topic)
         async with self._admin() as admin, self._requests.bounded():
-            [response] = await admin.describe_consumer_groups([self._group])
-            [(_, _, _, _, _, members, *_)] = response.groups
+            members = await self._members(admin)
         async with self._reader(self._group, source, self._retry_topic) as reader:
             waiting = await self._count(reader)
 
@@ -739,6 +738,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if self._dead_topic in existing
             else MISSING,
         }
+
+    async def _members(self, admin: AIOKafkaAdminClient) -> list[Any]:
+        while True:
+            with suppress(kafka_errors.GroupCoordinatorNotAvailableError):  # the cluster's first
+                [response] = await admin.describe_consumer_groups([self._group])
+                [(_, _, _, _, _, members, *_)] = response.groups
+                return list(members)
+            await asyncio.sleep(0.1)
 
     @asynccontextmanager
     async def _reader(self, group: str, *topics: str) -> AsyncIterator[AIOKafkaConsumer]:
