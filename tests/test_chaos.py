@@ -180,6 +180,14 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
     check(result, prove, f"broker={broker}, {only}")
 
 
+@pytest.mark.parametrize("broker", ["nats", "rabbitmq"])
+def test_a_cluster_whose_leader_is_killed_loses_nothing(
+    broker: str, tmp_path: Path, prove: Prove
+) -> None:
+    result = chaos(tmp_path, "--broker", broker, "--only", "failover")
+    check(result, prove, f"broker={broker}, failover")
+
+
 @pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])
 def test_sigterm_at_any_moment_of_the_start_leaves_no_message_unacked(
     broker: str, tmp_path: Path, prove: Prove

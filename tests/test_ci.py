@@ -157,7 +157,7 @@ def test_the_template_is_tested_on_every_python_and_system_each_week() -> None:
 def test_what_only_root_can_test_is_tested_as_root() -> None:
     steps = parsed(TEMPLATE, WORKFLOW)["jobs"]["test"]["steps"]
     [step] = [step for step in steps if "sudo" in step.get("run", "") and "tasks.py" in step["run"]]
-    files = [f"tests/test_{name}.py" for name in ("deploy", "image", "servers", "systemd")]
+    files = [f"tests/test_{name}.py" for name in ("deploy", "image", "servers", "under_systemd")]
     assert step["run"].split()[-4:] == files
     assert step["env"] == {"REQUIRE_IMAGE": "1", "REQUIRE_BROKERS": "1"}
     assert f"--preserve-env={','.join(step['env'])}" in step["run"]

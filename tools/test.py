@@ -51,6 +51,7 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_adopt.py": "docs/adopt.md, followed",
     "tests/test_chaos.py::test_chaos_loses_nothing": "a round of chaos on each of two brokers",
     "tests/test_chaos.py::test_twenty_rolling_restarts": "20 restarts and 50 SIGKILLs",
+    "tests/test_chaos.py::test_a_cluster_whose": "three nodes, the leader killed three times",
     "tests/test_chaos.py::test_sigterm_at_any_moment": "SIGTERM every 25 ms of the start",
 }
 """Only with --all, and what it is: ids of tests as pytest prints them, or the beginning of such ids."""

@@ -19,17 +19,19 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tools import ROOT
+from tools.chaos.clusters import CLUSTERS
 from tools.chaos.plan import draw
 from tools.chaos.rounds import Round
-from tools.chaos.scenarios import Kills, Rolling, Stuck, Sweep
+from tools.chaos.scenarios import Failover, Kills, Rolling, Stuck, Sweep
 from tools.chaos.testbed import Experiment, Queue, Testbed, Unavailable, testbed
 from tools.kafka import variables_for
 
 BROKERS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["broker"]
-PARTS = ("random", "rolling", "kills", "sweep")
+PARTS = ("random", "rolling", "kills", "sweep", "failover")
 ROUND_SECONDS = 25
 RESTARTS, RESTARTED_IDS = 20, 10_000
 KILLS, KILLED_IDS = 50, 5_000
+FAILOVERS, FAILOVER_IDS = 3, 3_000
 SWEEP_EVERY_MS = 5
 SHOWN = 8
 """At most this many violations of one experiment are printed; its folder has all."""
@@ -79,9 +81,17 @@ def name_of(one: Result) -> str:
 def run_broker(broker: str, arguments: argparse.Namespace) -> Iterator[Result]:
     os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # only a private broker is killed and cut
     try:
-        with patch.dict(os.environ, variables_for(broker)), testbed(broker) as built:
-            for part in arguments.only:
-                yield from PART_RUNNERS[part](built, arguments)
+        on_one = [part for part in arguments.only if part != "failover"]
+        if on_one:
+            with (
+                patch.dict(os.environ, variables_for(broker)),
+                testbed(broker, cluster=False) as built,
+            ):
+                for part in on_one:
+                    yield from PART_RUNNERS[part](built, arguments)
+        if "failover" in arguments.only and broker in CLUSTERS:
+            with testbed(broker, cluster=True) as built:
+                yield from failovers(built, arguments)
     except Unavailable as reason:
         yield Result(broker, "-", note=f"not run: {reason}")
 
@@ -107,6 +117,13 @@ def rolling_restarts(testbed: Testbed, arguments: argparse.Namespace) -> Iterato
 def sigkills(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
     ids, seed = arguments.ids or KILLED_IDS, arguments.seed
     yield carry_out(testbed, "kills", seed, arguments, lambda q: Kills(q, KILLS, ids, seed))
+
+
+def failovers(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
+    ids = arguments.ids or FAILOVER_IDS
+    yield carry_out(
+        testbed, "failover", arguments.seed, arguments, lambda q: Failover(q, FAILOVERS, ids)
+    )
 
 
 def start_up(testbed: Testbed, arguments: argparse.Namespace) -> Iterator[Result]:
@@ -209,7 +226,7 @@ def parse_arguments() -> argparse.Namespace:
         "--only",
         action="append",
         choices=PARTS,
-        help="this part; may be repeated; by default all but the sweep",
+        help="this part; may be repeated; by default the first three. failover: the leader of a cluster is killed",
     )
     parser.add_argument(
         "--sweep", action="store_true", help="only the sweep: SIGTERM at every moment of the start"

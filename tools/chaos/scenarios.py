@@ -1,4 +1,4 @@
-"""The experiments without a plan: rolling restarts, SIGKILLs, and SIGTERM at every moment of the start."""
+"""The experiments without a plan: rolling restarts, SIGKILLs, failovers, and SIGTERM at every moment of the start."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from typing import Any
 from tools.chaos.plan import CONCURRENCY, SLOTS
 from tools.chaos.reconciliation import Reconciliation
 from tools.chaos.running import CLOSE_SECONDS, GENTLE_DRAIN_SECONDS, SLACK_SECONDS
-from tools.chaos.testbed import Experiment, Queue, Testbed, ending, wait
+from tools.chaos.testbed import Experiment, Publisher, Queue, Testbed, ending, wait
 
 AT_ONCE = 500
 """Messages published at a time."""
@@ -120,6 +120,45 @@ class Kills(Experiment):
 
     def text(self) -> str:
         return "".join(f"{json.dumps({'ended': e, 'kill': slot})}\n" for e, slot in self.at)
+
+
+class Failover(Experiment):
+    """A cluster: the node that leads the queue is killed and later started again, repeatedly, under load.
+
+    Half of the messages are published before the first kill, the others meanwhile, a few at a time.
+    """
+
+    def __init__(self, queue: Queue, kills: int, ids: int) -> None:
+        super().__init__(queue)
+        self.ids = ids
+        self.log: list[str] = []
+        self.reconciliation.graceful = False
+        # Both processes may lose their connection, and the settlements on it; and again when the node is back.
+        self.reconciliation.most_repeated = kills * 4 * SLOTS * CONCURRENCY
+        self.at = [number * ids // 2 // (2 * kills + 1) for number in range(1, 2 * kills + 1)]
+
+    def run(self) -> None:
+        server = self.queue.testbed.server
+        publish(self.queue, self.ids // 2)
+        running = [start(self.queue, impatient=True) for _ in range(SLOTS)]
+        publisher = Publisher(self.queue)
+        for first in range(self.ids // 2, self.ids, AT_ONCE // 10):
+            numbers = range(first, min(first + AT_ONCE // 10, self.ids))
+            publisher.put(
+                [{"id": f"work-{n}", "how": "work", "seconds": WORK_SECONDS} for n in numbers]
+            )
+        for kill_at, restart_at in zip(self.at[::2], self.at[1::2], strict=True):
+            reach(self.queue, kill_at)
+            server.kill()
+            self.kills += 1
+            self.log.append(json.dumps({"ended": kill_at, "killed": server.down}))
+            reach(self.queue, restart_at)
+            server.restart()
+        publisher.finish()
+        stop_all(self, running)
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self.log)
 
 
 def most_unacked(testbed: Testbed) -> float:

@@ -29,6 +29,7 @@ from runtime.brokers import make_source
 from runtime.errors import BrokerError
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
+from tools.chaos.clusters import CLUSTERS
 from tools.chaos.reconciliation import Ending, Reconciliation
 
 SERVICE = [sys.executable, "-X", "dev", "-W", "error", "-m", "tools.chaos.service", "run"]
@@ -51,7 +52,9 @@ class Unavailable(Exception):
 class Testbed:
     """One broker, the network in front of it, and the disk below."""
 
-    def __init__(self, broker: str, scratch: Path, running: ExitStack) -> None:
+    def __init__(
+        self, broker: str, scratch: Path, running: ExitStack, *, cluster: bool = False
+    ) -> None:
         self.broker = broker
         self.scratch = scratch
         # The runtime in this process only publishes and counts, and is to be silent about outages.
@@ -60,13 +63,15 @@ class Testbed:
         module: Any = server_module(broker)
         embedded = not hasattr(module, "private")
         start = module.shared if embedded else module.private
+        if cluster:
+            start = CLUSTERS[broker]
         self.disk = Disk(scratch / "server", running, small=embedded)
         try:
             self.server = running.enter_context(start(self.disk.folder))
         except ServerMissing as missing:
             raise Unavailable(str(missing)) from None
         self.proxies: list[Any] = []
-        if not embedded:
+        if not embedded and not cluster:
             proxy = type("ThrottledProxy", (Throttled, self.server.proxy_type), {})
             number = PROXIES.get(broker, 2)
             self.proxies = [running.enter_context(proxy(self.server.url)) for _ in range(number)]
@@ -344,9 +349,9 @@ class Publisher(threading.Thread):
 
 
 @contextmanager
-def testbed(broker: str) -> Iterator[Testbed]:
+def testbed(broker: str, *, cluster: bool) -> Iterator[Testbed]:
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch, ExitStack() as running:
-        yield Testbed(broker, Path(scratch), running)
+        yield Testbed(broker, Path(scratch), running, cluster=cluster)
 
 
 def ending(

@@ -219,9 +219,10 @@ def environment(root: Path, python: str, before: list[str]) -> str:
     needed = [*requirements("service"), *requirements("harness")]
     if not folder.exists():
         subprocess.run(
-            [*before, "uv", "venv", "--quiet", "--python", f"/usr/bin/{python}", folder], check=True
+            [*before, "uv", "venv", "--quiet", "--python", f"/usr/bin/{python}", str(folder)],
+            check=True,
         )
-    install = [*before, "uv", "pip", "install", "--quiet", "--python", folder / "bin/python"]
+    install = [*before, "uv", "pip", "install", "--quiet", "--python", str(folder / "bin/python")]
     subprocess.run([*install, *needed], check=True)
     return str(folder / "bin/python")
 
