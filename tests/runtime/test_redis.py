@@ -590,6 +590,9 @@ class TestTopology:
     async def test_entries_trimmed_before_they_were_read_are_logged_once_with_their_number(
         self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
     ) -> None:
+        about = client.info("server")
+        if about.get("server_name") == "valkey" or int(about["redis_version"].split(".")[0]) >= 8:
+            pytest.skip("this server counts trimmed entries as read, at the next read")
         url = with_lease(broker.url, 0.3)
         async with connect(prefetch=1, broker_url=url) as source:
             await publish(source, 3)
