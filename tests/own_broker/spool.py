@@ -21,7 +21,7 @@ from ..errors import BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import json_object, make_dead_letter, make_message
-from .source import Broker, Capabilities, Connectivity
+from .source import MISSING, Broker, Capabilities, Connectivity
 from .url import BrokerUrl
 
 LEASE_SECONDS = 30.0
@@ -48,14 +48,16 @@ class SpoolBroker(Broker):
         self._fetcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self.connectivity.established()  # a folder needs no connection
+        return self
+
+    async def declare(self) -> None:
         try:
             for folder in (self._ready, self._all_held, self._dead):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             msg = f"{self.connectivity.address} cannot be used: {error.strerror}"
             raise BrokerRefused(msg) from error
-        self.connectivity.established()
-        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.connectivity.up = False
@@ -149,6 +151,8 @@ class SpoolBroker(Broker):
         part.rename(file)
 
     async def describe(self) -> dict[str, int | str]:
+        if not self._ready.exists():
+            return {self.settings.source: MISSING}
         return {
             self.settings.source: len(_files(self._ready)),
             f"{self.settings.source} dead letters": len(_files(self._dead)),
@@ -193,8 +197,8 @@ def _name(due: float) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """In the order of their names."""
-    return sorted(folder.iterdir())
+    """In the order of their names; none in a folder that is not declared."""
+    return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def _about(message: Message | OutgoingMessage) -> dict[str, Any]:

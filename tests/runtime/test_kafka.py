@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import json
 import math
 import random
 import re
+import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -16,6 +19,7 @@ from contextlib import (
     contextmanager,
 )
 from copy import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +37,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 from aiokafka.record.util import calc_crc32c
-from hypothesis import given
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.contract import (
@@ -70,6 +74,8 @@ from runtime.handlers import Router
 from runtime.message import (
     Message,
     OutgoingMessage,
+    Reject,
+    Retry,
 )
 from runtime.settings import ConsumerSettings
 
@@ -216,6 +222,47 @@ HEADER_NAMES = st.sampled_from([*OUR_HEADERS, "ce_id", "ce_type", "a"]) | st.tex
 HEADER_VALUES = st.sampled_from(
     [b"1e999", b"nan", b"-1", b"9" * 5000, b"[" * 10_000, b'["a", "x-consumer-attempts"]', b"{}"]
 )
+
+
+RECORDS = st.lists(
+    st.tuples(
+        st.none() | st.binary(),
+        st.none() | st.binary() | HEADER_VALUES,
+        st.lists(st.tuples(HEADER_NAMES, st.none() | st.binary() | HEADER_VALUES), max_size=4),
+    ),
+    max_size=30,
+)
+"""Keys, values and headers."""
+
+
+async def produce_any(broker: Server, topic: str, records: list[Any]) -> None:
+    """One batch to partition 0, also of records that aiokafka's own `send` refuses."""
+    host = urlsplit(broker.url).netloc
+    async with AIOKafkaProducer(bootstrap_servers=host, max_batch_size=2**20) as producer:
+        batch = producer.create_batch()
+        for key, value, headers in records:
+            assert batch.append(key=key, value=value, timestamp=None, headers=headers)
+        await (await producer.send_batch(batch, topic, partition=0))
+
+
+async def dead_letter_all(settings: ConsumerSettings, count: int) -> None:
+    """Run a consumer, whose handler fails, until there are so many dead letters."""
+
+    async def fail(body: bytes, message: Message) -> None:
+        raise Retry if message.attempt == 1 else Reject("bad")
+
+    event = CancellationEvent(asyncio.get_running_loop())
+    consumer = Consumer(make_source(settings, 50), Router({"any": fail}), event, settings)
+    consuming = asyncio.create_task(consumer.run())
+
+    async def counted() -> object:
+        async with make_source(settings) as reader:
+            assert not consuming.done()
+            return await reader.count_dead_letters()
+
+    await eventually(count, counted)
+    event.set("test")
+    assert await consuming == 0
 
 
 async def consume_until_rejected(settings: ConsumerSettings) -> int:
@@ -714,6 +761,52 @@ class TestOtherProducers:
         for _, copied in kafka._copy(message, {})[2]:
             assert copied is None or isinstance(copied, bytes)
 
+    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+    @settings(
+        max_examples=5,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(in_source=RECORDS, in_retry=RECORDS, in_dead=RECORDS)
+    def test_any_records_become_dead_letters_that_are_listed_replayed_and_purged(
+        self,
+        broker: Server,
+        settings_for: Callable[..., ConsumerSettings],
+        in_source: list[Any],
+        in_retry: list[Any],
+        in_dead: list[Any],
+    ) -> None:
+        queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
+        settings = settings_for(source=queue, max_attempts=2, **SETTINGS)
+        places = {own(queue): in_source, own(queue, RETRY): in_retry, own(queue, DEAD): in_dead}
+        count = sum(map(len, places.values()))
+
+        async def survive() -> None:
+            async with opened(make_source(settings)):
+                pass
+            for topic, records in places.items():
+                if records:
+                    await produce_any(broker, topic, records)
+            await dead_letter_all(settings, count)
+            async with opened(make_source(settings)) as source:
+                letters = [letter async for letter in source.dead_letters(count + 1)]
+                assert len(letters) == count
+                json.dumps([[le.id, le.type, le.reason, le.dead_lettered_at] for le in letters])
+                assert await last(source.replay_dead_letters()) == count
+            await dead_letter_all(settings, count)
+            async with opened(make_source(settings)) as source:
+                assert Counter(ids([le async for le in source.dead_letters(count + 1)])) == (
+                    Counter(ids(letters))
+                )
+                assert await last(source.purge_dead_letters()) == count
+                assert await source.count_dead_letters() == 0
+
+        try:
+            asyncio.run(survive())
+        finally:
+            broker.delete(queue)
+
     async def test_a_batch_that_does_not_fit_into_memory_unpacked_ends_the_consumption(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
@@ -955,13 +1048,13 @@ class TestLimits:
             [lost] = find(events, "settlement_lost")
             assert lost["id"] == "large"
             assert "larger than its topic allows" in lost["reason"]
-            assert "larger than its topic allows" in source.unstorable
+            assert "larger than its topic allows" in source.put_offs.reason
             again = await take(source, 9)
             assert {message.attempt for message in again} == {2}
             assert ids(again)[-1] == "large"  # a second later, in this process
             for message in again:
                 await source.ack(message)
-            assert not source.unstorable
+            assert not source.put_offs.reason
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_rebalance_does_not_wait_for_a_message_that_is_put_off(
@@ -976,7 +1069,7 @@ class TestLimits:
             async with connect():
                 assert time.monotonic() - began_at < 3
             assert find(events, "partitions_revoked")[-1]["dropped"] == 1
-            assert not source.unstorable
+            assert not source.put_offs.reason
 
     async def test_a_batch_that_is_too_large_is_published_in_smaller_ones(
         self, connect: Connect, broker: Server, queue: str
@@ -1109,6 +1202,19 @@ class TestUrl:
         with pytest.raises(BrokerRefused, match=r"^CONSUMER_BROKER_URL: ") as refusal:
             make_source(settings_for(broker_url=f"kafka://{rest}"))
         assert "hush" not in str(refusal.value)
+
+    async def test_a_key_with_a_passphrase_is_one_sentence_and_no_question(
+        self, source_for: Callable[..., KafkaBroker], certificates: Path, tmp_path: Path
+    ) -> None:
+        """Of every broker: runtime.brokers.url. OpenSSL would ask on the terminal."""
+        key = tmp_path / "encrypted.key"
+        encrypt = ["openssl", "pkey", "-aes256", "-passout", "pass:hush", "-out", str(key)]
+        encrypting = partial(subprocess.run, [*encrypt, "-in", str(certificates / "client.key")])
+        await asyncio.to_thread(encrypting, check=True)
+        url = f"kafkas://one?certfile={certificates / 'client.pem'}&keyfile={key}"
+        with pytest.raises(BrokerRefused, match=r"keyfile \(without a passphrase\): "):
+            async with source_for(broker_url=url):
+                pass
 
     @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
     async def test_credentials_are_in_no_log_and_in_no_error(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -18,7 +19,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelInvalidStateError
+from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -54,6 +55,7 @@ from runtime.brokers.rabbitmq import (
     RabbitBroker,
     delays_ms,
 )
+from runtime.brokers.source import MISSING
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
@@ -134,7 +136,36 @@ async def open_channel(url: str) -> AsyncIterator[AbstractChannel]:
         yield channel
 
 
+NO, ALL = "^$", r"^orders(\..*)?$"
+DEFAULT_EXCHANGE = r"^amq\.default$"
+RIGHTS = {
+    "check": (NO, NO, NO),
+    "publish": (NO, DEFAULT_EXCHANGE, NO),
+    "declare": (ALL, DEFAULT_EXCHANGE, ALL),
+    "run": (NO, DEFAULT_EXCHANGE, "^orders$"),
+    "dead-letters list": (NO, NO, r"^orders\.dead$"),
+    "dead-letters replay": (NO, DEFAULT_EXCHANGE, r"^orders\.dead$"),
+    "dead-letters purge": (NO, NO, r"^orders\.dead$"),
+}
+"""To configure, to write and to read, as docs/brokers/rabbitmq.md says."""
+
+
 class TestAcksThatWereNotSent:
+    async def test_are_logged_when_the_event_loop_was_blocked_beyond_the_heartbeats(
+        self, connect: Connect, broker: Server, events: list[Event]
+    ) -> None:
+        """The broker has closed the connection, which this process learns only after it has sent the ack."""
+        async with connect(prefetch=1, broker_url=f"{broker.url}?heartbeat=1") as source:
+            (published,) = await publish(source, 1)
+            (message,) = await take(source, 1)
+            time.sleep(5)  # noqa: ASYNC251
+            await source.ack(message)
+            await eventually_logged(events, "settlement_lost")
+            assert await ack_all(source, 1) == [published]
+        (lost,) = find(events, "settlement_lost")
+        assert lost["id"] == published
+        assert "the event loop was blocked for 5 seconds" in lost["reason"]
+
     async def test_are_logged_once_when_the_channel_closes(
         self, broker: Server, events: list[Event]
     ) -> None:
@@ -655,7 +686,7 @@ class TestMoving:
     ) -> None:
         """A longer frame ends the connection, on which the dead letters of others travel."""
         async with connect(prefetch=21) as source, open_channel(broker.url) as channel:
-            headers = {"stack": "x" * 130_950}
+            headers: dict[str, Any] = {"stack": "x" * 130_950}
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
             published = await publish(source, 20)
             messages = await take(source, 21)
@@ -676,7 +707,7 @@ class TestMoving:
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
-            headers = {"stack": "x" * 130_950}
+            headers: dict[str, Any] = {"stack": "x" * 130_950}
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
             (message,) = await take(source, 1)
             await source.retry(message, 0.1, "not now")
@@ -858,6 +889,246 @@ class TestTopology:
             assert str((await source.describe())["server"]).startswith("RabbitMQ ")
 
 
+class TestLooking:
+    async def test_a_missing_topology_is_told_and_not_created(
+        self, source_for: Callable[..., RabbitBroker], broker: Server, queue: str
+    ) -> None:
+        async with source_for() as source, open_channel(broker.url) as channel:
+            described = await source.describe()
+            assert {described[name] for name in source._queues} == {MISSING}
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(10)] == []
+            assert [moved async for moved in source.replay_dead_letters()] == []
+            assert [deleted async for deleted in source.purge_dead_letters()] == []
+            with pytest.raises(ChannelNotFoundEntity):
+                await channel.declare_queue(f"{queue}.dead", passive=True)
+
+    @pytest.mark.very_slow
+    @pytest.mark.parametrize("command", RIGHTS)
+    async def test_each_command_needs_just_the_rights_that_the_page_names(
+        self,
+        source_for: Callable[..., RabbitBroker],
+        node: PrivateServer,
+        command: str,
+        queue: str,
+    ) -> None:
+        user = f"user-of-{queue}"
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("add_user", user, "secret")
+        rights = [right.replace("orders", queue) for right in RIGHTS[command]]
+        lacking = [
+            [*rights[:place], NO, *rights[place + 1 :]]
+            for place, right in enumerate(rights)
+            if right != NO
+        ]
+        for given in (rights, *lacking):
+            if command != "declare":
+                async with opened(source_for(broker_url=node.url)) as owner:
+                    await publish(owner, 1)
+                    async with open_channel(node.url) as channel:
+                        await publish_raw(channel, f"{queue}.dead")
+            control("set_permissions", user, *given)
+            async with source_for(1, broker_url=with_user(node.url, user, "secret")) as source:
+                if given is rights:
+                    await use(source, command)
+                else:
+                    with pytest.raises(BrokerDenied, match="ACCESS_REFUSED - "):
+                        await use(source, command)
+            async with open_channel(node.url) as channel:
+                for name in source._queues:
+                    await channel.queue_delete(name)
+        control("delete_user", user)
+
+
+async def use(source: RabbitBroker, command: str) -> None:
+    """As the command line does."""
+    if command == "check":
+        await source.describe()
+    elif command.startswith("publish"):
+        await source.declare()
+        await publish(source, 1)
+    elif command.startswith("declare"):
+        await source.declare()
+    elif command == "dead-letters list":
+        [letter async for letter in source.dead_letters(10)]
+    elif command.startswith("dead-letters replay"):
+        await source.declare()
+        [moved async for moved in source.replay_dead_letters()]
+    elif command == "dead-letters purge":
+        [deleted async for deleted in source.purge_dead_letters()]
+    else:
+        await source.declare()
+        await source.start()
+        (message,) = await take(source, 1)
+        await source.retry(message, 0.1, "not now")
+        if source.put_offs.reason:
+            raise BrokerDenied(source.put_offs.reason)
+        (message,) = await take(source, 1)
+        await source.reject(message, "bad")
+
+
+@pytest.mark.very_slow
+class TestRefusals:
+    """On a server of its own, which rabbitmqctl can limit."""
+
+    @pytest.mark.parametrize(
+        ("limit", "unlimit", "reason"),
+        [
+            (
+                ["set_vhost_limits", "-p", "other", '{"max-connections": 0}'],
+                ["clear_vhost_limits", "-p", "other"],
+                "connection limit",
+            ),
+            (
+                ["set_user_limits", "guest", '{"max-connections": 0}'],
+                ["clear_user_limits", "guest", "all"],
+                "user connection limit",
+            ),
+            (
+                ["eval", 'rabbit_vhost_sup_sup:stop_and_delete_vhost(<<"other">>).'],
+                ["restart_vhost", "-p", "other"],
+                "is down",
+            ),
+        ],
+        ids=["limit of the virtual host", "limit of the user", "a virtual host that is down"],
+    )
+    async def test_a_connection_that_is_refused_for_now_may_be_tried_again(
+        self,
+        source_for: Callable[..., RabbitBroker],
+        node: PrivateServer,
+        limit: list[str],
+        unlimit: list[str],
+        reason: str,
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        with suppress(CalledProcessError):  # it exists
+            control("add_vhost", "other")
+        control("set_permissions", "-p", "other", "guest", ".*", ".*", ".*")
+        source = source_for(broker_url=f"{node.url}other")
+        control(*limit)
+        try:
+            with pytest.raises(BrokerUnavailable, match=reason) as unavailable:
+                await source.__aenter__()
+        finally:
+            control(*unlimit)
+        assert "\n" not in str(unavailable.value)
+        assert "refused for now" in str(unavailable.value)
+        async with source_for(broker_url=f"{node.url}other"):
+            pass
+
+    async def test_a_limit_of_queues_is_one_sentence(
+        self, source_for: Callable[..., RabbitBroker], node: PrivateServer
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("set_vhost_limits", "-p", "/", '{"max-queues": 1}')
+        try:
+            async with source_for(broker_url=node.url) as source:
+                with pytest.raises(BrokerRefused, match=r"cannot be created: .*queue limit"):
+                    await source.declare()
+        finally:
+            control("clear_vhost_limits", "-p", "/")
+
+    @pytest.mark.parametrize("emptied", [True, False], ids=["emptied", "without the limit"])
+    async def test_a_full_queue_of_dead_letters_puts_off_what_it_refuses(
+        self,
+        connect: Connect,
+        node: PrivateServer,
+        queue: str,
+        events: list[Event],
+        emptied: bool,
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        full = '{"max-length": 5, "overflow": "reject-publish"}'
+        async with connect(prefetch=10, broker_url=node.url) as source:
+            await publish(source, 12)
+            control("set_policy", "full", f"^{queue}.dead$", full)
+            for message in await take(source, 10):
+                await source.reject(message, "bad")
+            assert "it has reached its limit" in source.put_offs.reason
+            assert len(await ack_all(source, 2)) == 2  # others go on
+            letters = await source.count_dead_letters()
+            assert letters < 10
+            if emptied:
+                assert [n async for n in source.purge_dead_letters()] == [letters]
+            else:
+                letters = 0
+            control("clear_policy", "full")
+            await eventually_counts(node, queue, Counts(0, 0, 10 - letters))
+            assert source.put_offs.reason == ""
+        assert find(events, "reconnecting") == []
+
+    async def test_a_missing_right_puts_off_with_the_reason_of_the_broker(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with connect(prefetch=0, broker_url=node.url) as publisher:
+            await publish(publisher, 3)
+        async with connect(prefetch=3, broker_url=node.url) as source:
+            control("set_permissions", "guest", ".*", "^$", ".*")
+            try:
+                retried, rejected, other = await take(source, 3)
+                await asyncio.gather(
+                    source.retry(retried, 0.1, "not now"), source.reject(rejected, "bad")
+                )
+                assert "ACCESS_REFUSED" in source.put_offs.reason
+                assert "amq.default" in source.put_offs.reason
+            finally:
+                control("set_permissions", "guest", ".*", ".*", ".*")
+            (again,) = await take(source, 1)
+            assert (again, again.attempt) == (retried, 2)
+            await source.ack(again)
+            await source.ack(other)
+            await eventually_counts(node, queue, Counts(0, 0, 1))
+        assert find(events, "reconnecting") == []
+
+    async def test_a_body_above_a_new_limit_of_the_broker_becomes_a_shortened_dead_letter(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        """As after an update to RabbitMQ 4, whose limit is 16 MiB in place of 128."""
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with connect(prefetch=0, broker_url=node.url) as source:
+            await source.publish([OutgoingMessage(b"x" * 4_000_000, id="large")])
+            await publish(source, 9)
+        control("eval", "application:set_env(rabbit, max_message_size, 2000000).")
+        try:
+            async with connect(prefetch=10, broker_url=node.url) as source:
+                messages = await take(source, 10)
+                await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+                assert "4000000" in source.put_offs.reason
+                await eventually_counts(node, queue, Counts(0, 0, 10))
+                letters = {letter.id: letter async for letter in source.dead_letters(10)}
+                assert len(letters) == 10
+                assert letters["large"].body == b"x" * 2_000_000
+                with pytest.raises(BrokerRefused, match="the broker takes 2000000"):
+                    await source.publish([OutgoingMessage(b"x" * 2_000_001)])
+        finally:
+            control("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+        assert find(events, "reconnecting") == []
+
+    async def test_a_message_that_waits_too_long_for_its_ack_is_not_handled_twice_at_once(
+        self, settings_for: Callable[..., ConsumerSettings], node: PrivateServer
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        control("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+        control("eval", "application:set_env(rabbit, channel_tick_interval, 200).")
+        started: list[str] = []
+
+        async def order(body: bytes, message: Message) -> None:
+            started.append(message.id)
+            await asyncio.sleep(4)
+
+        settings = settings_for(**SETTINGS, broker_url=node.url)
+        try:
+            async with opened(make_source(settings)) as publisher:
+                published = await publish(publisher, 1, type="order")
+            await handle(settings, 1, {"order": order})
+        finally:
+            control("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+            control("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+        assert started == published
+        await eventually_counts(node, settings.source, Counts(0, 0, 0))
+
+
 class TestCredentials:
     @pytest.mark.very_slow
     async def test_user_password_and_virtual_host_may_have_any_character(
@@ -871,6 +1142,24 @@ class TestCredentials:
         async with open_channel(url) as channel:
             for name in source._queues:
                 await channel.queue_delete(name)
+
+    async def test_the_name_of_a_queue_is_any_text(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        name = f"{queue}-commandes créées|注文"
+        async with connect(prefetch=1, source=name) as source, open_channel(broker.url) as channel:
+            published = await publish(source, 1)
+            assert (await source.describe())[name] in (0, 1)
+            assert await ack_all(source, 1) == published
+            for each in source._queues:
+                await channel.queue_delete(each)
+
+    async def test_the_name_of_a_queue_that_is_too_long_is_one_sentence(
+        self, source_for: Callable[..., RabbitBroker], broker: Server
+    ) -> None:
+        source_for(source="é" * 122)  # 244 bytes, and 10 for the suffix of a retry queue
+        with pytest.raises(BrokerRefused, match=r"^CONSUMER_SOURCE: .* 255 bytes"):
+            source_for(source="é" * 123)
 
     async def test_a_virtual_host_that_does_not_exist_is_one_sentence(
         self, source_for: Callable[..., RabbitBroker], broker: Server

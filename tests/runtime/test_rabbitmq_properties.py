@@ -52,7 +52,7 @@ def sized(size: int) -> "st.SearchStrategy[bytes]":
     return st.binary(min_size=size, max_size=size)
 
 
-FINITE = {"allow_nan": False, "allow_infinity": False}  # which Erlang cannot represent
+FINITE: Any = {"allow_nan": False, "allow_infinity": False}  # which Erlang cannot represent
 SHORT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
 NAMES = SHORT.map(lambda name: f"h-{name}")
 SCALARS = st.one_of(

@@ -302,6 +302,8 @@ class Storing(Source):
 
     async def __aexit__(self, *exc_info: object) -> None: ...
 
+    async def declare(self) -> None: ...
+
     async def describe(self) -> dict[str, int | str]:
         return {}
 

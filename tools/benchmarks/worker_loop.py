@@ -37,6 +37,9 @@ class MemorySource(Source):
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
+    async def declare(self) -> None:
+        pass
+
     async def describe(self) -> dict[str, int | str]:
         return {}
 

@@ -24,7 +24,6 @@ import logging
 import math
 import re
 import time
-from asyncio import TimerHandle
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -868,7 +867,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 partition.position = record.offset + 1
                 if due_at > time.time() and not self.stopped:
                     self._postpone(message)
-                elif self._is_repeated(message):
+                elif self._revoked_in_flight and self._is_repeated(message):
                     pass  # its handler settles this delivery
                 elif not self._deliver(message):
                     await self.requeue(message)
@@ -1008,8 +1007,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Drop messages that no worker took, wait for those in flight, and commit."""
-        put_off = [m for m, again in self._put_offs.items() if isinstance(again, TimerHandle)]
-        dropped = [*self.buffer.take_all(), *put_off]
+        dropped = [*self.buffer.take_all(), *self.put_offs.waiting()]
         for message in dropped:
             self._release(message)
             partition, record = message.receipt
@@ -1037,6 +1035,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._partitions.clear()
         self._to_commit.clear()
         self.buffer.take_all()
+        for message in self.put_offs.waiting():
+            self._release(message)
         records = (message.receipt[1] for message in self.in_flight)
         self._revoked_in_flight = {(r.topic, r.partition, r.offset) for r in records}
         self.unacked.clear()

@@ -45,6 +45,10 @@ class PutOffs:
             if not self._counts:
                 self.reason = ""
 
+    def __contains__(self, message: Message) -> bool:
+        """Whether it was put off before, and is not settled yet."""
+        return message in self._counts
+
     def waiting(self) -> list[Message]:
         return list(self._timers)
 

@@ -859,7 +859,7 @@ class SqsBroker(Broker):
 
     async def _send_again(self, settlement: Settlement) -> None:
         """With others in a request, later; one that was put off is sent alone, and its answer awaited."""
-        if settlement.message not in self._put_off_counts:
+        if settlement.message not in self.put_offs:
             self._settle(settlement)
             return
         await self._send(settlement.queue_url, [settlement.entry])

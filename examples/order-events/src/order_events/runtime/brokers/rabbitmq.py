@@ -24,14 +24,13 @@ from itertools import count, takewhile
 from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
-from aio_pika import Channel, Connection
+from aio_pika import Connection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
-    ChannelClosed,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
@@ -79,6 +78,8 @@ hands over a delivery every few turns (measured: batches of 7 instead of 50, and
 UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
+LARGE_BODY_BYTES = 2**20
+"""A body above this may be refused by the broker, whose limit is not told before."""
 PERSISTENT = 2
 CONTENT_HEADER_BYTES = 12
 """Of a frame with properties, before these."""
@@ -208,7 +209,7 @@ class _Copy(Basic.Properties):
                 setattr(self, name, data[:size])
                 data = data[size:]
         came, table = original.headers or {}, b""
-        fields = _fields(self.headers) if came else {}  # type: ignore[arg-type]
+        fields = _fields(self.headers) if came else {}
         for name, value in headers.items():
             if name not in OF_THE_DELIVERY:
                 unchanged = name in fields and came[name] is value
@@ -272,13 +273,11 @@ class _Client:
 
     async def channel(self, *, publisher_confirms: bool) -> AbstractChannel:
         """A new channel, one layer below aio-pika's, which makes a task and an object of 28 attributes per delivery."""
-        channel = Channel(
-            await self.open(),
-            publisher_confirms=publisher_confirms,
-            on_return_raises=publisher_confirms,
+        transport: Any = (await self.open()).transport
+        channel: AbstractChannel = await transport.connection.channel(
+            publisher_confirms=publisher_confirms
         )
-        await channel.initialize()
-        return await channel.get_underlay_channel()
+        return channel
 
     async def _connect(self) -> Connection:
         connection = None
@@ -351,8 +350,8 @@ class _Publisher:
 
     def too_large(self, body: bytes, properties: Basic.Properties) -> str:
         """Why the broker would close the channel, or the connection, for this message; else empty. It must be open."""
-        assert self._channel is not None
-        most = self._channel.max_content_size - CONTENT_HEADER_BYTES
+        channel: Any = self._channel
+        most = channel.max_content_size - CONTENT_HEADER_BYTES
         if 0 < most < (size := len(properties.marshal())):
             return f"its headers have {size} bytes, the broker takes {most}"
         if len(body) > self.most_body_bytes:
@@ -370,21 +369,30 @@ class _Publisher:
             await asyncio.wait({earlier.over})
         loop = asyncio.get_running_loop()
         self._unconfirmed[message_id] = _Unconfirmed(loop.time(), loop.create_future())
-        publishing = {"routing_key": queue, "properties": properties, "mandatory": True}
+        publish = (
+            self._publish_alone if len(body) > LARGE_BODY_BYTES else self._channel.basic_publish
+        )
+        options: Any = {"routing_key": queue, "properties": properties, "mandatory": True}
         try:
-            await self._channel.basic_publish(body, **publishing)
-        except ChannelClosed:  # by this message or by another one: one of its own shows it
-            channel = await self.client.channel(publisher_confirms=True)
-            try:
-                await channel.basic_publish(body, **publishing)
-            except ChannelPreconditionFailed as error:
-                if found := re.search(r"larger than configured max size (\d+)", str(error)):
-                    self.most_body_bytes = int(found[1])
-                raise
-            finally:
-                await channel.close()
+            await publish(body, **options)
+        except PublishError:
+            raise
+        except DeliveryError:  # a channel may keep to a refusal when the queue is no longer full
+            await self._publish_alone(body, **options)
+        except ChannelPreconditionFailed as error:
+            if found := re.search(r"larger than configured max size (\d+)", str(error)):
+                self.most_body_bytes = int(found[1])
+            raise
         finally:
             self._unconfirmed.pop(message_id).over.set_result(None)
+
+    async def _publish_alone(self, body: bytes, **options: Any) -> None:
+        """On a channel of its own, which a refusal closes: no other message suffers."""
+        channel = await self.client.channel(publisher_confirms=True)
+        try:
+            await channel.basic_publish(body, **options)
+        finally:
+            await channel.close()
 
 
 class _Deliveries:

@@ -112,9 +112,9 @@ def tls_context(
     try:
         context = ssl.create_default_context(cafile=cafile)
         if certfile is not None:
-            context.load_cert_chain(certfile, keyfile)
+            context.load_cert_chain(certfile, keyfile, password="")  # else OpenSSL asks for one
     except (OSError, ValueError) as error:
-        msg = f"CONSUMER_BROKER_URL: cafile, certfile or keyfile: {error}"
+        msg = f"CONSUMER_BROKER_URL: cafile, certfile or keyfile (without a passphrase): {error}"
         raise BrokerRefused(msg) from error
     return context
 
