@@ -175,7 +175,9 @@ def run(row: Row, others: Collection[Row] = ()) -> Result:
         command = [*setup.before, setup.python, "-X", "dev", "-m", "pytest", "-c", "pyproject.toml"]
         command += ["--rootdir=.", "--confcutdir=tests/runtime", "-p", "no:cacheprovider"]
         variables = {"REQUIRE_BROKERS": "1", "PYTHONMALLOC": "default", "TMPDIR": folder}
-        variables = {**os.environ, **variables, **setup.variables}
+        # If a test runs this program, it is one of pytest's workers, and those that start here are others.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        variables = {**ours, **variables, **setup.variables}
         counts = pytest(
             [*command, "-q", "-n", "2", *row.tests], variables, LOGS / f"{row.name}.log"
         )
