@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -10,16 +11,30 @@ import pytest
 from harness.contract import (
     WAIT_SECONDS,
     Connect,
+    Counted,
+    ack,
     ack_all,
     consume,
     eventually,
     length_of,
     need,
     publish,
+    start_once,
     take,
 )
 from harness.servers import Server
+from runtime.brokers.source import Source
 from runtime.errors import SourceFailed
+
+RETRY_SECONDS = 0.2
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+
+
+@pytest.fixture
+async def connect(connect: Connect, source_for: Callable[..., Source]) -> Connect:
+    """To a queue that a consumer has started on once, so that each broker retains the published messages."""
+    await start_once(source_for().settings)
+    return connect
 
 
 async def test_workers_share_one_source(connect: Connect) -> None:
@@ -118,3 +133,99 @@ async def test_describe_counts_the_messages_and_the_consumers(
                 return (await source.describe())[f"{queue} consumers"]
 
             await eventually(1, count_consumers)
+
+
+async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
+    connect: Connect, counted: Counted
+) -> None:
+    handled: list[str] = []
+    published: list[str] = []
+    async with (
+        connect(prefetch=7) as one,
+        connect(prefetch=3) as other,
+        connect(prefetch=0) as publisher,
+    ):
+        workers = [
+            asyncio.create_task(consume(source, handled))
+            for source in (one, one, one, other, other)
+        ]
+        for _ in range(20):
+            published += await publish(publisher, 20)
+        await eventually(len(published), length_of(handled))
+        await asyncio.gather(one.stop(), other.stop())
+        await asyncio.gather(*workers)
+    assert Counter(handled) == Counter(published)
+    await counted()
+
+
+async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        await publish(source, 3)
+        done, rejected, requeued = await take(source, 3)
+        await source.stop()
+        await source.ack(done)
+        await source.requeue(requeued)
+        await source.reject(rejected, "bad")
+        for message in (done, requeued, rejected):
+            await source.ack(message)
+            await source.requeue(message)
+            await source.retry(message, RETRY_SECONDS, "not now")
+            await source.reject(message, "bad")
+        assert source.requeued_count == 1
+    await counted(ready=1, dead=1)
+
+
+async def test_settling_after_the_connection_is_lost_changes_nothing(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=4) as source:
+        await publish(source, 4)
+        done, later, bad, back = await take(source, 4)
+    await source.ack(done)
+    await source.retry(later, RETRY_SECONDS, "not now")
+    await source.reject(bad, "bad")
+    await source.requeue(back)
+    await counted(ready=4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_settlements_in_any_order_settle_exactly_their_messages(
+    connect: Connect, counted: Counted, seed: int
+) -> None:
+    chance = random.Random(seed)
+    done, dead, delayed = 0, 0, 0
+    async with connect(prefetch=150, retry_seconds=1, retry_max_seconds=300) as source:
+        need(source, "requeue")
+        await publish(source, 150)
+        messages = await take(source, 150)
+        await source.stop()
+        chance.shuffle(messages)
+        for message in messages:
+            match chance.randrange(10):
+                case 0:
+                    await source.requeue(message)
+                case 1:
+                    await source.reject(message, "bad")
+                    dead += 1
+                case 2:
+                    await source.retry(message, 300, "not now")
+                    delayed += 1
+                case 3 if seed % 2:
+                    pass  # requeued on leaving
+                case _:
+                    await source.ack(message)
+                    done += 1
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+    ready = 150 - done - dead - delayed
+    await counted(ready=ready, delayed=delayed, dead=dead)
+
+
+async def test_every_ack_has_reached_the_broker_when_the_source_is_closed(
+    connect: Connect, counted: Counted, shorten: Callable[..., None]
+) -> None:
+    shorten(50, "QUIET_TURNS")  # acks that are sent together wait for each other
+    async with connect(prefetch=1000) as source:
+        await publish(source, 300)
+        await ack(source, await take(source, 300))
+    await counted()

@@ -5,7 +5,6 @@ A test of a capability that the broker declares as missing is skipped, with that
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,12 +19,10 @@ from harness.contract import (
     ack_all,
     as_promised,
     buffer_holds,
-    consume,
     eventually,
     find,
     ids,
     last,
-    length_of,
     need,
     publish,
     start_once,
@@ -103,29 +100,6 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
             others = await take(many, 27)  # fewer if the first had more than its three
             await ack(many, others)
         await ack(few, held)
-
-
-async def test_two_consumers_and_a_publisher_at_once_handle_everything_once(
-    connect: Connect, counted: Counted
-) -> None:
-    handled: list[str] = []
-    published: list[str] = []
-    async with (
-        connect(prefetch=7) as one,
-        connect(prefetch=3) as other,
-        connect(prefetch=0) as publisher,
-    ):
-        workers = [
-            asyncio.create_task(consume(source, handled))
-            for source in (one, one, one, other, other)
-        ]
-        for _ in range(20):
-            published += await publish(publisher, 20)
-        await eventually(len(published), length_of(handled))
-        await asyncio.gather(one.stop(), other.stop())
-        await asyncio.gather(*workers)
-    assert Counter(handled) == Counter(published)
-    await counted()
 
 
 # -- failures
@@ -254,79 +228,6 @@ async def test_closing_requeues_in_flight_messages(connect: Connect, counted: Co
         messages = await take(source, 2)
         assert {(m.id, m.attempt) for m in messages} == {(id, 1) for id in published}
         await ack(source, messages)
-
-
-async def test_settling_twice_changes_nothing(connect: Connect, counted: Counted) -> None:
-    async with connect(prefetch=3) as source:
-        await publish(source, 3)
-        done, rejected, requeued = await take(source, 3)
-        await source.stop()
-        await source.ack(done)
-        await source.requeue(requeued)
-        await source.reject(rejected, "bad")
-        for message in (done, requeued, rejected):
-            await source.ack(message)
-            await source.requeue(message)
-            await source.retry(message, RETRY_SECONDS, "not now")
-            await source.reject(message, "bad")
-        assert source.requeued_count == 1
-    await counted(ready=1, dead=1)
-
-
-async def test_settling_after_the_connection_is_lost_changes_nothing(
-    connect: Connect, counted: Counted
-) -> None:
-    async with connect(prefetch=4) as source:
-        await publish(source, 4)
-        done, later, bad, back = await take(source, 4)
-    await source.ack(done)
-    await source.retry(later, RETRY_SECONDS, "not now")
-    await source.reject(bad, "bad")
-    await source.requeue(back)
-    await counted(ready=4)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-async def test_settlements_in_any_order_settle_exactly_their_messages(
-    connect: Connect, counted: Counted, seed: int
-) -> None:
-    chance = random.Random(seed)
-    done, dead, delayed = 0, 0, 0
-    async with connect(prefetch=150, retry_seconds=1, retry_max_seconds=300) as source:
-        need(source, "requeue")
-        await publish(source, 150)
-        messages = await take(source, 150)
-        await source.stop()
-        chance.shuffle(messages)
-        for message in messages:
-            match chance.randrange(10):
-                case 0:
-                    await source.requeue(message)
-                case 1:
-                    await source.reject(message, "bad")
-                    dead += 1
-                case 2:
-                    await source.retry(message, 300, "not now")
-                    delayed += 1
-                case 3 if seed % 2:
-                    pass  # requeued on leaving
-                case _:
-                    await source.ack(message)
-                    done += 1
-            if chance.random() < 0.3:
-                await asyncio.sleep(0)
-    ready = 150 - done - dead - delayed
-    await counted(ready=ready, delayed=delayed, dead=dead)
-
-
-async def test_every_ack_has_reached_the_broker_when_the_source_is_closed(
-    connect: Connect, counted: Counted, shorten: Callable[..., None]
-) -> None:
-    shorten(50, "QUIET_TURNS")  # acks that are sent together wait for each other
-    async with connect(prefetch=1000) as source:
-        await publish(source, 300)
-        await ack(source, await take(source, 300))
-    await counted()
 
 
 @pytest.mark.slow
