@@ -255,11 +255,13 @@ def test_check_validates_the_settings_and_the_broker_and_shows_the_queue(
 
 
 def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
-    call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+    call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if broker.url.startswith("mqtt"):
         pytest.skip("a topic of MQTT is never created")
-    monkeypatch.setenv("CONSUMER_BROKER_URL", broker.url)
+    # What does not exist of SQLite is the file, which other tests share.
+    url = f"sqlite:///{tmp_path}/own.db" if broker.url.startswith("sqlite") else broker.url
+    monkeypatch.setenv("CONSUMER_BROKER_URL", url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
     monkeypatch.setenv("CONSUMER_GROUP", queue)
     for _ in range(2):
