@@ -44,6 +44,7 @@ MEANINGS = {
     "close_failed": "a step of closing failed or took too long; the next steps were done",
     "step_done": "a step of closing is done",
     "settlement_lost": "the broker did not get this settlement: it delivers the message again",
+    "few_deliveries": "the redrive policy of an existing queue allows few deliveries, of which restarts are some",
     "lease_lost": "the lease expired, and the broker redelivered this message to another process",
     "telemetry_lost": "the collector did not accept the last export",
     "notify_failed": "the notification to systemd failed",

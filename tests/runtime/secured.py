@@ -162,7 +162,7 @@ def login(broker: str, server: Server, start: Start) -> Iterator[str]:
             client.execute_command("ACL", "DELUSER", name)
     elif broker == "mqtt":
         assert isinstance(server, PrivateMosquitto)
-        yield with_user(server.login_url, *USER_OF_MQTT)
+        yield with_user(server.url, *USER_OF_MQTT)
     elif broker == "sqs":
         yield server.url  # which has a secret
     else:

@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from harness.contract import need, opened, start_once
 from harness.process import Ledger, service_command, service_environment
-from harness.servers import SERVED_BROKERS, Server
+from harness.servers import SERVED_BROKERS, Server, with_options
 from runtime import service
 from runtime.brokers import make_source
 from runtime.brokers.source import Source
@@ -259,8 +259,10 @@ def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
 ) -> None:
     if broker.url.startswith("mqtt"):
         pytest.skip("a topic of MQTT is never created")
-    # What does not exist of SQLite is the file, which other tests share.
-    url = f"sqlite:///{tmp_path}/own.db" if broker.url.startswith("sqlite") else broker.url
+    # All queues of a database share tables, which other tests may have created: here they are of this queue alone.
+    alone = {"sqlite": f"sqlite:///{tmp_path}/{queue}.db"}
+    alone["postgres"] = with_options(broker.url, schema=queue)
+    url = alone.get(broker.url.partition(":")[0], broker.url)
     monkeypatch.setenv("CONSUMER_BROKER_URL", url)
     monkeypatch.setenv("CONSUMER_SOURCE", queue)
     monkeypatch.setenv("CONSUMER_GROUP", queue)

@@ -344,6 +344,22 @@ class TestLeases:
             assert source._consumer > first
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+    async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=2, options="?lease_seconds=1") as source:
+            published = await publish(source, 2)
+            working, idle = await take(source, 2)
+            source.in_flight = [working]
+            consumer = source._consumer
+            await query(broker, "DELETE FROM consumer.consumers WHERE source = $1", queue)
+            (again,) = await take(source, 1)
+            assert source._consumer > consumer
+            assert [again.id] == published[1:] == [idle.id]
+            await source.ack(again)
+            await source.ack(working)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
     async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_redelivered(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:

@@ -517,6 +517,19 @@ async def test_a_consumer_that_counted_as_dead_loses_its_messages_and_goes_on(
     assert names(events).count("settlement_lost") == 1
 
 
+async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(file: Path) -> None:
+    async with consuming(file, 2, lease_seconds=SHORT_LEASE_SECONDS) as source:
+        await publish(source, 2)
+        working, idle = await take(source, 2)
+        source.in_flight = [working]
+        query(file, "DELETE FROM consumers")
+        (again,) = await take(source)
+        assert again.id == idle.id
+        await source.ack(again)
+        await source.ack(working)
+    assert query(file, "SELECT count(*) FROM messages") == [(0,)]
+
+
 async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_counted_and_redelivered(
     file: Path,
 ) -> None:

@@ -156,6 +156,34 @@ class TestLeases:
                     await other.ack(message)
             proxy.refuse()
 
+    async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=2) as source:
+            await publish(source, 2)
+            working, idle = await take(source, 2)
+            source.in_flight = [working]
+            handles = [message.receipt.handle for message in (working, idle)]
+            for message in (working, idle):  # as if its visibility timeout had passed
+                message.receipt.invisible_until = 0.0
+                source.unacked.discard(message)
+                broker.client.change_message_visibility(
+                    QueueUrl=broker.queue_url(queue),
+                    ReceiptHandle=message.receipt.handle,
+                    VisibilityTimeout=0,
+                )
+            (again,) = await take(source, 1)
+            assert again.id == idle.id
+
+            async def is_ours() -> bool:
+                return working in source.unacked
+
+            await eventually(True, is_ours)
+            assert working.receipt.handle not in handles
+            await source.ack(again)
+            await source.ack(working)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
     async def test_a_message_that_kills_its_consumer_each_time_ends_as_a_dead_letter(
         self, connect: Connect, broker: SqsServer, queue: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -537,7 +565,7 @@ class TestMessages:
         shorten: Callable[..., None],
         known: bool,
     ) -> None:
-        shorten(0.01, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.01, "FIRST_SECONDS")
         async with connect(prefetch=0) as publisher:
             id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now
             small = await publish(publisher, 9)
@@ -632,7 +660,7 @@ class TestMessages:
         shorten: Callable[..., None],
         which: str,
     ) -> None:
-        shorten(0.05, "FIRST_PUT_OFF_SECONDS")
+        shorten(0.05, "FIRST_SECONDS")
         url = with_options(broker.url, visibility_seconds=1)
         async with connect(prefetch=4, broker_url=url) as source:
             published = await publish(source, 4)

@@ -42,15 +42,18 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
     REASON,
+    SHORTENED,
     decode_json_values,
+    fit_dead_letter,
     make_message,
     seconds_of,
 )
@@ -64,10 +67,15 @@ T = TypeVar("T")
 
 _Properties: Any = Properties  # paho has no types for these
 _VariableByteIntegers: Any = VariableByteIntegers
+_SubscribeOptions: Any = SubscribeOptions
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 """How long the broker may take to answer a request or to confirm a message."""
+DENIED_SECONDS = 60.0
+"""How long a topic that the user may not publish to is not tried again."""
+MARK_SECONDS = 1.0
+"""Within which a working broker answers, or delivers a message that a consumer publishes to itself."""
 CLOSE_SECONDS = 2.0
 KEEPALIVE_SECONDS = 20
 SESSION_EXPIRY_SECONDS = 86_400
@@ -76,6 +84,8 @@ PUBLISH_AT_ONCE = 100
 SHORT_SECONDS = 5.0
 MOST_SHORT_CONNECTIONS = 5
 """Two consumers with one client id end each other's connections. After this many short ones, a consumer exits."""
+UNWITNESSED = 2
+"""After so many short ones, another connection shows whether it is the network that ends them."""
 MOST_UNCONFIRMED = 1000
 """The prefetch does not bound messages of QoS 0: when this many wait in the buffer, more are dropped."""
 MOST_CONSUMERS = 1000
@@ -91,12 +101,16 @@ TOPIC = f"{PREFIX}topic"
 """The topic to which a retry or a dead letter was first published."""
 IN_JSON = f"{PREFIX}json"
 """The names of the user properties whose value is JSON, because it is not plain text; itself a JSON list."""
+MARK = f"{PREFIX}mark"
+"""Of an empty message that a consumer publishes to the topic of retries when it starts: others ignore it."""
 HISTORY = (ATTEMPTS, REASON, NOT_BEFORE, DEAD_LETTERED_AT)
 """User properties that a retry or a dead letter gets with new values."""
 TOPIC_HEADER = "mqtt-topic"
 """Only for a source with wildcards: the topic of the message."""
 
 MOST_BYTES_OF_TEXT = 65_535
+LARGEST_PACKET = 268_435_460
+"""Of the protocol."""
 COPIED = (
     "PayloadFormatIndicator",
     "MessageExpiryInterval",
@@ -107,7 +121,11 @@ COPIED = (
 
 NO_SUBSCRIBER = 0x10
 PROTOCOL_ERROR = 0x82
+NOT_AUTHORIZED = 0x87
+DENIALS = {0x86, NOT_AUTHORIZED, 0x8A, 0x8C}
+"""Refusals of a login: a wrong password, no right, banned, another method."""
 SESSION_TAKEN_OVER = 0x8E
+PACKET_TOO_LARGE = 0x95
 TRY_AGAIN = {0x80, 0x83, 0x88, 0x89, 0x97, 0x9C, 0x9D, 0x9F}
 """Refusals of a connection that may pass: unspecified, busy, quota exceeded, another server, and the like."""
 RULES = (Rule((ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "{error}"),)
@@ -171,13 +189,18 @@ def _properties(values: Mapping[str, Any]) -> Any:
     return properties
 
 
-def _copied_properties(message: Message, history: Mapping[str, str]) -> Any:
-    """The properties to publish a retry or a dead letter with.
+def _copied_properties(
+    message: Message, history: Mapping[str, str], shortened: Mapping[str, Any] | None = None
+) -> Any:
+    """The properties to publish a retry or a dead letter with; of a shortened one, only those of the runtime.
 
     The user properties are copied unmodified: not every value that one program writes can be encoded by another.
     """
     incoming: MQTTMessage = message.receipt.incoming
     before = getattr(incoming.properties, "UserProperty", ())
+    if shortened:
+        before = [pair for pair in before if pair[0].startswith(PREFIX)]
+        history = {**history, SHORTENED: str(shortened[SHORTENED])}
     added = {ATTEMPTS: str(message.attempt), **history}
     ours, _ = _read(incoming.properties)
     if not ours.get(ID):
@@ -189,7 +212,7 @@ def _copied_properties(message: Message, history: Mapping[str, str]) -> Any:
         *(pair for pair in before if pair[0] not in HISTORY),
         *added.items(),
     ]
-    for name in COPIED:
+    for name in () if shortened else COPIED:
         if hasattr(incoming.properties, name):
             setattr(properties, name, getattr(incoming.properties, name))
     return properties
@@ -198,6 +221,12 @@ def _copied_properties(message: Message, history: Mapping[str, str]) -> Any:
 def _plain(text: str) -> str:
     """Brokers close the connection on control characters."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _bytes_of_packet(topic: str, body: bytes, properties: Any) -> int:
+    """Of the PUBLISH, with QoS 1."""
+    length = 2 + len(topic.encode()) + 2 + len(properties.pack()) + len(body)
+    return 5 + length  # or a few less: the length itself has one to four bytes
 
 
 def _name_of(packet_type: int, code: int) -> str:
@@ -275,6 +304,7 @@ class _Connection:
         requests: Requests,
         client_id: str,
         receive_maximum: int | None,
+        largest_packet: int,
         on_message: "Callable[[_Connection, MQTTMessage], None]",
         on_end: Callable[[], None],
     ) -> None:
@@ -282,6 +312,12 @@ class _Connection:
         self._requests = requests
         self._receive_maximum = receive_maximum
         self.consuming = receive_maximum is not None
+        self.largest_packet = largest_packet
+        """In bytes, as the broker has said, or shown by ending the connection."""
+        self._bytes_sent: dict[int, int] = {}
+        """Of messages that are not confirmed yet, by their number."""
+        self.was_told_why = False
+        """The broker has given a reason for its end."""
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._file = -1
@@ -451,12 +487,15 @@ class _Connection:
         broker = self._url.redacted
         refusal: BrokerError | None = None
         if code.is_failure:
-            kind = BrokerUnavailable if code.value in TRY_AGAIN else BrokerRefused
+            refused = BrokerDenied if code.value in DENIALS else BrokerRefused
+            kind = BrokerUnavailable if code.value in TRY_AGAIN else refused
             refusal = kind(f"{broker} refused the connection: {code}")
         elif getattr(properties, "MaximumQoS", 1) < 1:
             refusal = BrokerRefused(f"{broker} confirms no messages: it offers only QoS 0")
         elif not getattr(properties, "SharedSubscriptionAvailable", 1):
             refusal = BrokerRefused(f"{broker} has no shared subscriptions")
+        largest_packet = getattr(properties, "MaximumPacketSize", self.largest_packet)
+        self.largest_packet = min(self.largest_packet, largest_packet)
         self._room = asyncio.Semaphore(
             min(PUBLISH_AT_ONCE, getattr(properties, "ReceiveMaximum", PUBLISH_AT_ONCE))
         )
@@ -469,15 +508,19 @@ class _Connection:
         self, _client: Client, _userdata: Any, flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
         broker = self._url.redacted
-        if flags.is_disconnect_packet_from_server and code.value == SESSION_TAKEN_OVER:
+        self.was_told_why = flags.is_disconnect_packet_from_server
+        if self.was_told_why and code.value == SESSION_TAKEN_OVER:
             self.end(
                 BrokerRefused(
                     f"{broker} gave this consumer's session to another one with the same client id: "
                     "each needs its own (?client_id= in CONSUMER_BROKER_URL)"
                 )
             )
-        elif flags.is_disconnect_packet_from_server:
-            self.end(BrokerUnavailable(f"{broker} closed the connection: {code}"))
+        elif self.was_told_why:
+            if code.value == PACKET_TOO_LARGE and self._bytes_sent:
+                self.largest_packet = min(self.largest_packet, *self._bytes_sent.values()) - 1
+            kind = BrokerDenied if code.value == NOT_AUTHORIZED else BrokerUnavailable
+            self.end(kind(f"{broker} closed the connection: {code}"))
         elif code.value == PROTOCOL_ERROR:
             self.end(BrokerRefused(f"{broker} sent a packet that paho-mqtt cannot read"))
         elif code.is_failure:
@@ -517,18 +560,35 @@ class _Connection:
 
     # -- packets to the broker
 
-    async def subscribe(self, filters: Iterable[str]) -> int:
+    async def subscribe(self, filters: Iterable[str], retain_handling: int) -> int:
         """The lowest QoS that was granted, or a reason code from 128 up."""
-        return await self._answer(*self._client.subscribe([(name, 1) for name in filters]))
+        options = _SubscribeOptions(qos=1, retainHandling=retain_handling)
+        return await self._answer(*self._client.subscribe([(name, options) for name in filters]))
 
     async def unsubscribe(self, filters: list[str]) -> int:
         return await self._answer(*self._client.unsubscribe(filters))
 
     async def publish(self, topic: str, body: bytes, properties: Any) -> int:
-        """The broker's reason code when it has confirmed the message; from 128 up it has refused it."""
+        """The broker's reason code when it has confirmed the message; from 128 up it has refused it.
+
+        Raises BrokerRefused for a message that is too large, which is not sent: the broker would end the connection.
+        """
         async with self._room:
+            if (size := _bytes_of_packet(topic, body, properties)) > self.largest_packet:
+                msg = (
+                    f"{self._url.redacted} takes no message to {topic} of {size} bytes, with its properties: "
+                    f"at most {self.largest_packet}"
+                )
+                raise BrokerRefused(msg)
             sent = self._client.publish(topic, body, qos=1, properties=properties)
-            return await self._answer(sent.rc, sent.mid)
+            self._bytes_sent[sent.mid] = size
+            try:
+                return await self._answer(sent.rc, sent.mid)
+            finally:
+                del self._bytes_sent[sent.mid]
+
+    def publish_unconfirmed(self, topic: str, properties: Any) -> None:
+        self._client.publish(topic, b"", qos=0, properties=properties)
 
     def ack(self, mid: int) -> None:
         self._client.ack(mid, 1)
@@ -623,6 +683,10 @@ class MqttBroker(Broker):
         self._started: asyncio.Future[None] | None = None
         self._had_session = False
         self._short_connections = 0
+        self._witness: _Connection | None = None
+        self._denied_until = dict[str, float]()  # time.monotonic(), by topic
+        self._largest_packet = LARGEST_PACKET
+        self._mark, self._marked = "", asyncio.Event()
         self._delayed: dict[Message, asyncio.TimerHandle] = {}
         """Retries that are not due yet."""
 
@@ -674,12 +738,20 @@ class MqttBroker(Broker):
         if connection.consuming and self._started is not None and not self._started.done():
             self._started.set_result(None)
         opened_at = time.monotonic()
-        reason = await asyncio.shield(connection.ended)
-        self._connection = None
-        if reason is None:
-            return
-        if time.monotonic() - opened_at > SHORT_SECONDS:
-            self._short_connections = 0
+        self._witness = await self._open_witness()
+        try:
+            reason = await asyncio.shield(connection.ended)
+            self._connection = None
+            self._largest_packet = connection.largest_packet
+            if reason is None:
+                return
+            if isinstance(reason, BrokerRefused) or connection.was_told_why:
+                raise reason
+            if time.monotonic() - opened_at > SHORT_SECONDS or not await self._is_alone():
+                self._short_connections = 0
+        finally:
+            if self._witness is not None:
+                self._witness.end()
         self._short_connections += connection.consuming
         if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker says why
             msg = (
@@ -689,19 +761,45 @@ class MqttBroker(Broker):
             raise BrokerRefused(msg)
         raise reason
 
-    async def _connect(self) -> _Connection:
-        """Until `start`, a publisher's connection: a consumer's client id would disconnect that consumer."""
-        client_id = self._client_id
-        if not self._consuming:
-            client_id = f"{self._group}-publisher-{uuid.uuid4().hex[:12]}"
-        connection = _Connection(
+    async def _open_witness(self) -> _Connection | None:
+        """Another connection, with a client id of its own, once the consumer's has ended too soon too often."""
+        if self._short_connections < UNWITNESSED:
+            return None
+        witness = self._new_connection(self._publisher_id(), None)
+        with suppress(BrokerError):
+            await witness.open()
+        return witness
+
+    async def _is_alone(self) -> bool:
+        """Whether only the consumer's connection has ended, and not that of the witness too."""
+        if (witness := self._witness) is None:
+            return True
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(MARK_SECONDS):
+                await witness.unsubscribe([f"{PREFIX}nothing"])
+                return True
+        return False
+
+    def _publisher_id(self) -> str:
+        return f"{self._group}-publisher-{uuid.uuid4().hex[:12]}"
+
+    def _new_connection(self, client_id: str, receive_maximum: int | None) -> _Connection:
+        return _Connection(
             self._url,
             self._requests,
             client_id,
-            self.prefetch if self._consuming else None,
+            receive_maximum,
+            self._largest_packet,
             self._receive,
-            self._drop_unacked,
+            self._drop_unacked if receive_maximum is not None else lambda: None,
         )
+
+    async def _connect(self) -> _Connection:
+        """Until `start`, a publisher's connection: a consumer's client id would disconnect that consumer."""
+        if self._consuming and not self._marked.is_set():
+            await self._prove_rights()
+        client_id = self._client_id if self._consuming else self._publisher_id()
+        connection = self._new_connection(client_id, self.prefetch if self._consuming else None)
         try:
             resumed = await connection.open()
             if self._consuming:
@@ -721,11 +819,43 @@ class MqttBroker(Broker):
         if self._url.leaving:
             await connection.unsubscribe(self._filters)
             return
-        granted = await connection.subscribe(self._filters)
+        # Retained messages come once, with a new session: not with each connection, as some brokers send them also to
+        # shared subscriptions.
+        self._check_granted(await connection.subscribe(self._filters, 1), self._filters[0])
+
+    def _check_granted(self, granted: int, name: str) -> None:
         if granted != 1:
             reason = "only QoS 0" if granted == 0 else _name_of(PacketTypes.SUBACK, granted)
-            msg = f"{self._url.redacted} refused the subscription {self._filters[0]}: {reason}"
-            raise BrokerRefused(msg)
+            kind = BrokerDenied if granted == NOT_AUTHORIZED else BrokerRefused
+            msg = f"{self._url.redacted} refused the subscription {name}: {reason}"
+            raise kind(msg)
+
+    async def _prove_rights(self) -> None:
+        """Publish to the topic of retries, and read it: some brokers confirm subscriptions and messages without the
+        right to read, and deliver nothing, so that each retry would be lost."""
+        self._mark = uuid.uuid4().hex
+        properties = _properties({MARK: self._mark})
+        properties.MessageExpiryInterval = max(1, int(ANSWER_SECONDS))
+        topic = self._retry_topic
+        # First with QoS 0, so that the sessions of consumers that are away do not store it; then with QoS 1, so that the
+        # broker says whether the right to publish is missing.
+        for qos, seconds in ((0, MARK_SECONDS), (1, ANSWER_SECONDS)):
+            connection = self._new_connection(self._publisher_id(), None)
+            try:
+                await connection.open()
+                self._check_granted(await connection.subscribe([topic], 2), topic)
+                if qos:
+                    await self._publish(connection, topic, b"", properties)
+                else:
+                    connection.publish_unconfirmed(topic, properties)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._marked.wait()
+                        return
+            finally:
+                await connection.close()
+        msg = f"{self._url.redacted}: this user has no right to read {topic}, so that retries would be lost"
+        raise BrokerDenied(msg)
 
     def _drop_unacked(self) -> None:
         """The connection ended: the broker redelivers its unacked messages."""
@@ -781,6 +911,14 @@ class MqttBroker(Broker):
         if incoming.qos == 0 and len(self.buffer) >= MOST_UNCONFIRMED:
             return
         ours, headers = _read(incoming.properties)
+        if MARK in ours and incoming.topic == self._retry_topic and not incoming.payload:
+            if ours[MARK] == self._mark:
+                self._marked.set()
+            if incoming.qos:
+                connection.ack(incoming.mid)
+            return
+        if not connection.consuming:
+            return
         if self._has_wildcards:
             headers[TOPIC_HEADER] = ours.get(TOPIC) or incoming.topic
         message = make_message(
@@ -797,7 +935,7 @@ class MqttBroker(Broker):
             self.unacked.add(message)
             timer = asyncio.get_running_loop().call_later(pause, self._deliver_delayed, message)
             self._delayed[message] = timer
-        else:
+        elif not self._still_in_flight(message):
             self._deliver(message)
 
     def _deliver_delayed(self, message: Message) -> None:
@@ -832,30 +970,42 @@ class MqttBroker(Broker):
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """The retry waits in the consumer that gets it, at most for the longest delay of the back-off."""
         history = {REASON: _plain(reason), NOT_BEFORE: f"{time.time() + delay_seconds:.3f}"}
-        await self._move(message, "retry", self._publish_copy(message, self._retry_topic, history))
+        properties = _copied_properties(message, history)
+        publishing = self._publish_copy(message, self._retry_topic, message.body, properties)
+        await self._move(message, "retry", publishing)
 
     async def _reject(self, message: Message, reason: str) -> None:
         """Publish it to the topic of dead letters; without a subscriber it is dropped, and that is logged."""
         history = {REASON: _plain(reason), DEAD_LETTERED_AT: str(int(time.time()))}
-        await self._move(message, "reject", self._publish_copy(message, self._dead_topic, history))
 
-    async def _publish_copy(self, message: Message, topic: str, history: Mapping[str, str]) -> None:
+        connection: _Connection = message.receipt.connection
+
+        def fits(body: bytes, shortened: dict[str, Any]) -> bool:
+            properties = _copied_properties(message, history, shortened)
+            size = _bytes_of_packet(self._dead_topic, body, properties)
+            return size <= connection.largest_packet
+
+        body, shortened = fit_dead_letter(message.body, {}, fits)
+        properties = _copied_properties(message, history, shortened)
+        publishing = self._publish_copy(message, self._dead_topic, body, properties)
+        await self._move(message, "reject", publishing)
+
+    async def _publish_copy(
+        self, message: Message, topic: str, body: bytes, properties: Any
+    ) -> None:
         # Not self._connection: a session may deliver before the SUBACK.
         connection: _Connection = message.receipt.connection
         try:
-            properties = _copied_properties(message, history)
-            code = await self._publish(connection, topic, message.body, properties)
+            code = await self._publish(connection, topic, body, properties)
             if code == NO_SUBSCRIBER and topic == self._retry_topic:
                 msg = f"{self._url.redacted} has lost the subscription to {topic}"
                 raise BrokerUnavailable(msg)
-        except BrokerRefused as error:
-            self.buffer.fail(error)  # else all of the prefetch would stay unacked
-            raise
         except BrokerUnavailable as error:
             connection.end(error)  # so that the message is redelivered
             raise
         if code == NO_SUBSCRIBER:
-            log.error("dead_letter_dropped", id=message.id, topic=topic, reason=history[REASON])
+            reason = dict(properties.UserProperty)[REASON]
+            log.error("dead_letter_dropped", id=message.id, topic=topic, reason=reason)
 
     # -- publishing
 
@@ -885,11 +1035,19 @@ class MqttBroker(Broker):
     async def _publish(
         self, connection: _Connection, topic: str, body: bytes, properties: Any
     ) -> int:
-        code = await connection.publish(topic, body, properties)
+        now = time.monotonic()
+        if now < self._denied_until.get(topic, 0):
+            code = NOT_AUTHORIZED
+        else:
+            code = await connection.publish(topic, body, properties)
+            if code == NOT_AUTHORIZED:
+                # Some Mosquittos end the connection after such an answer: without this, each message would do that.
+                self._denied_until[topic] = now + DENIED_SECONDS
         if code >= 128:
             reason = _name_of(PacketTypes.PUBACK, code)
+            kind = BrokerDenied if code == NOT_AUTHORIZED else BrokerRefused
             msg = f"{self._url.redacted} refused a message to {topic}: {reason}"
-            raise BrokerRefused(msg)
+            raise kind(msg)
         return code
 
     def _connected(self) -> _Connection:

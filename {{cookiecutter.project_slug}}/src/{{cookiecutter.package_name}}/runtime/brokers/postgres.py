@@ -781,7 +781,7 @@ class PostgresBroker(Broker):
                 failures=failures,
                 receipt=seq,
             )
-            if not self._deliver(message):
+            if not (self._still_in_flight(message) or self._deliver(message)):
                 await self.requeue(message)
         requeued, self._answer_lost = self._answer_lost, False
         if not alive or requeued or (len(rows) == STEP and self._room):

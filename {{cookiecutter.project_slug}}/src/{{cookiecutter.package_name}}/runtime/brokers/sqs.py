@@ -139,6 +139,7 @@ RULES = (
 )
 CODES_OF_OUTAGES = (
     "RequestTimeout",
+    "IDPCommunicationError",  # of the token service, for a role by web identity
     "Throttling",
     "ThrottlingException",
     "RequestThrottled",
@@ -764,7 +765,7 @@ class SqsBroker(Broker):
             if seconds_left > 0:  # the longest delay of SQS has passed, but not all of this one
                 seconds = min(math.ceil(seconds_left), MAX_VISIBILITY_SECONDS)
                 self._change_visibility(message, seconds)
-            elif not self._deliver(message):
+            elif not (self._still_in_flight(message) or self._deliver(message)):
                 await self.requeue(message)
 
     async def __anext__(self) -> Message:

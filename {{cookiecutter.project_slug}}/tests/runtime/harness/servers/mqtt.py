@@ -35,10 +35,8 @@ from .local import (
 IMAGE = "eclipse-mosquitto:2.0"  # later ones may write another file
 DATABASE_VERSION = 6
 PORT_IN_CONTAINER = 1883
-LOGIN_PORT_IN_CONTAINER = 1884
 
 ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon in a name
-READER = ("reader", "may-not-publish")
 KEEPER = "keeper-of-dead-letters"
 """The client id of a session that stores every dead letter, as the broker itself stores none."""
 NEVER = 0xFFFF_FFFF
@@ -51,19 +49,16 @@ autosave_on_changes {autosave}
 autosave_interval {interval}
 max_inflight_messages 1000
 max_queued_messages 0
-per_listener_settings true
 listener {port} {host}
 allow_anonymous true
-listener {login_port} {host}
-allow_anonymous false
 password_file {data}/passwords
 acl_file {data}/rights
 """
+# Without a user, everything is allowed.
 RIGHTS = """
+topic readwrite #
 user {odd}
 topic readwrite #
-user {reader}
-topic read #
 """
 
 
@@ -83,10 +78,8 @@ class PrivateMosquitto(PrivateServer):
     requeues_on_disconnect = True
     silence_option = "keepalive_seconds=1"
 
-    def __init__(self, directory: Path, port: int, login_port: int, instance: Instance) -> None:
+    def __init__(self, directory: Path, port: int, instance: Instance) -> None:
         self.url = f"mqtt://127.0.0.1:{port}"
-        self.login_url = f"mqtt://127.0.0.1:{login_port}"
-        """The same server on the port that requires a user and a password."""
         self._port = port
         self._database = directory / "mosquitto.db"
         self._instance = instance
@@ -148,16 +141,17 @@ class PrivateMosquitto(PrivateServer):
             ):  # again, as it forgets a signal that comes while it ends the last writing
                 time.sleep(0.002)
                 self._instance.send(signal.SIGUSR1)
+                _answers(self._port)  # later versions sleep on until a packet comes
                 ask_at = now + 1
             time.sleep(0.005)
-        return _parse(self._database.read_bytes())
+        return _parse(self._database.read_bytes(), self._database.stat().st_mtime)
 
     def _database_file(self) -> int | None:
         """Another one after each writing."""
         return self._database.stat().st_ino if self._database.exists() else None
 
 
-def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:
+def _parse(database: bytes, written_at: float) -> tuple[dict[str, bool], list[_Waiting]]:
     """See mosquitto's persist.h. Lengths are in network order, times and numbers in the machine's."""
     version = int.from_bytes(database[19:23], "big")
     assert version == DATABASE_VERSION, f"mosquitto's database has version {version}"
@@ -180,8 +174,10 @@ def _parse(database: bytes) -> tuple[dict[str, bool], list[_Waiting]]:
             waiting.append((chunk[16 : 16 + name].decode(), number, state == 11))
         elif kind == 6:  # a client with a session
             (expires_at,) = struct.unpack_from("=q", chunk)
-            (name,) = struct.unpack_from("!H", chunk, 14)
-            online[chunk[24 : 24 + name].decode()] = expires_at == 0
+            lasts_seconds, _, name = struct.unpack_from("!LHH", chunk, 8)
+            # Of a connected client, 0 or, in later versions, as if it had left just now.
+            left_at = expires_at - lasts_seconds if expires_at else written_at
+            online[chunk[24 : 24 + name].decode()] = left_at >= int(written_at)
     return online, [_Waiting(client, topics[number], queued) for client, number, queued in waiting]
 
 
@@ -213,40 +209,33 @@ def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
             "has a URL cannot be asked what waits in it"
         )
         raise ServerMissing(msg)
-    port, login_port = free_ports(2)
+    (port,) = free_ports(1)
     configuration = directory / "mosquitto.conf"
-    users = [f"{name}:{_password_hash(password)}\n" for name, password in (ODD_USER, READER)]
-    (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0], reader=READER[0]))
-    (directory / "passwords").write_text("".join(users))
+    (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0]))
+    (directory / "passwords").write_text(f"{ODD_USER[0]}:{_password_hash(ODD_USER[1])}\n")
     for name in ("rights", "passwords"):
         (directory / name).chmod(0o600)
     instance: Instance
     if program is not None:
-        settings = {"data": directory, "host": "127.0.0.1", "port": port, "login_port": login_port}
+        settings = {"data": directory, "host": "127.0.0.1", "port": port}
         configuration.write_text(_configuration(autosave=autosave, **settings))
         instance = ServerProcess(
             [program, "-c", str(configuration)], directory, lambda: _answers(port)
         )
     else:
-        settings = {
-            "data": "/mosquitto/data",
-            "host": "0.0.0.0",
-            "port": PORT_IN_CONTAINER,
-            "login_port": LOGIN_PORT_IN_CONTAINER,
-        }
+        settings = {"data": "/mosquitto/data", "host": "0.0.0.0", "port": PORT_IN_CONTAINER}
         configuration.write_text(_configuration(autosave=autosave, **settings))
         instance = ServerContainer(
             IMAGE,
             PORT_IN_CONTAINER,
             port,
             lambda: _answers(port),
-            f"--publish=127.0.0.1:{login_port}:{LOGIN_PORT_IN_CONTAINER}",
             f"--user={os.getuid()}:{os.getgid()}",
             f"--volume={directory}:/mosquitto/data",
             command=["mosquitto", "-c", "/mosquitto/data/mosquitto.conf"],
         )
     try:
-        yield PrivateMosquitto(directory, port, login_port, instance)
+        yield PrivateMosquitto(directory, port, instance)
     finally:
         instance.close()
 
