@@ -419,7 +419,8 @@ KEDA = {
         "metadata": {
             "address": "redis.redis.svc:6379",
             "stream": "order-events",
-            "streamLength": "500",
+            "consumerGroup": "order-events",
+            "lagCount": "500",
         },
     },
     "kafka": {

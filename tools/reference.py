@@ -52,6 +52,8 @@ MEANINGS = {
     "write_failed": "settlements were not written; they are tried again",
     "partitions_assigned": "the group assigned these partitions to this process",
     "partitions_revoked": "the group revoked partitions; their messages that no handler has started are dropped here",
+    "messages_trimmed": "messages were deleted from the stream before any process handled them: they are lost",
+    "max_ack_pending": "the limit of the consumer is small for messages that wait for a retry",
     "pull_refused": "the server refused a pull because of a limit; the next one follows",
     "session_opened": "connected; whether the broker had kept the session",
     "session_lost": "the broker had not kept the session: the messages in it are lost",

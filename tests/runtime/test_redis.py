@@ -1,9 +1,11 @@
 """Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
 
 import asyncio
+import json
 import shlex
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing
@@ -13,6 +15,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import redis.exceptions
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from harness.contract import (
     Event,
@@ -24,6 +28,7 @@ from harness.contract import (
     find,
     ids,
     last,
+    opened,
     publish,
     take,
 )
@@ -36,6 +41,8 @@ from runtime.brokers.redis import ONE_CRASH, RedisBroker
 from runtime.brokers.requests import Requests
 from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True, scope="session")
 
@@ -123,6 +130,85 @@ class TestOutages:
             for message in in_flight:
                 await source.ack(message)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    @pytest.mark.parametrize("unacked", [0, 1])
+    async def test_a_deleted_group_does_not_begin_again_with_what_others_had_acknowledged(
+        self, connect: Connect, client: Any, queue: str, events: list[Event], unacked: int
+    ) -> None:
+        client.xgroup_create(queue, queue, "0", mkstream=True)
+        old = [client.xadd(queue, {"body": "old"}) for _ in range(9)]
+        client.xreadgroup(queue, "another", {queue: ">"})
+        client.xack(queue, queue, *old[: 9 - unacked])
+        async with connect(prefetch=9) as source:
+            published = await publish(source, 2)
+            assert await ack_all(source, 1) == published[:1]
+            client.xgroup_destroy(queue, queue)
+            await eventually_logged(events, "connected", count=2)
+            published += await publish(source, 2)
+            waiting = [*[id.decode() for id in old[9 - unacked :]], *published[1:]]
+            assert await ack_all(source, len(waiting)) == waiting
+
+    async def test_a_deleted_stream_with_lower_ids_is_read_from_its_first_entry(
+        self, connect: Connect, client: Any, queue: str, events: list[Event]
+    ) -> None:
+        client.xadd(queue, {"id": "high"}, id="9000-0")
+        async with connect(prefetch=2) as source:
+            assert await ack_all(source, 1) == ["high"]
+        async with connect(prefetch=2) as source:
+            assert source._began_after == "9000-0"
+            with client.pipeline() as pipeline:
+                pipeline.delete(queue)
+                pipeline.xadd(queue, {"id": "low"}, id="7-0")
+                pipeline.execute()
+            assert await ack_all(source, 1) == ["low"]
+
+    async def test_a_server_that_becomes_a_replica_says_so_and_loses_nothing(
+        self, connect: Connect, node: PrivateServer, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        primary = urlsplit(broker.url)
+        with client_of(node) as client:
+            async with connect(prefetch=1, broker_url=node.url) as source:
+                await publish(source, 1)
+                assert len(await ack_all(source, 1)) == 1
+                client.replicaof(primary.hostname, primary.port)
+                await eventually_logged(events, "reconnecting")
+                with pytest.raises(BrokerUnavailable, match="a read-only replica, no primary"):
+                    await source.publish([OutgoingMessage(b"")])
+                client.replicaof("NO", "ONE")
+                await eventually_logged(events, "connected", count=2)
+                assert await publish(source, 1) == await ack_all(source, 1)
+        assert "a read-only replica, no primary" in find(events, "reconnecting")[0]["reason"]
+
+    async def test_a_replica_that_was_promoted_behind_the_same_address_continues(
+        self, connect: Connect, tmp_path_factory: pytest.TempPathFactory, queue: str
+    ) -> None:
+        directories = [tmp_path_factory.mktemp(name) for name in ("primary", "replica")]
+        with (
+            private(directories[0]) as primary,
+            private(directories[1]) as replica,
+            client_of(primary) as client,
+            client_of(replica) as follower,
+            Proxy(primary.url) as proxy,
+        ):
+            address = urlsplit(primary.url)
+            follower.replicaof(address.hostname, address.port)
+            async with connect(prefetch=10, broker_url=with_lease(proxy.url, 1)) as source:
+                published = await publish(source, 200)
+                handled = await ack_all(source, 50)
+                in_flight = await take(source, 5)
+                await asyncio.to_thread(client.wait, 1, 10_000)  # else the last ones may be lost
+                primary.kill()
+                follower.replicaof("NO", "ONE")
+                proxy._target_port = urlsplit(replica.url).port or 0
+                proxy.cut()
+                for message in in_flight:
+                    await source.ack(message)
+                    handled.append(message.id)
+                published += await publish_insistently(source, 20)
+                while {*handled} != {*published}:
+                    handled += await ack_all(source, 1)
+                await eventually(0, lambda: asyncio.sleep(0, follower.xlen(queue)))
+            assert len(handled) - len(published) <= 10  # acks that were not replicated
 
     async def test_an_error_that_does_not_pass_ends_the_consumption(
         self, connect: Connect, client: Any, queue: str
@@ -439,6 +525,18 @@ class TestSettlements:
             await source.reject(message, "too many")
 
 
+async def publish_insistently(source: RedisBroker, count: int) -> list[str]:
+    messages = [OutgoingMessage(b"x") for _ in range(count)]
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await source.publish(messages)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+            else:
+                return ids(messages)
+
+
 async def pending(client: Any, queue: str, owner: str = "") -> int:
     """How many entries this owner in the group has, or all of them."""
     rows = client.xinfo_consumers(queue, queue)
@@ -540,6 +638,80 @@ class TestEntries:
             assert [moved async for moved in source.replay_dead_letters()] == [500, 1_000, 1_200]
             assert (await source.describe())[queue] == 1_200
             assert await source.count_dead_letters() == 0
+
+
+NAMES = st.sampled_from(
+    shlex.split("""
+        body id type headers x-consumer-reason x-consumer-attempts x-consumer-dead-lettered-at x-consumer-due
+    """)
+)
+VALUES = (
+    st.binary(max_size=50)
+    | st.text().map(str.encode)
+    | st.sampled_from([b"", b"nan", b"-inf", b"1e300", b"-1", b"0", b"1.5", b"3", b"\xff"])
+    | st.sampled_from([b"[1]", b"{}", b'{"a": NaN}', b'{"a": "\\ud800"}', b"[" * 1_500, b"null"])
+)
+ENTRIES = st.lists(
+    st.dictionaries(NAMES.map(str.encode) | st.binary(max_size=20), VALUES, min_size=1).filter(
+        lambda fields: fields.get(b"x-consumer-due", b"")[:3] != b"1e3"
+    ),
+    max_size=30,
+)
+
+
+class TestForeignEntries:
+    @pytest.mark.filterwarnings("ignore:Generating overly large repr")
+    @settings(
+        max_examples=20,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(in_source=ENTRIES, in_dead=ENTRIES, in_delayed=st.lists(VALUES), owners=st.lists(VALUES))
+    def test_any_entries_become_dead_letters_that_are_listed_replayed_and_purged(
+        self,
+        broker: Server,
+        settings_for: Callable[..., ConsumerSettings],
+        in_source: list[dict[bytes, bytes]],
+        in_dead: list[dict[bytes, bytes]],
+        in_delayed: list[bytes],
+        owners: list[bytes],
+    ) -> None:
+        queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
+        config = settings_for(source=queue, broker_url=with_lease(broker.url, 0.3))
+        count = len(in_source) + len(in_dead)
+
+        async def survive() -> None:
+            with client_of(broker) as client:
+                for fields in in_source:
+                    client.xadd(queue, fields)
+                for fields in in_dead:
+                    client.xadd(f"{queue}.dead", fields)
+                for member in [*in_delayed, b"9" * 30 + b"-1", b"1-" + b"9" * 30]:
+                    client.zadd(f"{queue}.delayed", {member: 1})
+                for owner in owners:
+                    client.zadd(f"{queue}.consumers", {owner: 1})
+            async with opened(RedisBroker(config, 40)) as source:
+                await source.start()
+                for message in await take(source, len(in_source)):
+                    assert (message.id + message.type).encode().decode()
+                    await source.reject(message, "bad")
+                await eventually(count, source.count_dead_letters)
+                letters = [letter async for letter in source.dead_letters(count + 1)]
+                assert len(letters) == count
+                json.dumps([[le.id, le.type, le.reason, le.dead_lettered_at] for le in letters])
+                assert await last(source.replay_dead_letters()) == count
+                messages = await take(source, min(count, 20))
+                assert Counter(ids(messages)) == Counter(ids(letters[:20]))
+                for message in messages:
+                    await source.reject(message, "bad again")
+                await eventually(len(messages), source.count_dead_letters)
+                assert await last(source.purge_dead_letters()) == len(messages)
+
+        try:
+            asyncio.run(survive())
+        finally:
+            broker.delete(queue)
 
 
 class TestTopology:
@@ -823,7 +995,8 @@ class TestCredentials:
                 async with asyncio.timeout(1):
                     await take(source, 9)
         except TimeoutError:
-            reasons = [event["reason"] for event in find(events, "settlement_lost")]
+            lost = [*find(events, "settlement_lost"), *find(events, "close_failed")]
+            reasons = [event["reason"] for event in lost if event["level"] == "warning"]
         except (BrokerDenied, SourceFailed) as denied:
             reasons = [str(denied)]
         assert any(name in reason.lower() for reason in reasons), (reasons, events)

@@ -99,7 +99,7 @@ class Autoscaler:
     """The settings of KEDA, and of the HorizontalPodAutoscaler that it creates."""
 
     threshold: float
-    """Messages for each pod: lagThreshold, queueLength, value, streamLength or targetQueryValue."""
+    """Messages for each pod: lagThreshold, queueLength, value, lagCount or targetQueryValue."""
     least: int = 1
     most: int = 20
     polling_seconds: float = SYNC_SECONDS

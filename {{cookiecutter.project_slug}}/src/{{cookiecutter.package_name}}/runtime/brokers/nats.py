@@ -6,8 +6,9 @@
 ``subject=`` (to publish to), ``domain=``, ``inbox=`` (prefix of reply subjects), ``creds=`` and ``nkey=`` (files),
 ``cafile=``, ``certfile=`` and ``keyfile=``.
 
-A stream that does not exist is created as a work queue, which serves one group. An existing stream is used as it is:
-with limits or interest retention it serves many groups, each at its own pace. Next to the stream ``orders`` there are
+`NatsBroker.declare` creates a stream that does not exist as a work queue, which serves one group. An existing stream is
+used as it is: with limits or interest retention it serves many groups, each at its own pace. What is deleted later is
+created again as it was, if its description says that it is ours; else the service waits for it. Next to the stream ``orders`` there are
 ``orders_dead``, whose subject ``orders_dead.billing`` has the dead letters of the group ``billing``, and
 ``orders_attempts``, with one record for each unacked message that a handler failed on.
 
@@ -29,12 +30,13 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Container,
     Coroutine,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -45,21 +47,24 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error, NoRespondersError, SecureConnWantedError
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
     REASON,
+    SHORTENED,
     count_of,
+    fit_dead_letter,
     json_object,
     make_dead_letter,
     make_message,
+    seconds_of,
     text_of,
 )
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity, log_settlement_lost
+from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
 
 T = TypeVar("T")
@@ -80,6 +85,8 @@ HEARTBEAT_SECONDS = 2.0
 """How often the broker confirms that a pull still waits."""
 SILENCE_SECONDS = 6.0
 """A pull is lost when the broker has not mentioned it for this long."""
+FLOOR_SECONDS = 10.0
+"""How often a consumer of ours is asked up to which message all are acked, in case it is deleted."""
 MOST_RECENT_ACKS = 10_000
 PUBLISH_AT_ONCE = 100
 
@@ -87,6 +94,16 @@ DELIVERY_LIMIT = 1000
 """A message that was delivered this many times more than handlers failed on it kills its consumers."""
 RECORD_SECONDS = 30 * 86_400.0
 """How long the record of a message's failures is stored."""
+MOST_HEADER_BYTES = 65_535
+"""In a stream."""
+LONGEST_NAME = 500
+"""Characters of an id or a type that stay when a copy is too large for the server."""
+
+FEW_PENDING = (
+    "messages that wait for a retry count too: when this many wait, the consumer gets no others"
+)
+OURS = "Created by a service of cookiecutter-consumer, which creates it again when it is deleted."
+"""Description of a stream or consumer."""
 
 ID = "Nats-Msg-Id"
 """Header: of messages with the same one, the broker stores the first within two minutes."""
@@ -99,10 +116,19 @@ GROUP = "x-consumer-group"
 """Header of a dead letter that was replayed: other groups have handled it."""
 SUBJECT = "x-consumer-subject"
 """Header of a dead letter: the subject that it was published to first."""
+DUE = "x-consumer-due"
+"""Header of a message that was deleted from the stream in flight, and published again for its retry: Unix seconds.
+It has ATTEMPTS and GROUP too."""
 
 ACK, TERM, NAK, IN_PROGRESS = b"+ACK", b"+TERM", b"-NAK", b"+WPI"
 # Error codes of JetStream's API.
-NO_CONSUMER, NO_MESSAGE, NAME_IN_USE, NO_STREAM = 10014, 10037, 10058, 10059
+NO_CONSUMER, NO_MESSAGE, NAME_IN_USE, NO_STREAM, SUBJECTS_OVERLAP = (
+    10014,
+    10037,
+    10058,
+    10059,
+    10065,
+)
 
 OPTIONS = (
     *("ack_wait_seconds", "replicas", "subject", "domain", "inbox", "creds", "nkey"),
@@ -127,12 +153,12 @@ class JetStreamRefused(BrokerRefused):
         self.code = code
 
 
-class NotAuthorized(BrokerRefused):
+class NotAuthorized(BrokerDenied):
     """The server refused the credentials."""
 
 
 RULES = (
-    Rule(Error, BrokerRefused, "{error}", "(?i)permissions violation"),
+    Rule(Error, BrokerDenied, "{error}", "(?i)permissions violation"),
     Rule(
         Error,
         NotAuthorized,
@@ -213,10 +239,14 @@ class Outgoing:
     body: bytes
     headers: dict[str, str]
 
-    @property
-    def size(self) -> int:
+    def why_too_large(self, max_payload: int) -> str:
         lines = (len(name) + len(value.encode()) + 4 for name, value in self.headers.items())
-        return len(self.body) + sum(lines) + len(b"NATS/1.0\r\n\r\n")
+        header_size = sum(lines) + len(b"NATS/1.0\r\n\r\n")
+        if len(self.body) + header_size > max_payload:  # the server closes the connection
+            return f"this message is larger than the server's max_payload, {max_payload} bytes"
+        if header_size > MOST_HEADER_BYTES:
+            return f"the headers of this message are larger than {MOST_HEADER_BYTES} bytes"
+        return ""
 
 
 class Connection(Client):
@@ -230,6 +260,9 @@ class Connection(Client):
         self._url = url
         self._on_lost = on_lost
         self._requests = Requests(url.redacted, (Error,), RULES)
+        self._asked: dict[
+            str, str
+        ] = {}  # subjects of requests, by the ends of their reply subjects
 
     async def open(self, host: str, name: str) -> None:
         """Raises BrokerUnavailable or BrokerRefused."""
@@ -303,14 +336,29 @@ class Connection(Client):
         payload = json.dumps(request).encode() if request else b""
         return await self.ask(f"{self._url.api}.{call}", payload)
 
-    async def api_unless(self, code: int, call: str, **request: Any) -> dict[str, Any] | None:
-        """As `api`; None if the answer is this error."""
+    async def api_unless(
+        self, codes: Container[int], call: str, **request: Any
+    ) -> dict[str, Any] | None:
+        """As `api`; None if the answer is one of these errors."""
         try:
             return await self.api(call, **request)
         except JetStreamRefused as refusal:
-            if refusal.code != code:
+            if refusal.code not in codes:
                 raise
             return None
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        reply: str = "",
+        headers: dict[str, Any] | None = None,
+    ) -> None:
+        if reply and (token := reply.rpartition(".")[2]) in self._resp_map:
+            if len(self._asked) > 2 * len(self._resp_map) + PUBLISH_AT_ONCE:
+                self._asked = {t: s for t, s in self._asked.items() if t in self._resp_map}
+            self._asked[token] = subject
+        await super().publish(subject, payload, reply, headers)
 
     async def ping(self) -> None:
         """Returns when the broker has read everything that was sent before."""
@@ -320,8 +368,7 @@ class Connection(Client):
 
     async def store(self, message: Outgoing) -> None:
         """Returns when the broker has stored it."""
-        if message.size > self.max_payload:  # for which the server closes the connection
-            msg = f"this message is larger than the server's max_payload, {self.max_payload} bytes"
+        if msg := message.why_too_large(self.max_payload):
             raise BrokerRefused(msg)
         await self.ask(message.subject, message.body, message.headers or None)
 
@@ -341,7 +388,14 @@ class Connection(Client):
         self.lose(e)
 
     async def _process_err(self, err_msg: str) -> None:
-        self.lose(Error(err_msg.strip("'")))
+        error = err_msg.strip("'")
+        denied = re.search('permissions violation for publish to "(.*)"', error)
+        for token, subject in self._asked.items():
+            if denied and subject.lower() == denied[1] and token in self._resp_map:
+                reason = Error(f'permissions violation for publish to "{subject}"')
+                self._resp_map.pop(token).set_exception(reason)  # of this request only
+                return
+        self.lose(Error(error))
 
     # -- parts of nats-py, replaced: an odd message of another producer would silently end its reading
 
@@ -368,7 +422,7 @@ class Delivery:
     subject: str
     deliveries: int = 1
     reply: str = ""
-    """The subject that settlements are sent to."""
+    """The subject that settlements are sent to; empty once the consumer was deleted."""
     held_until: float = 0
     """Event loop time, after which the broker may have redelivered the message."""
 
@@ -409,15 +463,17 @@ def _make_message(body: bytes, headers: Mapping[str, str], delivery: Delivery) -
     if type is None:  # another producer may have it at the end of the subject: orders.order_created
         type = delivery.subject.rpartition(".")[2] if "." in delivery.subject else ""
     values.pop(GROUP, None)
+    failures = values.pop(ATTEMPTS, 0) if DUE in values else 0
+    values.pop(DUE, None)
     if EXTRAS in values:
         extras = json_object(values.pop(EXTRAS))
         id, type = extras.get("id") or id, extras.get("type") or type
         odd = extras.get("headers")
         values |= odd if isinstance(odd, dict) else {}
-    return make_message(body, id=id, type=type, headers=values, receipt=delivery)
+    return make_message(body, id=id, type=type, headers=values, failures=failures, receipt=delivery)
 
 
-def _headers_of(message: OutgoingMessage | Message) -> dict[str, str]:
+def _headers_of(message: OutgoingMessage) -> dict[str, str]:
     """NATS has only text in headers, of one line, and names in ASCII. Raises BrokerRefused."""
     headers: dict[str, str] = {TYPE: _plain(message.type)}
     extras: dict[str, Any] = {}
@@ -440,8 +496,8 @@ def _headers_of(message: OutgoingMessage | Message) -> dict[str, str]:
     return headers
 
 
-def _headers_of_copy(message: Message, broker_id: str) -> dict[str, str]:
-    return _headers_of(message) | {ID: broker_id, FIRST_ID: _plain(message.id)}
+def _nak_later(delay_seconds: float) -> bytes:
+    return b'-NAK {"delay": %d}' % max(1, delay_seconds * 1e9)
 
 
 def _is_plain(value: object) -> bool:
@@ -473,6 +529,15 @@ def _check_consumer(name: str, config: dict[str, Any]) -> None:
         raise BrokerRefused(msg)
 
 
+def _matches(subject: str, pattern: str) -> bool:
+    """Whether a stream with this subject, which may have wildcards, stores a message with that one."""
+    tokens, patterns = subject.split("."), pattern.split(".")
+    if patterns[-1] == ">":
+        tokens, patterns = tokens[: len(patterns)], [*patterns[:-1], "*"]
+    pairs = zip(tokens, patterns, strict=False)
+    return len(tokens) == len(patterns) and all(p in ("*", t) for t, p in pairs)
+
+
 def _only_subject(stream: str, subjects: list[str]) -> str | None:
     """The subject to publish to, if there is no choice."""
     concrete = [subject for subject in subjects if CONCRETE_SUBJECT.fullmatch(subject)]
@@ -498,7 +563,13 @@ class NatsBroker(Broker):
         self._url = NatsUrl(settings.broker_url.get_secret_value())
         self.connectivity = Connectivity(self._url.redacted)
         self._connection: Connection | None = None
-        self._subject: str | None = None  # to publish to
+        self._subject: str | None = self._url.subject or self._stream  # to publish to
+        self._declared = False
+        self._known: dict[
+            str, dict[str, Any]
+        ] = {}  # what was read last of streams and the consumer
+        self._waiting_for = ""  # what was deleted, and is not ours
+        self._next_tick = self._next_floor = 0.0  # event loop time
         self._ack_wait = ACK_WAIT_SECONDS
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
@@ -566,13 +637,14 @@ class NatsBroker(Broker):
         return self._connection
 
     async def _connect(self) -> Connection:
-        """To the first of the hosts that answers; the topology is declared there."""
+        """To the first of the hosts that answers; what was declared is declared again there."""
         outage: BrokerUnavailable | None = None
         for host in random.sample(self._url.hosts, len(self._url.hosts)):
             connection = Connection(self._url, self._wake.set)
             try:
                 await connection.open(host, self._stream)
-                await self._declare(connection)
+                if self._declared:
+                    await self._declare(connection)
             except BaseException as error:
                 await connection.close_within(0.1)
                 if not isinstance(error, BrokerUnavailable):
@@ -584,6 +656,12 @@ class NatsBroker(Broker):
         raise outage
 
     # -- topology
+
+    async def declare(self) -> None:
+        await self._declare(self._reachable())
+        self._declared = True
+        self._next_tick = 0.0  # by the ack wait that is known now
+        self._wake.set()
 
     async def _declare(self, connection: Connection) -> None:
         config = await self._declare_stream(
@@ -599,54 +677,141 @@ class NatsBroker(Broker):
             max_age=round(RECORD_SECONDS * 1e9),
         )
         await self._declare_consumer(connection)
+        self._waiting_for = ""
+
+    def _config_again(self, what: str, config: dict[str, Any]) -> dict[str, Any]:
+        """How to create what does not exist: as it was known. Raises BrokerUnavailable if it was known and is not ours."""
+        known: dict[str, Any] = self._known.get(what, {}).get("config", config)
+        if known.get("description") == OURS:
+            return known
+        msg = f"{what} was deleted: this service did not create it, and waits until it exists again"
+        if self._waiting_for != what:
+            self._waiting_for = what
+            log.warning("reconnecting", broker=self._url.redacted, reason=msg)
+        raise BrokerUnavailable(msg)
 
     async def _declare_stream(
         self, connection: Connection, name: str, **config: Any
     ) -> dict[str, Any]:
         """Create the stream unless it exists; returns its configuration."""
         config |= {"name": name, "storage": "file", "num_replicas": self._url.replicas}
-        look = f"STREAM.INFO.{name}"
-        info = (
-            await connection.api_unless(NO_STREAM, look)
-            or await connection.api_unless(NAME_IN_USE, f"STREAM.CREATE.{name}", **config)
-            or await connection.api(look)  # another process created it meanwhile
-        )
+        look, what = f"STREAM.INFO.{name}", f"the stream {name!r}"
+        info = await connection.api_unless([NO_STREAM], look)
+        if info is None:
+            config = self._config_again(what, {**config, "description": OURS})
+            try:
+                info = await connection.api_unless(
+                    [NAME_IN_USE], f"STREAM.CREATE.{name}", **config
+                ) or await connection.api(look)  # another process created it meanwhile
+            except JetStreamRefused as refusal:
+                if refusal.code == SUBJECTS_OVERLAP:
+                    raise await self._overlap(connection, name, config["subjects"]) from refusal
+                raise
+        self._known[what] = info
         configured: dict[str, Any] = info["config"]
         return configured
 
+    async def _overlap(
+        self, connection: Connection, name: str, subjects: list[str]
+    ) -> BrokerRefused:
+        theirs = "another stream"
+        with suppress(BrokerError):  # it is a right that only this sentence needs
+            answer = await connection.api("STREAM.NAMES", subject=subjects[0])
+            names = " and ".join(repr(found) for found in answer.get("streams") or ())
+            theirs = f"the stream {names}" if names else theirs
+        return BrokerRefused(
+            f"{self._url.redacted}: the stream {name!r} cannot be created, because {theirs} already has "
+            f"messages of its subject {subjects[0]!r}: take that subject out, or rename CONSUMER_SOURCE"
+        )
+
     async def _declare_consumer(self, connection: Connection) -> None:
-        name = f"{self._stream}.{self._group}"
-        info = await connection.api_unless(NO_CONSUMER, f"CONSUMER.INFO.{name}")
-        existing: dict[str, Any] | None = info and info["config"]
-        config = existing or {
+        what = f"the consumer {self._group!r} of the stream {self._stream!r}"
+        known = self._known.get(what)
+        info = await connection.api_unless([NO_CONSUMER], self._info_of_consumer)
+        if info is None:
+            info = await self._create_consumer(connection, what)
+        config = info["config"]
+        _check_consumer(what, config)
+        ack_wait = round(self._url.ack_wait_seconds * 1e9)
+        if ack_wait and ack_wait != config["ack_wait"]:
+            config = {**config, "ack_wait": ack_wait}
+            info = await self._configure_consumer(connection, config)
+        self._ack_wait = config["ack_wait"] / 1e9
+        self._known[what] = info
+        if known is None:
+            if 0 < (limit := config.get("max_ack_pending", -1)) < 10 * self.prefetch:
+                log.warning(
+                    "max_ack_pending", limit=limit, consumer=self._group, reason=FEW_PENDING
+                )
+        elif known["created"] != info["created"]:
+            self._forget_replies()
+
+    async def _create_consumer(self, connection: Connection, what: str) -> dict[str, Any]:
+        config = {
+            "description": OURS,
             "durable_name": self._group,
             "ack_policy": "explicit",
             "ack_wait": round(ACK_WAIT_SECONDS * 1e9),
             "max_deliver": -1,  # beyond a limit the broker silently drops a message
             "max_ack_pending": -1,  # delayed messages count too; the pulls are our limit
         }
-        _check_consumer(f"the consumer {self._group!r} of the stream {self._stream!r}", config)
-        if self._url.ack_wait_seconds:
-            config = {**config, "ack_wait": round(self._url.ack_wait_seconds * 1e9)}
-        if config != existing:
-            request = {"stream_name": self._stream, "config": config}
-            try:
-                await connection.api(f"CONSUMER.DURABLE.CREATE.{name}", **request)
-            except JetStreamRefused as refusal:
-                msg = f"the group {self._group!r} cannot consume the stream {self._stream!r}: {refusal}"
-                raise BrokerRefused(msg) from refusal
-        self._ack_wait = config["ack_wait"] / 1e9
+        config = self._config_again(what, config)
+        floor = self._known.get(what, {}).get("ack_floor", {}).get("stream_seq", 0)
+        config = {k: v for k, v in config.items() if k not in ("deliver_policy", "opt_start_seq")}
+        stream = self._known[f"the stream {self._stream!r}"]
+        same_stream = self._known.get(what, {}).get("stream_created") == stream["created"]
+        if floor and same_stream and stream["config"]["retention"] != "workqueue":
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": floor + 1}
+        try:
+            return await self._configure_consumer(connection, config)
+        except BrokerRefused:
+            # Perhaps another process created it meanwhile, to start at another message.
+            if info := await connection.api_unless([NO_CONSUMER], self._info_of_consumer):
+                return info
+            raise
+
+    @property
+    def _info_of_consumer(self) -> str:
+        return f"CONSUMER.INFO.{self._stream}.{self._group}"
+
+    async def _configure_consumer(
+        self, connection: Connection, config: dict[str, Any]
+    ) -> dict[str, Any]:
+        call = f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._group}"
+        try:
+            return await connection.api(call, stream_name=self._stream, config=config)
+        except JetStreamRefused as refusal:
+            msg = f"the group {self._group!r} cannot consume the stream {self._stream!r}: {refusal}"
+            raise BrokerRefused(msg) from refusal
+
+    def _forget_replies(self) -> None:
+        """The consumer is another one: to it, settlements of earlier deliveries would be those of other messages."""
+        for message in self.unacked:
+            message.receipt.reply, message.receipt.held_until = "", 0.0
+        self._recent_acks = dict.fromkeys(self._recent_acks, "")
+        self._older_acks = dict.fromkeys(self._older_acks, "")
 
     async def describe(self) -> dict[str, int | str]:
         connection = self._reachable()
-        info = await connection.api(f"CONSUMER.INFO.{self._stream}.{self._group}")
-        return {
-            "server": f"nats-server {connection._server_info['version']}",
-            self._stream: info["num_pending"],
-            f"{self._stream} in flight, requeued or delayed": info["num_ack_pending"],
-            f"{self._stream} pulls waiting": info["num_waiting"],  # of consumers that have room
-            self._dead: await self.count_dead_letters(),
+        described: dict[str, int | str] = {
+            "server": f"nats-server {connection._server_info['version']}"
         }
+        stream = await connection.api_unless([NO_STREAM], f"STREAM.INFO.{self._stream}")
+        described[self._stream] = MISSING if stream is None else stream["state"]["messages"]
+        info = stream and await connection.api_unless([NO_CONSUMER], self._info_of_consumer)
+        if info is None:
+            described[f"{self._stream} group {self._group}"] = MISSING
+        else:
+            described |= {
+                self._stream: info["num_pending"],
+                f"{self._stream} in flight, requeued or delayed": info["num_ack_pending"],
+                f"{self._stream} pulls waiting": info["num_waiting"],  # of consumers with room
+            }
+        if await connection.api_unless([NO_STREAM], f"STREAM.INFO.{self._attempts}") is None:
+            described[self._attempts] = MISSING
+        dead = await self._dead_state()
+        described[self._dead] = MISSING if dead is None else self._count_of(dead)
+        return described
 
     # -- fetching
 
@@ -671,7 +836,7 @@ class NatsBroker(Broker):
         await subscription.drain()  # type: ignore[no-untyped-call, unused-ignore]  # nats-py's is untyped
         # To answer this, the server drops our last pull. A pull that it still has when a message is requeued may
         # make it lose track of the message until the ack wait is over (2.9.10 does).
-        await connection.api(f"CONSUMER.INFO.{self._stream}.{self._group}")
+        await connection.api_unless([NO_CONSUMER, NO_STREAM], self._info_of_consumer)
 
     async def __anext__(self) -> Message:
         message = await self._next_held()
@@ -682,7 +847,7 @@ class NatsBroker(Broker):
     def _lost_because(self, message: Message) -> str:
         if message.receipt.held_until > asyncio.get_running_loop().time():
             return ""
-        return "the ack wait had passed"
+        return "the ack wait had passed" if message.receipt.reply else "its consumer was deleted"
 
     def _holds(self, message: Message, settlement: str) -> bool:
         # An ack is correct also after the ack wait: the message was handled.
@@ -731,17 +896,16 @@ class NatsBroker(Broker):
 
     async def _serve(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        next_tick = loop.time()
         while not self._closing.is_set():
             self._wake.clear()
             async with connection.bounded():
                 await self._pull(connection)
             if self._redelivered:
                 await self._look_up_attempts(connection)
-            if loop.time() >= next_tick:
+            if loop.time() >= self._next_tick:
+                self._next_tick = loop.time() + min(TICK_SECONDS, self._ack_wait / 4)
                 await self._tick(connection)
-                next_tick = loop.time() + min(TICK_SECONDS, self._ack_wait / 4)
-            timer = loop.call_at(next_tick, self._wake.set)
+            timer = loop.call_at(self._next_tick, self._wake.set)
             await self._wake.wait()
             timer.cancel()
 
@@ -815,7 +979,11 @@ class NatsBroker(Broker):
         else:
             delivery = Delivery(key, msg.subject, int(tokens[at]), msg.reply, held_until)
             message = self._by_key[key] = _make_message(msg.data, headers, delivery)
-            if delivery.deliveries > 1 and not self.stopped:
+            delay = min(seconds_of(headers.get(DUE)) - time.time(), RECORD_SECONDS)
+            if delay > 0 and delivery.deliveries == 1:
+                del self._by_key[key]
+                await self._reachable().publish(msg.reply, _nak_later(delay))
+            elif delivery.deliveries > 1 and not self.stopped:
                 self.unacked.add(message)
                 self._redelivered.append(message)
                 self._wake.set()
@@ -830,7 +998,7 @@ class NatsBroker(Broker):
             self._redelivered[:0] = messages
             raise
         for message, count in zip(messages, counts, strict=True):
-            message.attempt = count + 1
+            message.attempt = max(count + 1, message.attempt)
             deliveries = message.receipt.deliveries
             if deliveries - count > DELIVERY_LIMIT and not self.stopped:
                 reason = f"delivered {deliveries} times, and never settled"
@@ -842,7 +1010,7 @@ class NatsBroker(Broker):
     async def _failures(self, connection: Connection, message: Message) -> int:
         subject = self._record_of(message.receipt.key)
         get = f"STREAM.MSG.GET.{self._attempts}"
-        answer = await connection.api_unless(NO_MESSAGE, get, last_by_subj=subject)
+        answer = await connection.api_unless([NO_MESSAGE], get, last_by_subj=subject)
         if answer is None:
             return 0
         record = json_object(base64.b64decode(answer["message"].get("data", "")))
@@ -876,10 +1044,24 @@ class NatsBroker(Broker):
         for delivery in renewed:
             delivery.held_until = now + held_seconds
         await self._delete_records(connection)
+        if now > self._next_floor:
+            self._next_floor = now + FLOOR_SECONDS
+            await self._look_at_floor(connection)
         silence = asyncio.get_running_loop().time() - self._pull_heard_at
         if self._pulled_count and silence > SILENCE_SECONDS:
             msg = f"{self._url.redacted}: no answer to a pull for {silence:.0f} seconds"
             raise BrokerUnavailable(msg)
+
+    async def _look_at_floor(self, connection: Connection) -> None:
+        """If our consumer is deleted from a stream that keeps its messages, the next one begins here."""
+        what = f"the consumer {self._group!r} of the stream {self._stream!r}"
+        stream, known = self._known.get(f"the stream {self._stream!r}"), self._known.get(what)
+        if not (stream and known) or known["config"].get("description") != OURS:
+            return
+        if stream["config"]["retention"] != "workqueue":
+            info = await connection.api_unless([NO_CONSUMER, NO_STREAM], self._info_of_consumer)
+            if info and info["created"] == known["created"]:
+                self._known[what] = {**info, "stream_created": stream["created"]}
 
     # -- settling
 
@@ -893,28 +1075,56 @@ class NatsBroker(Broker):
         record = {
             "attempts": message.attempt,
             "due_at": time.time() + delay_seconds,
-            "id": message.id,
+            "id": message.id[:LONGEST_NAME],
             "reason": reason,
         }
-        subject = self._record_of(message.receipt.key)
+        delivery: Delivery = message.receipt
+        connection, subject = self._reachable(), self._record_of(delivery.key)
+        get, sequence = f"STREAM.MSG.GET.{self._stream}", int(delivery.key.partition("-")[0])
+        if await connection.api_unless([NO_MESSAGE, NO_STREAM], get, seq=sequence) is None:
+            # Limits, or an operator, deleted it meanwhile: this process has the last copy.
+            headers = {ATTEMPTS: str(message.attempt), DUE: f"{record['due_at']:.3f}"}
+            headers[GROUP] = self._group
+            broker_id = f"{self._stream}-{delivery.key}-{message.attempt}"
+            storing = self._store(self._copy_of(message, delivery.subject, broker_id, headers))
+            await self._move(message, "retry", storing, lambda it: self._send(it, "retry", TERM))
+            return
         storing = self._store(Outgoing(subject, json.dumps(record).encode(), {}))
-        later = b'-NAK {"delay": %d}' % max(1, delay_seconds * 1e9)
+        later = _nak_later(delay_seconds)
         await self._move(message, "retry", storing, lambda it: self._send(it, "retry", later))
 
     async def _reject(self, message: Message, reason: str) -> None:
-        storing = self._store_dead_letter(message, reason)
-        await self._move(message, "reject", storing, lambda it: self._send(it, "reject", TERM))
-
-    async def _store_dead_letter(self, message: Message, reason: str) -> None:
         delivery: Delivery = message.receipt
-        # A second one, after a crash, has the same id and is not stored.
-        headers = _headers_of_copy(message, f"{self._stream}-{delivery.key}") | {
+        headers = {
             REASON: text_of(reason),
             ATTEMPTS: str(message.attempt),
             DEAD_LETTERED_AT: f"{time.time():.3f}",
             SUBJECT: delivery.subject,
         }
-        await self._store(Outgoing(self._dead_subject, message.body, headers))
+        # A second one, after a crash, has the same id and is not stored.
+        broker_id = f"{self._stream}-{delivery.key}"
+        storing = self._store(self._copy_of(message, self._dead_subject, broker_id, headers))
+        await self._move(message, "reject", storing, lambda it: self._send(it, "reject", TERM))
+
+    def _copy_of(
+        self, message: Message, subject: str, broker_id: str, headers: dict[str, str]
+    ) -> Outgoing:
+        """The message to this subject, without what is too large for the server."""
+        limit = self._reachable().max_payload
+
+        def copy(body: bytes, kept: dict[str, Any]) -> Outgoing:
+            id, type, ours = message.id, message.type, dict(headers)
+            if SHORTENED in kept:
+                id, type = id[:LONGEST_NAME], type[:LONGEST_NAME]
+                ours[SHORTENED] = str(kept[SHORTENED])
+            names = _headers_of(OutgoingMessage(body, type, id, kept.get("headers", {})))
+            names |= {ID: broker_id, FIRST_ID: _plain(id)}
+            return Outgoing(subject, body, names | ours)
+
+        def fits(body: bytes, kept: dict[str, Any]) -> bool:
+            return not copy(body, kept).why_too_large(limit)
+
+        return copy(*fit_dead_letter(message.body, {"headers": message.headers}, fits))
 
     async def _store(self, message: Outgoing) -> None:
         await self._reachable().store(message)
@@ -928,6 +1138,8 @@ class NatsBroker(Broker):
             self._recent_acks[delivery.key] = delivery.reply
             if message.attempt > 1:
                 self._done_keys.append(delivery.key)
+        if not delivery.reply:
+            return  # to be acked when the next consumer delivers it
         if self._connection is not None and self.connected:
             await self._connection.publish(delivery.reply, payload)
         else:
@@ -935,7 +1147,7 @@ class NatsBroker(Broker):
 
     async def _resend(self, connection: Connection) -> None:
         """Send what was settled in the outage, and acks that the connection or the server may have lost."""
-        for reply in (*self._older_acks.values(), *self._recent_acks.values()):
+        for reply in filter(None, (*self._older_acks.values(), *self._recent_acks.values())):
             await connection.publish(reply, ACK)
         while self._unsent:
             message, _, payload = self._unsent.pop(0)
@@ -960,12 +1172,17 @@ class NatsBroker(Broker):
     # -- dead letters
 
     async def count_dead_letters(self) -> int:
-        return int((await self._dead_state()).get("subjects", {}).get(self._dead_subject, 0))
+        return self._count_of(await self._dead_state() or {})
 
-    async def _dead_state(self) -> dict[str, Any]:
+    def _count_of(self, state: dict[str, Any]) -> int:
+        return int(state.get("subjects", {}).get(self._dead_subject, 0))
+
+    async def _dead_state(self) -> dict[str, Any] | None:
         look = f"STREAM.INFO.{self._dead}"
-        info = await self._reachable().api(look, subjects_filter=self._dead_subject)
-        state: dict[str, Any] = info["state"]
+        info = await self._reachable().api_unless(
+            [NO_STREAM], look, subjects_filter=self._dead_subject
+        )
+        state: dict[str, Any] | None = info and info["state"]
         return state
 
     async def _stored_dead_letters(self, last: float = math.inf) -> AsyncIterator[StoredDeadLetter]:
@@ -973,7 +1190,7 @@ class NatsBroker(Broker):
         sequence, get = 1, f"STREAM.MSG.GET.{self._dead}"
         while sequence <= last:
             request = {"seq": sequence, "next_by_subj": self._dead_subject}
-            answer = await self._reachable().api_unless(NO_MESSAGE, get, **request)
+            answer = await self._reachable().api_unless([NO_MESSAGE, NO_STREAM], get, **request)
             if answer is None or answer["message"]["seq"] > last:
                 return
             stored = StoredDeadLetter(answer["message"])
@@ -998,7 +1215,8 @@ class NatsBroker(Broker):
 
     async def replay_dead_letters(self) -> AsyncIterator[int]:
         moved, batch = 0, []
-        async for stored in self._stored_dead_letters((await self._dead_state())["last_seq"]):
+        last = (await self._dead_state() or {}).get("last_seq", 0)
+        async for stored in self._stored_dead_letters(last):
             batch.append(stored)
             if len(batch) == PUBLISH_AT_ONCE:
                 moved += await self._replay(batch)
@@ -1014,18 +1232,22 @@ class NatsBroker(Broker):
 
     def _replayed(self, stored: StoredDeadLetter) -> Outgoing:
         subject = stored.subject
-        if not CONCRETE_SUBJECT.fullmatch(subject):  # another program's dead letter
+        known = self._known.get(f"the stream {self._stream!r}", {"config": {}})
+        subjects = known["config"].get("subjects") or ()
+        if not CONCRETE_SUBJECT.fullmatch(subject) or not any(
+            _matches(subject, pattern) for pattern in subjects
+        ):  # another program's dead letter
             subject = self._subject_to_publish_to()
-        headers = _headers_of_copy(stored.message, stored.replay_id) | {GROUP: self._group}
-        return Outgoing(subject, stored.message.body, headers)
+        return self._copy_of(stored.message, subject, stored.replay_id, {GROUP: self._group})
 
     async def purge_dead_letters(self) -> AsyncIterator[int]:
         yield await self._purge_dead()
 
     async def _purge_dead(self, **limit: int) -> int:
         purge = f"STREAM.PURGE.{self._dead}"
-        answer = await self._reachable().api(purge, filter=self._dead_subject, **limit)
-        return int(answer["purged"])
+        request = {"filter": self._dead_subject, **limit}
+        answer = await self._reachable().api_unless([NO_STREAM], purge, **request)
+        return int(answer["purged"]) if answer else 0
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> NatsBroker:

@@ -25,7 +25,7 @@ import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode, urlsplit
@@ -192,8 +192,11 @@ local function take(id, count)
 end
 for _, id in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
     call('ZREM', delayed, id)
-    local count = deliveries('{DELAYED}', id)
-    if count then take(id, count) end
+    local ms, number = id:match('^(%d+)-(%d+)$') -- else another program added it
+    if ms and #ms < 20 and #number < 20 then
+        local count = deliveries('{DELAYED}', id)
+        if count then take(id, count) end
+    end
 end
 if room > #taken then
     local pending = call('XPENDING', stream, group, '-', '+', room - #taken, '{REQUEUED}')
@@ -581,6 +584,7 @@ class RedisBroker(Broker):
         self._commands = Wire(self._url.pool, self._requests, reopens=True)  # for all but reading
         self._entered = False
         self._declared = False
+        self._began_after = ""  # an entry's id
         self._closing = asyncio.Event()
         self._fetching = False
         self._stop_by = 0.0  # event loop time
@@ -627,6 +631,8 @@ class RedisBroker(Broker):
                 if self._fetcher is not None and self.connectivity.up:
                     await self._written.wait()
                     await self._commands.ask(self._eval(LEAVE))
+        except BrokerRefused as error:
+            log.warning("close_failed", broker=self._url.redacted, reason=str(error))
         except (TimeoutError, BrokerError) as error:
             log.debug("close_failed", broker=self._url.redacted, reason=str(error))
         finally:
@@ -660,25 +666,42 @@ class RedisBroker(Broker):
                 raise BrokerRefused(msg)
 
     async def _declare(self, wire: Wire) -> None:
-        """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one."""
-        self._expect_no_other_group(await self._groups(wire))
+        """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one.
+
+        A group that was deleted begins again where it was when this process saw it first: entries that were
+        acknowledged before that, and left in the stream, are done.
+        """
+        groups = await self._groups(wire)
+        self._expect_no_other_group(groups)
+        if groups and self._group in groups:
+            if not self._began_after:
+                (pending,) = await wire.ask(("XPENDING", self._stream, self._group))
+                first = _before(text_of(pending[1])) if pending[0] else groups[self._group]
+                self._began_after = first
+            return
+        begin = "0"
+        if groups is not None and self._began_after:
+            (about,) = await wire.ask(("XINFO", "STREAM", self._stream))
+            newest = text_of(dict(_pairs(about))[b"last-generated-id"])
+            begin = self._began_after if _order(newest) >= _order(self._began_after) else "0"
         (created,) = await wire.try_all(
-            ("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM")
+            ("XGROUP", "CREATE", self._stream, self._group, begin, "MKSTREAM")
         )
         if isinstance(created, RedisError) and not str(created).startswith("BUSYGROUP"):
             raise self._requests.translated(created) from created
+        self._began_after = begin
 
-    async def _groups(self, wire: Wire) -> set[str] | None:
-        """The stream's groups; None if there is no stream."""
+    async def _groups(self, wire: Wire) -> dict[str, str] | None:
+        """The stream's groups, and the last entry that each has read; None if there is no stream."""
         (groups,) = await wire.try_all(("XINFO", "GROUPS", self._stream))
         if not isinstance(groups, RedisError):
-            return {text_of(group[1]) for group in groups}
+            return {text_of(group[1]): text_of(group[7]) for group in groups}
         if "no such key" not in str(groups):
             raise self._requests.translated(groups) from groups
         return None
 
-    def _expect_no_other_group(self, groups: set[str] | None) -> None:
-        if others := (groups or set()) - {self._group}:
+    def _expect_no_other_group(self, groups: Collection[str] | None) -> None:
+        if others := {*(groups or ())} - {self._group}:
             msg = (
                 f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss the entries that "
                 "this one acknowledges, since they are deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
@@ -1053,7 +1076,19 @@ def _fields(message: OutgoingMessage) -> list[str | bytes]:
     return fields
 
 
-def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def _order(id: str) -> tuple[int, int]:
+    """Of an entry's id, as the server compares them."""
+    milliseconds, _, number = id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def _before(id: str) -> str:
+    """The id before this one: a group reads what comes after an id."""
+    milliseconds, number = _order(id)
+    return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{2**64 - 1}"
+
+
+def _pairs(fields: list[Any]) -> Iterator[tuple[bytes, Any]]:
     values = iter(fields)
     return zip(values, values, strict=True)
 

@@ -352,22 +352,23 @@ class Connectivity:
         self.address = address
         """The broker's, without credentials."""
         self.up = False
-        self.outage_count = 0
-        self._failed_attempts = 0
+        self.reason = ""  # of the outage
+        self.outage_count = self._failures = 0
 
     def established(self) -> None:
-        self._failed_attempts = 0
+        self._failures = 0
         if not self.up:
             self.up = True
             log.info("connected", broker=self.address)
 
     def lost(self, reason: object) -> None:
+        self.reason = str(reason)
         if self.up:
             self.up = False
             self.outage_count += 1
-            log.warning("reconnecting", broker=self.address, reason=str(reason))
+            log.warning("reconnecting", broker=self.address, reason=self.reason)
         else:
-            log.debug("reconnect_failed", broker=self.address, reason=str(reason))
+            log.debug("reconnect_failed", broker=self.address, reason=self.reason)
 
     async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
         """Repeat the work until the event is set; after BrokerUnavailable with growing pauses.
@@ -379,10 +380,8 @@ class Connectivity:
                 await work()
             except BrokerUnavailable as outage:
                 self.lost(outage)
-                self._failed_attempts += 1
-                pause = backoff_seconds(
-                    self._failed_attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
-                )
+                self._failures += 1
+                pause = backoff_seconds(self._failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 await cancellable_sleep(pause, until)
 
 
