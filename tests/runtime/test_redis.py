@@ -196,7 +196,8 @@ class TestOutages:
                 published = await publish(source, 200)
                 handled = await ack_all(source, 50)
                 in_flight = await take(source, 5)
-                await asyncio.to_thread(client.wait, 1, 10_000)  # else the last ones may be lost
+                while not await asyncio.to_thread(client.wait, 1, 1000):
+                    pass  # else the last ones may be lost; the first copy takes as long as a client waits
                 primary.kill()
                 follower.replicaof("NO", "ONE")
                 proxy._target_port = urlsplit(replica.url).port or 0
@@ -762,6 +763,9 @@ class TestTopology:
     async def test_entries_trimmed_before_they_were_read_are_logged_once_with_their_number(
         self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
     ) -> None:
+        about = client.info("server")
+        if about.get("server_name") == "valkey" or int(about["redis_version"].split(".")[0]) >= 8:
+            pytest.skip("this server counts trimmed entries as read, at the next read")
         url = with_lease(broker.url, 0.3)
         async with connect(prefetch=1, broker_url=url) as source:
             await publish(source, 3)

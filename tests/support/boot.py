@@ -1,5 +1,6 @@
 """A machine in namespaces of its own, over a root of another Debian release that stays as it is: with a real systemd, or none."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -88,7 +89,10 @@ def booted(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     arguments = [str(word) for mount in mounts.items() for word in mount]
-    with _cgroup(f"test-{work.name}") as join, (work / "console").open("wb") as console:
+    with (
+        _cgroup(f"test-{os.getpid()}-{work.name}") as join,
+        (work / "console").open("wb") as console,
+    ):
         joined = ["sh", "-c", f'echo $$ > "{join}" && exec "$@"', "sh", "unshare", *NAMESPACES]
         process = subprocess.Popen(
             [*joined, "sh", "-ec", BOOT + first, "sh", str(root), str(work), *arguments],

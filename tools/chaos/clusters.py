@@ -123,10 +123,10 @@ def rabbitmq(directory: Path) -> Iterator[RabbitCluster]:
         raise ServerMissing("a cluster needs an installed RabbitMQ")
     ports = dict(zip([f"node{n}@localhost" for n in range(NODES)], free_ports(NODES), strict=True))
     epmd_port = free_port()
-    nodes = [
+    peers = [
         f"cluster_formation.classic_config.nodes.{n} = {name}" for n, name in enumerate(ports, 1)
     ]
-    (directory / "rabbitmq.conf").write_text("\n".join([RABBITMQ_CONF, *nodes, ""]))
+    (directory / "rabbitmq.conf").write_text("\n".join([RABBITMQ_CONF, *peers, ""]))
     (directory / "enabled_plugins").write_text("[].")
     common = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -152,20 +152,25 @@ def rabbitmq(directory: Path) -> Iterator[RabbitCluster]:
 
     with ExitStack() as running:
         running.callback(kill_group, epmd)
-        started: dict[str, ServerProcess] = {}
-        for name, port in ports.items():
+
+        def start(name: str, port: int, distribution_port: int) -> ServerProcess:
             folder = directory / name.partition("@")[0]
             folder.mkdir()
             own = {
                 "RABBITMQ_NODENAME": name,
                 "RABBITMQ_NODE_PORT": str(port),
-                "RABBITMQ_DIST_PORT": str(free_port()),
+                "RABBITMQ_DIST_PORT": str(distribution_port),
                 "RABBITMQ_MNESIA_BASE": str(folder / "data"),
                 "RABBITMQ_LOG_BASE": str(folder / "log"),
             }
             answers = partial(rabbitmq_server._answers, port)
-            started[name] = ServerProcess([script], folder, answers, {**common, **own})
-            running.callback(started[name].close)
+            node = ServerProcess([script], folder, answers, {**common, **own})
+            running.callback(node.close)
+            return node
+
+        with ThreadPoolExecutor(NODES) as threads:  # each waits for the others
+            nodes = threads.map(start, ports, ports.values(), free_ports(NODES))
+            started = dict(zip(ports, nodes, strict=True))
         balancer = running.enter_context(Balancer(ports))
         cluster = RabbitCluster(started, balancer.url, ask)
         balancer.is_up = lambda name: name != cluster.down

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,57 +154,74 @@ def main() -> int:
 # -- one row
 
 
+@dataclass
+class Setup:
+    """What the tests of a row are run with."""
+
+    version: str
+    variables: dict[str, str] = field(default_factory=dict)
+    before: list[str] = field(default_factory=list)
+    """The words before the command."""
+    python: str = sys.executable
+
+
 def run(row: Row, others: Collection[Row] = ()) -> Result:
     """Run its tests; ``others`` are rows whose packages are got with its own. Raises RowMissing."""
-    with ExitStack() as stack:
-        variables = {**os.environ, "REQUIRE_BROKERS": "1", "PYTHONMALLOC": "default"}
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tests-")))
-        folder.chmod(0o711)  # PostgreSQL runs as another user
-        variables["TMPDIR"] = str(folder)
-        before: list[str] = []
-        python = sys.executable
-        if row.place == "installed":
-            version = roots.version_of(row.package)
-            if not version:
-                raise RowMissing(f"{row.package} is not installed")
-        elif row.place in RELEASES:
-            packages = {one.package for one in (row, *others) if one.place == row.place}
-            try:
-                root = roots.made(row.place, packages)
-            except roots.RootMissing as reason:
-                raise RowMissing(str(reason)) from None
-            version = roots.version_of(row.package, root)
-            programs = {name: found(root, pattern) for name, pattern in row.programs.items()}
-            before = stack.enter_context(roots.beside(root, programs))
-            if row.server == "NATS":
-                variables["CONSUMER_TEST_NATS_SERVER"] = "nats-server"
-            if not row.broker:
-                before += ["inside"]
-                python = environment(root, row.package, before)
-        elif row.place == "Maven":
-            version = kafka.VERSION
-            try:
-                variables |= kafka.variables()
-            except kafka.KafkaMissing as reason:
-                raise RowMissing(str(reason)) from None
-        elif row.server == "MiniStack":
-            version, variables["CONSUMER_TEST_BROKER_URL"] = stack.enter_context(ministack())
-        else:
-            version = importlib.metadata.version(row.package)
-        command = [
-            python,
-            "-X",
-            "dev",
-            "-m",
-            "pytest",
-            "-c",
-            "pyproject.toml",
-            "--rootdir=.",
-            "-n",
-            "2",
-        ]
-        command += ["--confcutdir=tests/runtime", "-p", "no:cacheprovider", "-q", *row.tests]
-        return Result(version, *pytest([*before, *command], variables, LOGS / f"{row.name}.log"))
+    with (
+        set_up(row, others) as setup,
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+    ):
+        Path(folder).chmod(0o711)  # PostgreSQL runs as another user
+        command = [*setup.before, setup.python, "-X", "dev", "-m", "pytest", "-c", "pyproject.toml"]
+        command += ["--rootdir=.", "--confcutdir=tests/runtime", "-p", "no:cacheprovider"]
+        variables = {"REQUIRE_BROKERS": "1", "PYTHONMALLOC": "default", "TMPDIR": folder}
+        # If a test runs this program, it is one of pytest's workers, and those that start here are others.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        variables = {**ours, **variables, **setup.variables}
+        counts = pytest(
+            [*command, "-q", "-n", "2", *row.tests], variables, LOGS / f"{row.name}.log"
+        )
+        return Result(setup.version, *counts)
+
+
+@contextmanager
+def set_up(row: Row, others: Collection[Row]) -> Iterator[Setup]:
+    if row.place == "installed":
+        version = roots.version_of(row.package)
+        if not version:
+            raise RowMissing(f"{row.package} is not installed")
+        yield Setup(version)
+    elif row.place in RELEASES:
+        with of_a_release(row, others) as setup:
+            yield setup
+    elif row.place == "Maven":
+        try:
+            yield Setup(kafka.VERSION, kafka.variables())
+        except kafka.KafkaMissing as reason:
+            raise RowMissing(str(reason)) from None
+    elif row.server == "MiniStack":
+        with ministack() as (version, url):
+            yield Setup(version, {"CONSUMER_TEST_BROKER_URL": url})
+    else:
+        yield Setup(importlib.metadata.version(row.package))
+
+
+@contextmanager
+def of_a_release(row: Row, others: Collection[Row]) -> Iterator[Setup]:
+    packages = {one.package for one in (row, *others) if one.place == row.place}
+    try:
+        root = roots.made(row.place, packages)
+    except roots.RootMissing as reason:
+        raise RowMissing(str(reason)) from None
+    programs = {name: found(root, pattern) for name, pattern in row.programs.items()}
+    with roots.beside(root, programs) as before:
+        setup = Setup(roots.version_of(row.package, root), {}, before)
+        if "nats-server" in programs:  # else that of PyPI
+            setup.variables["CONSUMER_TEST_NATS_SERVER"] = "nats-server"
+        if not row.broker:
+            setup.before = [*before, "inside"]
+            setup.python = environment(root, row.package, setup.before)
+        yield setup
 
 
 def found(root: Path, pattern: str) -> str:

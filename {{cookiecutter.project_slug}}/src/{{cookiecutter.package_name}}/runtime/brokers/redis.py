@@ -391,6 +391,7 @@ RULES = (
     ),
     Rule(NoPermissionError, BrokerDenied, "{error}"),
     Rule(ResponseError, BrokerDenied, "{error}", "user executing the script"),
+    Rule(ResponseError, BrokerDenied, "{error}", "ACL failure in script"),  # Redis 8
     Rule(
         MovedError,
         BrokerRefused,
