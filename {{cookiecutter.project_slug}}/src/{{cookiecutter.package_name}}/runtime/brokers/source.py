@@ -77,7 +77,8 @@ class Connected(ABC):
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
-    async def declare(self) -> None:  # noqa: B027
+    @abstractmethod
+    async def declare(self) -> None:
         """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
 
     @abstractmethod
