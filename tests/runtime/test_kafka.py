@@ -1119,8 +1119,8 @@ class TestRetention:
                 (message,) = await take(source, 1)
                 assert message.receipt[1].offset == 6
                 await source.stop()
-            [found] = find(events, "records_deleted_unread")
-            assert found == {"event": "records_deleted_unread", "level": "warning", **deleted}
+            [found] = find(events, "messages_trimmed")
+            assert found == {"event": "messages_trimmed", "level": "warning", **deleted}
 
     async def test_all_of_them(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
@@ -1134,10 +1134,10 @@ class TestRetention:
         await delete_below(broker, queue, 8)
         for _ in range(2):
             async with connect() as source:
-                await eventually_logged(events, "records_deleted_unread")
+                await eventually_logged(events, "messages_trimmed")
                 await produce_many(broker, queue, 1)
                 await ack_all(source, 1)
-        assert [event["count"] for event in find(events, "records_deleted_unread")] == [6]
+        assert [event["count"] for event in find(events, "messages_trimmed")] == [6]
 
     async def test_records_deleted_while_the_consumer_runs_are_logged(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
@@ -1155,7 +1155,7 @@ class TestRetention:
                 offsets.append(message.receipt[1].offset)
                 await source.ack(message)
         assert offsets == [*range(1, 8), *range(12, 16)]
-        [deleted] = find(events, "records_deleted_unread")
+        [deleted] = find(events, "messages_trimmed")
         assert (deleted["first"], deleted["last"], deleted["count"]) == (8, 11, 4)
 
     async def test_markers_of_transactions_are_not_waiting_messages(

@@ -5,7 +5,6 @@ The invariant is that of test_shutdown.py: published = handled + still in the br
 handled twice depends on the broker (harness/servers).
 """
 
-import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -13,21 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.contract import (
-    Connect,
-    Counted,
-    Event,
-    ack,
-    ack_all,
-    as_promised,
-    buffer_holds,
-    eventually_logged,
-    eventually_reconnected,
-    find,
-    ids,
-    publish,
-    take,
-)
 from harness.fixtures import over_the_network
 from harness.process import ask
 from harness.scene import (
@@ -42,14 +26,11 @@ from harness.scene import (
 from harness.servers import (
     SERVED_BROKERS,
     PrivateServer,
-    Server,
     server_module,
     with_options,
 )
 from harness.servers.local import free_port
 from harness.servers.proxy import Proxy
-from runtime.brokers.source import Source
-from runtime.errors import BrokerUnavailable
 
 pytestmark = pytest.mark.slow
 
@@ -123,77 +104,3 @@ def test_a_rolling_restart_during_an_outage_loses_nothing(scene: Scene, proxy: P
 
 
 # -- an outage
-
-
-@over_the_network
-async def test_an_outage_of_several_attempts_is_logged_and_counted_once(
-    connect: Connect, proxy: Proxy, events: list[Event]
-) -> None:
-    async with connect(broker_url=proxy.url) as source:
-        assert source.outage_count == 0
-        proxy.refuse()
-        await eventually_logged(events, "reconnect_failed", count=2)
-        assert not source.connected
-        proxy.resume()
-        await eventually_reconnected(source, events)
-        published = await publish(source, 20)
-        assert as_promised(source, await ack_all(source, 20)) == as_promised(source, published)
-        assert source.outage_count == 1
-        assert source.buffer.failure is None
-    assert len(find(events, "reconnecting")) == 1
-    assert {event["level"] for event in find(events, "reconnect_failed")} == {"debug"}
-
-
-@over_the_network
-async def test_after_an_outage_no_message_is_lost_and_only_in_flight_ones_are_redelivered(
-    connect: Connect,
-    counted: Counted,
-    proxy: Proxy,
-    events: list[Event],
-    caplog: pytest.LogCaptureFixture,
-    broker: Server,
-) -> None:
-    async with connect(prefetch=50, broker_url=proxy.url) as source:
-        published = await publish(source, 40)
-        in_flight = await take(source, 3)
-        await buffer_holds(source, 37)
-        proxy.refuse()
-        await eventually_logged(events, "reconnecting")
-        await ack(source, in_flight)  # their handlers have finished
-        proxy.resume()
-        repeated = ids(in_flight) if broker.requeues_on_disconnect else []
-        handled = ids(in_flight) + await ack_all(source, 37 + len(repeated))
-        assert Counter(handled) == Counter(published + repeated)
-        await eventually_reconnected(source, events)
-    await counted()
-    assert [event["id"] for event in find(events, "settlement_lost")] == repeated
-    assert len(find(events, "reconnecting")) == 1
-    assert caplog.records == []  # client libraries log each attempt, with tracebacks
-
-
-@over_the_network
-async def test_without_a_broker_connecting_fails_and_can_be_repeated(
-    source_for: Callable[..., Source], proxy: Proxy
-) -> None:
-    source = source_for(broker_url=proxy.url)
-    proxy.refuse()
-    for _ in range(2):
-        with pytest.raises(BrokerUnavailable, match=f"localhost:{proxy.port}"):
-            await source.__aenter__()
-        assert not source.connected
-    proxy.resume()
-    async with source:
-        assert source.connected
-
-
-@over_the_network
-async def test_a_deleted_queue_is_created_again_and_consumed(
-    connect: Connect, broker: Server, queue: str, events: list[Event]
-) -> None:
-    broker.need("recreated queues")
-    async with connect() as source:
-        assert await publish(source, 1) == await ack_all(source, 1)  # now it consumes
-        await asyncio.to_thread(broker.delete, queue)
-        await eventually_reconnected(source, events)
-        published = await publish(source, 5)
-        assert as_promised(source, await ack_all(source, 5)) == as_promised(source, published)

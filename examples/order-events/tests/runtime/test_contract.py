@@ -4,7 +4,6 @@
 A test of a capability that the broker declares as missing is skipped, with that reason.
 """
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +13,11 @@ import pytest
 from harness.contract import (
     Connect,
     Counted,
-    Event,
     ack,
     ack_all,
     as_promised,
     buffer_holds,
     eventually,
-    find,
     ids,
     last,
     need,
@@ -28,7 +25,6 @@ from harness.contract import (
     start_once,
     take,
 )
-from harness.servers import Server
 from runtime.brokers.source import Source
 from runtime.message import OutgoingMessage
 
@@ -81,25 +77,6 @@ async def test_messages_published_before_the_start_are_delivered(connect: Connec
     async with connect(prefetch=1) as source:
         received = await ack_all(source, 3)
         assert as_promised(source, received) == as_promised(source, published)
-
-
-async def test_publish_returns_when_every_message_is_in_the_queue(
-    connect: Connect, counted: Counted
-) -> None:
-    async with connect(prefetch=0) as source:
-        await publish(source, 1000)
-        await counted(ready=1000)
-
-
-async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
-    async with connect(prefetch=3) as few:
-        need(few, "competing_consumers")
-        await publish(few, 30)
-        held = await take(few, 3)
-        async with connect(prefetch=30) as many:
-            others = await take(many, 27)  # fewer if the first had more than its three
-            await ack(many, others)
-        await ack(few, held)
 
 
 # -- failures
@@ -217,55 +194,6 @@ async def test_in_flight_messages_can_be_settled_after_stop(
         await source.reject(bad, "bad")
         await source.requeue(back)
     await counted(ready=2, dead=1)
-
-
-async def test_closing_requeues_in_flight_messages(connect: Connect, counted: Counted) -> None:
-    async with connect(prefetch=4) as source:  # more than are published, so it may wait for more
-        published = await publish(source, 2)
-        await take(source, 1)
-    await counted(ready=2)
-    async with connect(prefetch=2) as source:
-        messages = await take(source, 2)
-        assert {(m.id, m.attempt) for m in messages} == {(id, 1) for id in published}
-        await ack(source, messages)
-
-
-@pytest.mark.slow
-async def test_rolling_restarts_count_no_attempts(connect: Connect) -> None:
-    async with connect(prefetch=0) as source:
-        need(source, "requeue")
-        await publish(source, 1)
-    for _ in range(25):  # RabbitMQ 4 by itself would make it a dead letter after 20
-        async with connect(prefetch=1) as source:
-            await buffer_holds(source, 1)
-            await source.stop()
-            assert source.requeued_count == 1
-    async with connect(prefetch=1) as source:
-        (message,) = await take(source, 1)
-        assert message.attempt == 1
-        await source.ack(message)
-
-
-@pytest.mark.slow
-async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_lease(
-    connect: Connect, counted: Counted, broker: Server, events: list[Event]
-) -> None:
-    if not broker.lease_seconds:
-        pytest.skip("the broker has no leases")
-    async with connect(prefetch=3, broker_url=broker.impatient_url) as source:
-        await publish(source, 3)
-        messages = await take(source, 2)
-        await buffer_holds(source, 1)
-        async with connect(prefetch=3, broker_url=broker.impatient_url) as other:
-            await asyncio.sleep(1.5 * broker.lease_seconds)
-            assert len(other.buffer) == 0
-            await source.ack(messages[0])
-            await other.stop()
-            await source.stop()
-            await asyncio.sleep(1.5 * broker.lease_seconds)  # it is kept during the drain
-            await source.ack(messages[1])
-    await counted(ready=1)
-    assert not find(events, "settlement_lost")
 
 
 # -- operating

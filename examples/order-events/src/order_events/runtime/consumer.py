@@ -393,9 +393,8 @@ class Consumer:
         for message, name in self.in_flight.items():
             log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
             self.telemetry.settled(name, "abandoned")
-        log.error(
-            "handlers_abandoned", stacks=[*map(_stack_of_task, self._tasks), *_stacks_of_threads()]
-        )
+        stacks = [*map(_stack_of_task, self._tasks), *_stacks_of_threads()]
+        log.error("handlers_abandoned", stacks=stacks)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)

@@ -915,7 +915,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         }
         if offset is not None and offset < oldest:
             lost = {"first": offset, "last": oldest - 1, "count": oldest - offset}
-            log.warning("records_deleted_unread", **where, **lost)
+            log.warning("messages_trimmed", **where, **lost)
         elif offset is not None:
             reason = "the topic was created again, or has lost its last records"
             log.warning("partition_restarted", **where, offset=offset, reason=reason)
