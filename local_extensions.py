@@ -1,19 +1,30 @@
 """The Jinja filters of this template, and the validation of every answer.
 
-Cookiecutter imports this file when it asks its questions. Answers are validated there, before any file is
-written. The pre_gen hook validates again, because `--replay` skips the questions.
+Cookiecutter imports this file when it asks its questions. Answers are validated there: what was typed right after it
+was typed, and all of them before any file is written. The pre_gen hook validates again, because `--replay` skips the
+questions. Names of handlers are checked by the service's own tools/new_handler.py.
 """
+
+from __future__ import annotations
 
 import json
 import keyword
 import re
+import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cookiecutter
 from jinja2 import Environment
 from jinja2.ext import Extension
+
+if sys.version_info < (3, 10):  # noqa: UP036  # of cookiecutter's Python, which the user chose
+    sys.exit("This template needs Python 3.10 or later to be rendered: try `uvx cookiecutter`.")
+if tuple(map(int, cookiecutter.__version__.split(".")[:2])) < (2, 1):
+    sys.exit("This template needs cookiecutter 2.1 or later: try `uvx cookiecutter`.")
 
 LONGEST_TEXT = 100
 LONGEST_NAME = 40
@@ -22,6 +33,10 @@ WINDOWS_DEVICES = re.compile(
     r"con|prn|aux|nul|(com|lpt)[0-9]"
 )  # Windows reserves these as file names, with any extension
 TEMPLATE = Path(__file__).resolve().parent
+QUESTIONS: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+WEB = ("http:", "https:", "git:", "ssh:", "file:")
+KNOWN_ANYWHERE = ("gh:", "gl:", "bb:", *WEB, *(f"git+{scheme}" for scheme in WEB))
+NEW_HANDLER = runpy.run_path(str(TEMPLATE / "{{cookiecutter.project_slug}}/tools/new_handler.py"))
 
 
 class ConsumerTemplate(Extension):
@@ -32,17 +47,17 @@ class ConsumerTemplate(Extension):
         filters: list[Callable[..., Any]] = [
             check_answers,
             escaped,
-            handler_classes,
-            handler_names,
+            handler_types,
             markdown,
+            model_name,
+            origin,
             public_answers,
+            record,
             refusal,
-            template_commit,
         ]
         environment.filters.update({function.__name__: function for function in filters})
-        questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
-        hooks = [path.read_text(encoding="utf-8") for path in (TEMPLATE / "hooks").glob("*.py")]
-        self.own_sources = {*map(str, questions.values()), *hooks}
+        hooks = [path.read_text(encoding="utf-8") for path in (_template() / "hooks").glob("*.py")]
+        self.own_sources = {*map(str, _questions().values()), *hooks}
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         # Cookiecutter renders answers from its command line: `description={{ 7*7 }}` would become 49, and
@@ -54,21 +69,38 @@ class ConsumerTemplate(Extension):
         return source
 
 
-def handler_names(answer: str) -> list[str]:
-    """``"Order created, refund-paid, OrderSent"`` becomes order_created, refund_paid, order_sent."""
-    words_apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", answer)
-    names = [re.sub("_+", "_", name).strip("_").lower() for name in words_apart.split(",")]
-    return [name for name in names if name]
+def _template() -> Path:
+    """The folder of the version that is rendered: cruft renders two in one process, which imports this file once."""
+    names = ("cookiecutter.json", "local_extensions.py")
+    for folder in map(Path, reversed(sys.path)):
+        if all((folder / name).is_file() for name in names):
+            return folder.resolve()
+    return TEMPLATE
 
 
-def class_name(name: str) -> str:
+def _questions() -> dict[str, Any]:
+    text = (_template() / "cookiecutter.json").read_text(encoding="utf-8")
+    questions: dict[str, Any] = json.loads(text)
+    return questions
+
+
+def handler_types(answer: str) -> dict[str, str]:
+    """Each message type, as it was typed, by the name of its handler's files.
+
+    ``"OrderCreated, refund-paid"`` becomes ``{"order_created": "OrderCreated", "refund_paid": "refund-paid"}``.
+    """
+    types: dict[str, str] = {}
+    for message_type in filter(None, (" ".join(one.split()) for one in answer.split(","))):
+        name = NEW_HANDLER["name_of"](message_type)
+        if name in types:
+            name = NEW_HANDLER["name_of"](message_type, with_version=True)
+        types[name] = message_type
+    return types
+
+
+def model_name(name: str) -> str:
     """``order_created`` becomes OrderCreated."""
-    return "".join(word.capitalize() for word in name.split("_"))
-
-
-def handler_classes(answer: str) -> dict[str, str]:
-    """Handler name to model class name."""
-    return {name: class_name(name) for name in handler_names(answer)}
+    return str(NEW_HANDLER["class_name"](name))
 
 
 def public_answers(answers: Mapping[str, Any]) -> dict[str, str]:
@@ -76,16 +108,56 @@ def public_answers(answers: Mapping[str, Any]) -> dict[str, str]:
     return {name: answer for name, answer in answers.items() if not name.startswith("_")}
 
 
-def template_commit(_answers: Mapping[str, Any]) -> str:
-    """The commit of this template; empty if it is not a clone. Does not need git to be installed."""
+def record(answers: Mapping[str, Any]) -> str:
+    """The answers as JSON; the same text with every cookiecutter."""
+    return json.dumps(public_answers(answers), indent=2, sort_keys=True)
+
+
+def origin(answers: Mapping[str, Any]) -> dict[str, str]:
+    """Where this template is from, for its next version: its place, the folder in its repository, and the commit."""
+    template = _template()
+    folders = (template, *template.parents)
+    root = next((folder for folder in folders if (folder / ".git").exists()), template)
+    place: str = answers["_template"]
+    prefix, colon, _ = place.partition(":")
+    if not colon and not place.lower().endswith(".zip"):
+        place = str(root)  # as typed, it would mean another folder elsewhere
+    elif "/" not in prefix and f"{prefix}:" not in KNOWN_ANYWHERE and "@" not in prefix:
+        place = _remote(root) or place  # an abbreviation of this user's own
+    directory = template.relative_to(root).as_posix()
+    return {
+        "place": place,
+        "directory": "" if directory == "." else directory,
+        "commit": _commit(root / ".git"),
+    }
+
+
+def _remote(root: Path) -> str:
     try:
-        head = (TEMPLATE / ".git/HEAD").read_text(encoding="utf-8").strip()
+        config = (root / ".git/config").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r'^\[remote "origin"\]\n(?:\s.*\n)*?\s+url = (.+)$', config, re.M)
+    url = found[1] if found else ""
+    return (
+        f"git+{url}" if "://" in url else url
+    )  # else cookiecutter guesses by the word `git` in it
+
+
+def _commit(git: Path) -> str:
+    """HEAD of this repository; empty if it is none. Does not need git to be installed."""
+    try:
+        if git.is_file():  # a worktree, or a submodule
+            git = git.parent / git.read_text(encoding="utf-8").removeprefix("gitdir: ").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
         name = head.removeprefix("ref: ")
         if name == head:
             return head
-        if (loose := TEMPLATE / ".git" / name).exists():
+        if (git / "commondir").exists():
+            git /= (git / "commondir").read_text(encoding="utf-8").strip()
+        if (loose := git / name).exists():
             return loose.read_text(encoding="utf-8").strip()
-        packed = (TEMPLATE / ".git/packed-refs").read_text(encoding="utf-8").splitlines()
+        packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
@@ -102,60 +174,108 @@ def markdown(text: str) -> str:
 
 
 def check_answers(answers: Mapping[str, Any]) -> str:
-    """Exits with one sentence on standard error if an answer is refused."""
+    """Exits with one sentence for each refused answer, of those that were given so far.
+
+    Cookiecutter asks for the variables in their order: this is called after each answer that was typed, and at the end.
+    """
+    if "ci" not in answers and "--no-input" in sys.argv:
+        return "not yet"  # nobody types: all faults are named at once
     if reason := refusal(answers):
-        sys.exit(reason)
+        sys.exit(f"{reason}{_again(answers)}")
     return "checked"
 
 
+def _again(answers: Mapping[str, Any]) -> str:
+    """The command that repeats the other answers; empty where they were not typed."""
+    program, *arguments = sys.argv
+    if "--no-input" in arguments or "cookiecutter" not in Path(program).parts[-2:]:
+        return ""
+    refused = {question for question, _ in _refusals(answers)}
+    given = {
+        question: answer
+        for question, answer in public_answers(answers).items()
+        if question not in refused and answer != QUESTIONS[question]
+    }
+    options = [one for one in arguments if one.partition("=")[0] not in answers]
+    words = ["cookiecutter", *options, *(f"{question}={given[question]}" for question in given)]
+    return f"\nThis command repeats the other answers:\n    {shlex.join(words)}"
+
+
+PUBLIC = [question for question in QUESTIONS if not question.startswith("_")]
+
+
 def refusal(answers: Mapping[str, Any]) -> str:
-    """One sentence that names the refused answer and the reason; empty if all answers are accepted."""
-    return next(_refusals(answers), "")
+    """One sentence for each refused answer, which names it and the reason; empty if all are accepted."""
+    return "\n".join(dict.fromkeys(sentence for _, sentence in _refusals(answers)))
 
 
-def _refusals(answers: Mapping[str, Any]) -> Iterator[str]:
-    for question, answer in public_answers(answers).items():
-        if not answer.strip():
-            yield f"{question} is empty."
-        if not answer.isprintable():
-            yield f"{question} {_shown(answer)} must be one line of printable characters."
-        if JINJA.search(answer):
-            yield f"{question} {_shown(answer)} must not contain {{{{, {{% or {{#."
-    for question in ("project_name", "description"):
-        if len(answers[question]) > LONGEST_TEXT:
-            yield f"{question} {_shown(answers[question])} is longer than {LONGEST_TEXT} characters."
-
-    slug, package = answers["project_slug"], answers["package_name"]
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", slug):
-        yield f"project_slug {_shown(slug)} must consist of lowercase letters a-z, digits and dashes, and start with a letter."
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", package):
-        yield (
-            f"package_name {_shown(package)} must consist of lowercase letters a-z, digits and"
-            " underscores, and start with a letter."
-        )
-    for question, name in (("project_slug", slug), ("package_name", package)):
-        yield from _name_refusals(question, name)
-        if name.replace("-", "_") in answers["_taken_names"]:
-            yield f"{question} {_shown(name)} conflicts with a dependency or a reserved name."
-    if package in sys.stdlib_module_names:
-        yield f"package_name {_shown(package)} conflicts with a module of the standard library."
-
-    names = handler_names(answers["handlers"])
-    if not names:
-        yield f"handlers {_shown(answers['handlers'])} contains no name."
-    for name in names:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+def _refusals(answers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The question, and the sentence."""
+    questions = _questions()
+    for name in answers.keys() & questions.keys() - set(PUBLIC):
+        if not name.startswith("__") and answers[name] != questions[name]:
+            version = answers.get("_template_version")
             yield (
-                f"handlers: {_shown(name)} must consist of letters a-z, digits and underscores, and start"
-                " with a letter."
+                "_template_version",
+                f"these answers are of another version of the template ({version}, where this is"
+                f" {questions['_template_version']}): give the answers without the names that begin with `_`.",
             )
-        yield from _name_refusals("handlers:", name)
-        if keyword.iskeyword(class_name(name)):
-            yield f"handlers: {_shown(name)} would need a class named {class_name(name)}, which is a Python keyword."
-        if name in answers["_taken_handlers"]:
-            yield f"handlers: {_shown(name)} is reserved: the generated handler files use that name."
-        if names.count(name) > 1:
-            yield f"handlers: {_shown(name)} appears more than once."
+    refused: set[str] = set()
+    for question in PUBLIC:
+        if question not in answers or (question == "package_name" and _follows(answers, refused)):
+            continue
+        reasons = [*_refusals_of(question, answers[question])]
+        refused |= {question} if reasons else set()
+        for reason in reasons if question == "handlers" else reasons[:1]:
+            yield question, reason
+
+
+def _follows(answers: Mapping[str, Any], refused: set[str]) -> bool:
+    """Whether the package's name is the default, from a slug that is refused already."""
+    derived = str(answers["project_slug"]).replace("-", "_")
+    return "project_slug" in refused and answers["package_name"] == derived
+
+
+def _refusals_of(question: str, answer: str) -> Iterator[str]:
+    if not isinstance(answer, str):
+        yield f"{question} must be text."
+        return
+    if not answer.strip():
+        yield f"{question} is empty."
+    elif not answer.isprintable():
+        yield f"{question} {_shown(answer)} must be one line of printable characters."
+    elif JINJA.search(answer):
+        yield f"{question} {_shown(answer)} must not contain {{{{, {{% or {{#."
+    elif question == "handlers":
+        yield from _handler_refusals(answer)
+    if question in ("project_name", "description") and len(answer) > LONGEST_TEXT:
+        yield f"{question} {_shown(answer)} is longer than {LONGEST_TEXT} characters."
+    if question == "project_slug" and not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", answer):
+        yield (
+            f"project_slug {_shown(answer)} must consist of lowercase letters a-z, digits and dashes, and start"
+            " with a letter."
+        )
+    if question == "package_name":
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", answer):
+            yield (
+                f"package_name {_shown(answer)} must consist of lowercase letters a-z, digits and"
+                " underscores, and start with a letter."
+            )
+        if answer in sys.stdlib_module_names:
+            yield f"package_name {_shown(answer)} conflicts with a module of the standard library."
+    if question in ("project_slug", "package_name"):
+        yield from _name_refusals(question, answer)
+
+
+def _handler_refusals(answer: str) -> Iterator[str]:
+    types = handler_types(answer)
+    if not types:
+        yield f"handlers {_shown(answer)} contains no name."
+    for name, message_type in types.items():
+        if reason := NEW_HANDLER["refusal"](message_type, name, QUESTIONS["_taken_handlers"]):
+            yield f"handlers: {reason}."
+    if len(types) < len([one for one in answer.split(",") if one.strip()]):
+        yield f"handlers {_shown(answer)} contains a type more than once, or two that differ only in their spelling."
 
 
 def _name_refusals(question: str, name: str) -> Iterator[str]:
@@ -165,6 +285,8 @@ def _name_refusals(question: str, name: str) -> Iterator[str]:
         yield f"{question} {_shown(name)} is a Python keyword."
     if WINDOWS_DEVICES.fullmatch(name):
         yield f"{question} {_shown(name)} is a reserved device name on Windows."
+    if name.replace("-", "_") in QUESTIONS["_taken_names"]:
+        yield f"{question} {_shown(name)} conflicts with a dependency or a reserved name."
 
 
 def _shown(answer: str) -> str:

@@ -3,15 +3,18 @@
 Standard library only, offline. A second run changes nothing, and existing files are never overwritten.
 """
 
+import base64
 import hashlib
 import json
-import re
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | public_answers | jsonify }}""")
-HANDLERS = json.loads(r"""{{ cookiecutter.handlers | handler_classes | jsonify }}""")
+TYPES = dict(
+    json.loads(r"""{{ (cookiecutter.handlers | handler_types).items() | list | jsonify }}""")
+)
 BROKERS = json.loads(r"""{{ cookiecutter._brokers | jsonify }}""")
 TELEMETRIES = json.loads(r"""{{ cookiecutter._telemetries | jsonify }}""")
 DEPLOYS = json.loads(r"""{{ cookiecutter._deploys | jsonify }}""")
@@ -24,34 +27,53 @@ KUBERNETES = Path("deploy/kubernetes/base")
 STUBS = Path("stubs")
 TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
+SAVED = Path(".saved-before-the-render")
+NEW_HANDLER = runpy.run_path(str(TOOLS / "new_handler.py"))
 
 
 def main() -> None:
     Path(__file__).unlink()  # the rendered copy; cookiecutter does not delete it
-    if STUBS.exists():
-        write_handlers(sorted(HANDLERS, key=natural_order))
-        for file in ("handler", "test_handler"):  # for tools/new_handler.py
-            write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
-        shutil.rmtree(STUBS)
-        unwanted = [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]
-        for path in [*unwanted, *other_deploys(), *other_ci()]:
-            path.unlink()  # fails if it does not exist: a table in cookiecutter.json is wrong
-            remove_empty_folders(path.parent)
+    saved = json.loads(read(SAVED)) if SAVED.exists() else {}
+    SAVED.unlink(missing_ok=True)
+    if (STUBS / "registry.py").exists():
         for cache in caches():
             shutil.rmtree(cache, ignore_errors=True)
+        write_handlers()
+        for file in ("handler", "test_handler"):  # for tools/new_handler.py
+            write(TOOLS / f"{file}.stub", read(STUBS / ANSWERS["handler_stub"] / f"{file}.py"))
+        unwanted = [*others(BROKERS, "broker"), *others(TELEMETRIES, "telemetry")]
+        unwanted += [*other_deploys(), *other_ci(), *stubs(), PACKAGE / "handlers.py"]
+        for path in unwanted:
+            path.unlink()  # fails if it does not exist: a table in cookiecutter.json is wrong
+            remove_empty_folders(path.parent)
+        for path in (*unwanted, PACKAGE / "settings.py"):
+            if (content := saved.get(path.as_posix())) is not None:  # the team's
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(content))
         write_manifest()
     print_next_steps()
 
 
-def write_handlers(names: list[str]) -> None:
+def stubs() -> list[Path]:
+    kinds = ("json", "raw", "batch", "blocking")
+    files = [f"{kind}/{file}.py" for kind in kinds for file in ("handler", "test_handler")]
+    return [STUBS / file for file in (*files, "registry.py", "ruff.toml")]
+
+
+def write_handlers() -> None:
     """Write, from the stubs, one handler file and one test file per name, and the registry of handlers."""
     stub = STUBS / ANSWERS["handler_stub"]
-    for name in names:
+    for name in TYPES:
         write(PACKAGE / f"handlers/{name}.py", named(read(stub / "handler.py"), name))
         write(Path(f"tests/handlers/test_{name}.py"), named(read(stub / "test_handler.py"), name))
 
     def for_each_handler(line: str) -> str:
-        return "".join(named(line, name) for name in names) if "order_created" in line else line
+        if "order_created" not in line:
+            return line
+        is_import = line.endswith("    order_created,\n")
+        names = sorted(TYPES, key=NEW_HANDLER["natural_order"]) if is_import else [*TYPES]
+        keyed = [line.replace('"order_created"', f'"{TYPES[name]}"') for name in names]
+        return "".join(map(named, keyed, names))
 
     lines = read(STUBS / "registry.py").splitlines(keepends=True)
     write(PACKAGE / "handlers/__init__.py", "".join(map(for_each_handler, lines)))
@@ -59,17 +81,7 @@ def write_handlers(names: list[str]) -> None:
 
 def named(stub: str, name: str) -> str:
     """The stub with the names of this service and this handler in place of order_events and order_created."""
-    words = {
-        "order_events": ANSWERS["package_name"],
-        "order_created": name,
-        "OrderCreated": HANDLERS[name],
-    }
-    return re.sub(rf"\b({'|'.join(words)})\b", lambda word: words[word[0]], stub)
-
-
-def natural_order(name: str) -> list[str | int]:
-    """Sort key: the order in which ruff sorts imports, order_2 before order_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return str(NEW_HANDLER["named"](stub, ANSWERS["package_name"], name, TYPES[name]))
 
 
 def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Path]:
@@ -111,7 +123,8 @@ def remove_empty_folders(folder: Path) -> None:
 def caches() -> list[Path]:
     """The cache folders that tools create when they run inside the template."""
     names = ("__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
-    folders = [Path(), *Path("src").rglob("*/"), *Path("tests").rglob("*/")]
+    folders = [Path(), STUBS]
+    folders += [one for top in ("src", "tests", STUBS) for one in Path(top).rglob("*/")]
     return [cache for folder in folders for name in names if (cache := folder / name).is_dir()]
 
 
@@ -141,8 +154,7 @@ def write(path: Path, text: str) -> None:
 
 def print_next_steps() -> None:
     slug = ANSWERS["project_slug"]
-    first = min(HANDLERS, key=natural_order)
-    handler = (PACKAGE / f"handlers/{first}.py").as_posix()
+    handler = (PACKAGE / f"handlers/{next(iter(TYPES))}.py").as_posix()
     steps = {
         f"uv run {slug} demo": "handles sample messages on the embedded broker; Ctrl-C shuts it down",
         "uv run pytest": "runs this service's tests, with real signals",

@@ -3,12 +3,14 @@
 import ast
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from local_extensions import class_name, handler_names
+from local_extensions import handler_types, model_name
 from support.rendered import (
     CHOICES,
     LONG_NAME,
@@ -16,7 +18,9 @@ from support.rendered import (
     QUESTIONS,
     TREE,
     Render,
+    Result,
     cookiecutter,
+    run,
 )
 
 PWNED = "open('pwned', 'w')"
@@ -66,12 +70,16 @@ REFUSED = [
     ("handlers", "class", "keyword"),
     ("handlers", "Import", "keyword"),
     ("handlers", "none", "keyword"),
-    ("handlers", "order.created", "must consist of letters"),
+    ("handlers", 'order"created', "must consist of letters"),
+    ("handlers", "order\\created", "must consist of letters"),
+    ("handlers", "OrderCreated, order.created", "more than once"),
+    ("handlers", "com.acme.order.created.v1, order_created_v1, org.acme.order.created.v1", "more than once"),
     ("handlers", "größe", "must consist of letters"),
     ("handlers", "../evil", "must consist of letters"),
     ("handlers", "a'b", "must consist of letters"),
     ("handlers", "order_created\nimport os", "one line of printable"),
-    ("handlers", "x" * 41, "longer than 40"),
+    ("handlers", "x" * 41, "too long"),
+    ("handlers", "x." * 60 + "y.z", "too long"),
     ("handlers", "message", "is reserved"),
     ("handlers", "lifespan", "is reserved"),
     *((question, name, "on Windows")
@@ -145,18 +153,35 @@ def test_it_is_made_safe(render: Render, folder: Path, question: str, answer: st
 
 
 @pytest.mark.parametrize(
-    ("answer", "names"),
+    ("answer", "types"),
     [
-        ("order_created", ["order_created"]),
-        ("order_created,payment_received", ["order_created", "payment_received"]),
-        ("Order Created,  refund-paid ,", ["order_created", "refund_paid"]),
-        ("OrderCreated, HTTPRequest2Sent", ["order_created", "httprequest2_sent"]),
-        ("__order__created__", ["order_created"]),
-        (LONG_NAME, [LONG_NAME]),
+        ("order_created", {"order_created": "order_created"}),
+        ("order_created,payment_received", dict(zip(*[["order_created", "payment_received"]] * 2, strict=True))),
+        ("Order  Created,  refund-paid ,", {"order_created": "Order Created", "refund_paid": "refund-paid"}),
+        ("OrderCreated, HTTPRequest2Sent", {"order_created": "OrderCreated", "httprequest2_sent": "HTTPRequest2Sent"}),
+        ("__order__created__", {"order_created": "__order__created__"}),
+        ("order.created", {"order_created": "order.created"}),
+        ("com.acme.order.created.v1", {"order_created": "com.acme.order.created.v1"}),
+        ("com.acme.OrderCreated", {"order_created": "com.acme.OrderCreated"}),
+        ("urn:acme:orders/created", {"orders_created": "urn:acme:orders/created"}),
+        ("order.created.v1, order.created.v2", {"order_created": "order.created.v1", "order_created_v2": "order.created.v2"}),
+        ("a.b, c_d", {"a_b": "a.b", "c_d": "c_d"}),
+        ("TestCompleted, conftest", {"on_test_completed": "TestCompleted", "on_conftest": "conftest"}),
+        (LONG_NAME, {LONG_NAME: LONG_NAME}),
     ],
+)  # fmt: skip
+def test_a_type_stays_as_it_was_typed_and_its_files_have_a_python_name(
+    answer: str, types: dict[str, str]
+) -> None:
+    assert handler_types(answer) == types
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("order_created", "OrderCreated"), ("a", "A"), ("a_b", "ABEvent"), ("a1", "A1Event")],
 )
-def test_handler_names_are_made_snake_case(answer: str, names: list[str]) -> None:
-    assert handler_names(answer) == names
+def test_a_model_is_not_named_as_a_constant(name: str, model: str) -> None:
+    assert model_name(name) == model
 
 
 def names_in(stub: Path) -> set[str]:
@@ -178,7 +203,7 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     unusable = {name for name in in_the_registry if re.fullmatch("[a-z][a-z_]*", name)}
     assert unusable <= set(taken)
     models = {name for name in in_its_files if re.fullmatch("([A-Z][a-z]+)+", name)}
-    assert models <= set(map(class_name, taken))
+    assert models <= set(map(model_name, taken))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +248,7 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
     answers = ['Mein "Shop"', "", "", "Verkauft.", "8", "order created, refund", "3", "2", "3", "2"]
     result = cookiecutter(tmp_path, stdin="\n".join(answers))
     assert result.returncode == 0, result.stdout
+    assert result.returncode == 0, result.stdout
     kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))
     assert kept["answers"] == {
         "project_name": 'Mein "Shop"',
@@ -238,17 +264,60 @@ def test_questions_can_be_answered_one_by_one(tmp_path: Path) -> None:
     }
 
 
-def test_an_answer_that_was_typed_is_checked_too(tmp_path: Path) -> None:
-    result = cookiecutter(tmp_path, stdin="{{ 7 * 7 }}\nx\nx\nx\n1\nx\n1\n1\n1\n1\n")
+@pytest.mark.parametrize(
+    ("typed", "sentence", "repeated"),
+    [
+        ("{{ 7 * 7 }}\n", "project_name '{{ 7 * 7 }}' must not contain", []),
+        ("Shop\nShop_Events\n", "project_slug 'Shop_Events' must consist of", ["project_name=Shop"]),
+        ("My shop\n\nclass\n", "package_name 'class' is a Python keyword", ["'project_name=My shop'", "project_slug=my-shop"]),
+        ("Shop\n\n\nSells.\n8\nclass, true, a, a\n", "handlers: 'class' would need the name class, which is a Python",
+         ["project_name=Shop", "project_slug=shop", "package_name=shop", "description=Sells.", "broker=sqlite"]),
+    ],
+)  # fmt: skip
+def test_an_answer_is_refused_right_after_it_was_typed_and_the_others_are_repeated(
+    tmp_path: Path, typed: str, sentence: str, repeated: list[str]
+) -> None:
+    result = cookiecutter(tmp_path, "-o", "out", "deploy=none", "project_name=x", stdin=typed)
     assert result.returncode == 1
-    assert "project_name '{{ 7 * 7 }}' must not contain" in result.stdout
+    assert sentence in result.stdout
+    command = result.stdout.rstrip().splitlines()[-1].strip()
+    assert command.startswith(f"cookiecutter {TREE.parent} --default-config -o out deploy=none")
+    assert [word for word in repeated if f" {word}" not in command] == []
+    assert "project_name=x" not in command
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_the_command_that_repeats_the_other_answers_does(tmp_path: Path) -> None:
+    typed = "Mein Shop\n\n\nVerkauft.\n8\nclass\n"
+    refused = cookiecutter(tmp_path, "deploy=none", stdin=typed)
+    _, *arguments = shlex.split(refused.stdout.rstrip().splitlines()[-1])
+    result = run(
+        sys.executable, "-m", "cookiecutter", *arguments, "handlers=classes", "--no-input",
+        cwd=tmp_path, env={"HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    kept = json.loads((tmp_path / "mein-shop/.template-answers.json").read_text("utf-8"))["answers"]
+    assert (kept["description"], kept["broker"]) == ("Verkauft.", "sqlite")
+    assert (kept["deploy"], kept["handlers"]) == ("none", "classes")
+
+
+def test_all_faults_are_named(tmp_path: Path) -> None:
+    answers = ("project_slug=A", "package_name=json", "description=", "handlers=class,a,1")
+    result = cookiecutter(tmp_path, "--no-input", *answers)
+    assert result.returncode == 1
+    assert [line.split("'")[0].strip() for line in result.stdout.splitlines()] == [
+        "project_slug", "package_name", "description is empty.", "handlers:", "handlers:",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        pytest.param("handlers=class", "handlers: 'class' is a Python keyword.", id="keyword"),
+        pytest.param(
+            "handlers=class",
+            "handlers: 'class' would need the name class, which is a Python",
+            id="keyword",
+        ),
         pytest.param("project_slug=../x", "project_slug '../x' must consist of", id="path"),
         pytest.param(
             "description={{ 7*7 }}", "the answer '{{ 7*7 }}' must not contain", id="Jinja"
@@ -275,13 +344,48 @@ def test_an_unknown_broker_is_refused_by_cookiecutter_itself(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_replayed_answers_are_checked_too(tmp_path: Path) -> None:
+def replayed(tmp_path: Path, changes: dict[str, Any]) -> Result:
     assert cookiecutter(tmp_path, "--no-input").returncode == 0
     [replay] = (tmp_path / "home").rglob("*.json")
-    answers = json.loads(replay.read_text("utf-8"))
-    answers["cookiecutter"] |= {"handlers": "class", "project_slug": "other"}
-    replay.write_text(json.dumps(answers), "utf-8")
+    answers = json.loads(replay.read_text("utf-8"))["cookiecutter"]
+    replay.write_text(json.dumps({"cookiecutter": {**answers, "project_slug": "other", **changes}}))
     result = cookiecutter(tmp_path, "--replay-file", str(replay))
     assert result.returncode == 1
-    assert "handlers: 'class' is a Python keyword." in result.stdout
     assert not (tmp_path / "other").exists()
+    return result
+
+
+def test_replayed_answers_are_checked_too(tmp_path: Path) -> None:
+    result = replayed(tmp_path, {"handlers": "class"})
+    assert (
+        "handlers: 'class' would need the name class, which is a Python keyword." in result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"_template_version": "0.0.9"}, {"_brokers": {**QUESTIONS["_brokers"], "nats": {}}}],
+    ids=str,
+)
+def test_answers_of_another_version_are_not_replayed(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    version = changes.get("_template_version", QUESTIONS["_template_version"])
+    result = replayed(tmp_path, changes)
+    assert f"these answers are of another version of the template ({version}" in result.stdout
+
+
+def test_a_version_of_the_users_own_defaults_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rc").write_text("default_context:\n  _template_version: '9.9'\n")
+    command = (
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        str(TREE.parent),
+        "--no-input",
+        "--config-file",
+        "rc",
+    )
+    result = run(*command, cwd=tmp_path, check=False, env={"HOME": str(tmp_path)})
+    assert "these answers are of another version of the template (9.9" in result.stdout
+    assert result.stdout.count("\n") == 1

@@ -180,7 +180,7 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
     check(result, prove, f"broker={broker}, {only}")
 
 
-@pytest.mark.parametrize("broker", ["nats", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["kafka", "nats", "rabbitmq"])
 def test_a_cluster_whose_leader_is_killed_loses_nothing(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from cookiecutter.hooks import run_hook_from_repo_dir
 
-from support.rendered import CACHES, TEMPLATE, TREE, Render, Service, cookiecutter, run
+from support.rendered import (
+    BIN,
+    CACHES,
+    TEMPLATE,
+    TREE,
+    Render,
+    Service,
+    cookiecutter,
+    environment_of,
+    run,
+)
 
 # Imported by every Python that starts with it on its path, so by cookiecutter and by its hooks.
 WATCHED = """
@@ -136,6 +146,112 @@ def test_rendering_again_keeps_what_the_user_wrote(tmp_path: Path) -> None:
     assert f"already exists, kept: {registry}" in again.stdout
     assert service.has("src/order_events/handlers/payment_received.py")
     assert not service.has("stubs")
+
+
+OF_OURS = (
+    "src/order_events/runtime/brokers/mine.py",
+    "src/order_events/runtime/brokers/nats.py",  # as a broker of the template
+    "tests/runtime/test_mine.py",
+    "tests/runtime/harness/servers/mine.py",
+    "tools/mine.py",
+    "stubs/mine/__init__.pyi",
+    "stubs/json/mine.pyi",  # where the template has stubs of another kind
+    "deploy/mine.yaml",
+    # As the template would write them for other answers.
+    "Dockerfile",
+    "compose.yaml",
+    "deploy/kubernetes/base/consumer.yaml",
+    ".github/workflows/ci.yml",
+    "renovate.json",
+)
+EDITED = (
+    "src/order_events/runtime/operate/cli.py",
+    "src/order_events/settings.py",
+    "src/order_events/handlers/__init__.py",
+    "tools/update.py",
+    "tools/handler.stub",
+    "README.md",
+)
+
+
+def test_rendering_again_deletes_nothing_and_overwrites_only_what_is_the_templates(
+    tmp_path: Path,
+) -> None:
+    """Cookiecutter removes a folder that it copies, and overwrites what it copies even with --skip-if-file-exists."""
+    answers = ("--no-input", "broker=sqlite", "deploy=none", "ci=none")
+    assert cookiecutter(tmp_path, *answers).returncode == 0
+    service = Service(tmp_path / "order-events", "order_events")
+    for name in OF_OURS:
+        (service.path / name).parent.mkdir(parents=True, exist_ok=True)
+        service.write(name, "ours = 1\n")
+    for name in EDITED:
+        service.write(name, service.read(name) + "# ours\n")
+    before = service.files
+    again = cookiecutter(tmp_path, *answers, "-f", "-s")
+    assert again.returncode == 0, again.stdout
+    after = service.files
+    vendored = {
+        f"src/order_events/runtime/{name}" for name in ("MANIFEST.sha256", "operate/cli.py")
+    }
+    assert {name for name in before if before[name] != after.get(name)} == vendored
+    assert after.keys() == before.keys()
+    over = cookiecutter(tmp_path, *answers, "-f")
+    assert over.returncode == 0, over.stdout
+    after = service.files
+    assert after.keys() == before.keys()
+    overwritten = {"README.md", "tools/update.py"}
+    assert {name for name in before if before[name] != after[name]} == vendored | overwritten
+
+
+@pytest.mark.parametrize("answers", [(), ("broker=sqlite", "deploy=none", "telemetry=none")])
+def test_the_lowest_and_the_newest_cookiecutter_render_the_same_bytes(
+    tmp_path: Path, answers: tuple[str, ...]
+) -> None:
+    rendered = []
+    for requirement in ("cookiecutter==2.1.1", "cookiecutter"):
+
+        def make(environment: Path, requirement: str = requirement) -> None:
+            run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=tmp_path)
+            install = ("uv", "pip", "install", "--quiet", "--python", str(environment))
+            run(*install, requirement, cwd=tmp_path)
+
+        program = (
+            environment_of(["to render", requirement, sys.version], make) / BIN / "cookiecutter"
+        )
+        folder = tmp_path / requirement
+        folder.mkdir()
+        command = (str(program), str(TEMPLATE), "--no-input", "--default-config", *answers)
+        run(*command, cwd=folder, env={"HOME": str(folder)})
+        rendered.append(Service(folder / "order-events", "order_events").files)
+    assert rendered[0] == rendered[1]
+
+
+@pytest.mark.parametrize(
+    ("older", "sentence"),
+    [
+        ("sys.version_info = (3, 9, 18)", "needs Python 3.10 or later"),
+        ("import cookiecutter; cookiecutter.__version__ = '2.0.2'", "needs cookiecutter 2.1 or later"),
+    ],
+)  # fmt: skip
+def test_what_is_too_old_to_render_is_one_sentence(
+    tmp_path: Path, older: str, sentence: str
+) -> None:
+    program = f"import sys; {older}; from cookiecutter.main import cookiecutter as c; c(sys.argv[1], no_input=True)"
+    command = (sys.executable, "-c", program, str(TEMPLATE))
+    result = run(*command, cwd=tmp_path, check=False, env={"HOME": str(tmp_path / "home")})
+    assert result.returncode == 1
+    assert sentence in result.stdout
+    assert result.stdout.count("\n") == 1
+    assert not (tmp_path / "order-events").exists()
+
+
+def test_a_render_without_hooks_says_so_when_it_is_run(tmp_path: Path) -> None:
+    assert cookiecutter(tmp_path, "--no-input", "--accept-hooks", "no").returncode == 0
+    service = Service(tmp_path / "order-events", "order_events")
+    result = service.run("python", "-m", "order_events", "demo", environment=service.environment())
+    assert result.returncode == 1
+    assert "the template's hooks did not run" in result.stdout
+    assert result.stdout.count("\n") == 1
 
 
 def test_a_render_without_hooks_is_seen_by_the_services_own_tests(tmp_path: Path) -> None:

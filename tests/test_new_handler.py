@@ -7,6 +7,7 @@ import pytest
 
 from support.rendered import LONG_NAME, QUESTIONS, Prove, Render, Result, Service
 
+REGISTRY = "src/order_events/handlers/__init__.py"
 TOOL, COMMAND = ("tools/new_handler.py",), ("-m", "order_events", "new-handler")
 
 
@@ -64,30 +65,112 @@ def test_a_handler_may_be_named_as_a_module_that_it_imports(render_own: Render) 
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("message_type", "name"),
     [
-        ["Order"],
-        ["2nd"],
-        ["class"],
-        ["true"],
-        ["message"],
-        ["../x"],
-        ["order_created"],
-        ["a" * 41],
-        [],
-        ["a", "b"],
+        ("OrderPaid", "order_paid"),
+        ("order.paid", "order_paid"),
+        ("com.acme.order.paid.v1", "order_paid"),
+        ("order.created.v2", "order_created_v2"),
+        ("TestCompleted", "on_test_completed"),
+        ("test", "on_test"),
+        ("conftest", "on_conftest"),
+    ],
+)
+def test_a_type_is_the_key_as_producers_write_it(
+    render_own: Render, message_type: str, name: str
+) -> None:
+    service = render_own(broker="sqlite")
+    result = add(service, message_type)
+    assert result.returncode == 0, result.stdout
+    registry = service.read(REGISTRY)
+    assert f'    "{message_type}": {name}.handle,\n' in registry
+    assert f'    "{message_type}": {name}.EXAMPLE,\n' in registry
+    assert service.has(f"tests/handlers/test_{name}.py")
+    assert f"``{message_type}``" in service.read(f"src/order_events/handlers/{name}.py")
+    check_well(service)
+    service.demo()
+
+
+def test_of_one_handler_and_another_the_first_stays_the_one_for_the_rest(
+    render_own: Render,
+) -> None:
+    """Messages without a type were handled until now, and still are: none becomes a dead letter by a new file."""
+    service = render_own(broker="sqlite")
+    result = add(service, "refund_issued")
+    assert "the handler of 'order_created' got every message" in result.stdout
+    assert '    "*": order_created.handle,\n' in service.read(REGISTRY)
+    check_well(service)
+    again = add(service, "RefundPaid")
+    assert "got every message" not in again.stdout
+    assert service.read(REGISTRY).count('\n    "*": ') == 1
+    check_well(service)
+
+
+@pytest.mark.parametrize("handler_stub", QUESTIONS["handler_stub"])
+def test_types_of_every_spelling_are_well(render: Render, handler_stub: str) -> None:
+    types = (
+        "OrderCreated, com.acme.order.paid.v1, test_completed, refund issued, "
+        + "com." * 22
+        + "a.b"
+    )
+    service = render(broker="sqlite", handler_stub=handler_stub, handlers=types)
+    check_well(service)
+    service.demo()
+    assert '"com.acme.order.paid.v1": order_paid.handle' in service.read(REGISTRY)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["2nd"], "start with a letter"),
+        (["größe"], "must consist of letters"),
+        (["class"], "which is a Python keyword"),
+        (["true"], "which is a Python keyword"),
+        (["message"], "is reserved"),
+        (["com1"], "on Windows"),
+        (["../x"], "must consist of letters"),
+        (['x"; import os'], "must consist of letters"),
+        (["x\n"], "must consist of letters"),
+        (["*"], "must consist of letters"),
+        (["order_created"], "order_created.py already exists"),
+        (["OrderCreated"], "order_created.py already exists"),
+        (["a" * 41], "too long"),
+        ([], "expected one message type"),
+        (["a", "b"], "expected one message type"),
     ],
     ids=repr,
 )
-def test_a_name_that_cannot_be_one_is_refused_with_one_sentence(
-    render_own: Render, names: list[str]
+def test_a_type_that_cannot_be_one_is_refused_with_one_sentence(
+    render_own: Render, names: list[str], sentence: str
 ) -> None:
     service = render_own(broker="sqlite")
     before = service.files
     result = add(service, *names)
     assert result.returncode == 2
     assert result.stdout.startswith("new_handler.py: ")
+    assert sentence in result.stdout
     assert result.stdout.count("\n") == 1
+    assert service.files == before
+
+
+def test_an_entry_over_several_lines_stays_as_it_is(render_own: Render) -> None:
+    service = render_own(broker="sqlite", handlers="order_created, order_paid")
+    entry = '    "order_created": (\n        order_created.handle  # ours\n    ),\n'
+    line = '    "order_created": order_created.handle,\n'
+    service.write(REGISTRY, service.read(REGISTRY).replace(line, entry))
+    assert add(service, "a").returncode == 0
+    assert entry in service.read(REGISTRY)
+
+
+def test_one_handler_of_several_lines_is_not_silently_one_of_two(render_own: Render) -> None:
+    service = render_own(broker="sqlite")
+    entry = '    "order_created": (\n        order_created.handle  # ours\n    ),\n'
+    line = '    "order_created": order_created.handle,\n'
+    service.write(REGISTRY, service.read(REGISTRY).replace(line, entry))
+    before = service.files
+    result = add(service, "a")
+    assert (result.returncode, result.stdout.count("\n")) == (2, 1)
+    assert "add the handler by hand" in result.stdout
     assert service.files == before
 
 

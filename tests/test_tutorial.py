@@ -59,7 +59,7 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
             said.append((text, run("sh", "-c", command, cwd=folder, env=env).stdout))
 
     outputs = [output for command, output in said if command.startswith("uv run order-events")]
-    demo, check, _, first_run, check_after, _, second_run, dead, purged, *_ = outputs
+    demo, _, check, _, first_run, check_after, _, second_run, dead, purged, *_ = outputs
     assert "published 20, handled 20, dead letters 0" in demo
     assert re.search(r"^ +order-events: 0$", check, re.M)
     events = re.findall(r'"event": "(\w+)"', first_run)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -161,16 +162,100 @@ def test_the_place_of_the_template_and_what_it_came_from_can_be_told(
     edit(service, EDITS)
     yours = texts_of(service)
     place, came_from = ("--template", recorded["template"]), ("--came-from", "v0.0.1")
-    for told, missing in ((came_from, "the newest"), (place, "v0.0.0")):
+    for told, missing in ((came_from, "v0.0.1"), (place, "v0.0.0")):
         refused = update(service, *told)
         assert refused.returncode == 1
         assert f"update.py: cookiecutter could not render {missing}" in refused.stdout
+        assert refused.stdout.count("\n") == 1
     result = update(service, *place, *came_from)
     assert result.returncode == 0, result.stdout
     check_fresh_but_for(EDITS, service, template)
     assert texts_of(service) == yours
     again = update(service)
     assert (again.returncode, again.stdout) == (0, "Already up to date.\n")
+
+
+def rendered_here(
+    folder: Path, *arguments: str, place: str, config: str = "", cwd: str = "."
+) -> Service:
+    """Of a template that is named as people do, in a repository of its own."""
+    (folder / "rc").write_text(config)
+    command = (
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        place,
+        "--no-input",
+        "--config-file",
+        str(folder / "rc"),
+    )
+    env = {**IDENTITY, "HOME": str(folder)}
+    run(*command, "-o", str(folder), *arguments, "broker=sqlite", cwd=folder / cwd, env=env)
+    service = Service(folder / "order-events", "order_events")
+    git(service.path, "init", "--quiet")
+    commit_all(service.path, "As rendered")
+    return service
+
+
+def change_template(template: Path, below: str = ".") -> None:
+    """A new version of it."""
+    logs = next((template / below).glob("*cookiecutter*/src/*/runtime/logs.py"))
+    logs.write_text(logs.read_text("utf-8").replace(PRESENT_LINE, OLD_LINE), "utf-8")
+    commit_all(template, "Changed")
+
+
+@pytest.mark.parametrize(("place", "cwd"), [("../copy", "x"), (".", "copy"), ("ours:copy", ".")])
+def test_a_template_that_was_named_for_this_folder_or_user_is_found_again(
+    template: Path, tmp_path: Path, place: str, cwd: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    copy = tmp_path / "copy"
+    git(tmp_path, "clone", "--quiet", str(template), "copy")
+    config = f"abbreviations:\n  ours: git+{tmp_path.as_uri()}/{{0}}\n"
+    service = rendered_here(tmp_path, place=place, config=config, cwd=cwd)
+    found = {str(copy), f"git+{copy.as_uri()}", copy.as_uri()}
+    assert json.loads(service.read(ANSWERS))["template"] in found
+    change_template(copy)
+    result = update(service)
+    assert result.returncode == 0, result.stdout
+    assert OLD_LINE in service.read(LOGS)
+
+
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_template_in_a_folder_of_a_repository_is_found_again(
+    template: Path, tmp_path: Path, by_path: bool
+) -> None:
+    ours = tmp_path / "ours"
+    git(tmp_path, "clone", "--quiet", str(template), "ours/templates/consumer")
+    shutil.rmtree(ours / "templates/consumer/.git")
+    git(ours, "init", "--quiet")
+    commit_all(ours, "Templates")
+    if by_path:
+        service = rendered_here(tmp_path, place=str(ours / "templates/consumer"))
+    else:
+        directory = ("--directory", "templates/consumer")
+        service = rendered_here(tmp_path, *directory, place=f"git+{ours.as_uri()}")
+    recorded = json.loads(service.read(ANSWERS))
+    assert recorded["directory"] == "templates/consumer"
+    assert recorded["commit"] == git(ours, "rev-parse", "HEAD").strip()
+    change_template(ours, "templates/consumer")
+    result = update(service)
+    assert result.returncode == 0, result.stdout
+    assert OLD_LINE in service.read(LOGS)
+
+
+def test_a_template_that_is_no_repository_has_no_other_version(
+    template: Path, tmp_path: Path
+) -> None:
+    git(template, "archive", "--output", str(tmp_path / "t.zip"), "--prefix", "t/", "HEAD")
+    service = rendered_here(tmp_path, place=str(tmp_path / "t.zip"))
+    tip = git(service.path, "rev-parse", "HEAD")
+    result = update(service)
+    assert (result.returncode, result.stdout.count("\n")) == (1, 1)
+    assert "it is not a git repository; name one with --template" in result.stdout
+    result = update(service, "--template", str(template), "--came-from", "HEAD~1")
+    assert result.returncode == 0, result.stdout
+    assert git(service.path, "rev-parse", "HEAD~1") == tip
 
 
 def test_a_service_of_the_first_days_comes_up_to_date(tmp_path: Path) -> None:
@@ -254,7 +339,7 @@ def test_an_answer_that_the_template_refuses_changes_nothing(old_service: Servic
     assert result.returncode == 1
     assert "description is empty." in result.stdout
     assert git(old_service.path, "rev-parse", "HEAD") == before
-    assert git(old_service.path, "branch", "--list", "template") == ""
+    assert len(git(old_service.path, "branch").split("\n")) == 2
 
 
 SWAPPED = ("broker", "telemetry", "deploy", "ci")

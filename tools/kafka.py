@@ -1,9 +1,10 @@
 """Apache Kafka for the tests, on a machine with Maven and Java 17 or later but without Docker.
 
-Maven Central has Kafka as jars; here they run as one node that is broker and controller (KRaft). As a program::
+Maven Central has Kafka as jars; here they run as nodes that are broker and controller (KRaft). As a program::
 
     python -m tools.kafka                                # prints the variable that the tests read
     python -m tools.kafka --port 9092 --directory DIR    # runs a broker on 127.0.0.1 until it is killed
+    python -m tools.kafka --port 9092 --directory DIR --nodes 3    # a cluster, on 9092, 9093 and 9094
 
 The directory keeps its data, so a broker that was killed can be started again.
 """
@@ -15,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -40,16 +42,18 @@ POM = f"""\
 
 PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
+node.id={node}
+controller.quorum.voters={voters}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={directory}/{port}
-offsets.topic.replication.factor=1
+default.replication.factor={replicas}
+min.insync.replicas={majority}
+offsets.topic.replication.factor={replicas}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={majority}
 group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=300
@@ -115,16 +119,38 @@ def install() -> Path:
     return jars
 
 
-def run(port: int, directory: Path) -> None:
-    """Become a broker on this port, with the data of the directory. Does not return."""
+def node_commands(ports: Sequence[int], directory: Path) -> list[list[str]]:
+    """How to start the node on each of these ports, with the data of the directory. They are one cluster."""
     java = ["java", HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{install()}/*"]
-    properties = directory / f"{port}.properties"
-    if not properties.exists():
-        values = {"port": port, "controller_port": _free_port(), "directory": directory}
-        properties.write_text(PROPERTIES.format(**values), encoding="utf-8")
-        format_storage = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c"]
-        subprocess.run([*java, *format_storage, str(properties)], check=True)
-    os.execvp("java", [*java, "kafka.Kafka", str(properties)])
+    files = [directory / f"{port}.properties" for port in ports]
+    if not files[-1].exists():
+        controllers = [_free_port() for _ in ports]
+        voters = [f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers, 1)]
+        for node, (port, file) in enumerate(zip(ports, files, strict=True), 1):
+            values = {"port": port, "controller_port": controllers[node - 1], "node": node}
+            sizes = {"replicas": len(ports), "majority": len(ports) // 2 + 1}
+            cluster = {"voters": ",".join(voters), "directory": directory, **sizes}
+            file.write_text(PROPERTIES.format(**values, **cluster), encoding="utf-8")
+            command = [*java, "kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(file)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                msg = f"the folder of a Kafka cannot be made: {done.stderr[-500:]}"
+                raise RuntimeError(msg)
+    return [[*java, "kafka.Kafka", str(file)] for file in files]
+
+
+def run(ports: Sequence[int], directory: Path) -> None:
+    """Become a broker on this port, or the parent of one on each; until it is killed."""
+    commands = node_commands(ports, directory)
+    if len(commands) == 1:
+        os.execvp("java", commands[0])
+    nodes = [subprocess.Popen(command) for command in commands]
+    try:
+        for node in nodes:
+            node.wait()
+    finally:
+        for node in nodes:
+            node.kill()
 
 
 def _free_port() -> int:
@@ -137,10 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Apache Kafka for the tests.")
     parser.add_argument("--port", type=int, help="run a broker on this port of 127.0.0.1")
     parser.add_argument("--directory", type=Path, help="the folder for its data")
+    parser.add_argument("--nodes", type=int, default=1, help="on this port and the next ones")
     arguments = parser.parse_args()
     try:
         if arguments.port and arguments.directory:
-            run(arguments.port, arguments.directory.resolve())
+            ports = range(arguments.port, arguments.port + arguments.nodes)
+            run(ports, arguments.directory.resolve())
         for name, value in variables().items():
             print(f"export {name}={shlex.quote(value)}")
     except KafkaMissing as reason:

@@ -394,6 +394,18 @@ def test_with_two_handlers_publish_needs_a_type(command: Call) -> None:
     assert command("publish", "{}", "--type", "order_created", handlers=TWO)[0] == 0
 
 
+@on_one_broker
+def test_a_type_that_no_handler_takes_is_not_published(command: Call) -> None:
+    exit_code, _, err = command("publish", "{}", "--type", "order_craeted", handlers=TWO)
+    assert exit_code == 2
+    assert (
+        err
+        == "orders: no handler takes the type 'order_craeted': order_created, payment_received\n"
+    )
+    for handlers in (ONE, {**TWO, "*": handle}):
+        assert command("publish", "{}", "--type", "order_craeted", handlers=handlers)[0] == 0
+
+
 # -- dead letters
 
 

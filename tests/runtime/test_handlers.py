@@ -236,6 +236,16 @@ def test_of_many_handlers_the_type_picks_one() -> None:
         router.route(Message(b"", type="x" * 1000))
 
 
+def test_the_star_gets_the_rest() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"order.created": handle, "*": handle})
+    assert router.route(Message(b"", type="order.created")).name == "order.created"
+    for unknown in ("", "order_deleted", "*"):
+        assert router.route(Message(b"", type=unknown)).name == "*"
+    assert Router({"*": handle}).route(Message(b"", type="anything")).name == "*"
+
+
 def test_a_service_without_handlers_is_refused() -> None:
     with pytest.raises(HandlerError, match="HANDLERS"):
         Router({})

@@ -627,6 +627,26 @@ class TestRetries:
             await source.ack(second)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+    async def test_a_retry_of_the_longest_back_off_is_stored_once(self, connect: Connect) -> None:
+        async with connect() as source:
+            await publish(source, 5)
+            for message in await take(source, 5):
+                await source.retry(message, SETTINGS["retry_max_seconds"], "not now")
+            await ack_all(source, 5)
+            async with source._reader("none", source._retry_topic) as reader:
+                assert sum((await source._ends(reader)).values()) == 5
+
+    async def test_a_failure_in_a_rebalance_ends_the_consumption(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """aiokafka only logs what its listener raises."""
+        async with connect() as source:
+            with monkeypatch.context() as patch:
+                patch.delattr(KafkaBroker, "_give_up_partitions")
+                async with connect():
+                    with pytest.raises(SourceFailed, match="_give_up_partitions"):
+                        await anext(source)
+
     async def test_a_retry_and_a_replay_keep_the_key(self, connect: Connect) -> None:
         async with connect() as source:
             await source.publish(with_key("größe", 1))

@@ -322,7 +322,9 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
             published = await publish(source, 1)
             assert await ack_all(source, 1) == published
-        assert "password was refused" in find(events, "reconnect_failed")[0]["reason"]
+        _, refused = find(events, "reconnecting")  # at warning, not again for each attempt
+        assert "password was refused: ACCESS_REFUSED" in refused["reason"]
+        assert source.outage_count == 1
 
     @pytest.mark.very_slow
     async def test_an_alarm_cannot_delay_the_shutdown(
@@ -596,6 +598,8 @@ class TestMoving:
         async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
             await publish_raw(channel, queue, message_id="id-1", expiration=0.05)
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
+            [listed] = [letter async for letter in source.dead_letters(10)]
+            assert listed.reason == "dead-lettered by the broker: expired"
             letters = await channel.get_queue(f"{queue}.dead", ensure=False)
             letter = await letters.get()
             assert "x-death" in letter.headers
@@ -1044,7 +1048,7 @@ class TestRefusals:
             control("set_policy", "full", f"^{queue}.dead$", full)
             for message in await take(source, 10):
                 await source.reject(message, "bad")
-            assert "it has reached its limit" in source.put_offs.reason
+            assert "it is full" in source.put_offs.reason
             assert len(await ack_all(source, 2)) == 2  # others go on
             letters = await source.count_dead_letters()
             assert letters < 10
@@ -1056,6 +1060,30 @@ class TestRefusals:
             await eventually_counts(node, queue, Counts(0, 0, 10 - letters))
             assert source.put_offs.reason == ""
         assert find(events, "reconnecting") == []
+
+    async def test_a_replay_into_a_queue_that_gets_full_doubles_none(
+        self, connect: Connect, node: PrivateServer, queue: str
+    ) -> None:
+        control: Any = node.control  # type: ignore[attr-defined]
+        async with (
+            connect(prefetch=0, broker_url=node.url) as source,
+            open_channel(node.url) as channel,
+        ):
+            for number in range(300):
+                await publish_raw(channel, f"{queue}.dead", message_id=str(number))
+            limit = '{"max-length": 5, "overflow": "reject-publish"}'
+            control("set_policy", "small", f"^{queue}$", limit)
+            await publish(source, 5)
+            steps = [0]
+
+            async def replay() -> None:
+                async for moved in source.replay_dead_letters():
+                    steps.append(moved)
+
+            with pytest.raises(BrokerRefused, match="it is full"):
+                await replay()
+            control("clear_policy", "small")
+            await eventually_counts(node, queue, Counts(5 + steps[-1], 0, 300 - steps[-1]))
 
     async def test_a_missing_right_puts_off_with_the_reason_of_the_broker(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
@@ -1166,7 +1194,7 @@ class TestCredentials:
     ) -> None:
         url = urlsplit(broker.url)._replace(path="/no-such-vhost").geturl()
         with pytest.raises(
-            BrokerRefused, match=r"the virtual host was refused: NOT_ALLOWED - vhost .* not found"
+            BrokerRefused, match=r"no such virtual host: NOT_ALLOWED - vhost .* not found"
         ) as refused:
             await source_for(broker_url=url).__aenter__()
         assert "guest:" not in str(refused.value)

@@ -327,3 +327,24 @@ def test_no_text_of_an_exception_or_a_library_looks_like_a_line_of_the_console(
     assert "forged" in output
     assert not set("\x1b\r\x85\u2028") & set(output)
     assert not [line for line in output.split("\n") if line.startswith("forged")]
+
+
+def test_a_variable_that_does_not_exist_is_one_line_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="CONSUMER_")
+        database_url: str = ""
+
+    monkeypatch.setenv("CONSUMER_CONCURENCY", "a-secret")
+    monkeypatch.setenv("CONSUMER_DATABASE_URL", "a-secret")
+    monkeypatch.setenv("CONSUMER_TEST_BROKER_URL", "a-secret")
+    (tmp_path / ".env").write_text("CONSUMER_BROKER_URL=amqp://x/\nconsumer_nonsense=a-secret\n")
+    for _ in range(2):
+        load_settings(Own)
+        load_settings(ConsumerSettings)
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warned == [
+        "warning: CONSUMER_CONCURENCY is not a setting; CONSUMER_CONCURRENCY is",
+        "warning: CONSUMER_NONSENSE is not a setting",
+    ]

@@ -16,12 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from tools import ROOT
 from tools.benchmarks import (
+    behaviour,
+    contest,
+    defaults,
     exit_times,
     first_contact,
     iterator,
+    latency,
     memory,
     per_message,
     report,
@@ -29,15 +34,17 @@ from tools.benchmarks import (
     scaling_page,
     worker_loop,
 )
-from tools.benchmarks.figures import Figure, table
+from tools.benchmarks.figures import Figure, Outcome, table
 from tools.benchmarks.service import Service, Unavailable
 
 LIBRARIES = (
     *("aio-pika", "aiormq", "nats-py", "redis", "aiokafka", "aiobotocore", "asyncpg", "aiomqtt"),
-    *("faststream", "taskiq", "pydantic", "structlog"),
+    *("faststream", "taskiq", "taskiq-aio-pika", "pydantic", "structlog"),
 )
 BROKERS = (*per_message.AT_MOST, "sqlite")
-PARTS = ("first", "iterator", "worker", "cpu", "memory", "exit")
+BESIDE = ("behaviour", "latency")
+"""Parts that compare the service with other consumers of RabbitMQ; their figures have a file of their own."""
+PARTS = (*BESIDE, "first", "iterator", "worker", "cpu", "memory", "exit")
 ON_ITS_OWN = "scaling"
 """A part that runs only when it is asked for, and has a page of its own."""
 
@@ -52,15 +59,22 @@ class Sizes:
     messages_through: dict[str, int]
     """For the memory; of the brokers that are not named it is not measured."""
     stops: int
+    behaviour: behaviour.Sizes
+    latency: dict[int, int]
+    """Messages per second, and the number of messages for each contender in each round."""
     scaling: scaling.Sizes
 
 
 FULL = Sizes(
     *(5, 20_000, 20_000, {"sqlite": 1_000_000, "rabbitmq": 200_000}, 5),
+    behaviour.Sizes(repetitions=2, handler_seconds=1, long_seconds=15, silence_seconds=10),
+    {20: 200, 500: 5_000},
     scaling.Sizes(processes=(1, 2, 4, 8), messages=200, trivial=5_000, kills=3),
 )
 QUICK = Sizes(
     *(1, 1_000, 500, {"sqlite": 2_000, "rabbitmq": 500}, 1),
+    behaviour.Sizes(1, handler_seconds=2, long_seconds=5, silence_seconds=1, contenders=2),
+    {50: 50},
     scaling.Sizes(processes=(2,), messages=20, trivial=500, kills=1),
 )
 
@@ -71,9 +85,13 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in ("rounds", "messages")}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     with redirect_stdout(sys.stderr):  # for the runtime's logs in this process
-        figures = list(measure(arguments.only or PARTS, arguments.broker or BROKERS, sizes))
-    print(table(figures))
+        defaults.check()
+        parts, brokers = arguments.only or PARTS, arguments.broker or BROKERS
+        server, beside = measure_beside(parts, sizes) if "rabbitmq" in brokers else ("", [])
+        figures = list(measure(parts, brokers, sizes))
+    print(table([*beside, *figures]))
     versions = {"Python": platform.python_version(), **dict(found_versions())}
+    versions |= {"RabbitMQ": server} if server else {}
     print(f"\n{', '.join(map(' '.join, versions.items()))}")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     page = scaling_page if ON_ITS_OWN in (arguments.only or ()) else report
@@ -85,14 +103,38 @@ def main() -> int:
         "versions": versions,
         "sizes": asdict(sizes),
     }
-    output = page.RESULTS if arguments.publish else arguments.output
+    if arguments.publish:
+        for results, measured in ((report.BESIDE, beside), (page.RESULTS, figures)):
+            if measured:
+                write(results, about, measured)
+        page.write()
+    else:
+        write(arguments.output, about, [*beside, *figures])
+    return 0
+
+
+def write(output: Path, about: dict[str, Any], figures: Iterable[Figure | Outcome]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(about), *(figure.json() for figure in figures)]
     output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    if arguments.publish:
-        page.write()
     print(f"also in {output}")
-    return 0
+
+
+def measure_beside(parts: Sequence[str], sizes: Sizes) -> tuple[str, list[Figure | Outcome]]:
+    """The version of RabbitMQ, and the figures."""
+    figures: list[Figure | Outcome] = []
+    if not set(BESIDE).intersection(parts):
+        return "", figures
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
+        try:
+            with contest.arena(Path(scratch)) as arena:
+                if "behaviour" in parts:
+                    figures += behaviour.measure(arena, sizes.behaviour)
+                if "latency" in parts:
+                    figures += latency.measure(arena, sizes.latency, sizes.rounds)
+                return arena.version(), figures
+        except Unavailable as reason:
+            return "", [Figure("beside others", "not measured", note=f"not measured: {reason}")]
 
 
 def measure(parts: Sequence[str], brokers: Iterable[str], sizes: Sizes) -> Iterator[Figure]:

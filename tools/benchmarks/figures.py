@@ -4,6 +4,7 @@ import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,6 @@ class Figure:
         median = self.median if self.values else None
         return json.dumps({**asdict(self), "median": median, "met": self.met})
 
-    @classmethod
-    def from_json(cls, line: str) -> "Figure":
-        """What `json` wrote."""
-        values = json.loads(line)
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
-
     def row(self) -> tuple[str, ...]:
         """Name, median, smallest and largest, target, whether it is met."""
         median, low, high = map(_short, (self.median, min(self.values), max(self.values)))
@@ -57,12 +52,46 @@ class Figure:
         return (self.name, f"{median} {self.unit}".rstrip(), spread, target, met)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one contender did in one situation: a text for each column, from all repetitions."""
+
+    part: str
+    name: str
+    cells: dict[str, str]
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, part: str, name: str, repetitions: list[dict[str, object]]) -> "Outcome":
+        """Of several repetitions: what was always so, else the least and the most, or each text."""
+        columns = {column: [row[column] for row in repetitions] for column in repetitions[0]}
+        return cls(part, name, {column: _all_of(values) for column, values in columns.items()})
+
+
+def from_json(line: str) -> "Figure | Outcome":
+    """What `json` wrote."""
+    values = json.loads(line)
+    if "cells" in values:
+        return Outcome(**values)
+    return Figure(**{name: values[name] for name in Figure.__dataclass_fields__})
+
+
+def _all_of(values: list[Any]) -> str:
+    texts = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
+    if len(set(texts)) > 1 and not isinstance(values[0], str):
+        return f"{min(texts, key=float)} .. {max(texts, key=float)}"
+    return " / ".join(dict.fromkeys(texts))
+
+
 def rows(figures: list[Figure]) -> list[tuple[str, ...]]:
     return [figure.row() for figure in figures if figure.values]
 
 
-def table(figures: list[Figure]) -> str:
-    """All figures, under the name of their part."""
+def table(results: "list[Figure | Outcome]") -> str:
+    """All results, under the name of their part."""
+    figures = [result for result in results if isinstance(result, Figure)]
     head = ("", "median", "spread", "target", "met")
     widths = [max(map(len, column)) for column in zip(head, *rows(figures), strict=True)]
 
@@ -70,9 +99,14 @@ def table(figures: list[Figure]) -> str:
         return f"  {'  '.join(map(str.ljust, cells, widths))}".rstrip()
 
     lines = [line(head)]
-    for part, group in groupby(figures, key=lambda figure: figure.part):
+    for part, group in groupby(results, key=lambda result: result.part):
         lines += ["", part]
-        lines += [line(figure.row()) if figure.values else f"  {figure.note}" for figure in group]
+        for result in group:
+            if isinstance(result, Outcome):
+                lines.append(f"  {result.name}")
+                lines += [f"    {name}: {cell}" for name, cell in result.cells.items()]
+            else:
+                lines.append(line(result.row()) if result.values else f"  {result.note}")
     return "\n".join(lines)
 
 

@@ -1,102 +1,120 @@
-"""Frameworks whose shutdown on RabbitMQ is compared with the service's: ``python -m tools.benchmarks.frameworks NAME [MESSAGES]``.
+"""The consumers of RabbitMQ that the generated service is compared with in behaviour.py and latency.py.
 
-They work as the service of the benchmark does, for BENCH_HANDLER_SECONDS with each message, and print its log
-events. With a number of messages, these are published in the framework's own form, and nothing is consumed.
+Each is written and started as its own documentation shows, and has its own defaults: also its own kind of queue. The
+arguments that are not defaults are listed, with the reasons, in defaults.py. All have one process and a prefetch of 10,
+the handler of ledger_handler.py, and the messages of ``python -m tools.benchmarks.frameworks publish NAME MESSAGES PER_SECOND``.
 """
 
 import asyncio
-import json
 import os
 import sys
+import time
+from collections.abc import Awaitable, Callable
 
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
 from faststream import FastStream
-from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
-from taskiq import TaskiqEvents
-from taskiq.cli.worker.args import WorkerArgs
-from taskiq.cli.worker.run import run_worker
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+from faststream.rabbit import Channel, RabbitBroker
+from taskiq_aio_pika import AioPikaBroker
+
+from tools.benchmarks.ledger_handler import handle, write
 
 URL = os.environ["CONSUMER_BROKER_URL"]
 QUEUE = os.environ["CONSUMER_SOURCE"]
 PREFETCH = int(os.environ["CONSUMER_CONCURRENCY"])
-SECONDS = float(os.environ.get("BENCH_HANDLER_SECONDS", "0"))
 
 
-def say(event: str) -> None:
-    print(json.dumps({"event": event}), flush=True)
+def faststream() -> FastStream:
+    """Its first example: a function, and nothing said of the queue."""
+    return _app(RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH)))
 
 
-async def work() -> None:
-    say("handling")
-    await asyncio.sleep(SECONDS)
-    say("handled")
+def faststream_none() -> FastStream:
+    """Its default before 0.7.8."""
+    channel = Channel(prefetch_count=PREFETCH)
+    return _app(RabbitBroker(URL, default_channel=channel, graceful_timeout=None))
 
 
-taskiq_broker = AioPikaBroker(
-    URL,
-    qos=PREFETCH,
-    exchange=Exchange(name=QUEUE, auto_delete=True, durable=False),
-    task_queues=[Queue(name=f"{QUEUE}.taskiq")],
-    dead_letter_queue=Queue(name=f"{QUEUE}.taskiq.dead"),
-)
+def faststream_one() -> FastStream:
+    channel = Channel(prefetch_count=PREFETCH)
+    return _app(RabbitBroker(URL, default_channel=channel, graceful_timeout=1))
 
 
-@taskiq_broker.task(task_name="work")  # here it is __main__, and in the worker it is not
-async def task() -> None:
-    await work()
+def _app(broker: RabbitBroker) -> FastStream:
+    broker.subscriber(QUEUE)(handle)
+    return FastStream(broker)
 
 
-@taskiq_broker.on_event(TaskiqEvents.WORKER_STARTUP)
-async def started(_: object) -> None:
-    say("consuming")
+taskiq_broker = AioPikaBroker(URL)
 
 
-def taskiq() -> None:
-    """Its worker, with one process and its defaults."""
-    run_worker(
-        WorkerArgs(
-            broker="tools.benchmarks.frameworks:taskiq_broker",
-            modules=[],
-            workers=1,
-            configure_logging=False,
-        )
-    )
+@taskiq_broker.task
+async def task(body: str) -> None:
+    await handle(body.encode())
 
 
-async def publish_to_taskiq(messages: int) -> None:
-    await taskiq_broker.startup()
-    for _ in range(messages):
-        await task.kiq()
-    await taskiq_broker.shutdown()
+async def aio_pika_worker() -> None:
+    """The worker of its tutorial, "Work queues"."""
+    await _work({})
 
 
-def faststream(graceful_timeout: float | None = None) -> None:
-    broker = RabbitBroker(
-        URL,
-        default_channel=Channel(prefetch_count=PREFETCH),
-        graceful_timeout=graceful_timeout,
-        logger=None,
-    )
-
-    @broker.subscriber(RabbitQueue(QUEUE, declare=False))
-    async def handle(body: bytes) -> None:
-        await work()
-
-    app = FastStream(broker)
-
-    @app.after_startup
-    async def started() -> None:
-        say("consuming")
-
-    asyncio.run(app.run())
+async def aio_pika_quorum() -> None:
+    """The same on a queue of the kind that the service and taskiq declare."""
+    await _work({"x-queue-type": "quorum"})
 
 
-def faststream_waiting() -> None:
-    faststream(graceful_timeout=25)
+async def _work(queue_arguments: dict[str, str]) -> None:
+    async def on_message(message: AbstractIncomingMessage) -> None:
+        async with message.process():
+            await handle(message.body)
+
+    connection = await aio_pika.connect(URL)
+    async with connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=PREFETCH)
+        queue = await channel.declare_queue(QUEUE, durable=True, arguments=queue_arguments)
+        await queue.consume(on_message)
+        await asyncio.Future()
+
+
+async def publish(name: str, messages: int, per_second: float) -> None:
+    """So many messages at an even rate, each written to the ledger before it is sent."""
+    if name.startswith("taskiq"):
+        await taskiq_broker.startup()
+        await _paced(task.kiq, messages, per_second)
+        await taskiq_broker.shutdown()
+        return
+    async with await aio_pika.connect(URL) as connection:
+        exchange = (await connection.channel()).default_exchange
+
+        def send(body: str) -> Awaitable[object]:
+            persistent = aio_pika.DeliveryMode.PERSISTENT
+            return exchange.publish(
+                aio_pika.Message(body.encode(), delivery_mode=persistent), QUEUE
+            )
+
+        await _paced(send, messages, per_second)
+
+
+async def _paced(
+    send: Callable[[str], Awaitable[object]], messages: int, per_second: float
+) -> None:
+    async def send_one(body: str) -> None:
+        write("sent", body.encode())
+        await send(body)
+
+    began_at = time.monotonic()
+    async with asyncio.TaskGroup() as sending:
+        for number in range(messages):
+            await asyncio.sleep(max(0, began_at + number / per_second - time.monotonic()))
+            sending.create_task(send_one(f'"{number}"'))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        asyncio.run(publish_to_taskiq(int(sys.argv[2])))
+    if sys.argv[1] == "publish":
+        # As taskiq's worker imports it: the name of a task has its module.
+        from tools.benchmarks import frameworks
+
+        asyncio.run(frameworks.publish(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
     else:
-        {f.__name__: f for f in (taskiq, faststream, faststream_waiting)}[sys.argv[1]]()
+        asyncio.run(globals()[sys.argv[1]]())

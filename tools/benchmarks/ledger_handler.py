@@ -3,7 +3,7 @@
 A line for each beginning, if it waits at all, and for each end: what, the message's number, and the time, which all
 processes of a machine share. Lines are there when the process is killed.
 
-After SIGUSR2 handlers begin no message until SIGUSR1 comes: so all processes can begin at one moment.
+With BENCH_HANDLER_FAILS it raises at the end. After SIGUSR2 handlers begin no message until SIGUSR1 comes: so all processes can begin at one moment.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 
 EXAMPLE = b'"0"'
 SECONDS = float(os.environ.get("BENCH_HANDLER_SECONDS", "0"))
+FAILS = "BENCH_HANDLER_FAILS" in os.environ
 
 ledger = os.open(os.environ.get("BENCH_LEDGER", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 may_begin = asyncio.Event()
@@ -34,7 +35,8 @@ signal.signal(signal.SIGUSR2, obey)
 
 
 def write(what: str, body: bytes) -> None:
-    os.write(ledger, f"{what} {int(body[1:-1])} {time.monotonic()}\n".encode())
+    number = int(body.strip(b'"'))
+    os.write(ledger, f"{what} {number} {time.monotonic()}\n".encode())
 
 
 async def handle(body: bytes) -> None:
@@ -45,4 +47,6 @@ async def handle(body: bytes) -> None:
     if SECONDS:
         write("begin", body)
         await asyncio.sleep(SECONDS)
+    if FAILS:
+        raise RuntimeError("this handler always fails")
     write("end", body)

@@ -1,102 +1,92 @@
-"""Writes docs/benchmarks.md, its charts and the README's table from results.jsonl: ``python3 tasks.py bench --publish`` runs it at its end.
+"""Writes docs/benchmarks.md, its chart and the README's table: ``python3 tasks.py bench --publish`` runs it at its end.
 
-No other file has figures: a run has measured every figure of the page.
+beside.jsonl has what the service did beside other consumers, results.jsonl the rest, each from one run. No other file has figures.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tools import ROOT
-from tools.benchmarks.figures import Figure, rows
+from tools.benchmarks.behaviour import SITUATIONS
+from tools.benchmarks.contest import AIO_PIKA, FASTSTREAM, OURS, TASKIQ, Contender
+from tools.benchmarks.figures import Figure, Outcome, from_json, rows
+from tools.benchmarks.latency import MEDIAN, SLOWEST
 
+Results = list[Figure | Outcome]
+
+BESIDE = Path(__file__).with_name("beside.jsonl")
 RESULTS = Path(__file__).with_name("results.jsonl")
 DOCS = ROOT / "docs"
 PAGE = DOCS / "benchmarks.md"
 CHARTS = DOCS / "pictures"
 README = ROOT / "README.md"
 
-ABOUT = {
-    "cpu": "CPU time per message of the generated service, relative to other consumers",
-    "stops": "RabbitMQ: seconds from SIGTERM to exit",
-}
-
-FRONT_PAGE = {
-    "`cancellable_aiter` on a source that is always ready: added per item": (
-        "Each item",
-        "ready source, added",
-    ),
-    "the 2019 form, ported to today's Python: a multiple of that": (
-        "Each item",
-        "ready source, 2019 form / ours",
-    ),
-    "on a source that suspends: ours / bare `async for`": (
-        "Each item",
-        "suspending source, ours / bare",
-    ),
-    "RabbitMQ, CPU per message: the service / aio-pika's `consume(callback)`, one ack each": (
-        "rabbitmq: CPU",
-        "ours / the bare client, one ack for each message",
-    ),
-    "the service / FastStream's default subscriber": ("rabbitmq: CPU", "ours / FastStream"),
-    "memory growth over 1 000 000 messages through sqlite, after the first tenth": (
-        "sqlite: memory",
-        "growth",
-    ),
-    "memory growth over 200 000 messages through RabbitMQ, after the first tenth": (
-        "rabbitmq: memory",
-        "growth",
-    ),
-    "RabbitMQ, from SIGTERM to exit: idle": (
-        "rabbitmq: from SIGTERM",
-        "the generated service: idle",
-    ),
-    "with 10 handlers of 0.2 s just started": (
-        "rabbitmq: from SIGTERM",
-        "the generated service: 10 handlers of 0.2 s just begun",
-    ),
-    "cookiecutter renders a service": ("first contact", "cookiecutter writes a service"),
-    "the service and its libraries are installed, from a filled cache": (
-        "first contact",
-        "the service and its libraries are installed",
-    ),
-}
-"""The rows of the README: the beginning of the part's name, and of the figure's."""
+CHART = "CPU time per message of the generated service, relative to other consumers"
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 760, 330, 60, 44, 22
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600; font-size: 15px }
-.ours { fill: #1a7f37 } .others { fill: #8c959f } .line { stroke: #8c959f; stroke-dasharray: 3 3 }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .ours { fill: #2ea043 } .others { fill: #6e7681 } }
+.ours { fill: #1a7f37 } .line { stroke: #8c959f; stroke-dasharray: 3 3 }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .ours { fill: #2ea043 } }
 """
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python3 tasks.py bench --publish` from one run. All variants take turns in that run, in random order, and
-the median of the rounds is compared with the target. **Quote the ratios**: the microseconds belong to one machine at one time.
-A missed target says NO, and stays.
+Written by `python3 tasks.py bench --publish`, each part from one run. Contenders take turns, and the median of the rounds is compared with
+the target, where there is one. A missed target says NO, and stays. The files of `tools/benchmarks/` define the measurements.
 
-The files of `tools/benchmarks/` define the measurements. Each consumer is written as in its library's own documentation, and its handler
-calls the same stopwatch. CPU time is that of the consumer's process alone, from the first message
-until the last acknowledgement is written.
+**Every consumer is written and started as its own documentation shows, and has its own defaults.** All share the server, the queue of a
+CPU measurement, the prefetch, one process, and messages that are acknowledged after the handler, unless a row says otherwise; so these
+are set. Every other setting has a row that names it. `tools/benchmarks/defaults.py` compares the arguments with the signatures of the
+installed libraries before each run, and has the reasons. (On Kafka, FastStream's default acknowledges before the handler.)
+"""
+
+BESIDE_OTHERS = """## Beside other consumers of RabbitMQ
+
+Each row is a process on a private RabbitMQ. What it did is counted in the ledger that its handlers write, and in the broker's queues.
+
+**Others are as good** on SIGTERM: FastStream, by default since 0.7.8, and taskiq finish their in-flight handlers, begin no new ones and leave
+the rest in the queue. Past a deadline their messages are requeued too, and FastStream's log also names each one. After a SIGKILL all
+consumers repeat what was in flight, and lose nothing.
+
+**The service differs** in the exit code after a missed deadline, by which an orchestrator can tell; in a log that calls it so; and in a
+failing handler's message, which is retried and then dead-lettered: the others' defaults drop it after one call. All of them
+can be configured to retry or to dead-letter.
+
+**FastStream and aio-pika are faster** from publish to handler, because of the queue. The service and taskiq declare a quorum queue, which stores
+a message on disk before it is delivered; aio-pika's worker is about as slow on one. The classic queue of FastStream's default is not even durable:
+a restart of the broker deletes it. So compare the service with the last row. Latency depends on the load of the machine most of all.
+"""
+
+BESIDE_LIBRARIES = ("RabbitMQ", "Python", "aio-pika", "faststream", "taskiq", "taskiq-aio-pika")
+
+CPU = """## The service itself, and CPU per message
+
+The handlers of all consumers call the same stopwatch. CPU time is that of the consumer's process alone, from the first message
+until the last acknowledgement is written. **Quote the ratios**: the microseconds belong to one machine at one time.
 """
 
 
-def read(results: Path = RESULTS) -> tuple[dict[str, Any], list[Figure]]:
-    about, *figures = results.read_text(encoding="utf-8").splitlines()
-    return json.loads(about), [Figure.from_json(line) for line in figures]
+def read(results: Path) -> tuple[dict[str, Any], list[Figure]]:
+    about, everything = read_all(results)
+    return about, [one for one in everything if isinstance(one, Figure)]
+
+
+def read_all(results: Path) -> tuple[dict[str, Any], Results]:
+    about, *lines = results.read_text(encoding="utf-8").splitlines()
+    return json.loads(about), list(map(from_json, lines))
 
 
 def write() -> None:
-    about, figures = read()
-    for name, drawn in charts(figures).items():
-        (CHARTS / f"benchmarks-{name}.svg").write_text(drawn, encoding="utf-8", newline="\n")
-    PAGE.write_text(page(about, figures), encoding="utf-8", newline="\n")
-    readme = README.read_text(encoding="utf-8")
-    readme = with_section(readme, "measured", front_page(about, figures))
+    drawn, text = chart_of_cpu(), page()
+    (CHARTS / "benchmarks-cpu.svg").write_text(drawn, encoding="utf-8", newline="\n")
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    readme = with_section(README.read_text(encoding="utf-8"), "measured", front_page())
     README.write_text(readme, encoding="utf-8", newline="\n")
 
 
@@ -109,65 +99,137 @@ def with_section(text: str, name: str, lines: list[str]) -> str:
     return "\n\n".join([before + begin, "\n".join(lines), end + after])
 
 
-def front_page(about: dict[str, Any], figures: list[Figure]) -> list[str]:
-    lines = [about_run(about) + "\n", "| | median | spread |", "| --- | ---: | --- |"]
-    for label, (part, name) in FRONT_PAGE.items():
-        for figure in figures:
-            if figure.part.startswith(part) and figure.name == name:
-                _, median, spread, *_ = figure.row()
-                lines.append(f"| {label} | {median} | {spread} |")
-    return lines
+COLUMNS = (OURS, FASTSTREAM, TASKIQ, AIO_PIKA)
+"""Of the README."""
 
 
-def about_run(about: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    sizes = about["sizes"]
-    return (
-        f"This run: {about['date']}, {about['machine']}, {versions}. {sizes['rounds']} rounds of"
-        f" {sizes['messages']:,} messages for each consumer (the SQS emulator gets a tenth)."
-    )
-
-
-def page(about: dict[str, Any], figures: list[Figure]) -> str:
-    parts = [
-        INTRODUCTION,
-        about_run(about) + "\n",
-        *(f"![{title}](pictures/benchmarks-{name}.svg)\n" for name, title in ABOUT.items()),
+def outcomes(results: Results) -> list[dict[str, dict[str, str]]]:
+    """The cells of each contender, by its title, in each of the SITUATIONS."""
+    return [
+        {one.name: one.cells for one in results if isinstance(one, Outcome) and one.part == part}
+        for part in SITUATIONS
     ]
-    for part, group in groupby(figures, key=lambda figure: figure.part):
-        measured = list(group)
-        parts.append(f"## {part[0].upper()}{part[1:]}\n")
-        if notes := [figure.note for figure in measured if not figure.values]:
-            parts.append("\n".join(notes) + "\n")
-            continue
-        table = ["| | median | spread | target | met |", "| --- | ---: | --- | --- | --- |"]
-        table += [f"| {' | '.join(cells)} |" for cells in rows(measured)]
-        parts.append("\n".join(table) + "\n")
+
+
+def front_page() -> list[str]:
+    """A row for each situation, a column for each contender."""
+    about, results = read_all(BESIDE)
+    run = about_run(about, *BESIDE_LIBRARIES)
+    figures = {(one.part, one.name): one for one in results if isinstance(one, Figure)}
+    shutdown, timeout, failure, kill = outcomes(results)
+    timeout = {
+        contender.title: cells  # by the title without the timeout
+        for contender in COLUMNS
+        for name, cells in timeout.items()
+        if name.startswith(contender.title)
+    }
+
+    def failed(contender: Contender) -> str:
+        cells = failure[contender.title]
+        calls = cells["calls of the handler"]
+        return f"{calls} call{'s' * (calls != '1')}, then {'gone' if cells['gone'] != '0' else 'a dead letter'}"
+
+    def missed(column: str, contender: Contender) -> str:
+        cells = timeout.get(contender.title)
+        return cells[column].splitlines()[-1] if cells else "no deadline"
+
+    def taken(part: str, contender: Contender) -> str:
+        names = [f"{contender.title}: {which}" for which in (MEDIAN, SLOWEST)]
+        return " / ".join(figures[part, name].row()[1] for name in names)
+
+    def row(label: str, cell: Callable[[Contender], str]) -> str:
+        return f"| {' | '.join([label, *map(cell, COLUMNS)])} |"
+
+    return [
+        f"{run} Milliseconds are the median, and the 99th percentile.\n",
+        f"| | {' | '.join(contender.title for contender in COLUMNS)} |",
+        "| --- | --- | --- | --- | --- |",
+        row("SIGTERM: handlers finished", lambda one: shutdown[one.title]["finished"]),
+        row("exit code", lambda one: shutdown[one.title]["exit code"]),
+        row("Deadline missed: exit code", partial(missed, "exit code")),
+        row("last line of the log", partial(missed, "what the log says")),
+        row("A handler always fails", failed),
+        row("SIGKILL: repeated, lost", lambda one: ", ".join(kill[one.title].values())),
+        *(
+            row(f"{part[0].upper()}{part[1:]}", partial(taken, part))
+            for part in dict.fromkeys(part for part, _ in figures)
+        ),
+    ]
+
+
+def about_run(about: dict[str, Any], *libraries: str) -> str:
+    """With the versions of these libraries, or of all."""
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in about["versions"].items()
+        if not libraries or name in libraries
+    )
+    load = about["load_before"]
+    busy = f", load average {load:.1f}" if load is not None else ""
+    return f"This run: {about['date']}, {about['machine']}{busy}, {versions}."
+
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    if BESIDE.exists():
+        about, results = read_all(BESIDE)
+        parts += [
+            BESIDE_OTHERS,
+            about_run(about, *BESIDE_LIBRARIES) + "\n",
+            *sections(results),
+        ]
+    about, figures = read(RESULTS)
+    sizes = about["sizes"]
+    rounds = f"{sizes['rounds']} rounds of {sizes['messages']:,} messages for each consumer (the SQS emulator gets a tenth)."
+    parts += [
+        CPU,
+        f"{about_run(about)} {rounds}\n",
+        f"![{CHART}](pictures/benchmarks-cpu.svg)\n",
+        *sections(figures),
+    ]
     return "\n".join(parts)
 
 
-def charts(figures: list[Figure]) -> dict[str, str]:
+def sections(results: Sequence[Figure | Outcome]) -> Iterator[str]:
+    for part, group in groupby(results, key=lambda result: result.part):
+        yield f"### {part[0].upper()}{part[1:]}\n"
+        measured = list(group)
+        figures = [one for one in measured if isinstance(one, Figure)]
+        outcomes = [one for one in measured if isinstance(one, Outcome)]
+        if notes := [figure.note for figure in figures if not figure.values]:
+            yield "\n".join(notes) + "\n"
+        elif outcomes:
+            lines = [["", *outcomes[0].cells]] + [
+                [one.name, *map(in_a_cell, one.cells.values())] for one in outcomes
+            ]
+            yield markdown(lines, [" --- "] * len(lines[0]))
+        else:
+            lines = [["", "median", "spread", "target", "met"], *map(list, rows(figures))]
+            yield markdown(lines, [" --- ", " ---: ", " --- ", " --- ", " --- "])
+
+
+def in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def markdown(lines: list[list[str]], rule: list[str]) -> str:
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, f"|{'|'.join(rule)}|", *body]) + "\n"
+
+
+def chart_of_cpu() -> str:
+    _, figures = read(RESULTS)
     ratios = [
         (f"{figure.part.partition(':')[0]}: {figure.name.removeprefix('ours / ')}", figure.median)
         for figure in figures
         if figure.name.startswith("ours / ") and figure.values
     ]
-    stops = [
-        (figure.name, figure.median)
-        for figure in figures
-        if figure.part.startswith("rabbitmq: from SIGTERM") and figure.unit == "s"
-    ]
-    return {
-        "cpu": chart(ABOUT["cpu"], [(*bar, True) for bar in ratios], line_at=1),
-        "stops": chart(
-            ABOUT["stops"], [(*bar, bar[0].startswith("the generated")) for bar in stops]
-        ),
-    }
+    return chart(CHART, ratios, line_at=1)
 
 
-def chart(title: str, bars: list[tuple[str, float, bool]], line_at: float | None = None) -> str:
-    """Horizontal bars, each with its number; ours in another colour. ``line_at`` is where both cost the same."""
-    longest = max([line_at or 0, *(value for _, value, _ in bars)], default=1) or 1
+def chart(title: str, bars: list[tuple[str, float]], line_at: float) -> str:
+    """Horizontal bars, each with its number. ``line_at`` is where both cost the same."""
+    longest = max([line_at, *(value for _, value in bars)])
     height = TOP + ROW * len(bars) + 12
 
     def x(value: float) -> float:
@@ -180,16 +242,14 @@ def chart(title: str, bars: list[tuple[str, float, bool]], line_at: float | None
         )
         yield f"<style>{STYLE}</style>"
         yield f'<text class="title" x="12" y="24">{escape(title)}</text>'
-        for number, (label, value, ours) in enumerate(bars):
+        for number, (label, value) in enumerate(bars):
             y = TOP + ROW * number
-            style = "ours" if ours else "others"
             width = max(1, x(value) - LEFT)
             yield f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(label)}</text>'
-            yield f'<rect class="{style}" x="{LEFT}" y="{y}" width="{width:.1f}" height="16" rx="2"/>'
+            yield f'<rect class="ours" x="{LEFT}" y="{y}" width="{width:.1f}" height="16" rx="2"/>'
             yield f'<text x="{x(value) + 6:.1f}" y="{y + 13}">{value:.2f}</text>'
-        if line_at is not None:
-            at = x(line_at)
-            yield f'<line class="line" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 6}" y2="{height - 8}"/>'
+        at = x(line_at)
+        yield f'<line class="line" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 6}" y2="{height - 8}"/>'
         yield "</svg>\n"
 
     return "\n".join(drawn())

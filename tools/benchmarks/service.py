@@ -136,21 +136,13 @@ class Queue:
         reported: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return reported
 
-    def run(self, command: list[str], **settings: object) -> None:
-        """Run a program to its end. Raises RuntimeError if it fails."""
-        with self._running(command, self._environment(0, **settings)):
-            pass
-
     def clear(self) -> None:
-        """Delete the queue, and that of a framework which has its own."""
         self._server.delete(self.name)
-        if self._service.broker == "rabbitmq":
-            self._server.delete(f"{self.name}.taskiq")
 
-    def start(self, command: list[str] | None, **settings: object) -> subprocess.Popen[str]:
-        """Start a consumer, by default the service; its standard output has its log events, as JSON lines."""
+    def start(self, **settings: object) -> subprocess.Popen[str]:
+        """Start the service; its standard output has its log events, as JSON lines."""
         return subprocess.Popen(
-            command or [*SERVICE, "run"],
+            [*SERVICE, "run"],
             env=self._environment(0, **settings),
             cwd=self._service.scratch,
             stdin=subprocess.DEVNULL,

@@ -10,24 +10,28 @@ import re
 import subprocess
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from nats.errors import Error, NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.errors import ServiceUnavailableError
 
 from harness.servers import PrivateServer, ServerMissing
+from harness.servers import kafka as kafka_server
 from harness.servers import nats as nats_server
 from harness.servers import rabbitmq as rabbitmq_server
+from harness.servers.kafka import KafkaServer
 from harness.servers.local import ServerProcess, free_port, free_ports, kill_group, spawn
 from harness.servers.nats import NatsServer
 from harness.servers.proxy import Proxy
 from harness.servers.rabbitmq import RabbitServer
+from tools.kafka import KafkaMissing, node_commands
 
 NODES = 3
 READY_SECONDS = 60
@@ -251,7 +255,67 @@ def nats(directory: Path) -> Iterator[NatsCluster]:
         yield cluster
 
 
+# -- Kafka
+
+
+class KafkaCluster(Cluster, KafkaServer):
+    """The URL names all of them; topics have three replicas."""
+
+    def __init__(self, nodes: dict[str, ServerProcess], ports: Sequence[int]) -> None:
+        Cluster.__init__(self, nodes)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        KafkaServer.__init__(self, f"kafka://{hosts}{kafka_server.OPTIONS}")
+
+    def _ask(self, question: Callable[..., Any]) -> Any:
+        """Again, while the node that was asked is down or does not know the leaders."""
+        give_up_at = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return super()._ask(question)
+            except KafkaError:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.2)
+
+    def leader(self) -> str:
+        async def ask(admin: Any) -> str:
+            topics = await admin.describe_topics(await admin.list_topics())
+            leaders = {topic["topic"]: topic["partitions"][0]["leader"] for topic in topics}
+            return leader_of({name: f"node{node}" for name, node in leaders.items() if node > 0})
+
+        return str(self._ask(ask))
+
+
+@contextmanager
+def kafka(directory: Path) -> Iterator[KafkaCluster]:
+    ports = free_ports(NODES)
+    try:
+        commands = node_commands(ports, directory)
+    except KafkaMissing as reason:
+        raise ServerMissing(str(reason)) from None
+    with ExitStack() as running:
+
+        def start(number: int) -> ServerProcess:
+            folder = directory / f"node{number}"
+            folder.mkdir()
+            answers = partial(kafka_server._answers, ports[number - 1])
+            node = ServerProcess(commands[number - 1], folder, answers)
+            running.callback(node.close)
+            return node
+
+        with ThreadPoolExecutor(NODES) as threads:  # each waits for the others
+            nodes = list(threads.map(start, range(1, NODES + 1)))
+        cluster = KafkaCluster({f"node{n}": node for n, node in enumerate(nodes, 1)}, ports)
+
+        async def brokers(admin: Any) -> int:
+            return len((await admin.describe_cluster())["brokers"])
+
+        wait_for("three nodes", lambda: cluster._ask(brokers) == NODES)
+        yield cluster
+
+
 CLUSTERS: dict[str, Callable[[Path], AbstractContextManager[Cluster]]] = {
     "rabbitmq": rabbitmq,
     "nats": nats,
+    "kafka": kafka,
 }

@@ -1,8 +1,8 @@
 """The handlers of this service and their shared resources: yours to edit.
 
-`python3 tools/new_handler.py NAME` adds a handler: its file, its test, and its lines here. With one
-handler, it gets every message. With several, the message's type must be a key of HANDLERS; a message
-of any other type becomes a dead letter.
+`python3 tools/new_handler.py TYPE` adds a handler: its file, its test, and its lines here. A single
+handler gets every message. With several, the message's type is the key; "*" gets the rest, and
+without that key, the rest becomes dead letters.
 """
 
 from collections.abc import AsyncIterator, Mapping

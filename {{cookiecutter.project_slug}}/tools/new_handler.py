@@ -1,10 +1,11 @@
 # cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, updated by the template: do not edit it here.
-"""Adds a handler for another message type: ``python3 tools/new_handler.py refund_issued``.
+"""Adds a handler for another message type: ``python3 tools/new_handler.py com.acme.order.created.v1``.
 
-Writes the handler and its test from the two stubs in this folder, which you may edit, and adds it to the
-registry, handlers/__init__.py. Existing files are never overwritten.
+Give the type as producers write it: it becomes the key in HANDLERS and EXAMPLES of handlers/__init__.py. The handler,
+here order_created.py, and its test are written from the two stubs in this folder, which you may edit. Existing files
+are never overwritten.
 
-Exit codes: 0 added; 2 the name was refused, and no file was written.
+Exit codes: 0 added; 2 the type was refused, and no file was written.
 """
 
 import keyword
@@ -18,25 +19,25 @@ PACKAGE = "{{ cookiecutter.package_name }}"
 HANDLERS = PROJECT / "src" / PACKAGE / "handlers"
 TAKEN = "{{ cookiecutter._taken_handlers | join(' ') }}"
 """Names that the generated handler files use."""
-LONGEST_NAME = 40
+LONGEST_NAME, LONGEST_TYPE = 40, 100  # characters
 BLOCKS = ("from . import ", "HANDLERS: ", "EXAMPLES: ")
 """Beginnings of the three blocks in the registry; the handler gets a line in each."""
+ENTRY = re.compile(r'^    "(.+)": ([\w.]+),', re.M)
+ADVICE = """
+Until now, the handler of {0!r} got every message. It still gets those of all other types, or of none: by the key "*" in
+HANDLERS. Without that line they become dead letters.
+"""
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        sys.exit(refuse("expected one message type, for example refund_issued."))
-    [name] = arguments
-    class_name = "".join(word.capitalize() for word in name.split("_"))
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > LONGEST_NAME:
-        return refuse(
-            f"{name!r} must consist of lowercase letters a-z, digits and underscores, start with a letter,"
-            f" and have at most {LONGEST_NAME} characters."
-        )
-    if keyword.iskeyword(name) or keyword.iskeyword(class_name):
-        return refuse(f"{name!r} is reserved: {name} or {class_name} is a Python keyword.")
-    if f" {name} " in f" {TAKEN} ":
-        return refuse(f"{name!r} is reserved: the generated handler files use that name.")
+        return refuse("expected one message type, for example refund_issued.")
+    [message_type] = arguments
+    name = name_of(message_type)
+    if (HANDLERS / f"{name}.py").exists():  # of order.created.v1, for order.created.v2
+        name = name_of(message_type, with_version=True)
+    if reason := refusal(message_type, name, TAKEN.split()):
+        return refuse(f"{reason}.")
     files = {
         HANDLERS / f"{name}.py": TOOLS / "handler.stub",
         PROJECT / f"tests/handlers/test_{name}.py": TOOLS / "test_handler.stub",
@@ -44,31 +45,77 @@ def main(arguments: list[str]) -> int:
     if existing := [path for path in files if path.exists()]:
         return refuse(f"{existing[0].relative_to(PROJECT).as_posix()} already exists.")
     registry = HANDLERS / "__init__.py"
-    entered = registry.read_text(encoding="utf-8")
+    where, entered = registry.relative_to(PROJECT).as_posix(), registry.read_text(encoding="utf-8")
+    if f'"{message_type}"' in entered:
+        return refuse(f"{where} already contains {message_type!r}.")
+    advice = ""
     lines = (
         f"    {name},\n",
-        f'    "{name}": {name}.handle,\n',
-        f'    "{name}": {name}.EXAMPLE,\n',
+        f'    "{message_type}": {name}.handle,\n',
+        f'    "{message_type}": {name}.EXAMPLE,\n',
     )
     for beginning, line in zip(BLOCKS, lines, strict=True):
         pattern = "^" + re.escape(beginning) + r".*[({]\n((?:    .*\n)*)[)}]"
         block = re.search(pattern, entered, re.M)
+        inside = [*(block[1].splitlines(keepends=True) if block else ()), line]
+        if beginning == BLOCKS[0]:
+            inside.sort(key=natural_order)
+        elif block and beginning == BLOCKS[1] and len(re.findall('^    "', block[1], re.M)) == 1:
+            if (only := ENTRY.search(block[1])) and only[1] != "*":
+                inside.append(f'    "*": {only[2]},\n')
+                advice = ADVICE.format(only[1])
+            block = only and block
         if block is None:
-            where = registry.relative_to(PROJECT).as_posix()
-            return refuse(
-                f"{where} contains no block that begins with {beginning!r}; add the handler by hand."
-            )
-        inside = sorted([*block[1].splitlines(keepends=True), line], key=natural_order)
+            known = f"no block that begins with {beginning!r} and has one line for each handler"
+            return refuse(f"{where} contains {known}; add the handler by hand.")
         entered = entered[: block.start(1)] + "".join(inside) + entered[block.end(1) :]
-    words = {"order_events": PACKAGE, "order_created": name, "OrderCreated": class_name}
-    word = re.compile(rf"\b({'|'.join(words)})\b")
     for path, stub in files.items():
-        text = word.sub(lambda found: words[found[0]], stub.read_text(encoding="utf-8"))
+        text = named(stub.read_text(encoding="utf-8"), PACKAGE, name, message_type)
         path.write_text(text, encoding="utf-8", newline="\n")
     registry.write_text(entered, encoding="utf-8", newline="\n")
     for path in (*files, registry):
         print(path.relative_to(PROJECT).as_posix())
+    print(advice, end="")
     return 0
+
+
+def name_of(message_type: str, *, with_version: bool = False) -> str:
+    """The name of a handler's files: order_created for OrderCreated, order-created and com.acme.order.created.v1."""
+    words_apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s_-]+", "_", message_type).lower()
+    parts = [part.strip("_") for part in re.split("[./:]", words_apart) if part.strip("_")]
+    version = [parts.pop()] if len(parts) > 1 and re.fullmatch(r"v\d+", parts[-1]) else []
+    parts = parts[-1:] if "_" in "".join(parts[-1:]) else parts[-2:]
+    name = "_".join(parts + version * with_version)
+    # Pytest would collect the model of the one, and load the other.
+    return f"on_{name}" if name.startswith("test") or name == "conftest" else name
+
+
+def class_name(name: str) -> str:
+    """``order_created`` becomes OrderCreated."""
+    joined = "".join(word.capitalize() for word in name.split("_"))
+    return f"{joined}Event" if joined.isupper() and len(joined) > 1 else joined  # else a constant
+
+
+def refusal(message_type: str, name: str, taken: list[str]) -> str:
+    """Why this type cannot have a handler of this name; empty if it can."""
+    shown = repr(message_type if len(message_type) <= 60 else f"{message_type[:60]}...")
+    words = (name, class_name(name))
+    if not re.fullmatch(r"[a-z_][\w.:/ -]*", message_type, re.A | re.I) or not name[:1].isalpha():
+        return f"{shown} must consist of letters a-z, digits and _-.:/, and start with a letter"
+    if len(name) > LONGEST_NAME or len(message_type) > LONGEST_TYPE:
+        return f"{shown} is too long: {name!r} may have {LONGEST_NAME} characters"
+    if keyword_used := next(filter(keyword.iskeyword, words), ""):
+        return f"{shown} would need the name {keyword_used}, which is a Python keyword"
+    if re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name):
+        return f"{shown} is a reserved device name on Windows"
+    return f"{shown} is reserved: handlers use the name {name} themselves" if name in taken else ""
+
+
+def named(stub: str, package: str, name: str, message_type: str) -> str:
+    """The stub with these names in place of order_events and order_created."""
+    words = {"order_events": package, "order_created": name, "OrderCreated": class_name(name)}
+    text = stub.replace("type ``order_created``", f"type ``{message_type}``")
+    return re.sub(rf"(?<!type ``)\b({'|'.join(words)})\b", lambda found: words[found[0]], text)
 
 
 def natural_order(line: str) -> list[str | int]:

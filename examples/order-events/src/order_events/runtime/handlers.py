@@ -96,14 +96,15 @@ class Handler:
 
 
 class Router:
-    """The message's type selects its handler; a single handler gets every message."""
+    """The message's type selects its handler; a single one gets every message, the key ``*`` the rest."""
 
     def __init__(self, functions: Mapping[str, HandlerFunction]) -> None:
         if not functions:
             msg = "HANDLERS in handlers/__init__.py is empty: add a handler"
             raise HandlerError(msg)
         self.handlers = {name: Handler(name, function) for name, function in functions.items()}
-        self._only = next(iter(self.handlers.values())) if len(self.handlers) == 1 else None
+        only = next(iter(self.handlers)) if len(self.handlers) == 1 else "*"
+        self._rest = self.handlers.get(only)
 
     @property
     def types(self) -> Sequence[str]:
@@ -115,7 +116,7 @@ class Router:
 
     def route(self, message: Message) -> Handler:
         """The handler of this message. Raises Reject for a type that the service does not know."""
-        handler = self._only or self.handlers.get(message.type)
+        handler = self.handlers.get(message.type, self._rest)
         if handler is None:
             raise Reject(f"unknown type {message.type[:100]!r}")
         return handler

@@ -90,7 +90,7 @@ def why_not_ready(consumer: Consumer) -> str:
     if consumer.state != "consuming":
         return consumer.state
     if not consumer.source.connected:
-        return "the broker cannot be reached"
+        return f"the broker cannot be reached: {consumer.source.connectivity.reason}"
     return consumer.source.put_offs.reason
 
 

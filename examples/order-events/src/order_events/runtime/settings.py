@@ -1,10 +1,15 @@
 # cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
 """The runtime's settings: the same environment variables in every service, ``CONSUMER_...``."""
 
+import os
 import re
+import sys
+from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, Self, TypeVar
 
 import pydantic_settings
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -85,6 +90,7 @@ class ConsumerSettings(BaseSettings):
 def load_settings(settings_class: type[S], **overrides: Any) -> S:
     """Read settings; raises SettingsError with one line that names the variable, never its value."""
     try:
+        _warn_of_unknown(frozenset((*os.environ, *dotenv_values(".env"))))
         return settings_class(**overrides)
     except (OSError, UnicodeError) as error:
         msg = f".env cannot be read: {error}"
@@ -106,3 +112,17 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()
         msg = f"{variable}: {reason}"
         raise SettingsError(msg) from None
+
+
+@cache  # once: commands load the settings more than once
+def _warn_of_unknown(names: frozenset[str]) -> None:
+    """One line on standard error for each CONSUMER_ variable that is no setting, without its value."""
+    known = set[str]()
+    for one in BaseSettings.__subclasses__():  # a service may use the same prefix
+        known |= {
+            f"{one.model_config.get('env_prefix')}{field}".upper() for field in one.model_fields
+        }
+    for name in sorted({name.upper() for name in names} - known):
+        if name.startswith("CONSUMER_") and not name.startswith("CONSUMER_TEST_"):
+            meant = "".join(f"; {close} is" for close in get_close_matches(name, known, 1, 0.85))
+            print(f"warning: {name} is not a setting{meant}", file=sys.stderr)

@@ -120,6 +120,8 @@ LOG_APPEND_TIME = 1
 GZIP = 1
 MOST_DELAY_SECONDS = 366 * 86_400
 """A later due time is not one of ours."""
+EARLY_SECONDS = 0.05
+"""A retry may be this early: the times of records are whole milliseconds."""
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 OPTIONS = (
     *("sasl_mechanism", *TLS_OPTIONS, "partitions", "replication_factor"),
@@ -289,7 +291,7 @@ def _shortened(letter: Record, most_bytes: int) -> Record:
 
     def fits(body: bytes, headers: dict[str, Any]) -> bool:
         size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, body, encoded(headers))
-        return size <= most_bytes
+        return bool(size <= most_bytes)
 
     body, kept = fit_dead_letter(value or b"", dict(headers), fits)
     return key, body, encoded(kept)
@@ -640,7 +642,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         """Create the topics that do not exist; others are used unchanged. Raises BrokerRefused."""
         source = self.settings.source
         existing = await self._existing(source, self._retry_topic, self._dead_topic)
-        limit = await self._limit(source) if source in existing else USUAL_RECORD_BYTES
+        limit = USUAL_RECORD_BYTES
+        if source in existing and len(existing) < 3:
+            limit = await self._limit(source)
         configs = {**OWN_TOPICS, LIMIT: str(limit + MORE_BYTES)}
         topics = [
             NewTopic(source, self._partition_count, 1),
@@ -717,8 +721,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         source = self.settings.source
         existing = await self._existing(source, self._retry_topic, self._dead_topic)
         async with self._admin() as admin, self._requests.bounded():
-            [response] = await admin.describe_consumer_groups([self._group])
-            [(_, _, _, _, _, members, *_)] = response.groups
+            members = await self._members(admin)
         async with self._reader(self._group, source, self._retry_topic) as reader:
             waiting = await self._count(reader)
 
@@ -739,6 +742,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if self._dead_topic in existing
             else MISSING,
         }
+
+    async def _members(self, admin: AIOKafkaAdminClient) -> list[Any]:
+        while True:
+            with suppress(kafka_errors.GroupCoordinatorNotAvailableError):  # the cluster's first
+                [response] = await admin.describe_consumer_groups([self._group])
+                [(_, _, _, _, _, members, *_)] = response.groups
+                return list(members)
+            await asyncio.sleep(0.1)
 
     @asynccontextmanager
     async def _reader(self, group: str, *topics: str) -> AsyncIterator[AIOKafkaConsumer]:
@@ -865,7 +876,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 message = _message(record, partition)
                 partition.unacked[record.offset] = None
                 partition.position = record.offset + 1
-                if due_at > time.time() and not self.stopped:
+                if due_at > time.time() + EARLY_SECONDS and not self.stopped:
                     self._postpone(message)
                 elif self._revoked_in_flight and self._is_repeated(message):
                     pass  # its handler settles this delivery
@@ -1006,6 +1017,12 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     # -- rebalances; aiokafka calls these
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        try:
+            await self._give_up_partitions()
+        except Exception as failure:  # aiokafka would only log it
+            self.buffer.fail(failure)
+
+    async def _give_up_partitions(self) -> None:
         """Drop messages that no worker took, wait for those in flight, and commit."""
         dropped = [*self.buffer.take_all(), *self.put_offs.waiting()]
         for message in dropped:

@@ -1057,6 +1057,9 @@ class MqttBroker(Broker):
 
     # -- capabilities that MQTT lacks
 
+    async def declare(self) -> None:
+        """A topic is not created, and the session begins with `start`."""
+
     async def describe(self) -> dict[str, int | str]:
         self._connected()
         return {

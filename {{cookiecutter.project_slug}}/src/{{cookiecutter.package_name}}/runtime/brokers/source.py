@@ -7,6 +7,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Self
 import structlog
 
 from ..cancellation import cancellable_sleep
-from ..errors import BrokerError, BrokerUnavailable
+from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..ordering import OrderedBuffer, key_reader
 from ..settings import ConsumerSettings
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 """Between two attempts to reach a broker during an outage."""
+REFUSAL_SECONDS = 60.0
+"""How often a login that is refused in an outage is logged at warning: somebody has to act."""
 MISSING = "does not exist"
 """What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
@@ -74,7 +77,8 @@ class Connected(ABC):
     async def __aexit__(self, *exc_info: object) -> None:
         """Flush settlements, then close. Bounded in time, whatever the broker does."""
 
-    async def declare(self) -> None:  # noqa: B027
+    @abstractmethod
+    async def declare(self) -> None:
         """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
 
     @abstractmethod
@@ -354,6 +358,7 @@ class Connectivity:
         self.up = False
         self.reason = ""  # of the outage
         self.outage_count = self._failures = 0
+        self._refusal_due_at = 0.0
 
     def established(self) -> None:
         self._failures = 0
@@ -363,9 +368,11 @@ class Connectivity:
 
     def lost(self, reason: object) -> None:
         self.reason = str(reason)
-        if self.up:
+        refused = isinstance(getattr(reason, "__cause__", None), BrokerRefused)
+        if self.up or (refused and time.monotonic() > self._refusal_due_at):
+            self._refusal_due_at = time.monotonic() + refused * REFUSAL_SECONDS
+            self.outage_count += self.up
             self.up = False
-            self.outage_count += 1
             log.warning("reconnecting", broker=self.address, reason=self.reason)
         else:
             log.debug("reconnect_failed", broker=self.address, reason=self.reason)

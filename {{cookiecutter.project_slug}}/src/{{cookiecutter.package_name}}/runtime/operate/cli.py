@@ -143,7 +143,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     new_handler = commands.add_parser(
         "new-handler", help="add a handler, its test and its entry in HANDLERS (development only)"
     )
-    new_handler.add_argument("name", metavar="NAME", help="message type, for example refund_issued")
+    new_handler.add_argument("name", metavar="TYPE", help="message type, as producers write it")
     new_handler.set_defaults(command=_new_handler)
     return parser
 
@@ -172,13 +172,12 @@ def _demo(service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _publish(service: Service, arguments: argparse.Namespace) -> int:
-    message_type = arguments.type
-    if message_type is None:
-        types = service.router().types
-        if len(types) > 1:
-            msg = f"--type is required with more than one handler: {', '.join(types)}"
-            raise UsageError(msg)
-        message_type = types[0]
+    types, message_type = service.router().types, arguments.type
+    if len(types) > 1 and (message_type is None or not {message_type, "*"} & {*types}):
+        missing = "--type is required with more than one handler"
+        reason = missing if message_type is None else f"no handler takes the type {message_type!r}"
+        raise UsageError(f"{reason}: {', '.join(types)}")
+    message_type = types[0] if message_type is None else message_type
 
     async def publish(source: Broker) -> int:
         progress = Progress("published")

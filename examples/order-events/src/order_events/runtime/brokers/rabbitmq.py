@@ -20,25 +20,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from itertools import count, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
 from aio_pika import Connection
+from aiormq import exceptions as amqp
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import (
-    AMQPError,
-    AuthenticationError,
-    ChannelAccessRefused,
-    ChannelInvalidStateError,
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-    ConnectionClosed,
-    DeliveryError,
-    ProbableAuthenticationError,
-    PublishError,
-)
 from pamqp import commands, constants, decode, encode
 from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
@@ -48,14 +37,8 @@ from ..cancellation import cancellable_sleep
 from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import (
-    ATTEMPTS,
-    DEAD_LETTERED_AT,
-    REASON,
-    fit_dead_letter,
-    make_dead_letter,
-    make_message,
-)
+from . import delivery
+from .delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON
 from .requests import Requests, Rule
 from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl
@@ -81,8 +64,7 @@ PUBLISH_AT_ONCE = 100
 LARGE_BODY_BYTES = 2**20
 """A body above this may be refused by the broker, whose limit is not told before."""
 PERSISTENT = 2
-CONTENT_HEADER_BYTES = 12
-"""Of a frame with properties, before these."""
+CONTENT_HEADER_BYTES = 12  # of a frame with properties, before these
 NOT_CONFIRMING = "it confirms no message; it may be short of memory or disk"
 
 # Each requeue and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
@@ -91,7 +73,6 @@ DELIVERY_LIMIT = 1000
 # Listing dead letters delivers them, and beyond the limit they would be dropped.
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
-MOST_NAME_BYTES = 255
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
 """Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
@@ -103,24 +84,21 @@ SIZES = dict.fromkeys(b"tbB", 1) | dict.fromkeys(b"su", 2) | dict.fromkeys(b"Iif
 SIZES |= dict.fromkeys(b"lLdT", 8) | dict.fromkeys(b"D", 5) | dict.fromkeys(b"V\0", 0)
 """The length of a header's value by its type; the values of other types begin with their length."""
 
-FAILURES = (AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
+FAILURES = (amqp.AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, besides OSError."""
+LOGIN_ERRORS = (amqp.AuthenticationError, amqp.ProbableAuthenticationError)
 RULES = (
-    Rule(ChannelAccessRefused, BrokerDenied, "{error}"),
-    Rule(ChannelPreconditionFailed, BrokerRefused, "refused: {error}"),
-    Rule(PublishError, BrokerRefused, "no queue for the message: {error}"),
-    Rule(DeliveryError, BrokerRefused, "the queue refused the message: it has reached its limit"),
+    Rule(amqp.ChannelAccessRefused, BrokerDenied, "{error}"),
+    Rule(amqp.ChannelPreconditionFailed, BrokerRefused, "refused: {error}"),
+    Rule(amqp.PublishError, BrokerRefused, "no queue for the message: {error}"),
+    Rule(amqp.DeliveryError, BrokerRefused, "the queue refused the message: it is full"),
     Rule(RuntimeError, BrokerUnavailable, "the connection was lost"),
 )
 CONNECT_RULES = (
-    Rule(
-        (AuthenticationError, ProbableAuthenticationError),
-        BrokerDenied,
-        "the user name or the password was refused: {error}",
-    ),
-    Rule(ConnectionClosed, BrokerUnavailable, "refused for now: {error}", r"limit \(|is down"),
-    Rule(ConnectionClosed, BrokerRefused, "the virtual host was refused: {error}", "not found"),
-    Rule(ConnectionClosed, BrokerDenied, "the virtual host was refused: {error}", "NOT_ALLOWED"),
+    Rule(LOGIN_ERRORS, BrokerDenied, "the user name or the password was refused: {error}"),
+    Rule(amqp.ConnectionClosed, BrokerUnavailable, "refused for now: {error}", r"limit \(|is down"),
+    Rule(amqp.ConnectionClosed, BrokerRefused, "no such virtual host: {error}", "not found"),
+    Rule(amqp.ConnectionClosed, BrokerDenied, "refused: {error}", "NOT_ALLOWED"),
     *RULES,
 )
 
@@ -147,9 +125,8 @@ def _fields(table: bytes) -> dict[str, bytes]:
     fields, start = {}, 4
     while start < len(table):
         size, name = _short_text(table[start : start + 256])
-        size += 1 + SIZES.get(
-            table[start + size], 4 + int.from_bytes(table[start + size + 1 :][:4])
-        )
+        kind, length = table[start + size], table[start + size + 1 :][:4]
+        size += 1 + SIZES.get(kind, 4 + int.from_bytes(length))
         fields[name] = table[start : start + size]
         start += size
     return fields
@@ -170,10 +147,9 @@ def _table(value: bytes) -> tuple[int, Any]:
 
 def _timestamp(value: bytes) -> tuple[int, Any]:
     """None beyond the year 9999."""
-    try:
+    with suppress(ValueError, ArithmeticError, OSError):
         return decode.timestamp(value)
-    except (ValueError, ArithmeticError, OSError):
-        return 8, None
+    return 8, None
 
 
 def _unmarshal(self: Any, flags: int, data: bytes) -> None:
@@ -191,10 +167,8 @@ decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 _unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
-commands.Connection.Open.valid_responses = [
-    "Connection.OpenOk",
-    "Connection.Close",
-]  # with a reason
+# The answer then has the reason of a refusal.
+commands.Connection.Open.valid_responses = ["Connection.OpenOk", "Connection.Close"]
 
 
 class _Copy(Basic.Properties):
@@ -274,10 +248,8 @@ class _Client:
     async def channel(self, *, publisher_confirms: bool) -> AbstractChannel:
         """A new channel, one layer below aio-pika's, which makes a task and an object of 28 attributes per delivery."""
         transport: Any = (await self.open()).transport
-        channel: AbstractChannel = await transport.connection.channel(
-            publisher_confirms=publisher_confirms
-        )
-        return channel
+        opening = transport.connection.channel(publisher_confirms=publisher_confirms)
+        return await opening  # type: ignore[no-any-return]
 
     async def _connect(self) -> Connection:
         connection = None
@@ -299,8 +271,8 @@ class _Client:
             connecting.cancel()
             await asyncio.wait({connecting}, timeout=CLOSE_CONNECTION_SECONDS)
             await connection.close()  # else its __del__ would, in a task
-            if isinstance(error, ConnectionClosed) and error.strerror:
-                raise ConnectionClosed(error.strerror) from None  # without the number
+            if isinstance(error, amqp.ConnectionClosed) and error.strerror:
+                raise amqp.ConnectionClosed(error.strerror) from None  # without the number
             raise
         return connection
 
@@ -315,12 +287,6 @@ class _Client:
         self._socket.cut()
 
 
-class _Unconfirmed(NamedTuple):
-    since: float
-    """In the event loop's time, in seconds."""
-    over: asyncio.Future[None]
-
-
 class _Publisher:
     """Publishes on a connection of its own.
 
@@ -332,16 +298,16 @@ class _Publisher:
         self.client = client
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
-        self._unconfirmed: dict[str, _Unconfirmed] = {}  # by message id, the oldest first
-        self.most_body_bytes = math.inf
-        """The broker tells it only when it refuses a body."""
+        self._unconfirmed: dict[str, tuple[float, asyncio.Future[None]]] = {}
+        """By message id, the oldest first: the event loop's time when it was sent, and its end."""
+        self.most_body_bytes = math.inf  # the broker tells it only when it refuses a body
 
     @property
     def late(self) -> bool:
         """Whether a message has waited too long for its confirmation."""
-        oldest = next(iter(self._unconfirmed.values()), None)
         now = asyncio.get_running_loop().time()
-        return oldest is not None and now - oldest.since > ANSWER_SECONDS
+        sent_at, _ = next(iter(self._unconfirmed.values()), (now, None))
+        return now - sent_at > ANSWER_SECONDS
 
     async def open(self) -> None:
         async with self._opening:
@@ -366,25 +332,24 @@ class _Publisher:
         properties.message_id = message_id = properties.message_id or uuid.uuid4().hex
         # One at a time, as aiormq identifies a message that the broker returns by its id alone.
         while (earlier := self._unconfirmed.get(message_id)) is not None:
-            await asyncio.wait({earlier.over})
+            await asyncio.wait({earlier[1]})
         loop = asyncio.get_running_loop()
-        self._unconfirmed[message_id] = _Unconfirmed(loop.time(), loop.create_future())
-        publish = (
-            self._publish_alone if len(body) > LARGE_BODY_BYTES else self._channel.basic_publish
-        )
+        self._unconfirmed[message_id] = loop.time(), loop.create_future()
+        large = len(body) > LARGE_BODY_BYTES
+        publish = self._publish_alone if large else self._channel.basic_publish
         options: Any = {"routing_key": queue, "properties": properties, "mandatory": True}
         try:
             await publish(body, **options)
-        except PublishError:
+        except amqp.PublishError:
             raise
-        except DeliveryError:  # a channel may keep to a refusal when the queue is no longer full
+        except amqp.DeliveryError:  # a channel may keep refusing when the queue has room again
             await self._publish_alone(body, **options)
-        except ChannelPreconditionFailed as error:
+        except amqp.ChannelPreconditionFailed as error:
             if found := re.search(r"larger than configured max size (\d+)", str(error)):
                 self.most_body_bytes = int(found[1])
             raise
         finally:
-            self._unconfirmed.pop(message_id).over.set_result(None)
+            self._unconfirmed.pop(message_id)[1].set_result(None)
 
     async def _publish_alone(self, body: bytes, **options: Any) -> None:
         """On a channel of its own, which a refusal closes: no other message suffers."""
@@ -470,7 +435,7 @@ class _Deliveries:
         self._work.set()
 
     async def _write(self) -> None:
-        with suppress(ChannelInvalidStateError):  # closed meanwhile
+        with suppress(amqp.ChannelInvalidStateError):  # closed meanwhile
             while await self._work.wait():
                 await self._write_batch()
 
@@ -530,9 +495,9 @@ class RabbitBroker(Broker):
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{self._name}.retry.{ms}" for ms in delays}
         self._queues = self._topology()
-        longest = max((name.encode() for name in self._queues), key=len)
-        if len(longest) > MOST_NAME_BYTES:
-            msg = f"CONSUMER_SOURCE: too long, as a queue's name has at most {MOST_NAME_BYTES} bytes: {longest.decode()}"
+        longest = max(self._queues, key=lambda name: len(name.encode()))
+        if len(longest.encode()) > 255:
+            msg = f"CONSUMER_SOURCE: a queue's name has at most 255 bytes, but {longest!r} has more"
             raise BrokerRefused(msg)
         self._consumer_tag = uuid.uuid4().hex
         self._deliveries: _Deliveries | None = None
@@ -602,9 +567,8 @@ class RabbitBroker(Broker):
         except (OSError, *FAILURES) as error:
             log.debug("close_failed", broker=self.connectivity.address, reason=str(error))
         finally:
-            await asyncio.gather(
-                self._client.close(), self._publisher.client.close(), return_exceptions=True
-            )
+            closing = (self._client.close(), self._publisher.client.close())
+            await asyncio.gather(*closing, return_exceptions=True)
 
     # -- topology
 
@@ -623,23 +587,20 @@ class RabbitBroker(Broker):
 
     def _topology(self) -> dict[str, dict[str, Any]]:
         """The arguments of each queue; a queue comes after the one that it dead-letters to."""
-
-        def dead_lettering_to(queue: str) -> dict[str, Any]:
-            return {
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": queue,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",  # at-least-once is ignored without it
-            }
-
         quorum = {"x-queue-type": "quorum"}
-        delaying = quorum | dead_lettering_to(self._name)
+        moving = quorum | {
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",  # at-least-once is ignored without it
+        }
+        to = "x-dead-letter-routing-key"
         return {
             self._dead: quorum | {"x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT},
-            self._name: quorum
-            | {"x-delivery-limit": DELIVERY_LIMIT}
-            | dead_lettering_to(self._dead),
-            **{name: delaying | {"x-message-ttl": ms} for ms, name in self._retries.items()},
+            self._name: moving | {"x-delivery-limit": DELIVERY_LIMIT, to: self._dead},
+            **{
+                name: moving | {"x-message-ttl": ms, to: self._name}
+                for ms, name in self._retries.items()
+            },
         }
 
     async def declare(self) -> None:
@@ -651,7 +612,7 @@ class RabbitBroker(Broker):
                 cause, problem = refusal.__cause__, "cannot be created"
                 if "inequivalent" in str(cause):
                     problem = "already exists with other arguments"
-                elif isinstance(cause, ChannelAccessRefused):
+                elif isinstance(cause, amqp.ChannelAccessRefused):
                     if await self._count(name) is not None:
                         continue  # created by another user
                     problem = "does not exist, and cannot be created"
@@ -664,7 +625,7 @@ class RabbitBroker(Broker):
             async with self._channel() as channel, self._requests.bounded():
                 declared = await channel.queue_declare(name, passive=True)
         except BrokerError as error:
-            if isinstance(error.__cause__, ChannelNotFoundEntity):
+            if isinstance(error.__cause__, amqp.ChannelNotFoundEntity):
                 return None
             raise
         return declared.message_count or 0, declared.consumer_count or 0
@@ -743,7 +704,7 @@ class RabbitBroker(Broker):
             return
         properties = delivered.header.properties
         headers: dict[str, Any] = properties.headers or {}
-        message = make_message(
+        message = delivery.make_message(
             delivered.body,
             id=properties.message_id,
             type=properties.message_type,
@@ -786,7 +747,8 @@ class RabbitBroker(Broker):
         """
         ms = max(1, math.ceil(delay_seconds * 1000))
         step = next((step for step in self._retries if step >= ms), max(self._retries))
-        copy = _Copy(message.receipt.properties, self._headers(message, reason), message.id)
+        headers = _without_history(message.headers) | {ATTEMPTS: message.attempt, REASON: reason}
+        copy = _Copy(message.receipt.properties, headers, message.id)
         copy.expiration = str(min(ms, step))
         publishing = self._publish_copy(self._retries[step], message.body, copy)
         await self._move(message, "retry", publishing)
@@ -799,21 +761,18 @@ class RabbitBroker(Broker):
 
         async with self._connecting.bounded():
             await self._publisher.open()
-        headers = self._headers(message, reason) | {DEAD_LETTERED_AT: time.time()}
-        body, headers = fit_dead_letter(message.body, headers, fits)
+        history = {ATTEMPTS: message.attempt, REASON: reason, DEAD_LETTERED_AT: time.time()}
+        headers = _without_history(message.headers) | history
+        body, headers = delivery.fit_dead_letter(message.body, headers, fits)
         copy = _Copy(original, headers, message.id)
         await self._move(message, "reject", self._publish_copy(self._dead, body, copy))
-
-    def _headers(self, message: Message, reason: str) -> dict[str, Any]:
-        ours = {ATTEMPTS: message.attempt, REASON: reason}
-        return _without_history(message.headers) | ours
 
     async def _publish_copy(self, queue: str, body: bytes, copy: _Copy) -> None:
         """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
         try:
             await self._publish(queue, body, copy, math.inf)
         except BrokerRefused as refusal:
-            if not isinstance(refusal.__cause__, PublishError):
+            if not isinstance(refusal.__cause__, amqp.PublishError):
                 raise
             await self.declare()
             await self._publish(queue, body, copy, math.inf)
@@ -822,7 +781,7 @@ class RabbitBroker(Broker):
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
-            await self._publish_all(
+            outcomes = await self._publish_all(
                 (
                     message.body,
                     Basic.Properties(
@@ -834,19 +793,16 @@ class RabbitBroker(Broker):
                 )
                 for message in messages[start : start + PUBLISH_AT_ONCE]
             )
+            for failure in filter(None, outcomes):
+                raise failure
 
-    async def _publish_all(self, messages: Iterable[tuple[bytes, Basic.Properties]]) -> None:
+    async def _publish_all(self, messages: Iterable[tuple[bytes, Basic.Properties]]) -> list[Any]:
+        """Why each of them was not published, or None."""
         publishing = [self._publish(self._name, *message) for message in messages]
-        for outcome in await asyncio.gather(*publishing, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        return await asyncio.gather(*publishing, return_exceptions=True)
 
     async def _publish(
-        self,
-        queue: str,
-        body: bytes,
-        properties: Basic.Properties,
-        seconds: float | None = None,
+        self, queue: str, body: bytes, properties: Basic.Properties, seconds: float | None = None
     ) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if there is no such queue."""
         async with self._connecting.bounded():
@@ -888,12 +844,11 @@ class RabbitBroker(Broker):
         while left > 0:
             # A channel for each step, as its last requests may take letters of the next one.
             async with self._channel() as channel:
-                letters = [
-                    letter async for letter in self._letters(channel, min(left, PUBLISH_AT_ONCE))
-                ]
+                step = min(left, PUBLISH_AT_ONCE)
+                letters = [letter async for letter in self._letters(channel, step)]
                 if not letters:
                     return
-                await self._publish_all(
+                outcomes = await self._publish_all(
                     (
                         letter.body,
                         _Copy(old := letter.header.properties, _without_history(old.headers)),
@@ -901,11 +856,15 @@ class RabbitBroker(Broker):
                     for letter in letters
                 )
                 async with self._requests.bounded():
-                    await channel.basic_ack(letters[-1].delivery_tag or 0, multiple=True)
+                    for letter, outcome in zip(letters, outcomes, strict=True):
+                        if outcome is None:
+                            await channel.basic_ack(letter.delivery_tag or 0, wait=False)
+                            moved += 1
                     await _wait_until_stored(channel, self._dead)
             left -= len(letters)
-            moved += len(letters)
             yield moved
+            for failure in filter(None, outcomes):
+                raise failure
 
     async def purge_dead_letters(self) -> AsyncIterator[int]:
         if await self._count(self._dead) is None:
@@ -922,11 +881,8 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
 
 def _parse_url(text: str) -> tuple[BrokerUrl, str]:
     """The checked URL, and its text for aio-pika, which takes the first ``heartbeat`` of it. Raises BrokerRefused."""
-    url = BrokerUrl(
-        text,
-        like="amqp://user:password@host:5672/vhost",
-        options=["auth", "heartbeat", *TLS_OPTIONS],
-    )
+    options = ["auth", "heartbeat", *TLS_OPTIONS]
+    url = BrokerUrl(text, like="amqp://user:password@host:5672/vhost", options=options)
     if len(url.hosts) != 1:
         raise url.unreadable()
     heartbeat = url.whole_number("heartbeat", HEARTBEAT_SECONDS, at_least=0, at_most=65534)
@@ -937,10 +893,8 @@ def _parse_url(text: str) -> tuple[BrokerUrl, str]:
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     """The delays of the back-off, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
-    delays = takewhile(
-        lambda seconds: seconds < longest_seconds * 0.999,
-        (first_seconds * factor**k for k in count()),
-    )
+    delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
+    delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]
     return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*delays, longest_seconds]})
 
 
@@ -969,7 +923,7 @@ def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
                 reason = f"dead-lettered by the broker: {cause}"
                 at = death.get("time")
                 dead_lettered_at = at.timestamp() if isinstance(at, datetime) else at
-    return make_dead_letter(
+    return delivery.make_dead_letter(
         letter.body,
         id=properties.message_id,
         type=properties.message_type,

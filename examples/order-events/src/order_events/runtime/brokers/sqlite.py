@@ -2,7 +2,7 @@
 """The embedded broker: durable queues in one SQLite file, shared by the processes of one machine.
 
 ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may have many queues,
-and is created if it does not exist. It must be on a local disk, not on a network share.
+and `declare` creates it. It must be on a local disk, not on a network share.
 
 A consumer is a row with an expiry time, its lease. The consumer renews it while it lives, also while a handler runs
 for hours. An unacked message carries its consumer's number. When a consumer dies, another one finds its row expired
@@ -13,8 +13,7 @@ A confirmed publish survives a power failure. Settlements are batched and writte
 milliseconds; after a kill in between, those messages are redelivered.
 
 Times are the machine's wall clock. If it is set back, delayed retries and the messages of dead consumers are late by
-as much; if it is set forward by more than the lease, unacked messages may be redelivered. Waiting messages do not
-depend on it.
+as much; if it is set forward by more than the lease, unacked messages may be redelivered.
 """
 
 import asyncio
@@ -184,9 +183,6 @@ class Settlement(NamedTuple):
     verb: str
     statements: tuple[str, ...]
     parameters: dict[str, Any]
-
-
-Row = tuple[Any, ...]  # body, id, type, headers, failures, seq
 
 
 class SqliteBroker(Broker):
@@ -401,12 +397,12 @@ class SqliteBroker(Broker):
                 failures=failures,
                 receipt=Lease(seq, consumer),
             )
-            if not self._deliver(message):
+            if not (self._still_in_flight(message) or self._deliver(message)):
                 await self.requeue(message)
 
     def _exchange(
         self, settlements: list[Settlement], room: int
-    ) -> tuple[int, list[Settlement], list[Row]]:
+    ) -> tuple[int, list[Settlement], list[Any]]:
         now = time.time()
         consumer = self._consumer
         renewing = time.monotonic() >= self._renew_at
@@ -427,7 +423,7 @@ class SqliteBroker(Broker):
                 dead_consumers += connection.execute(FIND_STRANDED).fetchall()
             for (dead,) in dead_consumers:
                 _execute(connection, RECLAIM, {"consumer": dead, "now": now})
-            rows: list[Row] = []
+            rows: list[Any] = []
             for find in (
                 FIND_DUE,
                 FIND_READY,
@@ -476,10 +472,9 @@ class SqliteBroker(Broker):
     # -- publishing, queue metrics, dead letters
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        headers = [json.dumps(dict(m.headers)) if m.headers else "" for m in messages]
         rows = [
-            (self._name, m.id, m.type, text, m.body)
-            for m, text in zip(messages, headers, strict=True)
+            (self._name, m.id, m.type, json.dumps(dict(m.headers)) if m.headers else "", m.body)
+            for m in messages
         ]
         await self._call(self._publish, rows)
         self._wake.set()
@@ -597,20 +592,15 @@ def _check_rights(file: Path) -> None:
 
 def _identity(file: Path) -> tuple[int, int] | None:
     """Device and inode of the file; None if it does not exist."""
-    try:
+    with suppress(FileNotFoundError):
         status = file.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _settle(connection: sqlite3.Connection, settlements: list[Settlement]) -> list[Settlement]:
     """Returns the settlements that came too late."""
-    return [
-        settlement
-        for settlement in settlements
-        if not _execute(connection, settlement.statements, settlement.parameters)
-    ]
+    return [s for s in settlements if not _execute(connection, s.statements, s.parameters)]
 
 
 def _execute(

@@ -1,0 +1,24 @@
+"""The service of the harness, whose `dead-letters replay` prints an event for its start and for each step."""
+
+import json
+import sys
+from typing import Any
+
+from harness.service import run, work
+from runtime.operate import cli
+from runtime.operate.console import Progress
+
+
+class ToldProgress(Progress):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        print(json.dumps({"event": "begun"}), flush=True)
+
+    def advance(self, number: int) -> None:
+        super().advance(number)
+        print(json.dumps({"event": "step", "moved": number}), flush=True)
+
+
+if __name__ == "__main__":
+    setattr(cli, "Progress", ToldProgress)  # noqa: B010
+    sys.exit(run({"work": work}))

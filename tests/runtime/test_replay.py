@@ -1,0 +1,111 @@
+"""Replaying dead letters, on every broker that has them: nothing is lost, whatever interrupts the command."""
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from harness.contract import Connect, Counted, eventually, need, publish, take
+from harness.process import Ledger, ServiceProcess, service_command, service_environment
+from harness.servers import Server
+from runtime.brokers.source import Source
+
+REPLAYING = Path(__file__).with_name("replaying.py")
+AT_ONCE = 100
+LETTERS = 1000
+INTERRUPTIONS = [signal.SIGINT, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+
+
+async def make_dead(connect: Connect, count: int) -> None:
+    """Dead letters whose bodies are the numbers up to this one."""
+    async with connect(prefetch=AT_ONCE) as source:
+        need(source, "dead_letters")
+        await publish(source, count)
+        for start in range(0, count, AT_ONCE):
+            messages = await take(source, min(AT_ONCE, count - start))
+            await asyncio.gather(*(source.reject(message, "bad") for message in messages))
+
+        async def dead() -> int:
+            return int(await source.count_dead_letters())
+
+        await eventually(count, dead)
+        await source.stop()
+
+
+@pytest.mark.parametrize("count", [0, 1, 33, 100, LETTERS])
+async def test_a_replay_moves_each_dead_letter_once(
+    connect: Connect, counted: Counted, count: int
+) -> None:
+    await make_dead(connect, count)
+    async with connect(prefetch=0) as source:
+        moved = [moved async for moved in source.replay_dead_letters()]
+        assert moved == sorted(set(moved))
+        assert (moved or [0])[-1] == count
+    await counted(ready=count)
+    assert await handle_all(connect, count) == Counter(range(count))
+
+
+async def handle_all(connect: Connect, least: int) -> Counter[int]:
+    """Acknowledge all messages, at least so many; returns how often each number came."""
+    handled: Counter[int] = Counter()
+    async with connect(prefetch=AT_ONCE) as source:
+        while handled.total() < least or len(source.buffer) or await is_waiting(source):
+            for message in await take(source, max(1, len(source.buffer))):
+                assert message.attempt == 1
+                handled[int(message.body)] += 1
+                await source.ack(message)
+        await source.stop()
+    return handled
+
+
+async def is_waiting(source: Source) -> bool:
+    """Whether another message comes within a moment."""
+    for _ in range(50):
+        await asyncio.sleep(0.01)
+        if len(source.buffer):
+            return True
+    return False
+
+
+@pytest.mark.very_slow
+async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_progress(
+    connect: Connect, broker: Server, queue: str, tmp_path: Path
+) -> None:
+    """The command is interrupted at random moments, again and again, and says how many it has moved."""
+    seed = random.randrange(10**9)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    await make_dead(connect, LETTERS)
+
+    def replay(signum: signal.Signals | None) -> tuple[list[int], bool]:
+        """The sizes of the steps, and whether it was interrupted."""
+        environment = service_environment(broker.url, queue, Ledger(tmp_path / "ledger"))
+        command = service_command("dead-letters", "replay", "--yes", service=REPLAYING)
+        with closing(ServiceProcess(command, environment)) as process:
+            process.wait_for("begun")
+            if signum is not None:
+                steps, pause = moments.randrange(4), moments.uniform(0, 0.05)
+                while len(process.find("step")) < steps and process.poll() is None:
+                    time.sleep(0.001)
+                time.sleep(pause)
+                process.send(signum)
+            exit_code = process.wait()
+            moved = [step["moved"] for step in process.find("step")]
+            if signum is not signal.SIGKILL:
+                plural = "" if sum(moved) == 1 else "s"
+                assert f"replayed {sum(moved):,} message{plural} to {queue}\n" in process.stderr
+            assert exit_code in (0, 130, -signal.SIGINT, -signal.SIGKILL)  # -SIGINT: at its end
+            return moved, exit_code != 0
+
+    results = [await asyncio.to_thread(replay, signum) for signum in [*INTERRUPTIONS, None]]
+    handled = await handle_all(connect, LETTERS)
+    assert handled.keys() == set(range(LETTERS))
+    largest = max(size for moved, _ in results for size in moved)
+    interrupted = sum(interrupted for _, interrupted in results)
+    print(f"{interrupted} interrupted, {handled.total() - LETTERS} doubled")
+    assert handled.total() - LETTERS <= interrupted * largest
