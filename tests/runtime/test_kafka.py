@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -1224,9 +1225,21 @@ class TestUrl:
         assert "hush" not in str(refusal.value)
 
     async def test_a_key_with_a_passphrase_is_one_sentence_and_no_question(
-        self, source_for: Callable[..., KafkaBroker], certificates: Path, tmp_path: Path
+        self,
+        source_for: Callable[..., KafkaBroker],
+        certificates: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Of every broker: runtime.brokers.url. OpenSSL would ask on the terminal."""
+        """Of every broker: runtime.brokers.url. Without any password, OpenSSL would ask on the terminal."""
+        given: list[object] = []
+        load = ssl.SSLContext.load_cert_chain
+
+        def keep(context: ssl.SSLContext, *files: Any, password: Any = None) -> None:
+            given.append(password)
+            load(context, *files, password=password or "")
+
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", keep)
         key = tmp_path / "encrypted.key"
         encrypt = ["openssl", "pkey", "-aes256", "-passout", "pass:hush", "-out", str(key)]
         encrypting = partial(subprocess.run, [*encrypt, "-in", str(certificates / "client.key")])
@@ -1235,6 +1248,7 @@ class TestUrl:
         with pytest.raises(BrokerRefused, match=r"keyfile \(without a passphrase\): "):
             async with source_for(broker_url=url):
                 pass
+        assert given == [""]
 
     @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
     async def test_credentials_are_in_no_log_and_in_no_error(
