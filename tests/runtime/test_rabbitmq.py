@@ -722,14 +722,17 @@ class TestMoving:
         assert len(find(events, "settlement_lost")) == 1
         assert find(events, "reconnecting") == []
 
-    async def test_a_delay_beyond_the_longest_is_cut_to_that(self, connect: Connect) -> None:
-        async with connect(prefetch=1) as source:
+    async def test_a_delay_beyond_the_longest_back_off_has_a_queue_of_its_own(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
             await publish(source, 1)
             (message,) = await take(source, 1)
             retried_at = time.monotonic()
-            await source.retry(message, 3600, "in an hour")
+            await source.retry(message, 1.2, "later")
             await ack_all(source, 1)
-            assert time.monotonic() - retried_at >= 0.39
+            assert 1.19 <= time.monotonic() - retried_at < 5
+            await channel.queue_delete(f"{queue}.retry.1600")
 
     async def test_a_missing_retry_queue_is_declared_by_the_retry_that_needs_it(
         self, connect: Connect, broker: Server, queue: str
