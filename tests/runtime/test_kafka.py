@@ -1235,9 +1235,9 @@ class TestUrl:
         given: list[object] = []
         load = ssl.SSLContext.load_cert_chain
 
-        def keep(context: ssl.SSLContext, *files: Any, password: Any = None) -> None:
+        def keep(context: Any, cert: Any, key: Any = None, password: Any = None) -> None:
             given.append(password)
-            load(context, *files, password=password or "")
+            load(context, cert, key, password or "")
 
         monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", keep)
         key = tmp_path / "encrypted.key"
