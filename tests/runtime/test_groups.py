@@ -71,12 +71,7 @@ async def test_a_failure_a_replay_and_a_purge_in_one_group_are_seen_by_no_other(
     settings_for: Callable[..., ConsumerSettings],
     url: str,
     failing: tuple[bool, ...],
-    request: pytest.FixtureRequest,
-    broker_name: str,
 ) -> None:
-    if broker_name == "nats" and sum(failing) > 1:
-        reason = "the dead letters of two groups have one Nats-Msg-Id: the server drops the second"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     names = [f"group-{number}" for number in range(len(failing))]
     async with AsyncExitStack() as stack:
         groups = []

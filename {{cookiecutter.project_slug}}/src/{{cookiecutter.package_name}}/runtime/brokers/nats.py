@@ -1085,7 +1085,7 @@ class NatsBroker(Broker):
             # Limits, or an operator, deleted it meanwhile: this process has the last copy.
             headers = {ATTEMPTS: str(message.attempt), DUE: f"{record['due_at']:.3f}"}
             headers[GROUP] = self._group
-            broker_id = f"{self._stream}-{delivery.key}-{message.attempt}"
+            broker_id = f"{self._stream}-{self._group}-{delivery.key}-{message.attempt}"
             storing = self._store(self._copy_of(message, delivery.subject, broker_id, headers))
             await self._move(message, "retry", storing, lambda it: self._send(it, "retry", TERM))
             return
@@ -1102,7 +1102,7 @@ class NatsBroker(Broker):
             SUBJECT: delivery.subject,
         }
         # A second one, after a crash, has the same id and is not stored.
-        broker_id = f"{self._stream}-{delivery.key}"
+        broker_id = f"{self._stream}-{self._group}-{delivery.key}"
         storing = self._store(self._copy_of(message, self._dead_subject, broker_id, headers))
         await self._move(message, "reject", storing, lambda it: self._send(it, "reject", TERM))
 
