@@ -16,13 +16,14 @@ from pathlib import Path
 TABLES = json.loads(
     r"""{{ [cookiecutter._brokers, cookiecutter._telemetries, cookiecutter._deploys, cookiecutter._cis] | jsonify }}"""
 )
+[SLUG] = json.loads(r"""{{ [cookiecutter.project_slug] | jsonify }}""")
 SKIPPED = {".git", ".venv", "node_modules"}
 
 
 def names(table: object) -> Iterator[str]:
     """Every text in the tables; some are names of files."""
     if isinstance(table, str):
-        yield table.replace("{slug}", "{{ cookiecutter.project_slug }}")
+        yield table.replace("{slug}", SLUG)
     elif isinstance(table, dict | list):
         for entry in table.values() if isinstance(table, dict) else table:
             yield from names(entry)
@@ -37,10 +38,8 @@ def main() -> None:
     for folder, folders, files in os.walk("."):
         folders[:] = [name for name in folders if name not in SKIPPED]
         for path in (Path(folder, name) for name in files):
-            if (
-                f"/{path.as_posix()}".endswith((*endings, "/handlers.py"))
-                or path.parts[0] == "stubs"
-            ):
+            wanted = f"/{path.as_posix()}".endswith((*endings, "/handlers.py"))
+            if (wanted or path.parts[0] == "stubs") and path.is_file() and not path.is_symlink():
                 saved[path.as_posix()] = base64.b64encode(path.read_bytes()).decode()
     if saved:
         Path(".saved-before-the-render").write_text(json.dumps(saved), encoding="utf-8")

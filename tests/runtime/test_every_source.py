@@ -15,10 +15,12 @@ from harness.contract import (
     Event,
     ack,
     ack_all,
+    as_promised,
     buffer_holds,
     consume,
     eventually,
     find,
+    last,
     length_of,
     need,
     publish,
@@ -30,7 +32,8 @@ from runtime.brokers.source import Source
 from runtime.errors import SourceFailed
 
 RETRY_SECONDS = 0.2
-SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
+LONG_RETRY_SECONDS = 0.4
+SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
 
 
 @pytest.fixture
@@ -300,3 +303,43 @@ async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_
             await source.ack(messages[1])
     await counted(ready=1)
     assert not find(events, "settlement_lost")
+
+
+@pytest.mark.slow
+async def test_a_message_that_waits_for_its_retry_delays_no_other(connect: Connect) -> None:
+    async with connect(prefetch=1) as source:
+        need(source, "delayed_retry")
+        published = await publish(source, 3)
+        (first,) = await take(source, 1)
+        await source.retry(first, LONG_RETRY_SECONDS, "not now")
+        order = await ack_all(source, 3)
+        others = [id for id in published if id != first.id]
+        assert as_promised(source, order[:-1]) == as_promised(source, others)
+        assert order[-1] == first.id
+
+
+async def test_in_flight_messages_can_be_settled_after_stop(
+    connect: Connect, counted: Counted
+) -> None:
+    async with connect(prefetch=4) as source:
+        await publish(source, 4)
+        done, later, bad, back = await take(source, 4)
+        await source.stop()
+        await source.ack(done)
+        await source.retry(later, RETRY_SECONDS, "not now")
+        await source.reject(bad, "bad")
+        await source.requeue(back)
+    await counted(ready=2, dead=1)
+
+
+async def test_purged_dead_letters_are_gone_and_counted(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        need(source, "dead_letters")
+        await publish(source, 3)
+        for message in await take(source, 3):
+            await source.reject(message, "bad")
+        await counted(dead=3)
+        assert await last(source.purge_dead_letters()) == 3
+        assert await last(source.purge_dead_letters()) == 0
+        assert [moved async for moved in source.replay_dead_letters()] == []
+    await counted()

@@ -195,6 +195,32 @@ class TestAcksThatWereNotSent:
         assert deliveries.ended.is_set()
         assert deliveries.end_reason == "reset"
 
+    async def test_never_cover_what_is_requeued_while_the_broker_is_asked(
+        self, broker: Server
+    ) -> None:
+        """After a blocked event loop the broker is asked before acks are written; that takes a while."""
+        deliveries = rabbitmq._Deliveries(channel := fake_channel(), 10)
+        asked, answered, written = asyncio.Event(), asyncio.Event(), []
+
+        async def flow(_: bool) -> None:
+            asked.set()
+            await answered.wait()
+
+        channel.flow = flow
+        channel.basic_ack = AsyncMock(side_effect=lambda tag, **_: written.append(("ack", tag)))
+        channel.basic_nack = AsyncMock(side_effect=lambda tag, **_: written.append(("nack", tag)))
+        for tag in (1, 2):
+            deliveries.add(tag, Message(b"", str(tag)))
+        deliveries._blocked_seconds = 3.0
+        deliveries.ack(2)
+        await asked.wait()
+        deliveries.requeue(1)
+        answered.set()
+        await deliveries.written.wait()
+        deliveries.close()
+        await asyncio.gather(deliveries.writer, return_exceptions=True)
+        assert written == [("nack", 1), ("ack", 2)]
+
 
 def fake_channel() -> Any:
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from harness.contract import eventually
+from harness.contract import eventually, length_of
 from runtime.brokers import put_off, source
 from runtime.brokers.buffer import Buffer
 from runtime.brokers.put_off import backoff_seconds
@@ -296,6 +296,8 @@ class Storing(Source):
         )
         self.refusal: BrokerError | None = None
         self.done: list[tuple[str, Message]] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -318,12 +320,13 @@ class Storing(Source):
         self.done.append(("requeue", message))
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        await self._move(message, "retry", self._store("retry", message))
+        await self._move(message, "retry", self._save("retry", message))
 
     async def _reject(self, message: Message, reason: str) -> None:
-        await self._move(message, "reject", self._store("reject", message))
+        await self._move(message, "reject", self._save("reject", message))
 
-    async def _store(self, settlement: str, message: Message) -> None:
+    async def _save(self, settlement: str, message: Message) -> None:
+        await self.answers.wait()
         if self.refusal is not None:
             raise self.refusal
         self.done.append((settlement, message))
@@ -396,6 +399,33 @@ async def test_what_cannot_be_stored_during_shutdown_is_requeued_at_once(storing
     await storing.stop()
     await storing.reject(one, "it is bad")
     assert storing.done == [("requeue", one)]
+
+
+async def test_a_try_that_is_under_way_at_the_stop_is_ended_and_its_message_requeued(
+    storing: Storing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_off, "END_SECONDS", 0.01)
+    one = await storing.deliver()
+    await storing.reject(one, "it is bad")
+    storing.answers.clear()  # the broker no longer answers
+    await eventually(1, length_of(storing.put_offs._storing))
+    await storing.stop()
+    await let_all_run()
+    assert storing.done == [("requeue", one)]
+    assert (storing.unacked, storing.put_offs.reason, storing.put_offs._storing) == (set(), "", {})
+
+
+async def test_a_long_delay_is_kept_by_storing_the_retry_later(
+    storing: Storing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_off, "LONGEST_SECONDS", 0.01)
+    one = await storing.deliver()
+    await storing.retry(one, 3600, "it failed")
+    await eventually(1, length_of(storing.put_offs._timers))
+    storing.refusal = None
+    await eventually(set(), lambda: asyncio.sleep(0, storing.unacked))
+    assert storing.done == [("retry", one), ("ack", one)]
+    assert one.attempt == 1
 
 
 async def test_a_redelivery_of_an_in_flight_message_is_settled_by_its_handler() -> None:

@@ -65,7 +65,7 @@ def main() -> None:
         for one in git("ls-files", "--others", "--full-name", "-z").split("\0"):
             if one and any(inside(one, path) or inside(path, one.rstrip("/")) for path in added):
                 refuse(f"{one} is in the way, and git does not track it: move or commit it.")
-        if base == theirs:
+        if base == theirs and ours == head:
             print("Already up to date.")
         else:
             apply(f"Template {new['version']}", base, theirs, "" if ours == head else ours)
@@ -164,10 +164,14 @@ def rendered(place: tuple[str, str], checkout: str, answers: Mapping[str, str]) 
     template, directory = place
     if Path(template).is_dir():  # cookiecutter checks out only clones
         template = f"git+{Path(template).resolve().as_uri()}"
-    scratch = tempfile.mkdtemp()
+    scratch, config = tempfile.mkdtemp(), Path(tempfile.mkdtemp(), "config.yaml")
+    # Its clones go there: in its usual folder it would delete another one of the same name.
+    own = dict.fromkeys(["cookiecutters_dir", "replay_dir"], str(config.parent))
+    config.write_text(json.dumps(own), encoding="utf-8")
     commands = [["cookiecutter"], ["uvx", "cookiecutter"], [sys.executable, "-m", "cookiecutter"]]
     command = next(one for one in commands if shutil.which(one[0]))
     command += ["--no-input", f"--output-dir={scratch}", f"--checkout={checkout}"]
+    command += [f"--config-file={config}"]
     command += [f"--directory={directory}", "--", template]
     result = run([*command, *(f"{question}={answer}" for question, answer in answers.items())])
     what = f"cookiecutter could not render {checkout} of {template}"

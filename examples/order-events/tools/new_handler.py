@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
         entered = entered[: block.start(1)] + "".join(inside) + entered[block.end(1) :]
     for path, stub in files.items():
         text = named(stub.read_text(encoding="utf-8"), PACKAGE, name, message_type)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
     registry.write_text(entered, encoding="utf-8", newline="\n")
     for path in (*files, registry):

@@ -19,7 +19,6 @@ from harness.contract import (
     buffer_holds,
     eventually,
     ids,
-    last,
     need,
     publish,
     start_once,
@@ -100,19 +99,6 @@ async def test_a_retry_is_redelivered_after_its_delay_and_counted(connect: Conne
         await source.ack(message)
 
 
-@pytest.mark.slow
-async def test_a_message_that_waits_for_its_retry_delays_no_other(connect: Connect) -> None:
-    async with connect(prefetch=1) as source:
-        need(source, "delayed_retry")
-        published = await publish(source, 3)
-        (first,) = await take(source, 1)
-        await source.retry(first, LONG_RETRY_SECONDS, "not now")
-        order = await ack_all(source, 3)
-        others = [id for id in published if id != first.id]
-        assert as_promised(source, order[:-1]) == as_promised(source, others)
-        assert order[-1] == first.id
-
-
 async def test_a_rejected_message_is_one_dead_letter_with_its_reason(
     connect: Connect, counted: Counted
 ) -> None:
@@ -182,20 +168,6 @@ async def test_stop_requeues_untaken_messages_and_ends_deliveries(
             await others_get_everything()
 
 
-async def test_in_flight_messages_can_be_settled_after_stop(
-    connect: Connect, counted: Counted
-) -> None:
-    async with connect(prefetch=4) as source:
-        await publish(source, 4)
-        done, later, bad, back = await take(source, 4)
-        await source.stop()
-        await source.ack(done)
-        await source.retry(later, RETRY_SECONDS, "not now")
-        await source.reject(bad, "bad")
-        await source.requeue(back)
-    await counted(ready=2, dead=1)
-
-
 # -- operating
 
 
@@ -231,17 +203,4 @@ async def test_replayed_dead_letters_are_new_messages(connect: Connect, counted:
             assert (message.attempt, message.type) == (1, "kind")
             assert dict(message.headers) == {"trace": "t"}
             await source.ack(message)
-    await counted()
-
-
-async def test_purged_dead_letters_are_gone_and_counted(connect: Connect, counted: Counted) -> None:
-    async with connect(prefetch=3) as source:
-        need(source, "dead_letters")
-        await publish(source, 3)
-        for message in await take(source, 3):
-            await source.reject(message, "bad")
-        await counted(dead=3)
-        assert await last(source.purge_dead_letters()) == 3
-        assert await last(source.purge_dead_letters()) == 0
-        assert [moved async for moved in source.replay_dead_letters()] == []
     await counted()

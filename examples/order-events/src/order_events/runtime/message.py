@@ -9,21 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_YEAR_SECONDS = 365 * 86_400.0
+LONGEST_DELAY_SECONDS = 14 * 86_400.0
+"""SQS keeps no message longer."""
 
 
 class Retry(Exception):
     """Raised by a handler: deliver this message again later.
 
-    ``delay_seconds``, at most a year, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
+    ``delay_seconds``, at most two weeks, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
     During shutdown, without ``delay_seconds``, no attempt is counted and the message is requeued at once.
     """
 
     def __init__(self, reason: str = "", *, delay_seconds: float | None = None) -> None:
         super().__init__(reason)
         if delay_seconds is not None:
-            # A computed delay may be negative, not a number or infinite; brokers reject these values.
-            delay_seconds = max(0.0, min(delay_seconds, _YEAR_SECONDS))
+            if delay_seconds > LONGEST_DELAY_SECONDS:
+                msg = f"Retry: delay_seconds is {delay_seconds:g}, and at most {LONGEST_DELAY_SECONDS:g}"
+                raise ValueError(msg)
+            delay_seconds = max(
+                0.0, delay_seconds
+            )  # a computed one may be negative or not a number
         self.delay_seconds = delay_seconds
 
 

@@ -75,8 +75,9 @@ class Watchdog(threading.Thread):
         ours = self._wakeup_writer.fileno()
         earlier = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
         others = self._wake_too
-        if earlier not in (-1, ours) and not (others and os.path.sameopenfile(earlier, others)):
-            self._wake_too = os.dup(earlier)
+        with suppress(OSError):  # it is closed, or there is no free number
+            if earlier not in (-1, ours) and not (others and os.path.sameopenfile(earlier, others)):
+                self._wake_too = os.dup(earlier)
         self._loop.call_later(_LISTEN_AGAIN_SECONDS, self._listen)
 
     def finish(self, exit_code: int, flush_seconds: float = 0) -> float:

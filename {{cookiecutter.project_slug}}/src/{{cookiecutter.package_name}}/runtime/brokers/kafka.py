@@ -1051,8 +1051,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             partition.revoked = True
         self._partitions.clear()
         self._to_commit.clear()
-        self.buffer.take_all()
-        for message in self.put_offs.waiting():
+        for message in [*self.buffer.take_all(), *self.put_offs.waiting()]:
             self._release(message)
         records = (message.receipt[1] for message in self.in_flight)
         self._revoked_in_flight = {(r.topic, r.partition, r.offset) for r in records}

@@ -859,11 +859,11 @@ class MqttBroker(Broker):
 
     def _drop_unacked(self) -> None:
         """The connection ended: the broker redelivers its unacked messages."""
-        self.buffer.take_all()
+        for message in [*self.buffer.take_all(), *self.unacked]:
+            self._release(message)
         for timer in self._delayed.values():
             timer.cancel()
         self._delayed.clear()
-        self.unacked.clear()
 
     def _lost_because(self, message: Message) -> str:
         return "the connection was lost" if message.receipt.connection.ended.done() else ""
@@ -906,8 +906,6 @@ class MqttBroker(Broker):
         await self._started
 
     def _receive(self, connection: _Connection, incoming: MQTTMessage) -> None:
-        if self.stopped:
-            return  # unacknowledged, it stays in the session
         if incoming.qos == 0 and len(self.buffer) >= MOST_UNCONFIRMED:
             return
         ours, headers = _read(incoming.properties)
@@ -929,13 +927,16 @@ class MqttBroker(Broker):
             failures=ours.get(ATTEMPTS),
             receipt=_Receipt(connection, incoming),
         )
+        if self.stopped:  # unacknowledged, it stays in the session
+            self._still_in_flight(message)
+            return
         # At most the longest delay: the time is of another machine's clock.
         pause = min(seconds_of(ours.get(NOT_BEFORE)) - time.time(), self.settings.retry_max_seconds)
         if pause > 0:
             self.unacked.add(message)
             timer = asyncio.get_running_loop().call_later(pause, self._deliver_delayed, message)
             self._delayed[message] = timer
-        elif not self._still_in_flight(message):
+        elif not (incoming.dup and self._still_in_flight(message)):
             self._deliver(message)
 
     def _deliver_delayed(self, message: Message) -> None:

@@ -619,8 +619,9 @@ class NatsBroker(Broker):
 
     async def _settle_the_rest(self, connection: Connection) -> None:
         """Requeue all unacked messages, and wait until all settlements have arrived."""
-        for message in self.unacked:
-            await connection.publish(message.receipt.reply, NAK)
+        for message in list(self.unacked):
+            if message.receipt.reply:  # else its consumer is gone
+                await connection.publish(message.receipt.reply, NAK)
         await connection.ping()
         await self._delete_records(connection)
 
@@ -942,6 +943,8 @@ class NatsBroker(Broker):
                 await self._receive(msg)
             else:
                 self._on_status(msg.headers or {}, msg.subject)
+        except (BrokerUnavailable, Error):
+            pass  # the connection ended meanwhile: the message is delivered again
         except Exception as failure:
             self.buffer.fail(failure)
 

@@ -772,6 +772,7 @@ class PostgresBroker(Broker):
         alive, _, next_due_seconds, *_ = rows[0]
         if not alive:
             self._renew_at = -math.inf
+        some_lost = self._some_in_flight_is_lost()
         for _, _, _, seq, body, id, type, headers, failures in rows if rows[0]["seq"] else ():
             message = make_message(
                 body,
@@ -781,7 +782,7 @@ class PostgresBroker(Broker):
                 failures=failures,
                 receipt=seq,
             )
-            if not (self._still_in_flight(message) or self._deliver(message)):
+            if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
         requeued, self._answer_lost = self._answer_lost, False
         if not alive or requeued or (len(rows) == STEP and self._room):

@@ -446,10 +446,10 @@ class _Deliveries:
             for _ in range(QUIET_TURNS):
                 await asyncio.sleep(0)
         self._work.clear()
-        requeued, self._requeued = self._requeued, []
         if self._blocked_seconds:
             await self.channel.flow(True)  # fails without a connection
             self._blocked_seconds = 0.0
+        requeued, self._requeued = self._requeued, []  # no await until the run of acks is known
         acked = self._acked.copy()
         through = 0
         for tag in takewhile(acked.__contains__, self._unacked):
@@ -748,7 +748,7 @@ class RabbitBroker(Broker):
             longest *= 2
             self._retries[longest] = f"{self._name}.retry.{longest}"
         step = next(step for step in self._retries if step >= ms)
-        self._queues |= self._topology({step: self._retries[step]})
+        self._queues = self._queues | self._topology({step: self._retries[step]})
         headers = _without_history(message.headers) | {ATTEMPTS: message.attempt, REASON: reason}
         copy = _Copy(message.receipt.properties, headers, message.id)
         copy.expiration = str(min(ms, step))

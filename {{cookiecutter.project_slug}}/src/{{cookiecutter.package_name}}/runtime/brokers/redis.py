@@ -784,7 +784,7 @@ class RedisBroker(Broker):
                     more = await self._renew(reader, sweep=loop.time() >= sweep_from)
                     renew_at = loop.time() + (0 if more else lease / 3)
                 room = self._room()
-                if not room:
+                if room <= 0:
                     if not await self._wait_for_room(min(renew_at, loop.time() + CHECK_SECONDS)):
                         await reader.ask(("PING",))
                     await _while_it_grows(self._room, self.prefetch // 2)
@@ -834,8 +834,7 @@ class RedisBroker(Broker):
         return (due_ms / 1000 if due_ms >= 0 else math.inf), len(taken) == min(room, AT_ONCE)
 
     async def _receive(self, reader: Wire, id: bytes, fields: list[bytes], attempt: int) -> None:
-        settlement = self._unwritten.get(id)
-        if id in self._by_id or (settlement is not None and settlement.verb == "ack"):
+        if id in self._by_id or id in self._unwritten:
             return  # redelivered to this consumer, after it counted as dead
         if DUE.encode() in fields and attempt == 1:
             named = dict(_pairs(fields))
@@ -953,28 +952,37 @@ class RedisBroker(Broker):
             if one.verb in ("retry", "reject")
         ]
         trimmed: list[tuple[list[Settlement], Command]] = []
-        for settlements, answer in await self._write_steps(steps):
+        written, kept, outage = await self._write_steps(steps)
+        for settlements, answer in written:
             gone = answer
             if settlements[0].verb in ("ack", "retry", "reject"):
                 gone = [settlements[0].id] if settlements[0].verb != "ack" and answer == 2 else []
             trimmed += [([one], self._restoring(one)) for one in settlements if one.id in gone]
-        await self._write_steps(trimmed)
+        _, kept_too, outage_too = await self._write_steps(trimmed)
         for settlement in batch:
             if self._unwritten.get(settlement.id) is settlement:  # else settled again meanwhile
                 del self._unwritten[settlement.id]
+                if settlement.id in kept | kept_too:  # behind the others
+                    self._unwritten[settlement.id] = settlement
+        if error := outage or outage_too:
+            await self._commands.cut()  # another connection may lead to another server
+            raise error
 
     async def _write_steps(
         self, steps: list[tuple[list[Settlement], Command]]
-    ) -> list[tuple[list[Settlement], Any]]:
-        """The answers of those that the server did not refuse. Raises BrokerUnavailable."""
+    ) -> tuple[list[tuple[list[Settlement], Any]], set[bytes], BrokerUnavailable | None]:
+        """The answers of those that were written; and the ids of those to write again, with the reason."""
         written: list[tuple[list[Settlement], Any]] = []
+        kept: set[bytes] = set()
+        outage: BrokerUnavailable | None = None
         answers = await self._commands.try_all(*(command for _, command in steps)) if steps else []
         for (settlements, _), answer in zip(steps, answers, strict=True):
             if isinstance(answer, RedisError):
                 error = self._requests.translated(answer)
                 if isinstance(error, BrokerUnavailable):
-                    await self._commands.cut()  # another connection may lead to another server
-                    raise error
+                    outage = outage or error
+                    kept |= {one.id for one in settlements}
+                    continue
                 for one in settlements:
                     await self._on_refused(one, error)
             elif answer == 0 and settlements[0].verb in ("retry", "reject"):
@@ -983,7 +991,7 @@ class RedisBroker(Broker):
                 )
             else:
                 written.append((settlements, answer))
-        return written
+        return written, kept, outage
 
     async def _on_refused(self, settlement: Settlement, error: BrokerError) -> None:
         verb, message, arguments = settlement

@@ -11,7 +11,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import structlog
@@ -133,9 +132,8 @@ class Source(Connected):
         """Delivered to this process, and not settled yet."""
         self.in_flight: Collection[Message] = ()
         """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
-        self.put_offs = PutOffs()
+        self.put_offs = PutOffs(self._is_held, self._release, self.buffer.put, self._try_to_store)
         """Messages whose retry or dead letter the broker did not store."""
-        self._rewriting: set[asyncio.Task[None]] = set()
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
         self.stopped = False
@@ -175,7 +173,7 @@ class Source(Connected):
             return
         self.stopped = True
         await self._stop_fetching()
-        for message in [*self.buffer.take_all(), *self.put_offs.waiting()]:
+        for message in [*self.buffer.take_all(), *await self.put_offs.end()]:
             if self._lost_because(message):
                 self._release(message)
             else:
@@ -197,14 +195,18 @@ class Source(Connected):
             self.buffer.put(message)
         return not self.stopped
 
+    def _is_held(self, message: Message) -> bool:
+        return message in self.unacked and not self._lost_because(message)
+
+    def _some_in_flight_is_lost(self) -> bool:
+        """Whether `_still_in_flight` can find one: to ask once for many deliveries."""
+        return not all(map(self._is_held, self.in_flight))
+
     def _still_in_flight(self, message: Message) -> Message | None:
         """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
         for known in self.in_flight:
-            if (
-                known.id == message.id
-                and known.body == message.body
-                and (known not in self.unacked or self._lost_because(known))
-            ):
+            same = (known.id, known.type, known.body) == (message.id, message.type, message.body)
+            if same and not self._is_held(known):
                 known.receipt = message.receipt
                 self.unacked.add(known)
                 return known
@@ -239,25 +241,25 @@ class Source(Connected):
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
         if self._holds(message, "retry"):
-            try:
-                await self._retry(message, delay_seconds, reason)
-            except BrokerError as error:
-                await self._put_off(message, "retry", error, reason, delay_seconds)
-            else:
-                self._release(message)
+            await self._try_to_store(message, "retry", reason, delay_seconds)
         self.buffer.settled(message)
 
     async def reject(self, message: Message, reason: str) -> None:
         """Make the message a dead letter."""
         if self._holds(message, "reject"):
-            await self._store_dead_letter(message, reason)
+            await self._try_to_store(message, "reject", reason, 0.0)
         self.buffer.settled(message)
 
-    async def _store_dead_letter(self, message: Message, reason: str) -> None:
+    async def _try_to_store(
+        self, message: Message, settlement: str, reason: str, delay_seconds: float
+    ) -> None:
         try:
-            await self._reject(message, reason)
+            if settlement == "retry":
+                await self._retry(message, delay_seconds, reason)
+            else:
+                await self._reject(message, reason)
         except BrokerError as error:
-            await self._put_off(message, "reject", error, reason)
+            await self._put_off(message, settlement, error, reason, delay_seconds)
         else:
             self._release(message)
 
@@ -321,28 +323,15 @@ class Source(Connected):
         reason: str,
         delay_seconds: float = 0.0,
     ) -> None:
-        """The broker did not store a retry or a dead letter of this message: try again later, unless it stops.
-
-        A retry then happens in this process, with ``attempt`` one higher; a dead letter is written again.
-        """
+        """The broker did not store a retry or a dead letter of this message: try again later, unless it stops."""
         log_settlement_lost(message, settlement, error)
-        if not self.stopped:
-            why = f"a message could not be stored ({settlement}): {error}"
-            again = partial(self._try_again, message, settlement, reason)
-            self.put_offs.add(message, why, delay_seconds, again)
-        elif message in self.unacked and not self._lost_because(message):
-            await self.requeue(message)
-
-    def _try_again(self, message: Message, settlement: str, reason: str) -> None:
-        if self._lost_because(message) or message not in self.unacked:
+        if not self._is_held(message):
             self._release(message)
-        elif settlement == "retry":
-            message.attempt += 1
-            self.buffer.put(message)
+        elif self.stopped:
+            await self.requeue(message)
         else:
-            rewriting = asyncio.create_task(self._store_dead_letter(message, reason))
-            self._rewriting.add(rewriting)
-            rewriting.add_done_callback(self._rewriting.discard)
+            why = f"a message could not be stored ({settlement}): {error}"
+            self.put_offs.add(message, why, settlement, reason, delay_seconds)
 
 
 class Broker(Source, Publisher, DeadLetters):

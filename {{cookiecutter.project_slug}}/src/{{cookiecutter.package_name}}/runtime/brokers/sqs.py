@@ -759,13 +759,14 @@ class SqsBroker(Broker):
 
     async def _deliver_all(self, messages: list[dict[str, Any]]) -> None:
         invisible_until = time.monotonic() + self._address.visibility_seconds
+        some_lost = self._some_in_flight_is_lost()
         for raw in messages:
             message, envelope = _unpack(raw, invisible_until)
             seconds_left = seconds_of(envelope.get("due_at")) - time.time()
             if seconds_left > 0:  # the longest delay of SQS has passed, but not all of this one
                 seconds = min(math.ceil(seconds_left), MAX_VISIBILITY_SECONDS)
                 self._change_visibility(message, seconds)
-            elif not (self._still_in_flight(message) or self._deliver(message)):
+            elif not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 
     async def __anext__(self) -> Message:
@@ -775,7 +776,7 @@ class SqsBroker(Broker):
                 self._wake.set()  # the next worker may find the buffer empty
             if not self._lost_because(message):
                 return message
-            self.unacked.discard(message)
+            self._release(message)
             self.buffer.settled(message)
 
     def _lost_because(self, message: Message) -> str:

@@ -6,36 +6,64 @@ Requeued, they would be delivered again at once and without end. No worker waits
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ..message import Message
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
 """Until the next try."""
+END_SECONDS = 0.5
+"""For tries that are under way when the source stops."""
+
+Store = Callable[[Message, str, str, float], Coroutine[Any, Any, None]]
+"""With the settlement ("retry" or "reject"), its reason, and the delay of a retry in seconds."""
 
 
 class PutOffs:
-    def __init__(self) -> None:
+    """The functions are the source's: ``held`` says whether the message can still be settled."""
+
+    def __init__(
+        self,
+        held: Callable[[Message], bool],
+        release: Callable[[Message], None],
+        deliver: Callable[[Message], None],
+        store: Store,
+    ) -> None:
         self.reason = ""
         """Why, while there are some; else empty."""
+        self._held, self._release, self._deliver, self._store = held, release, deliver, store
         self._counts: dict[Message, int] = {}
         self._timers: dict[Message, asyncio.TimerHandle] = {}
+        self._storing: dict[asyncio.Task[None], Message] = {}
 
     def add(
-        self, message: Message, reason: str, delay_seconds: float, again: Callable[[], None]
+        self, message: Message, why: str, settlement: str, reason: str, delay_seconds: float
     ) -> None:
-        """Call ``again`` after the delay, or after a pause that grows with each time if that is longer."""
-        self.reason = reason
+        """Try again after a pause that grows with each time.
+
+        A dead letter is stored again, and a retry whose delay is not over. Else the retry happens in this process.
+        """
+        self.reason = why
         count = self._counts[message] = self._counts.get(message, 0) + 1
         pause = backoff_seconds(count, FIRST_SECONDS, LONGEST_SECONDS)
+        pause = max(pause, min(delay_seconds, LONGEST_SECONDS))
         self._timers[message] = asyncio.get_running_loop().call_later(
-            max(pause, delay_seconds), self._due, message, again
+            pause, self._due, message, settlement, reason, delay_seconds - pause
         )
 
-    def _due(self, message: Message, again: Callable[[], None]) -> None:
+    def _due(self, message: Message, settlement: str, reason: str, delay_seconds: float) -> None:
         del self._timers[message]
-        again()
+        if not self._held(message):
+            self._release(message)
+        elif settlement == "retry" and delay_seconds <= 0:
+            message.attempt += 1
+            self._deliver(message)
+        else:
+            storing = asyncio.create_task(self._store(message, settlement, reason, delay_seconds))
+            self._storing[storing] = message
+            storing.add_done_callback(lambda task: self._storing.pop(task, None))
 
     def forget(self, message: Message) -> None:
         """The message is settled, or the broker has taken it back."""
@@ -51,6 +79,18 @@ class PutOffs:
 
     def waiting(self) -> list[Message]:
         return list(self._timers)
+
+    async def end(self) -> list[Message]:
+        """No further try: returns the messages that are still here."""
+        messages = self.waiting()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if self._storing:
+            await asyncio.wait(self._storing, timeout=END_SECONDS)
+        for task in self._storing:
+            task.cancel()
+        return [*messages, *self._storing.values()]
 
 
 def backoff_seconds(attempt: int, first: float, longest: float) -> float:

@@ -446,10 +446,10 @@ class _Deliveries:
             for _ in range(QUIET_TURNS):
                 await asyncio.sleep(0)
         self._work.clear()
-        requeued, self._requeued = self._requeued, []
         if self._blocked_seconds:
             await self.channel.flow(True)  # fails without a connection
             self._blocked_seconds = 0.0
+        requeued, self._requeued = self._requeued, []  # no await until the run of acks is known
         acked = self._acked.copy()
         through = 0
         for tag in takewhile(acked.__contains__, self._unacked):
@@ -494,7 +494,7 @@ class RabbitBroker(Broker):
         self._dead = f"{self._name}.dead"
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{self._name}.retry.{ms}" for ms in delays}
-        self._queues = self._topology()
+        self._queues = self._topology(self._retries)
         longest = max(self._queues, key=lambda name: len(name.encode()))
         if len(longest.encode()) > 255:
             msg = f"CONSUMER_SOURCE: a queue's name has at most 255 bytes, but {longest!r} has more"
@@ -585,7 +585,7 @@ class RabbitBroker(Broker):
                 async with self._requests.bounded():
                     await channel.close()
 
-    def _topology(self) -> dict[str, dict[str, Any]]:
+    def _topology(self, retries: dict[int, str]) -> dict[str, dict[str, Any]]:
         """The arguments of each queue; a queue comes after the one that it dead-letters to."""
         quorum = {"x-queue-type": "quorum"}
         moving = quorum | {
@@ -598,8 +598,7 @@ class RabbitBroker(Broker):
             self._dead: quorum | {"x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT},
             self._name: moving | {"x-delivery-limit": DELIVERY_LIMIT, to: self._dead},
             **{
-                name: moving | {"x-message-ttl": ms, to: self._name}
-                for ms, name in self._retries.items()
+                name: moving | {"x-message-ttl": ms, to: self._name} for ms, name in retries.items()
             },
         }
 
@@ -741,12 +740,15 @@ class RabbitBroker(Broker):
         message.receipt.deliveries.requeue(message.receipt.tag)
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """A delay beyond the longest of the back-off is cut to that.
-
-        Behind others with the same back-off a message may wait for up to that back-off.
-        """
-        ms = max(1, math.ceil(delay_seconds * 1000))
-        step = next((step for step in self._retries if step >= ms), max(self._retries))
+        """Behind others of the same queue a message may wait as long as that queue delays them."""
+        ms, longest = max(1, math.ceil(delay_seconds * 1000)), max(self._retries)
+        while (
+            longest < ms
+        ):  # beyond the back-off: one more queue for each doubling, when it is needed
+            longest *= 2
+            self._retries[longest] = f"{self._name}.retry.{longest}"
+        step = next(step for step in self._retries if step >= ms)
+        self._queues = self._queues | self._topology({step: self._retries[step]})
         headers = _without_history(message.headers) | {ATTEMPTS: message.attempt, REASON: reason}
         copy = _Copy(message.receipt.properties, headers, message.id)
         copy.expiration = str(min(ms, step))

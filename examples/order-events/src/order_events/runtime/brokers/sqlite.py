@@ -383,10 +383,11 @@ class SqliteBroker(Broker):
         if consumer != self._consumer:
             # The lease expired, and the messages are redelivered: drop those that no worker took.
             self._consumer = consumer
-            self.unacked.clear()
-            self.buffer.take_all()
+            for message in [*self.buffer.take_all(), *self.unacked]:
+                self._release(message)
         for settlement in lost:
             log_settlement_lost(settlement.message, settlement.verb, "its lease had expired")
+        some_lost = self._some_in_flight_is_lost()
         for body, id, type, text, failures, seq in rows:
             headers = json_object(text) if text else {}
             message = make_message(
@@ -397,7 +398,7 @@ class SqliteBroker(Broker):
                 failures=failures,
                 receipt=Lease(seq, consumer),
             )
-            if not (self._still_in_flight(message) or self._deliver(message)):
+            if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 
     def _exchange(
@@ -585,9 +586,11 @@ def _check_rights(file: Path) -> None:
     """Before SQLite opens it: a reader without the right to write leaves files that keep the owner out."""
     for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
         effective = os.access in os.supports_effective_ids
-        if os.access(path, os.F_OK) and not os.access(path, os.W_OK, effective_ids=effective):
-            msg = f"{path} is read-only for this user: user {path.stat().st_uid} owns it"
-            raise BrokerDenied(msg)
+        with suppress(FileNotFoundError):
+            owner = path.stat().st_uid
+            if not os.access(path, os.W_OK, effective_ids=effective) and path.exists():
+                msg = f"{path} is read-only for this user: user {owner} owns it"
+                raise BrokerDenied(msg)
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
