@@ -221,6 +221,23 @@ def test_a_template_that_was_named_for_this_folder_or_user_is_found_again(
     assert OLD_LINE in service.read(LOGS)
 
 
+def test_a_template_in_the_folder_of_cookiecutter_s_clones_stays_there(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cookiecutter deletes a clone there before it clones a template of the same name again."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    clone = tmp_path / ".cookiecutters/copy"
+    clone.parent.mkdir()
+    git(tmp_path, "clone", "--quiet", str(template), str(clone))
+    service = rendered_here(tmp_path, place=str(clone))
+    change_template(clone)  # with a commit that is nowhere else
+    before = git(clone, "rev-parse", "HEAD")
+    result = update(service)
+    assert result.returncode == 0, result.stdout
+    assert git(clone, "rev-parse", "HEAD") == before
+    assert OLD_LINE in service.read(LOGS)
+
+
 @pytest.mark.parametrize("by_path", [True, False])
 def test_a_template_in_a_folder_of_a_repository_is_found_again(
     template: Path, tmp_path: Path, by_path: bool
