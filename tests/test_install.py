@@ -77,8 +77,9 @@ def test_the_example_of_an_env_file_says_what_is_true(render_own: Render, broker
     variables = {f"CONSUMER_{''.join(names)}".upper() for names in fields}
     assert variables == set(re.findall(r"^(?:# )?(CONSUMER_\w+)=", example, re.M))
     service.write(".env", re.sub(r"^# (CONSUMER_\w+=)", r"\1", example, flags=re.M))
-    checked = service.run(
-        "python", "-m", "order_events", "check",
-        environment=service.environment(), CONSUMER_BROKER_URL="sqlite:///messages.db",
-    )  # fmt: skip
-    assert checked.returncode == 0, checked.stdout
+    for command in ("declare", "check"):
+        checked = service.run(
+            "python", "-m", "order_events", command,
+            environment=service.environment(), CONSUMER_BROKER_URL="sqlite:///messages.db",
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stdout

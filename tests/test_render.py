@@ -38,6 +38,7 @@ ALWAYS = [
     "src/{package}/runtime/brokers/__init__.py",
     "src/{package}/runtime/brokers/buffer.py",
     "src/{package}/runtime/brokers/delivery.py",
+    "src/{package}/runtime/brokers/put_off.py",
     "src/{package}/runtime/brokers/requests.py",
     "src/{package}/runtime/brokers/source.py",
     "src/{package}/runtime/brokers/sqlite.py",

@@ -61,7 +61,7 @@ class Suite:
         """Without tests/conftest.py, whose fixtures need what no service has."""
         command = [*before, str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
         command += ["-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir=."]
-        command += ["--confcutdir=tests/runtime", "-n", "2", *arguments]
+        command += ["--confcutdir=tests/runtime", "-n", "2", "--timeout=120", *arguments]
         began_at = time.monotonic()
         env = {"PYTHONMALLOC": "default", **variables}
         result = run(*command, cwd=TEMPLATE, check=False, env=env)

@@ -1,7 +1,10 @@
 """The service of the harness, whose `dead-letters replay` prints an event for its start and for each step."""
 
 import json
+import os
 import sys
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from harness.service import run, work
@@ -20,5 +23,8 @@ class ToldProgress(Progress):
 
 
 if __name__ == "__main__":
+    with suppress(ImportError):  # of a client library
+        sqs = import_module("runtime.brokers.sqs")
+        setattr(sqs, "LISTING_SECONDS", int(os.environ["LISTING_SECONDS"]))  # noqa: B010
     setattr(cli, "Progress", ToldProgress)  # noqa: B010
     sys.exit(run({"work": work}))

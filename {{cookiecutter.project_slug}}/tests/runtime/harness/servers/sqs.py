@@ -78,7 +78,7 @@ class SqsServer(Server):
         return Counts(
             ready=int(of_queue.get(name, 0)),
             delayed=int(of_queue.get(f"{name}Delayed", 0)),
-            dead=int(of_dead.get(name, 0)),
+            dead=int(of_dead.get(name, 0)) + int(of_dead.get(f"{name}NotVisible", 0)),
             held=int(of_queue.get(f"{name}NotVisible", 0)),
         )
 
