@@ -1,6 +1,7 @@
 """The fixtures of the harness, and those that services do not need."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache, partial
@@ -25,6 +26,15 @@ from secured import (  # noqa: E402
     once_for_all_workers,
     tls_proxy_of,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_logger_is_kept() -> Iterator[None]:
+    """`configure_logs` lets each logger keep its configuration: a later `capture_logs` would not see what it logs."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if name.startswith("runtime.") and (log := getattr(module, "log", None)) is not None:
+            vars(log).pop("bind", None)
 
 
 @pytest.fixture
