@@ -15,7 +15,7 @@ from jinja2 import Environment
 from support import repositories
 from support.rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Prove, Render, Service
 
-pytest.register_assert_rewrite("harness")
+pytest.register_assert_rewrite("harness")  # before it is imported, hence E402 below
 
 from harness.servers import ServerMissing, rabbitmq, skip_without_server  # noqa: E402
 from tools import kafka  # noqa: E402

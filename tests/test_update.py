@@ -231,7 +231,7 @@ def test_a_template_in_the_folder_of_cookiecutter_s_clones_stays_there(
     clone.parent.mkdir()
     git(tmp_path, "clone", "--quiet", str(template), str(clone))
     service = rendered_here(tmp_path, place=str(clone))
-    change_template(clone)  # with a commit that is nowhere else
+    change_template(clone)  # with a commit that no other clone has
     before = git(clone, "rev-parse", "HEAD")
     result = update(service)
     assert result.returncode == 0, result.stdout

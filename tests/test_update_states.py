@@ -500,7 +500,7 @@ def test_a_submodule_is_updated_and_not_what_contains_it(service: Service, tmp_p
 
 
 def test_a_link_in_the_template_writes_only_here(service: Service, template: Path) -> None:
-    """Of a template that was taken over: a link to the outside, and a file of the team's as a link."""
+    """Of a compromised template: a link to the outside, and a file of the team's as a link."""
     evil = service.path.parent / "evil"
     git(service.path.parent, "clone", "--quiet", str(template), "evil")
     tree = evil / "{{cookiecutter.project_slug}}"

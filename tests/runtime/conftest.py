@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("harness")
+pytest.register_assert_rewrite("harness")  # before it is imported, hence E402 below
 
 from consumer_harness import ConsumerHarness  # noqa: E402
 from harness.fixtures import *  # noqa: E402, F403

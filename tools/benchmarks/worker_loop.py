@@ -57,7 +57,7 @@ class MemorySource(Source):
         raise NotImplementedError  # its handler never fails
 
     async def _reject(self, message: Message, reason: str) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # its handler rejects nothing
 
     async def _requeue(self, message: Message) -> None:
         pass

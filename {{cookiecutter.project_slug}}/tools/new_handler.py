@@ -1,7 +1,7 @@
 # cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, updated by the template: do not edit it here.
 """Adds a handler for another message type: ``python3 tools/new_handler.py com.acme.order.created.v1``.
 
-Give the type as producers write it: it becomes the key in HANDLERS and EXAMPLES of handlers/__init__.py. The handler,
+Pass the type as producers write it: it becomes the key in HANDLERS and EXAMPLES of handlers/__init__.py. The handler,
 here order_created.py, and its test are written from the two stubs in this folder, which you may edit. Existing files
 are never overwritten.
 

@@ -3,6 +3,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("harness")
+pytest.register_assert_rewrite("harness")  # before it is imported, hence E402 below
 
 from harness.fixtures import *  # noqa: E402, F403

@@ -164,7 +164,7 @@ def _table_value(value: Any) -> bytes:
 
 # Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
-_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]
+_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]  # replaced on purpose
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
 # The answer then has the reason of a refusal.
@@ -249,7 +249,7 @@ class _Client:
         """A new channel, one layer below aio-pika's, which makes a task and an object of 28 attributes per delivery."""
         transport: Any = (await self.open()).transport
         opening = transport.connection.channel(publisher_confirms=publisher_confirms)
-        return await opening  # type: ignore[no-any-return]
+        return await opening  # type: ignore[no-any-return]  # aio-pika has no type for it
 
     async def _connect(self) -> Connection:
         connection = None
