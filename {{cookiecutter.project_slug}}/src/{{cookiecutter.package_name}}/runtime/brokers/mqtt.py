@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """MQTT 5, by paho-mqtt: QoS 1, a shared subscription, and a session that outlives the connection.
 
 MQTT's guarantees are weaker than every other broker's here; choose it where the messages already are on it.
@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -44,22 +44,29 @@ from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+from .connectivity import Connectivity
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
+    KEY,
+    PREFIX,
+    PROPERTIES,
+    PUBLISHED_AT,
     REASON,
     SHORTENED,
-    decode_json_values,
     fit_dead_letter,
     make_message,
     seconds_of,
+    text_of,
 )
+from .flags import flag
+from .json_values import decode_json_values
 from .requests import Requests, Rule
-from .source import Broker, Capabilities, Connectivity
-from .url import TLS_OPTIONS, BrokerUrl
+from .source import Broker, Capabilities
+from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
 log = structlog.get_logger()
 
@@ -91,8 +98,6 @@ MOST_UNCONFIRMED = 1000
 MOST_CONSUMERS = 1000
 """On one machine, of one group."""
 
-PREFIX = "x-consumer-"
-"""The prefix of the runtime's user properties; all others are the message's headers."""
 ID = f"{PREFIX}id"
 TYPE = f"{PREFIX}type"
 NOT_BEFORE = f"{PREFIX}not-before"
@@ -111,13 +116,13 @@ TOPIC_HEADER = "mqtt-topic"
 MOST_BYTES_OF_TEXT = 65_535
 LARGEST_PACKET = 268_435_460
 """Of the protocol."""
-COPIED = (
-    "PayloadFormatIndicator",
-    "MessageExpiryInterval",
-    "ContentType",
-    "ResponseTopic",
-    "CorrelationData",
-)
+NATIVE = {
+    "ContentType": "content_type",
+    "CorrelationData": "correlation_id",
+    "ResponseTopic": "reply_to",
+}
+"""The properties of the protocol for fields of a message."""
+COPIED = (*NATIVE, "PayloadFormatIndicator", "MessageExpiryInterval")
 
 NO_SUBSCRIBER = 0x10
 PROTOCOL_ERROR = 0x82
@@ -187,6 +192,49 @@ def _properties(values: Mapping[str, Any]) -> Any:
     properties = _Properties(PacketTypes.PUBLISH)
     properties.UserProperty = pairs
     return properties
+
+
+def _outgoing_properties(message: OutgoingMessage) -> Any:
+    """Raises BrokerRefused."""
+    values = {**message.headers, ID: message.id, TYPE: message.type}
+    values[PUBLISHED_AT] = f"{time.time():.3f}"
+    if message.key:
+        values[KEY] = message.key
+    properties = _properties(values)
+    try:
+        correlation = message.correlation_id.encode()
+        if max(len(correlation), len(message.content_type.encode())) > MOST_BYTES_OF_TEXT:
+            msg = f"its content type or correlation id is longer than {MOST_BYTES_OF_TEXT} bytes"
+            raise ValueError(msg)
+        if not message.content_type.isprintable():
+            msg = "its content type is not plain text"
+            raise ValueError(msg)
+    except ValueError as error:
+        msg = f"this message cannot be sent: {error}"
+        raise BrokerRefused(msg) from error
+    if message.content_type:
+        properties.ContentType = message.content_type
+    if correlation:
+        properties.CorrelationData = correlation
+    return properties
+
+
+def _fields(properties: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of PROPERTIES: of the protocol's properties, else of headers with their names."""
+    fields = {PROPERTIES[name]: headers[name] for name in PROPERTIES.keys() & headers}
+    for name, field in NATIVE.items():
+        if value := getattr(properties, name, None):
+            fields[field] = value
+    return fields
+
+
+def _fault_of_topic(topic: str) -> str:
+    """Why no message can be published to it; else empty. Brokers end the connection for some of these."""
+    if "+" in topic or "#" in topic or not topic.isprintable():
+        return "has wildcards or is not plain text"
+    if len(topic.encode()) > MOST_BYTES_OF_TEXT:
+        return f"is longer than {MOST_BYTES_OF_TEXT} bytes"
+    return ""
 
 
 def _copied_properties(
@@ -277,13 +325,13 @@ class _Url(BrokerUrl):
         )
         if len(self.hosts) != 1 or self.path:
             raise self.unreadable()
-        if self.names_tls_files and self.scheme != "mqtts":
+        if {*TLS_OPTIONS} & self.options.keys() and self.scheme != "mqtts":
             msg = f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need mqtts://"
             raise BrokerRefused(msg)
         host, _, port = self.hosts[0].rpartition(":")
         self.host, self.port = host.strip("[]"), int(port)
         self.client_id = self.options.get("client_id", "")
-        self.leaving = self.flag("leaving")
+        self.leaving = flag(self, "leaving")
         self.session_expiry_seconds = self.whole_number(
             "session_expiry_seconds", SESSION_EXPIRY_SECONDS, at_most=LONGEST_EXPIRY_SECONDS
         )
@@ -651,19 +699,21 @@ class MqttBroker(Broker):
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed_retry=False,
-        attempts=True,
         requeue=False,
         dead_letters=False,
-        order=True,
         retains_before_first_consumer=False,
         competing_consumers=False,
+        counts_crashes=False,
         queue_metrics=False,
     )
+    destinations: ClassVar = {"topic": "topic:NAME"}
+    origins = ("topic",)
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL, the topic or the group cannot be used."""
         super().__init__(settings, prefetch)
-        self._url = _Url(settings.broker_url.get_secret_value())
+        self._current_url = CurrentUrl(settings, _Url)
+        self._url = self._current_url()
         self._group = settings.group or settings.source
         self._topic = settings.source
         self._has_wildcards = "+" in self._topic or "#" in self._topic
@@ -677,6 +727,9 @@ class MqttBroker(Broker):
         self._client_id = ""
         self._lock: IO[str] | None = None
         self._connection: _Connection | None = None
+        self._publisher: _Connection | None = None
+        """Of a consumer, for what its handlers publish: a broker may end it for a message that it refuses."""
+        self._opening, self._publishing_alone = asyncio.Lock(), asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._consuming = False
@@ -701,12 +754,12 @@ class MqttBroker(Broker):
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._closing.set()
+        connections = [one for one in (self._connection, self._publisher) if one is not None]
         try:
-            if self._connection is not None:
-                await self._connection.close()
+            await asyncio.gather(*(connection.close() for connection in connections))
         finally:
-            if self._connection is not None:
-                self._connection.end()
+            for connection in connections:
+                connection.end()
             if self._keeper is not None:
                 self._keeper.cancel()
                 await asyncio.wait({self._keeper})
@@ -732,7 +785,14 @@ class MqttBroker(Broker):
     async def _stay_connected(self) -> None:
         """One connection, until it ends."""
         if self._connection is None:
-            self._connection = await self._connect()
+            try:
+                self._connection = await self._connect()
+            except MendableRefusal as refusal:
+                if self._started is None or self._started.done():
+                    raise
+                self._started.set_exception(refusal)  # no outage: the start was refused
+                await self._closing.wait()
+                return
         connection = self._connection
         self.connectivity.established()
         if connection.consuming and self._started is not None and not self._started.done():
@@ -784,6 +844,7 @@ class MqttBroker(Broker):
         return f"{self._group}-publisher-{uuid.uuid4().hex[:12]}"
 
     def _new_connection(self, client_id: str, receive_maximum: int | None) -> _Connection:
+        self._url = self._current_url()
         return _Connection(
             self._url,
             self._requests,
@@ -859,7 +920,7 @@ class MqttBroker(Broker):
 
     def _drop_unacked(self) -> None:
         """The connection ended: the broker redelivers its unacked messages."""
-        for message in [*self.buffer.take_all(), *self.unacked]:
+        for message in [*self._take_back(), *self.unacked]:
             self._release(message)
         for timer in self._delayed.values():
             timer.cancel()
@@ -870,8 +931,9 @@ class MqttBroker(Broker):
 
     def _choose_client_id(self) -> tuple[str, IO[str] | None]:
         """The URL's, or a free one of this machine, with a lock on a file until this consumer ends."""
-        if self._url.client_id:
-            return self._url.client_id, None
+        if client_id := self._url.client_id:
+            several = self.share_count > 1  # each connection needs its own
+            return f"{client_id}-{self._topic}" if several else client_id, None
         from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows; nor is the loop's add_reader
 
         parts = dict.fromkeys([self._group, self._topic, socket.gethostname()])
@@ -917,15 +979,20 @@ class MqttBroker(Broker):
             return
         if not connection.consuming:
             return
+        topic = text_of(ours.get(TOPIC)) or incoming.topic
         if self._has_wildcards:
-            headers[TOPIC_HEADER] = ours.get(TOPIC) or incoming.topic
+            headers[TOPIC_HEADER] = topic
+        event = headers if "specversion" in headers else {}  # a CloudEvent in binary mode
         message = make_message(
             incoming.payload,
-            id=ours.get(ID),
-            type=ours.get(TYPE),
+            id=ours.get(ID) or event.get("id"),
+            type=ours.get(TYPE) or event.get("type"),
             headers=headers,
             failures=ours.get(ATTEMPTS),
+            published_at=ours.get(PUBLISHED_AT),
             receipt=_Receipt(connection, incoming),
+            origin={"topic": topic},
+            properties=_fields(incoming.properties, headers),
         )
         if self.stopped:  # unacknowledged, it stays in the session
             self._still_in_flight(message)
@@ -1006,32 +1073,58 @@ class MqttBroker(Broker):
             raise
         if code == NO_SUBSCRIBER:
             reason = dict(properties.UserProperty)[REASON]
-            log.error("dead_letter_dropped", id=message.id, topic=topic, reason=reason)
+            log.error("dead_letter_dropped", message_id=message.id, topic=topic, reason=reason)
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
         """As in `Publisher`. Raises BrokerRefused without a subscriber: the broker has dropped the message."""
-        if self._has_wildcards:
-            msg = f"messages cannot be published to {self._topic!r}: it has wildcards"
-            raise BrokerRefused(msg)
-        connection = self._connected()
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
-            publishing = [
-                self._publish(
-                    connection,
-                    self._topic,
-                    message.body,
-                    _properties({**message.headers, ID: message.id, TYPE: message.type}),
-                )
-                for message in messages[start : start + PUBLISH_AT_ONCE]
-            ]
-            for outcome in await asyncio.gather(*publishing, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                if outcome == NO_SUBSCRIBER:
-                    msg = f"{self._url.redacted} dropped the message: {self._topic!r} has no subscriber yet"
-                    raise BrokerRefused(msg)
+            batch, connection = messages[start : start + PUBLISH_AT_ONCE], await self._to_publish()
+            publishing = [self._publish_one(connection, message) for message in batch]
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            failures = [outcome for outcome in outcomes if outcome is not None]
+            if failures and self._consuming and connection.ended.done():
+                failed = (m for m, outcome in zip(batch, outcomes, strict=True) if outcome)
+                failures = await self._publish_alone(failed)
+            for failure in failures:
+                raise failure
+
+    async def _publish_alone(self, messages: Iterable[OutgoingMessage]) -> list[BaseException]:
+        """One after the other: the broker has ended the connection, perhaps for one of them; returns why some failed."""
+        failures: list[BaseException] = []
+        async with self._publishing_alone, self._requests.bounded():
+            for message in messages:
+                connection = await self._to_publish()
+                try:
+                    await self._publish_one(connection, message)
+                except BrokerError as error:
+                    failures.append(error)
+        return failures
+
+    async def _publish_one(self, connection: _Connection, message: OutgoingMessage) -> None:
+        _, topic = self.destination_of(message)
+        if fault := _fault_of_topic(topic):
+            msg = f"messages cannot be published to {topic[:200]!r}: it {fault}"
+            raise BrokerRefused(msg)
+        properties = _outgoing_properties(message)
+        code = await self._publish(connection, topic, message.body, properties)
+        if code == NO_SUBSCRIBER:
+            msg = f"{self._url.redacted} dropped the message: {topic!r} has no subscriber yet"
+            raise BrokerRefused(msg)
+
+    async def _to_publish(self) -> _Connection:
+        if not self._consuming:
+            return self._connected()
+        async with self._opening:
+            if self._publisher is not None and self._publisher.ended.done():
+                self._largest_packet = min(self._largest_packet, self._publisher.largest_packet)
+                self._publisher = None
+            if self._publisher is None:
+                publisher = self._new_connection(self._publisher_id(), None)
+                await publisher.open()
+                self._publisher = publisher
+            return self._publisher
 
     async def _publish(
         self, connection: _Connection, topic: str, body: bytes, properties: Any
@@ -1043,6 +1136,8 @@ class MqttBroker(Broker):
             code = await connection.publish(topic, body, properties)
             if code == NOT_AUTHORIZED:
                 # Some Mosquittos end the connection after such an answer: without this, each message would do that.
+                denied = self._denied_until.items()
+                self._denied_until = {name: until for name, until in denied if until > now}
                 self._denied_until[topic] = now + DENIED_SECONDS
         if code >= 128:
             reason = _name_of(PacketTypes.PUBACK, code)
@@ -1071,16 +1166,15 @@ class MqttBroker(Broker):
             "session expires after": f"{self._url.session_expiry_seconds} seconds",
         }
 
-    def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        raise self._no_dead_letters()
-
     async def count_dead_letters(self) -> int:
         raise self._no_dead_letters()
 
-    def replay_dead_letters(self) -> AsyncIterator[int]:
+    def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
         raise self._no_dead_letters()
 
-    def purge_dead_letters(self) -> AsyncIterator[int]:
+    def _take_letters(
+        self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
         raise self._no_dead_letters()
 
     def _no_dead_letters(self) -> BrokerRefused:

@@ -1,9 +1,9 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """NATS JetStream 2.9 or later, by nats-py: a stream, and a durable pull consumer named by the group.
 
 ``nats://user:password@one:4222,two:4222`` or ``nats://token@host``; ``tls://`` requires TLS. Options:
-``?ack_wait_seconds=30`` (after which a dead consumer's messages are redelivered), ``replicas=3`` (of created streams),
-``subject=`` (to publish to), ``domain=``, ``inbox=`` (prefix of reply subjects), ``creds=`` and ``nkey=`` (files),
+``?ack_wait_seconds=30`` (after which a dead consumer's messages are redelivered), ``filter_subjects=`` (of the consumer), ``replicas=3`` (of created streams),
+``subject=`` (to publish to), ``deliver_policy=`` (where a consumer that is created begins), ``domain=``, ``inbox=`` (prefix of reply subjects), ``creds=`` and ``nkey=`` (files),
 ``cafile=``, ``certfile=`` and ``keyfile=``.
 
 `NatsBroker.declare` creates a stream that does not exist as a work queue, which serves one group. An existing stream is
@@ -27,6 +27,7 @@ import random
 import re
 import time
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -36,10 +37,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import structlog
 from nats.aio.client import Client, RawCredentials
@@ -47,16 +49,19 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error, NoRespondersError, SecureConnWantedError
 
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+from .connectivity import Connectivity
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
+    PREFIX,
     REASON,
     SHORTENED,
     count_of,
     fit_dead_letter,
+    headers_of,
     json_object,
     make_dead_letter,
     make_message,
@@ -64,8 +69,8 @@ from .delivery import (
     text_of,
 )
 from .requests import Requests, Rule
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
-from .url import TLS_OPTIONS, BrokerUrl
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
 T = TypeVar("T")
 
@@ -87,11 +92,11 @@ SILENCE_SECONDS = 6.0
 """A pull is lost when the broker has not mentioned it for this long."""
 FLOOR_SECONDS = 10.0
 """How often a consumer of ours is asked up to which message all are acked, in case it is deleted."""
+ACKS_SECONDS = 5.0
+"""How long acks are remembered at least: the server writes them to its disk with a delay, a loaded one a long one."""
 MOST_RECENT_ACKS = 10_000
 PUBLISH_AT_ONCE = 100
 
-DELIVERY_LIMIT = 1000
-"""A message that was delivered this many times more than handlers failed on it kills its consumers."""
 RECORD_SECONDS = 30 * 86_400.0
 """How long the record of a message's failures is stored."""
 MOST_HEADER_BYTES = 65_535
@@ -107,36 +112,44 @@ OURS = "Created by a service of cookiecutter-consumer, which creates it again wh
 
 ID = "Nats-Msg-Id"
 """Header: of messages with the same one, the broker stores the first within two minutes."""
-FIRST_ID = "x-consumer-id"
+FIRST_ID = f"{PREFIX}id"
 """Header: the message's id, where ID must be another one."""
-TYPE = "x-consumer-type"
-EXTRAS = "x-consumer-json"
+TYPE = f"{PREFIX}type"
+EXTRAS = f"{PREFIX}json"
 """Header: JSON of what other headers cannot hold: an odd ``id`` or ``type``, and the odd ones of ``headers``."""
-GROUP = "x-consumer-group"
+GROUP = f"{PREFIX}group"
 """Header of a dead letter that was replayed: other groups have handled it."""
-SUBJECT = "x-consumer-subject"
+SUBJECT = f"{PREFIX}subject"
 """Header of a dead letter: the subject that it was published to first."""
-DUE = "x-consumer-due"
+DUE = f"{PREFIX}due"
 """Header of a message that was deleted from the stream in flight, and published again for its retry: Unix seconds.
 It has ATTEMPTS and GROUP too."""
 
 ACK, TERM, NAK, IN_PROGRESS = b"+ACK", b"+TERM", b"-NAK", b"+WPI"
 # Error codes of JetStream's API.
-NO_CONSUMER, NO_MESSAGE, NAME_IN_USE, NO_STREAM, SUBJECTS_OVERLAP = (
+NO_CONSUMER, NO_MESSAGE, NO_SEQUENCE, NOT_DELETED, NAME_IN_USE, NO_STREAM, SUBJECTS_OVERLAP = (
     10014,
     10037,
+    10043,
+    10057,
     10058,
     10059,
     10065,
 )
 
 OPTIONS = (
-    *("ack_wait_seconds", "replicas", "subject", "domain", "inbox", "creds", "nkey"),
-    *TLS_OPTIONS,
+    *("ack_wait_seconds", "filter_subjects", "replicas", "subject", "domain", "inbox"),
+    *("creds", "nkey", "deliver_policy", *TLS_OPTIONS),
 )
+FILTERS = ("filter_subject", "filter_subjects")
+DELIVER_POLICIES = ("all", "new", "last", "last_per_subject")
 NOT_IN_A_NAME = re.compile(r"[\s.*>/\\]")
 CONCRETE_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
-HEADER_NAME = re.compile(r"(?!nats-|x-consumer-)[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.I)
+RESERVED_SUBJECTS = ("$JS.", "$SYS.")
+"""Of the server: a message there may be a command."""
+LONGEST_SUBJECT = 1000
+"""For a longer line of its protocol (by default 4096 bytes) the server closes the connection."""
+HEADER_NAME = re.compile(rf"(?!nats-|{PREFIX})[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.I)
 
 log = structlog.get_logger()
 
@@ -145,7 +158,7 @@ if logging.getLogger("nats").level == logging.NOTSET:
     logging.getLogger("nats").setLevel(logging.CRITICAL)
 
 
-class JetStreamRefused(BrokerRefused):
+class JetStreamRefused(MendableRefusal):
     """JetStream's answer was an error of this code."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -153,19 +166,15 @@ class JetStreamRefused(BrokerRefused):
         self.code = code
 
 
-class NotAuthorized(BrokerDenied):
-    """The server refused the credentials."""
-
-
 RULES = (
     Rule(Error, BrokerDenied, "{error}", "(?i)permissions violation"),
     Rule(
         Error,
-        NotAuthorized,
+        BrokerDenied,
         "the server refused the user, the password, the token or the key",
         "(?i)(authorization|authentication) (violation|expired|revoked)",
     ),
-    Rule(SecureConnWantedError, BrokerRefused, "the server offers no TLS"),
+    Rule(SecureConnWantedError, MendableRefusal, "the server offers no TLS"),
     Rule(
         NoRespondersError,
         BrokerUnavailable,
@@ -182,12 +191,25 @@ class NatsUrl(BrokerUrl):
         super().__init__(text, like=like, options=OPTIONS)
         if not self.hosts or self.path:
             raise self.unreadable()
-        self.requires_tls = self.scheme == "tls" or self.names_tls_files
+        self.requires_tls = self.scheme == "tls" or bool({*TLS_OPTIONS} & self.options.keys())
         self.subject = self.options.get("subject")
         self.api = f"$JS.{domain}.API" if (domain := self.options.get("domain")) else "$JS.API"
         self.ack_wait_seconds = self.number("ack_wait_seconds", 0, at_least=0.1)
         """0 if the URL names none."""
+        filters = self.options.get("filter_subjects", "").split(",")
+        self.filter: dict[str, Any] = {"filter_subjects": filters} if len(filters) > 1 else {}
+        """Of the consumer; a server before 2.10 has one subject only. Empty if the URL names none."""
+        if len(filters) == 1 and filters[0]:
+            self.filter = {"filter_subject": filters[0]}
+        if not all(filters) and "filter_subjects" in self.options:
+            msg = "CONSUMER_BROKER_URL: filter_subjects has an empty name: write orders.created,orders.paid"
+            raise BrokerRefused(msg)
         self.replicas = self.whole_number("replicas", 1, at_most=5)
+        self.deliver_policy = self.options.get("deliver_policy", DELIVER_POLICIES[0])
+        if self.deliver_policy not in DELIVER_POLICIES:
+            known = ", ".join(DELIVER_POLICIES)
+            msg = f"CONSUMER_BROKER_URL: deliver_policy must be one of {known}"
+            raise BrokerRefused(msg)
 
     def connect_options(self) -> dict[str, Any]:
         """Of nats-py. Files are read for each connection, since they are renewed on disk."""
@@ -327,9 +349,10 @@ class Connection(Client):
         answer: dict[str, Any] = json.loads(message.data)
         if refusal := answer.get("error"):
             msg = f"{self._url.redacted}: {refusal.get('description', refusal)}"
-            if refusal.get("code", 500) >= 500:
+            code = refusal.get("err_code", 0)
+            if refusal.get("code", 500) >= 500 and code != NOT_DELETED:
                 raise BrokerUnavailable(msg)
-            raise JetStreamRefused(msg, refusal.get("err_code", 0))
+            raise JetStreamRefused(msg, code)
         return answer
 
     async def api(self, call: str, **request: Any) -> dict[str, Any]:
@@ -363,6 +386,7 @@ class Connection(Client):
     async def ping(self) -> None:
         """Returns when the broker has read everything that was sent before."""
         async with self.bounded():
+            await self._flush_pending(force_flush=True)  # else the PING overtakes what is buffered
             # With a longer timeout of its own: the PONG for a flush that gave up would end nats-py's reading.
             await self.flush(math.ceil(2 * ANSWER_SECONDS))
 
@@ -371,6 +395,27 @@ class Connection(Client):
         if msg := message.why_too_large(self.max_payload):
             raise BrokerRefused(msg)
         await self.ask(message.subject, message.body, message.headers or None)
+
+    async def store_anywhere(self, message: Outgoing) -> None:
+        """As `store`, to a subject that needs not be of the source: without a stream for it the connection stays."""
+        if reason := message.why_too_large(self.max_payload):
+            raise BrokerRefused(f"to the subject {message.subject!r}: {reason}")
+        async with self.bounded():
+            try:
+                answer = await self.request(
+                    message.subject, message.body, 2 * ANSWER_SECONDS, headers=message.headers
+                )
+            except NoRespondersError as error:
+                msg = f"{self._url.redacted}: no stream has the subject {message.subject!r}"
+                raise BrokerRefused(msg) from error
+        stored = json_object(answer.data)
+        if "error" in stored or "stream" not in stored:
+            refusal = stored.get("error") or "another program answered, and no stream"
+            why = refusal.get("description") if isinstance(refusal, dict) else refusal
+            msg = (
+                f"{self._url.redacted}: no stream stored the message to {message.subject!r}: {why}"
+            )
+            raise BrokerRefused(msg)
 
     # -- parts of nats-py, replaced: on an error, nats-py closes from tasks that are being cancelled here
 
@@ -421,6 +466,8 @@ class Delivery:
     """Its sequence and its time in the stream: unique, also when the stream is created again."""
     subject: str
     deliveries: int = 1
+    settled: int = 0
+    """How many of the deliveries ended with a retry or a requeue, not with a crash."""
     reply: str = ""
     """The subject that settlements are sent to; empty once the consumer was deleted."""
     held_until: float = 0
@@ -458,10 +505,8 @@ def _parse_headers(block: bytes) -> dict[str, str]:
 def _make_message(body: bytes, headers: Mapping[str, str], delivery: Delivery) -> Message:
     values: dict[str, Any] = dict(headers)
     broker_id = values.pop(ID, "")
-    id = values.pop(FIRST_ID, "") or broker_id or delivery.key
-    type = values.pop(TYPE, None)
-    if type is None:  # another producer may have it at the end of the subject: orders.order_created
-        type = delivery.subject.rpartition(".")[2] if "." in delivery.subject else ""
+    id = values.pop(FIRST_ID, "") or broker_id
+    type = values.pop(TYPE, "")
     values.pop(GROUP, None)
     failures = values.pop(ATTEMPTS, 0) if DUE in values else 0
     values.pop(DUE, None)
@@ -470,7 +515,17 @@ def _make_message(body: bytes, headers: Mapping[str, str], delivery: Delivery) -
         id, type = extras.get("id") or id, extras.get("type") or type
         odd = extras.get("headers")
         values |= odd if isinstance(odd, dict) else {}
-    return make_message(body, id=id, type=type, headers=values, failures=failures, receipt=delivery)
+    return make_message(
+        body,
+        id=id,
+        fallback_id=delivery.key,
+        type=type,
+        headers=values,
+        failures=failures,
+        published_at=seconds_of(delivery.key.partition("-")[2]) / 1e9,
+        receipt=delivery,
+        origin={"subject": delivery.subject},
+    )
 
 
 def _headers_of(message: OutgoingMessage) -> dict[str, str]:
@@ -482,7 +537,7 @@ def _headers_of(message: OutgoingMessage) -> dict[str, str]:
     for name, text in (("id", message.id), ("type", message.type)):
         if text != _plain(text):
             extras[name] = text
-    for name, value in message.headers.items():
+    for name, value in headers_of(message).items():
         if _is_plain(value) and HEADER_NAME.fullmatch(name):
             headers[name] = value
         else:
@@ -490,7 +545,7 @@ def _headers_of(message: OutgoingMessage) -> dict[str, str]:
     if extras:
         try:
             headers[EXTRAS] = json.dumps(extras)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             msg = f"this message cannot be sent: {error}"
             raise BrokerRefused(msg) from error
     return headers
@@ -538,6 +593,27 @@ def _matches(subject: str, pattern: str) -> bool:
     return len(tokens) == len(patterns) and all(p in ("*", t) for t, p in pairs)
 
 
+def _is_another(known: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
+    """Whether the consumer was deleted and created again since it was known.
+
+    A restart of nats-server 2.10 moves the time of its creation by a moment, which is still before it was known.
+    """
+    was, now, known_at = (
+        datetime.fromisoformat(time)
+        for time in (known["created"], info["created"], known.get("ts") or known["created"])
+    )
+    return now > known_at or not timedelta(0) <= now - was < timedelta(seconds=1)
+
+
+def _fault_of_subject(subject: str) -> str:
+    """Why no message can be published to it; else empty."""
+    if not (CONCRETE_SUBJECT.fullmatch(subject) and subject.isprintable()):
+        return "has spaces, wildcards or an empty part"
+    if len(subject.encode()) > LONGEST_SUBJECT:
+        return f"is longer than {LONGEST_SUBJECT} bytes"
+    return "is the server's own" if subject.startswith(RESERVED_SUBJECTS) else ""
+
+
 def _only_subject(stream: str, subjects: list[str]) -> str | None:
     """The subject to publish to, if there is no choice."""
     concrete = [subject for subject in subjects if CONCRETE_SUBJECT.fullmatch(subject)]
@@ -549,9 +625,10 @@ def _only_subject(stream: str, subjects: list[str]) -> str | None:
 class NatsBroker(Broker):
     """One stream and one consumer of it. Raises BrokerRefused if the URL or a name cannot be used."""
 
-    capabilities = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
-    )
+    capabilities = Capabilities()
+    acks_late = True  # also after the ack wait: the message was handled
+    destinations: ClassVar = {"subject": "subject:NAME"}
+    origins = ("subject",)
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
@@ -560,7 +637,8 @@ class NatsBroker(Broker):
         self._dead = f"{self._stream}_dead"
         self._dead_subject = f"{self._dead}.{self._group}"
         self._attempts = f"{self._stream}_attempts"
-        self._url = NatsUrl(settings.broker_url.get_secret_value())
+        self._current_url = CurrentUrl(settings, NatsUrl)
+        self._url = self._current_url()
         self.connectivity = Connectivity(self._url.redacted)
         self._connection: Connection | None = None
         self._subject: str | None = self._url.subject or self._stream  # to publish to
@@ -569,8 +647,11 @@ class NatsBroker(Broker):
             str, dict[str, Any]
         ] = {}  # what was read last of streams and the consumer
         self._waiting_for = ""  # what was deleted, and is not ours
-        self._next_tick = self._next_floor = 0.0  # event loop time
+        self._next_tick = self._next_floor = self._forget_at = 0.0  # event loop time
         self._ack_wait = ACK_WAIT_SECONDS
+        self._most = max(
+            settings.max_deliveries or 2**31, 2
+        )  # deliveries of a suspect that never began
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
         self._closing = asyncio.Event()
@@ -583,7 +664,7 @@ class NatsBroker(Broker):
         self._redelivered: list[Message] = []
         # Settled during an outage: the message, the settlement, and what to send.
         self._unsent: list[tuple[Message, str, bytes]] = []
-        # Acks of the last two ticks, key to reply: a server that crashes may not have them on its disk.
+        # The last acks, key to reply: a server that crashes may not have them on its disk.
         self._recent_acks: dict[str, str] = {}
         self._older_acks: dict[str, str] = {}
         self._done_keys: list[str] = []  # of messages whose records of failures can be deleted
@@ -640,6 +721,7 @@ class NatsBroker(Broker):
     async def _connect(self) -> Connection:
         """To the first of the hosts that answers; what was declared is declared again there."""
         outage: BrokerUnavailable | None = None
+        self._url = self._current_url()
         for host in random.sample(self._url.hosts, len(self._url.hosts)):
             connection = Connection(self._url, self._wake.set)
             try:
@@ -663,6 +745,10 @@ class NatsBroker(Broker):
         self._declared = True
         self._next_tick = 0.0  # by the ack wait that is known now
         self._wake.set()
+
+    async def delete(self) -> None:
+        for stream in (self._stream, self._dead, self._attempts):
+            await self._reachable().api_unless([NO_STREAM], f"STREAM.DELETE.{stream}")
 
     async def _declare(self, connection: Connection) -> None:
         config = await self._declare_stream(
@@ -733,18 +819,24 @@ class NatsBroker(Broker):
             info = await self._create_consumer(connection, what)
         config = info["config"]
         _check_consumer(what, config)
-        ack_wait = round(self._url.ack_wait_seconds * 1e9)
-        if ack_wait and ack_wait != config["ack_wait"]:
-            config = {**config, "ack_wait": ack_wait}
+        wanted = {
+            **config,
+            "ack_wait": round(self._url.ack_wait_seconds * 1e9) or config["ack_wait"],
+        }
+        if self._url.filter:
+            wanted = {name: wanted[name] for name in wanted.keys() - {*FILTERS}} | self._url.filter
+        if wanted != config:
+            config = wanted
             info = await self._configure_consumer(connection, config)
         self._ack_wait = config["ack_wait"] / 1e9
-        self._known[what] = info
+        stream = self._known[f"the stream {self._stream!r}"]
+        self._known[what] = {**info, "stream_created": stream["created"]}
         if known is None:
             if 0 < (limit := config.get("max_ack_pending", -1)) < 10 * self.prefetch:
                 log.warning(
                     "max_ack_pending", limit=limit, consumer=self._group, reason=FEW_PENDING
                 )
-        elif known["created"] != info["created"]:
+        elif _is_another(known, info):
             self._forget_replies()
 
     async def _create_consumer(self, connection: Connection, what: str) -> dict[str, Any]:
@@ -755,10 +847,13 @@ class NatsBroker(Broker):
             "ack_wait": round(ACK_WAIT_SECONDS * 1e9),
             "max_deliver": -1,  # beyond a limit the broker silently drops a message
             "max_ack_pending": -1,  # delayed messages count too; the pulls are our limit
+            **self._url.filter,
         }
         config = self._config_again(what, config)
         floor = self._known.get(what, {}).get("ack_floor", {}).get("stream_seq", 0)
         config = {k: v for k, v in config.items() if k not in ("deliver_policy", "opt_start_seq")}
+        if what not in self._known:
+            config["deliver_policy"] = self._url.deliver_policy
         stream = self._known[f"the stream {self._stream!r}"]
         same_stream = self._known.get(what, {}).get("stream_created") == stream["created"]
         if floor and same_stream and stream["config"]["retention"] != "workqueue":
@@ -819,6 +914,7 @@ class NatsBroker(Broker):
     async def start(self) -> None:
         self._fetching = True
         self._wake.set()
+        await self._pull_once(self._reachable())
 
     async def _stop_fetching(self) -> None:
         self._fetching = False
@@ -839,22 +935,18 @@ class NatsBroker(Broker):
         # make it lose track of the message until the ack wait is over (2.9.10 does).
         await connection.api_unless([NO_CONSUMER, NO_STREAM], self._info_of_consumer)
 
-    async def __anext__(self) -> Message:
-        message = await self._next_held()
-        if not self.buffer.takeable and self._has_room():
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
+        return self._next_held()
+
+    def _is_taken(self, message: Message) -> bool:
+        if not self._has_takeable() and self._has_room():
             self._wake.set()
-        return message
+        return super()._is_taken(message)
 
     def _lost_because(self, message: Message) -> str:
         if message.receipt.held_until > asyncio.get_running_loop().time():
             return ""
         return "the ack wait had passed" if message.receipt.reply else "its consumer was deleted"
-
-    def _holds(self, message: Message, settlement: str) -> bool:
-        # An ack is correct also after the ack wait: the message was handled.
-        return (settlement == "ack" and message in self.unacked) or super()._holds(
-            message, settlement
-        )
 
     def _release(self, message: Message) -> None:
         super()._release(message)
@@ -877,11 +969,9 @@ class NatsBroker(Broker):
             if self._connection is None:
                 self._connection = await self._connect()
             await self._resend(self._connection)
+            await self._pull_once(self._connection)
             self.connectivity.established()
             await self._serve(self._connection)
-        except (NotAuthorized, JetStreamRefused) as refusal:
-            # It was accepted before; and the next connection creates deleted streams, if it can.
-            raise self._lost(BrokerUnavailable(str(refusal))) from refusal
         except BrokerError as error:
             raise self._lost(error) from error.__cause__
         finally:
@@ -910,6 +1000,11 @@ class NatsBroker(Broker):
             await self._wake.wait()
             timer.cancel()
 
+    async def _pull_once(self, connection: Connection) -> None:
+        """Raises BrokerDenied for a missing right, which ends the connection."""
+        await self._pull(connection)
+        await connection.ping()
+
     async def _pull(self, connection: Connection) -> None:
         if self._fetching and self._subscription is None:
             self._inbox = connection.new_inbox()
@@ -922,7 +1017,7 @@ class NatsBroker(Broker):
         if self._has_room():
             if not self._pulled_count:
                 self._pull_heard_at = asyncio.get_running_loop().time()
-            room = self.prefetch - len(self.unacked) - self._pulled_count
+            room = self._room() - self._pulled_count
             self._pulled_count += room
             await connection.publish(
                 f"{self._url.api}.CONSUMER.MSG.NEXT.{self._stream}.{self._group}",
@@ -933,7 +1028,7 @@ class NatsBroker(Broker):
 
     def _has_room(self) -> bool:
         """Whether it is time for a pull: when half of the prefetch is free, or no message is left to take."""
-        room = self.prefetch - len(self.unacked) - self._pulled_count
+        room = self._room() - self._pulled_count
         none_left = self._pulled_count == 0 and not self.buffer.takeable
         return self._fetching and room > 0 and (none_left or room >= self.prefetch // 2)
 
@@ -979,8 +1074,10 @@ class NatsBroker(Broker):
         elif (held := self._by_key.get(key)) is not None:
             # After an outage longer than the ack wait, the message was redelivered to this consumer.
             held.receipt.reply, held.receipt.held_until = msg.reply, held_until
+            held.deliveries += int(tokens[at]) - held.receipt.deliveries
+            held.receipt.deliveries = int(tokens[at])
         else:
-            delivery = Delivery(key, msg.subject, int(tokens[at]), msg.reply, held_until)
+            delivery = Delivery(key, msg.subject, int(tokens[at]), 0, msg.reply, held_until)
             message = self._by_key[key] = _make_message(msg.data, headers, delivery)
             delay = min(seconds_of(headers.get(DUE)) - time.time(), RECORD_SECONDS)
             if delay > 0 and delivery.deliveries == 1:
@@ -996,28 +1093,26 @@ class NatsBroker(Broker):
     async def _look_up_attempts(self, connection: Connection) -> None:
         messages, self._redelivered = self._redelivered, []
         try:
-            counts = await _gather(self._failures(connection, message) for message in messages)
+            records = await _gather(self._record(connection, message) for message in messages)
         except BaseException:
             self._redelivered[:0] = messages
             raise
-        for message, count in zip(messages, counts, strict=True):
-            message.attempt = max(count + 1, message.attempt)
-            deliveries = message.receipt.deliveries
-            if deliveries - count > DELIVERY_LIMIT and not self.stopped:
-                reason = f"delivered {deliveries} times, and never settled"
-                log.error("message_rejected", id=message.id, reason=reason)
-                await self.reject(message, reason)
-            elif not self._deliver(message):
+        for message, record in zip(messages, records, strict=True):
+            failures = count_of(record.get("attempts"))
+            message.attempt = max(failures + 1, message.attempt)
+            message.receipt.settled = count_of(record.get("deliveries")) or failures
+            message.deliveries = max(1, message.receipt.deliveries - message.receipt.settled)
+            if not record.get("begun") and message.deliveries <= 2 * self._most:
+                message.deliveries = min(message.deliveries, self._most)  # it only waited
+            if not self._deliver(message):
                 await self.requeue(message)
 
-    async def _failures(self, connection: Connection, message: Message) -> int:
+    async def _record(self, connection: Connection, message: Message) -> dict[str, Any]:
+        """What was stored of the message at a retry, or when a suspect was requeued; empty without one."""
         subject = self._record_of(message.receipt.key)
         get = f"STREAM.MSG.GET.{self._attempts}"
         answer = await connection.api_unless([NO_MESSAGE], get, last_by_subj=subject)
-        if answer is None:
-            return 0
-        record = json_object(base64.b64decode(answer["message"].get("data", "")))
-        return count_of(record.get("attempts"))
+        return json_object(base64.b64decode(answer["message"].get("data", ""))) if answer else {}
 
     def _record_of(self, key: str) -> str:
         """The subject of the record of a message's failures."""
@@ -1040,10 +1135,10 @@ class NatsBroker(Broker):
         ]
         for delivery in renewed:
             await connection.publish(delivery.reply, IN_PROGRESS)
-        acks, self._recent_acks = self._recent_acks, {}
-        self._older_acks |= acks
         await connection.ping()
-        self._older_acks = acks
+        if now > self._forget_at:
+            self._forget_at = now + ACKS_SECONDS
+            self._older_acks, self._recent_acks = self._recent_acks, {}
         for delivery in renewed:
             delivery.held_until = now + held_seconds
         await self._delete_records(connection)
@@ -1063,7 +1158,7 @@ class NatsBroker(Broker):
             return
         if stream["config"]["retention"] != "workqueue":
             info = await connection.api_unless([NO_CONSUMER, NO_STREAM], self._info_of_consumer)
-            if info and info["created"] == known["created"]:
+            if info and not _is_another(known, info):
                 self._known[what] = {**info, "stream_created": stream["created"]}
 
     # -- settling
@@ -1071,30 +1166,48 @@ class NatsBroker(Broker):
     def _ack(self, message: Message) -> Coroutine[Any, Any, None]:
         return self._send(message, "ack", ACK)
 
-    def _requeue(self, message: Message) -> Coroutine[Any, Any, None]:
-        return self._send(message, "requeue", NAK)
+    async def _requeue(self, message: Message) -> None:
+        if self.suspects.may_kill(message):  # JetStream counts requeues too
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS / 2):
+                    await self._store(self._record_for(message, attempts=message.attempt - 1))
+        await self._send(message, "requeue", NAK)
+
+    async def begin_alone(self, message: Message) -> None:
+        """Ack waits end in any order, so the first suspect that is redelivered needs not be the one that killed the process."""
+        if message.receipt.deliveries > 1:
+            with suppress(BrokerError):
+                await self._store(
+                    self._record_for(message, attempts=message.attempt - 1, begun=True)
+                )
+
+    async def flush(self) -> None:
+        if self._connection is not None and self.connected:
+            await _within(STOP_SECONDS, self._connection.ping())
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        record = {
-            "attempts": message.attempt,
-            "due_at": time.time() + delay_seconds,
-            "id": message.id[:LONGEST_NAME],
-            "reason": reason,
-        }
+        due_at = time.time() + delay_seconds
         delivery: Delivery = message.receipt
-        connection, subject = self._reachable(), self._record_of(delivery.key)
+        connection = self._reachable()
         get, sequence = f"STREAM.MSG.GET.{self._stream}", int(delivery.key.partition("-")[0])
         if await connection.api_unless([NO_MESSAGE, NO_STREAM], get, seq=sequence) is None:
             # Limits, or an operator, deleted it meanwhile: this process has the last copy.
-            headers = {ATTEMPTS: str(message.attempt), DUE: f"{record['due_at']:.3f}"}
+            headers = {ATTEMPTS: str(message.attempt), DUE: f"{due_at:.3f}"}
             headers[GROUP] = self._group
             broker_id = f"{self._stream}-{self._group}-{delivery.key}-{message.attempt}"
             storing = self._store(self._copy_of(message, delivery.subject, broker_id, headers))
             await self._move(message, "retry", storing, lambda it: self._send(it, "retry", TERM))
             return
-        storing = self._store(Outgoing(subject, json.dumps(record).encode(), {}))
+        record = self._record_for(message, attempts=message.attempt, due_at=due_at, reason=reason)
+        storing = self._store(record)
         later = _nak_later(delay_seconds)
         await self._move(message, "retry", storing, lambda it: self._send(it, "retry", later))
+
+    def _record_for(self, message: Message, *, begun: bool = False, **about: Any) -> Outgoing:
+        delivery: Delivery = message.receipt
+        about |= {"id": message.id[:LONGEST_NAME], "begun": begun}
+        about["deliveries"] = delivery.settled if begun else delivery.deliveries
+        return Outgoing(self._record_of(delivery.key), json.dumps(about).encode(), {})
 
     async def _reject(self, message: Message, reason: str) -> None:
         delivery: Delivery = message.receipt
@@ -1139,7 +1252,7 @@ class NatsBroker(Broker):
             if len(self._recent_acks) >= MOST_RECENT_ACKS:
                 self._older_acks, self._recent_acks = self._recent_acks, {}
             self._recent_acks[delivery.key] = delivery.reply
-            if message.attempt > 1:
+            if delivery.deliveries > 1:  # there may be a record
                 self._done_keys.append(delivery.key)
         if not delivery.reply:
             return  # to be acked when the next consumer delivers it
@@ -1150,6 +1263,7 @@ class NatsBroker(Broker):
 
     async def _resend(self, connection: Connection) -> None:
         """Send what was settled in the outage, and acks that the connection or the server may have lost."""
+        self._forget_at = asyncio.get_running_loop().time() + ACKS_SECONDS
         for reply in filter(None, (*self._older_acks.values(), *self._recent_acks.values())):
             await connection.publish(reply, ACK)
         while self._unsent:
@@ -1159,12 +1273,24 @@ class NatsBroker(Broker):
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        connection, subject = self._reachable(), self._subject_to_publish_to()
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        connection = self._reachable()
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             batch = messages[start : start + PUBLISH_AT_ONCE]
-            outgoing = [Outgoing(subject, message.body, _headers_of(message)) for message in batch]
-            await _gather(connection.store(message) for message in outgoing)
+            await _gather(self._publish(connection, message) for message in batch)
+
+    async def _publish(self, connection: Connection, message: OutgoingMessage) -> None:
+        headers = _headers_of(message)
+        if not message.to:
+            subject = self._subject_to_publish_to()
+            return await connection.store(Outgoing(subject, message.body, headers))
+        _, subject = self.destination_of(message)
+        if fault := _fault_of_subject(subject):
+            raise BrokerRefused(f"the subject {subject[:200]!r} {fault}")
+        if not message.has_random_id:
+            # One stream may have both this subject and that of another message with this id.
+            headers |= {ID: f"{subject}-{headers[ID]}", FIRST_ID: _plain(message.id)}
+        await connection.store_anywhere(Outgoing(subject, message.body, headers))
 
     def _subject_to_publish_to(self) -> str:
         if self._subject is None:
@@ -1200,38 +1326,40 @@ class NatsBroker(Broker):
             yield stored
             sequence = stored.sequence + 1
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        if limit <= 0:
-            return
-        async for stored in self._stored_dead_letters():
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[set[int]]:
+        """The sequences that were read and not taken."""
+        yield set()
+
+    async def _present_letters(self, reading: set[int]) -> AsyncGenerator[DeadLetter, None]:
+        last = (await self._dead_state() or {}).get("last_seq", 0)
+        async for stored in self._stored_dead_letters(last):
+            reading.add(stored.sequence)
             yield make_dead_letter(
-                stored.message.body,
-                id=stored.message.id,
-                type=stored.message.type,
+                stored.message,
+                stored,
                 reason=stored.reason,
                 attempts=stored.attempts,
                 dead_lettered_at=stored.dead_lettered_at,
             )
-            limit -= 1
-            if not limit:
-                return
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        moved, batch = 0, []
-        last = (await self._dead_state() or {}).get("last_seq", 0)
-        async for stored in self._stored_dead_letters(last):
-            batch.append(stored)
-            if len(batch) == PUBLISH_AT_ONCE:
-                moved += await self._replay(batch)
-                yield moved
-                batch = []
-        if batch:
-            yield moved + await self._replay(batch)
-
-    async def _replay(self, batch: list[StoredDeadLetter]) -> int:
-        connection, outgoing = self._reachable(), [self._replayed(stored) for stored in batch]
-        await _gather(connection.store(message) for message in outgoing)
-        return await self._purge_dead(seq=batch[-1].sequence + 1)  # all before it were in a batch
+    async def _take_letters(
+        self, reading: set[int], letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        connection = self._reachable()
+        if replay:
+            await _gather(connection.store(self._replayed(letter.receipt)) for letter in letters)
+        sequences = [letter.receipt.sequence for letter in letters]
+        reading.difference_update(sequences)
+        if not any(sequence < sequences[-1] for sequence in reading):
+            yield await self._purge_dead(seq=sequences[-1] + 1)  # all before it were taken
+            return
+        delete = f"STREAM.MSG.DELETE.{self._dead}"
+        answers = await _gather(
+            connection.api_unless([NO_SEQUENCE, NOT_DELETED], delete, seq=sequence, no_erase=True)
+            for sequence in sequences
+        )
+        yield sum(answer is not None for answer in answers)
 
     def _replayed(self, stored: StoredDeadLetter) -> Outgoing:
         subject = stored.subject
@@ -1243,7 +1371,7 @@ class NatsBroker(Broker):
             subject = self._subject_to_publish_to()
         return self._copy_of(stored.message, subject, stored.replay_id, {GROUP: self._group})
 
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
+    async def _purge_all(self) -> AsyncIterator[int]:
         yield await self._purge_dead()
 
     async def _purge_dead(self, **limit: int) -> int:

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """PostgreSQL 13 or later, by asyncpg: durable queues in three tables of an existing database.
 
 ``postgres://user:password@host:5432/database``, several hosts as ``host-a:5432,host-b:5432``, and the options of
@@ -18,7 +18,8 @@ Any program that can insert a row can publish, also in a transaction with its ow
 ``NOTIFY consumer, 'orders'`` spares the message the wait for the poll.
 
 Settlements are batched and written with the next statement, within milliseconds; after a kill in between, those
-messages are redelivered. All times are the database's.
+messages are redelivered. What a handler returns is published by the statement that acknowledges its message: both are
+done, or neither. All times are the database's.
 """
 
 import asyncio
@@ -26,22 +27,25 @@ import json
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
 import asyncpg
 
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import json_object, make_dead_letter, make_message, text_of
+from .connectivity import Connectivity
+from .dead_letters import Page
+from .delivery import count_of, headers_of, json_object, make_dead_letter, make_message, text_of
+from .flags import flag
 from .requests import Requests, Rule
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
-from .url import BrokerUrl
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import BrokerUrl, CurrentUrl
 
 LEASE_SECONDS = 30.0
 POLL_SECONDS = 5.0
@@ -54,11 +58,13 @@ STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 3e9
 """A century; a much longer one does not fit into a timestamp."""
-CRASH_LIMIT = 100
-"""When this many consumers died with a message in flight, the message counts as the cause."""
+CRASH_LIMIT = 1000
+"""When this many consumers died with a message in flight, it becomes a dead letter; CONSUMER_MAX_DELIVERIES is lower."""
 STEP = 500
 """Rows per statement in long work, so that other processes get a turn."""
 STEP_BYTES = 4_000_000
+MOST_CHARACTERS = 200
+"""Of the name of a source: it is also the text of a NOTIFY."""
 
 LABEL = "cookiecutter-consumer queue, schema "
 SCHEMA_VERSION = 1
@@ -81,6 +87,7 @@ CREATE TABLE {schema}.messages (
     id text NOT NULL DEFAULT gen_random_uuid(),
     type text NOT NULL DEFAULT '',
     headers json NOT NULL DEFAULT '{}' CHECK (json_typeof(headers) = 'object'), -- jsonb cannot store \\u0000
+    published_at timestamptz NOT NULL DEFAULT now(),
     body bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE INDEX messages_waiting ON {schema}.messages (source, due_at, seq) WHERE consumer IS NULL;
@@ -110,13 +117,32 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1),
     WHERE nspname = $1 AND relname = 'messages')
 """
 
-PUBLISH = """
+INSERT = """INSERT INTO {schema}.messages (source, id, type, headers, body, due_at)
+    SELECT source, id, type, headers, body,
+        CASE WHEN delay > 0 THEN now() + make_interval(secs => delay) ELSE '-infinity' END"""
+PUBLISH = f"""
 WITH published AS (
-    INSERT INTO {schema}.messages (source, id, type, headers, body)
-    SELECT $1, * FROM unnest($2::text[], $3::text[], $4::json[], $5::bytea[])
+    {INSERT}
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::json[], $5::bytea[], $6::float8[])
+        WITH ORDINALITY AS outgoing (source, id, type, headers, body, delay, place)
+    ORDER BY place
 )
-SELECT pg_notify({channel}, $1)
-"""
+SELECT pg_notify({{channel}}, source) FROM (SELECT DISTINCT unnest($1::text[]) AS source) AS sources
+"""  # nosec B608 # constants
+# With the acks of the messages that lead to them, if these are still this consumer's.
+PUBLISH_AND_ACK = f"""
+WITH acked AS (
+    DELETE FROM {{schema}}.messages WHERE seq = ANY ($2::bigint[]) AND consumer = $1 RETURNING seq AS because
+), published AS (
+    {INSERT}
+    FROM acked JOIN unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::json[], $7::bytea[], $8::float8[])
+        WITH ORDINALITY AS outgoing (because, source, id, type, headers, body, delay, place) USING (because)
+    ORDER BY place RETURNING source
+), notified AS (
+    SELECT pg_notify({{channel}}, source) FROM (SELECT DISTINCT source FROM published) AS sources
+)
+SELECT ARRAY(SELECT because FROM acked), (SELECT count(*) FROM notified)
+"""  # nosec B608 # constants
 
 # The one statement of a busy consumer: it deletes the acked messages and takes ready ones. Meanwhile it locks
 # this consumer's row, so that no other consumer can find the lease expired, and reclaim the messages.
@@ -138,12 +164,13 @@ WITH me AS MATERIALIZED (
 ), taken AS (
     UPDATE {schema}.messages SET consumer = $2
     WHERE seq = ANY (ARRAY(SELECT seq FROM due UNION ALL SELECT seq FROM ready))
-    RETURNING due_at, seq, body, id, type, headers, failures
+    RETURNING due_at, seq, body, id, type, headers, failures, published_at, crashes
 )
-SELECT about.*, seq, body, id, type, headers, failures
+SELECT about.*, seq, body, id, type, headers, failures,
+    extract(epoch FROM published_at)::float8, crashes -- any time, also one that Python has not
 FROM (SELECT
     EXISTS (SELECT FROM me) AS alive,
-    ARRAY(SELECT unnest($3::bigint[]) EXCEPT SELECT seq FROM acked) AS lost,
+    NULLIF(ARRAY(SELECT unnest($3::bigint[]) EXCEPT SELECT seq FROM acked), '{}') AS lost,
     (SELECT extract(epoch FROM due_at - now())::float8 FROM {schema}.messages
         WHERE source = $1 AND consumer IS NULL
             AND due_at > '-infinity' AND due_at > now() AND due_at < 'infinity'
@@ -158,9 +185,12 @@ ORDER BY due_at = '-infinity', due_at, seq -- a delayed message is older than a 
 RETRY = """
 WITH retried AS (
     UPDATE {schema}.messages AS m
-    SET consumer = NULL, failures = attempt, due_at = now() + make_interval(secs => delay)
-    FROM unnest($2::bigint[], $3::integer[], $4::float8[]) AS settled (seq, attempt, delay)
-    WHERE m.seq = settled.seq AND consumer = $1 AND failures <> attempt RETURNING m.seq, source
+    SET consumer = NULL, failures = attempt, crashes = 0,
+        due_at = now() + make_interval(secs => delay)
+    FROM unnest($2::bigint[], $3::integer[], $4::float8[], $5::boolean[])
+        AS settled (seq, attempt, delay, uncounted)
+    WHERE m.seq = settled.seq AND consumer = $1 AND (uncounted OR failures <> attempt)
+    RETURNING m.seq, source
 )
 SELECT seq, pg_notify({channel}, source) FROM retried
 """
@@ -178,7 +208,7 @@ SELECT seq FROM rejected
 """
 REQUEUE = """
 WITH requeued AS (
-    UPDATE {schema}.messages SET consumer = NULL
+    UPDATE {schema}.messages SET consumer = NULL, crashes = 0
     WHERE seq = ANY ($2::bigint[]) AND consumer = $1 RETURNING seq, source
 )
 SELECT seq, pg_notify({channel}, source) FROM requeued
@@ -238,7 +268,7 @@ WITH fatal AS (
     DELETE FROM {{schema}}.consumers WHERE id = ANY ($1::bigint[]) RETURNING source
 )
 SELECT pg_notify({{channel}}, source) FROM gone
-"""
+"""  # nosec B608 # constants
 
 COUNTS = """
 SELECT
@@ -250,16 +280,13 @@ SELECT
 """
 COUNT_DEAD = "SELECT count(*), coalesce(max(seq), 0) FROM {schema}.dead_letters WHERE source = $1"
 NEXT_DEAD = """
-SELECT seq, body, id, type, reason, attempts, extract(epoch FROM dead_lettered_at)::float8
-FROM {schema}.dead_letters WHERE source = $1 AND seq > $2 ORDER BY seq LIMIT 1
+SELECT seq, body, id, type, headers::text, reason, attempts, extract(epoch FROM dead_lettered_at)::float8
+FROM {schema}.dead_letters WHERE source = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4
 """
-TAKE_DEAD = f"""
-DELETE FROM {{schema}}.dead_letters WHERE source = $1 AND seq = ANY (ARRAY(
-    SELECT seq FROM {{schema}}.dead_letters WHERE source = $1 AND seq <= $2 ORDER BY seq LIMIT {STEP}
-    FOR UPDATE SKIP LOCKED
-)) RETURNING *
+TAKE_DEAD = """
+DELETE FROM {schema}.dead_letters WHERE source = $1 AND seq = ANY ($2::bigint[]) RETURNING *
 """
-PURGE = f"WITH dead AS ({TAKE_DEAD}) SELECT count(*) FROM dead"
+PURGE = f"WITH dead AS ({TAKE_DEAD}) SELECT count(*) FROM dead"  # nosec B608 # constants
 REPLAY = f"""
 WITH dead AS ({TAKE_DEAD}), replayed AS (
     INSERT INTO {{schema}}.messages (source, id, type, headers, body)
@@ -267,7 +294,7 @@ WITH dead AS ({TAKE_DEAD}), replayed AS (
     FROM dead ORDER BY seq
 )
 SELECT count(*), pg_notify({{channel}}, $1) FROM dead
-"""
+"""  # nosec B608 # constants
 
 # Plans live as long as the connection: one made while a table was empty must not read a million rows. Not sent with
 # the start of the session: PgBouncer would refuse that.
@@ -336,7 +363,18 @@ RULES = (
 )
 
 Connection = Any  # asyncpg.Connection: the package has no types
-Settlement = tuple[Message, str, Any]  # the message, the verb, and the delay or the reason
+Settlement = tuple[
+    Message, str, Any
+]  # the message, the verb, and the delay, the reason or `Published`
+Row = tuple[str, str, str, str, bytes, float]
+"""The source, id, type, headers, body and delay of a message to publish."""
+
+
+class Published(NamedTuple):
+    """What is published with the ack of a message."""
+
+    rows: list[Row]
+    written: "asyncio.Future[None]"
 
 
 class Exchange(NamedTuple):
@@ -346,6 +384,8 @@ class Exchange(NamedTuple):
     lost: set[int]
     """The rows of settlements that came too late."""
     rows: list[Any]
+    refused: dict[int, BrokerRefused]
+    """Why what follows from these rows was not published: they are still this consumer's."""
 
 
 @cache
@@ -358,19 +398,43 @@ def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _row(message: OutgoingMessage) -> tuple[str, str, str, bytes]:
-    """Its id, type, headers and body, as they are stored. Raises BrokerRefused."""
+def _row(source: str, message: OutgoingMessage) -> Row:
+    """As it is stored. Raises BrokerRefused."""
     try:
-        for text in (message.id, message.type):
+        for text in (message.id, message.type, source):
             text.encode()
             if "\0" in text:
-                msg = "its id or its type has a character that PostgreSQL cannot store, U+0000"
+                msg = "its id, its type or its destination has a character that PostgreSQL cannot store, U+0000"
                 raise ValueError(msg)
-        headers = json.dumps(dict(message.headers), allow_nan=False) if message.headers else "{}"
+        if len(source) > MOST_CHARACTERS:
+            msg = f"a source has at most {MOST_CHARACTERS} characters, and not {source[:20]!r}..."
+            raise ValueError(msg)
+        headers = headers_of(message)
+        packed = json.dumps(headers, allow_nan=False) if headers else "{}"
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"this message cannot be sent: {error}"
         raise BrokerRefused(msg) from error
-    return message.id, message.type, headers, message.body
+    delay = min(max(0.0, message.delay_seconds), LONGEST_DELAY_SECONDS)
+    return source, message.id, message.type, packed, message.body, delay
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _steps(items: Iterable[Any], rows_of: Callable[[Any], Sequence[Row]]) -> Iterator[list[Any]]:
+    """Those of one statement each."""
+    step: list[Any] = []
+    count = size = 0
+    for item in items:
+        step.append(item)
+        count += len(rows := rows_of(item))
+        size += sum(len(row[4]) for row in rows)
+        if count >= STEP or size >= STEP_BYTES:
+            yield step
+            step, count, size = [], 0, 0
+    if step:
+        yield step
 
 
 @asynccontextmanager
@@ -385,19 +449,19 @@ async def _transaction(connection: Connection) -> AsyncIterator[None]:
 class PostgresBroker(Broker):
     """One queue in the tables that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
-    capabilities = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
-    )
+    capabilities = Capabilities(delayed_publish=True)
+    dead_letters_at_once = STEP
+    destinations: ClassVar = {"source": "source:NAME"}
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""
         super().__init__(settings, prefetch)
         self._name = settings.source
-        self._url = url = BrokerUrl(
-            settings.broker_url.get_secret_value(),
-            like="postgres://user:password@host:5432/database",
-            options=None,
-        )
+        self._origin = {"source": settings.source}
+        like = "postgres://user:password@host:5432/database"
+        parse = partial(BrokerUrl, like=like, options=None)
+        self._current_url = CurrentUrl(settings, parse)
+        self._url = url = self._current_url()
         for option in FILE_OPTIONS & url.options.keys():
             if not Path(file := url.options[option]).is_file():
                 msg = f"CONSUMER_BROKER_URL: {option}: the file {file} does not exist"
@@ -405,7 +469,7 @@ class PostgresBroker(Broker):
         self._schema = url.options.get("schema") or "consumer"
         self._lease_seconds = url.number("lease_seconds", LEASE_SECONDS, at_least=0.01)
         self._poll_seconds = url.number("poll_seconds", POLL_SECONDS, at_least=0.01)
-        self._pgbouncer = url.flag("pgbouncer")
+        self._pgbouncer = flag(url, "pgbouncer")
         self._address = f"{url.redacted}/{url.path}"
         self._requests = Requests(self._address, CLIENT_ERRORS, RULES, ANSWER_SECONDS)
         self.connectivity = Connectivity(self._address)
@@ -420,6 +484,7 @@ class PostgresBroker(Broker):
         self._answer_lost = False  # the connection ended: its last statement may have been done
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
+        self._limit = 0  # of the last exchange
         self._closing = asyncio.Event()
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
@@ -436,6 +501,11 @@ class PostgresBroker(Broker):
         if not self._has_tables:
             async with self._request() as connection:
                 await self._create_tables(connection)
+
+    async def delete(self) -> None:
+        for table in ("messages", "dead_letters", "consumers"):
+            statement = f"DELETE FROM {{schema}}.{table} WHERE source = $1"  # nosec B608 # constants
+            await self._first_row(statement)
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._fetching = self._entered = False
@@ -499,6 +569,8 @@ class PostgresBroker(Broker):
         connection = await self._open()
         async with self._bounded(connection):
             await self._look(connection)
+            if self._fetcher is not None:
+                await self._check_rights(connection)
         now = asyncio.get_running_loop().time()
         if (
             self._connection is not None
@@ -511,6 +583,7 @@ class PostgresBroker(Broker):
 
     async def _open(self) -> Connection:
         """Try each host, and stop at the first refusal. Raises the error of the last one."""
+        self._url = self._current_url()
         hosts = self._url.hosts or [
             ""
         ]  # without a host asyncpg reads PGHOST, or looks for a socket
@@ -548,7 +621,7 @@ class PostgresBroker(Broker):
         except ConnectionError as error:
             if "rejected SSL upgrade" in str(error):
                 msg = f"{self._address}: no TLS connection: {error}"
-                raise BrokerRefused(msg) from error
+                raise MendableRefusal(msg) from error
             raise
         except asyncio.CancelledError:
             # Cancelled in its first instants, asyncpg leaves an error that is never retrieved.
@@ -565,9 +638,12 @@ class PostgresBroker(Broker):
 
     async def _first_row(self, statement: str, *arguments: object) -> Any:
         """Of a request about this queue; None if there is no row."""
-        async with self._request() as connection:
-            rows = await self._rows(connection, statement, self._name, *arguments)
+        rows = await self._all_rows(statement, *arguments)
         return rows[0] if rows else None
+
+    async def _all_rows(self, statement: str, *arguments: object) -> Any:
+        async with self._request() as connection:
+            return await self._rows(connection, statement, self._name, *arguments)
 
     async def _look(self, connection: Connection) -> None:
         """Whether this server, this pooler and its tables can be used."""
@@ -649,17 +725,20 @@ class PostgresBroker(Broker):
 
     async def start(self) -> None:
         async with self._request() as connection:
-            [(missing,)] = await connection.fetch(MISSING_RIGHTS, self._schema)
+            await self._check_rights(connection)
+        self._fetching = True
+        self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
+
+    async def _check_rights(self, connection: Connection) -> None:
+        [(missing,)] = await connection.fetch(MISSING_RIGHTS, self._schema)
         if missing:
             msg = f"{self._address}: this user lacks the right to {missing}"
             raise BrokerDenied(msg)
-        self._fetching = True
-        self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
     async def _stop_fetching(self) -> None:
         self._fetching = False
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         if self._fetcher is None or self._fetcher.done() or not self.connectivity.up:
             return
         self._flushed.clear()  # until the statement in progress has been answered too
@@ -675,6 +754,9 @@ class PostgresBroker(Broker):
         except Exception as failure:
             self.connectivity.up = False
             self.buffer.fail(failure)
+            for _, verb, about in self._settlements:  # no handler waits for what nobody writes
+                if verb == "publish" and not about.written.done():
+                    about.written.set_exception(failure)
         finally:
             self._flushed.set()
 
@@ -720,10 +802,14 @@ class PostgresBroker(Broker):
 
     def _drop_unacked(self, reason: object) -> None:
         """The messages are redelivered to other consumers: drop those that no worker took."""
-        self.buffer.take_all()
+        self._take_back()
         self.unacked.clear()
-        for message, verb, _ in self._settlements:
-            log_settlement_lost(message, verb, reason)
+        for message, verb, about in self._settlements:
+            if verb != "publish":
+                log_settlement_lost(message, verb, reason)
+            elif not about.written.done():
+                about.written.set_result(None)
+                log_settlement_lost(message, "ack", reason)
         self._settlements.clear()
 
     def _on_notification(self, connection: Connection, pid: int, _channel: str, name: str) -> None:
@@ -733,39 +819,46 @@ class PostgresBroker(Broker):
             self._on_ready()
 
     def _on_ready(self) -> None:
-        if self._room:
+        if self._room() > 0:
             self._wake.set()
 
-    @property
     def _room(self) -> int:
-        return self.prefetch - len(self.unacked) if self._fetching else 0
+        return super()._room() if self._fetching else 0
 
     async def _exchange(self, connection: Connection) -> Exchange:
         """Write settlements and take messages."""
         settlements = self._settlements.copy()
-        limit = min(self._room, STEP)
+        self._limit = limit = max(0, min(self._room(), STEP))
         acked = [message.receipt for message, verb, _ in settlements if verb == "ack"]
         lost: set[int] = set()
+        refused: dict[int, BrokerRefused] = {}
         if len(acked) < len(settlements):
-            lost = await self._write_others(connection, settlements)
+            lost, refused = await self._write_published(connection, settlements)
+            lost |= await self._write_others(connection, settlements)
         rows = await self._rows(connection, EXCHANGE, self._name, self._consumer, acked, limit)
-        lost.update(rows[0]["lost"])
+        lost.update(rows[0]["lost"] or ())
         if self._answer_lost:
             ours = [message.receipt for message in self.unacked]
             ours += [message.receipt for message, _, _ in self._settlements[len(settlements) :]]
             ours += [row["seq"] for row in rows if row["seq"]]
             await self._rows(connection, REQUEUE_OTHERS, self._consumer, ours)
-        return Exchange(settlements, lost, rows)
+        return Exchange(settlements, lost, rows, refused)
 
     def _written(self, exchange: Exchange) -> None:
         """The settlements are committed."""
-        settlements, lost, _ = exchange
+        settlements, lost, _, refused = exchange
         del self._settlements[: len(settlements)]
-        for message, verb, _ in settlements if lost else ():
+        for message, verb, about in settlements:
             if (
                 message.receipt in lost and not self._answer_lost
             ):  # else it was written the first time
-                log_settlement_lost(message, verb, "its lease had expired")
+                told = "ack" if verb == "publish" else verb
+                log_settlement_lost(message, told, "its lease had expired")
+            if verb == "publish" and not about.written.done():
+                if refusal := refused.get(message.receipt):
+                    about.written.set_exception(refusal)
+                else:
+                    about.written.set_result(None)
 
     async def _deliver_taken(self, rows: list[Any]) -> float:
         """Returns in how many seconds a delayed retry is due."""
@@ -773,21 +866,68 @@ class PostgresBroker(Broker):
         if not alive:
             self._renew_at = -math.inf
         some_lost = self._some_in_flight_is_lost()
-        for _, _, _, seq, body, id, type, headers, failures in rows if rows[0]["seq"] else ():
+        for _, _, _, seq, body, id, type, headers, failures, at, crashes in (
+            rows if rows[0]["seq"] else ()
+        ):
             message = make_message(
                 body,
                 id=id,
                 type=type,
                 headers={} if headers == "{}" else json_object(headers),
                 failures=failures,
+                published_at=at,
                 receipt=seq,
+                origin=self._origin,
             )
+            if crashes:
+                message.deliveries += count_of(crashes)
             if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
         requeued, self._answer_lost = self._answer_lost, False
-        if not alive or requeued or (len(rows) == STEP and self._room):
+        is_full = rows[0]["seq"] is not None and len(rows) == self._limit
+        if not alive or requeued or (is_full and self._room() > 0):
             return 0
         return math.inf if next_due_seconds is None else next_due_seconds
+
+    async def _write_published(
+        self, connection: Connection, settlements: list[Settlement]
+    ) -> tuple[set[int], dict[int, BrokerRefused]]:
+        """Acknowledge messages together with what follows from them: as `Exchange.lost` and `Exchange.refused`."""
+        lost: set[int] = set()
+        refused: dict[int, BrokerRefused] = {}
+        # One that was cancelled is requeued.
+        settled = [
+            (message.receipt, about.rows)
+            for message, verb, about in settlements
+            if verb == "publish" and not about.written.cancelled()
+        ]
+        steps = list(_steps(settled, lambda one: one[1]))
+        while steps:
+            step = steps.pop(0)
+            seqs = [seq for seq, _ in step]
+            columns = _columns((seq, *row) for seq, rows in step for row in rows)
+            answer = await self._try(connection, PUBLISH_AND_ACK, self._consumer, *columns)
+            if not isinstance(answer, BrokerRefused):
+                [(acked, _)] = answer
+                lost.update(set(seqs) - set(acked))
+            elif len(step) > 1:  # one of them is the cause
+                steps += [[one] for one in step]
+            else:
+                refused[seqs[0]] = answer
+        return lost, refused
+
+    async def _try(
+        self, connection: Connection, statement: str, *arguments: object
+    ) -> list[Any] | BrokerRefused:
+        """The rows, or why the server refused: the statement alone, and not the connection or its transaction."""
+        try:
+            async with connection.transaction() if self._pgbouncer else nullcontext():
+                return await self._rows(connection, statement, *arguments)
+        except asyncpg.PostgresError as error:
+            refusal = self._requests.translated(error)
+            if not isinstance(refusal, BrokerRefused):
+                raise
+            return refusal
 
     async def _write_others(
         self, connection: Connection, settlements: list[Settlement]
@@ -799,7 +939,12 @@ class PostgresBroker(Broker):
             if not settled:
                 continue
             seqs = [message.receipt for message, _ in settled]
-            columns = [[message.attempt for message, _ in settled], [about for _, about in settled]]
+            columns: list[list[Any]] = [
+                [message.attempt for message, _ in settled],
+                [about for _, about in settled],
+            ]
+            if verb == "retry":
+                columns.append([message.was_tried for message, _ in settled])
             rows = await self._rows(
                 connection, statement, self._consumer, seqs, *(columns if verb != "requeue" else ())
             )
@@ -827,21 +972,36 @@ class PostgresBroker(Broker):
 
     # -- publishing, queue metrics, dead letters
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        step: list[tuple[str, str, str, bytes]] = []
-        size = 0
-        for message in messages:
-            step.append(_row(message))
-            size += len(message.body)
-            if len(step) == STEP or size >= STEP_BYTES:
-                await self._publish(step)
-                step, size = [], 0
-        if step:
-            await self._publish(step)
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        for step in _steps(self._rows_of(messages), lambda row: [row]):
+            publishing = asyncio.ensure_future(self._publish(step))
+            # A handler that is cancelled meanwhile must not end the connection, which is everybody's.
+            publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(publishing)
 
-    async def _publish(self, rows: list[tuple[str, str, str, bytes]]) -> None:
-        await self._first_row(PUBLISH, *map(list, zip(*rows, strict=True)))
+    async def _publish(self, rows: list[Row]) -> None:
+        async with self._request() as connection:
+            answer = await self._try(connection, PUBLISH, *_columns(rows))
+        if isinstance(answer, BrokerRefused):
+            raise answer
         self._on_ready()
+
+    def _rows_of(self, messages: Sequence[OutgoingMessage]) -> list[Row]:
+        return [_row(self.destination_of(message)[1], message) for message in messages]
+
+    async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
+        """In one statement, up to STEP messages and STEP_BYTES."""
+        rows = self._rows_of(outgoing)
+        is_large = len(rows) > STEP or sum(len(row[4]) for row in rows) > STEP_BYTES
+        if is_large or self.buffer.failure is not None:
+            await super().publish_and_ack(message, outgoing)
+            return
+        if self._holds(message, "ack"):
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._settle(message, "publish", Published(rows, written))
+            await written
+            self._release(message)
+        self.buffer.settled(message)
 
     async def describe(self) -> dict[str, int | str]:
         version = self._connection.get_server_version()
@@ -861,42 +1021,28 @@ class PostgresBroker(Broker):
             f"{self._name} consumers": consumers,
         }
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        after = 0
-        for _ in range(limit if self._has_tables else 0):
-            row = await self._first_row(NEXT_DEAD, after)
-            if row is None:
-                return
-            after, body, id, type, reason, attempts, dead_lettered_at = row
-            yield make_dead_letter(
-                body,
-                id=id,
-                type=type,
-                reason=reason,
-                attempts=attempts,
-                dead_lettered_at=dead_lettered_at,
-            )
+    async def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
+        after, last = 0, (await self._first_row(COUNT_DEAD))[1] if self._has_tables else 0
+        page = Page()
+        while last and (rows := await self._all_rows(NEXT_DEAD, after, last, page.count)):
+            for after, body, id, type, text, reason, attempts, at in rows:
+                page.saw(len(body))
+                message = make_message(body, id=id, type=type, headers=json_object(text))
+                yield make_dead_letter(
+                    message, after, reason=reason, attempts=attempts, dead_lettered_at=at
+                )
+            page.turn()
+
+    async def _take_letters(
+        self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        seqs = [letter.receipt for letter in letters]
+        yield (await self._first_row(REPLAY if replay else PURGE, seqs))[0]
+        if replay:
+            self._on_ready()
 
     async def count_dead_letters(self) -> int:
         return int((await self._first_row(COUNT_DEAD))[0]) if self._has_tables else 0
-
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        async for moved in self._in_steps(REPLAY):
-            self._on_ready()
-            yield moved
-
-    def purge_dead_letters(self) -> AsyncIterator[int]:
-        return self._in_steps(PURGE)
-
-    async def _in_steps(self, statement: str) -> AsyncIterator[int]:
-        """Process the present dead letters in steps; yields the number processed so far."""
-        done = 0
-        if not self._has_tables:
-            return
-        _, last = await self._first_row(COUNT_DEAD)
-        while changed := (await self._first_row(statement, last))[0]:
-            done += changed
-            yield done
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> PostgresBroker:

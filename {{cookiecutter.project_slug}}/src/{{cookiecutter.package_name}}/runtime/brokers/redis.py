@@ -1,18 +1,23 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Redis Streams, on Redis 6.2 or later or Valkey, by redis-py: one stream with one consumer group.
 
 ``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``,
-or ``unix:///path/redis.sock?db=0``.
+or ``unix:///path/redis.sock?db=0``; by Sentinel ``redis+sentinel://user:password@sentinel,sentinel:26379/master/0``, and a
+cluster ``redis+cluster://user:password@node,node:6379``. Where the server is, is asked before each connection: after a
+failover, or when a slot has moved, the next one leads to another server.
 
 For ``CONSUMER_SOURCE=orders`` the keys are the stream ``orders``, the stream ``orders.dead``, the sorted set
 ``orders.delayed`` (entries that wait for a retry, by the time when they are due) and the sorted set
-``orders.consumers`` (live consumers, by the time when their leases expire). On a cluster the source is called
-``{orders}``, so that all four are in one slot.
+``orders.consumers`` (live consumers, by the time when their leases expire). On a cluster the others begin with
+``{orders}``, so that all four are in one slot. With ``CONSUMER_GROUP=billing`` the last three end in ``.billing``.
 
-An entry stays in its place in the stream until it is acknowledged, and is deleted then; so a stream has one group. Only
-its owner in the group changes: a consumer, or one of two names that no consumer has. ``delayed`` entries wait for their
+An entry stays in its place in the stream until every group has acknowledged it, and is deleted then. What is added again for
+one group, such as a replayed dead letter, names it, and others acknowledge it unhandled. Only its owner in the group changes: a consumer, or one of two names that no consumer has. ``delayed`` entries wait for their
 retry; ``requeued`` ones are for any consumer with room. A consumer looks there four times a second, before it reads
 new entries.
+
+What a handler returns is published by the script that acknowledges its message, in one step; on a cluster only to streams
+in the same slot. Publishing creates no stream.
 
 A consumer renews its lease while it lives, also while a handler runs for hours. When the lease has expired, another
 consumer requeues its entries. ``?lease_seconds=30`` in the URL is its length; an event loop that is blocked for longer
@@ -25,16 +30,32 @@ import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self, cast
 from urllib.parse import urlencode, urlsplit
 
 import structlog
+from pydantic_core import to_json
+from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     ClusterCrossSlotError,
     ClusterDownError,
@@ -43,19 +64,24 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
 )
 
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+from .connectivity import Connectivity
+from .dead_letters import Page
 from .delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
+    PREFIX,
     REASON,
     count_of,
+    headers_of,
     json_object,
     make_dead_letter,
     make_message,
@@ -64,13 +90,17 @@ from .delivery import (
 )
 from .put_off import backoff_seconds
 from .requests import Requests, Rule
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
-from .url import BrokerUrl
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import BrokerUrl, CurrentUrl
 
 log = structlog.get_logger()
 
 LEASE_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+ASK_SECONDS = 2.0
+"""How long one Sentinel, or one node of a cluster, may take to say where the server is: then the next one is asked."""
+REPLICAS_SECONDS = 3.0
+"""How long replicas may take to confirm what was published, if the URL wants that."""
 ANSWER_SECONDS = 5.0
 """How long the server may leave a request unanswered before that is an outage."""
 CHECK_SECONDS = 1.0
@@ -85,8 +115,8 @@ AT_ONCE = 500
 """Entries per command: other clients of the server get their turn, and Lua's stack is limited."""
 MOST_VALUES = 7000
 """Names and values of an entry that a script can copy: Lua's stack holds 8000."""
-CRASH_LIMIT = 100
-"""When this many consumers died with an entry in flight, the entry counts as the cause."""
+CRASH_LIMIT = 1000
+"""When this many consumers died with an entry in flight, it becomes a dead letter; CONSUMER_MAX_DELIVERIES is lower."""
 FAR_OFF_MS = 10**15
 """In the year 33658, and exact in a sorted set."""
 
@@ -94,14 +124,36 @@ TYPES = (b"stream", b"zset", b"zset", b"stream")
 REQUEUED, DELAYED = "requeued", "delayed"
 """Reserved owner names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
-"""Fields of an entry; others are kept. The headers are a JSON object. A dead letter has REASON, ATTEMPTS and DEAD_LETTERED_AT too."""
-DUE = "x-consumer-due"
+"""Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter has REASON, ATTEMPTS and
+DEAD_LETTERED_AT as well."""
+FIELDS = {BODY, ID, TYPE, HEADERS}
+ENTRY_ID = f"{PREFIX}id"
+"""Field of an entry that was added again, and has no id of its producer: the first id that the server gave it."""
+MOST_WIRES = 20
+"""Connections to other nodes of a cluster, for publishing."""
+DUE = f"{PREFIX}due"
 """Field of an entry that was trimmed in flight and added again: Unix milliseconds. It has ATTEMPTS too."""
+GROUP = f"{PREFIX}group"
+"""Field of an entry that was added again for one of several groups."""
+DUE_FIELD, GROUP_FIELD = DUE.encode(), GROUP.encode()
 
+SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+OWN_OPTIONS = ("lease_seconds", "wait_replicas", *SENTINEL_OPTIONS)
 OPTIONS = (
-    *("db", "lease_seconds", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_check_hostname"),
+    *(
+        "db",
+        "lease_seconds",
+        "wait_replicas",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_certfile",
+        "ssl_check_hostname",
+    ),
     *("ssl_cert_reqs", "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password"),
 )
+
+OUTAGES = (BrokerUnavailable, MendableRefusal)
+"""What ends without a restart: acks and requeues wait for it."""
 
 # The group counts the deliveries of each pending entry. The scripts keep that count as one of their own: the attempt,
 # and in its upper bits how many consumers died with the entry in flight.
@@ -114,7 +166,34 @@ local function call(...)
 end
 """
 """As ``redis.call``; its error names the command, for a user who has not the right to run it."""
-COMMON = f"""{CALL}
+# Deletes acknowledged entries that every other group has acknowledged too.
+DELETE = """
+local others
+local function above(one, other)
+    return #one > #other or #one == #other and one > other
+end
+local function delete(stream, group, ids)
+    if not others then
+        others = {}
+        for _, info in ipairs(call('XINFO', 'GROUPS', stream)) do
+            if info[2] ~= group then others[#others + 1] = info end
+        end
+    end
+    local done = {}
+    for _, id in ipairs(ids) do
+        local ms, number = id:match('(.*)-(.*)')
+        local wanted = false
+        for _, other in ipairs(others) do
+            local read_ms, read = other[8]:match('(.*)-(.*)')
+            local unread = above(ms, read_ms) or ms == read_ms and above(number, read)
+            wanted = wanted or unread or call('XPENDING', stream, other[2], id, id, 1)[1]
+        end
+        if not wanted then done[#done + 1] = id end
+    end
+    if #done > 0 then call('XDEL', stream, unpack(done)) end
+end
+""".replace("    ", "")  # it is sent with each batch of acks
+COMMON = f"""{CALL}{DELETE}
 local stream, delayed, consumers, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me = ARGV[1], ARGV[2]
 local time = call('TIME')
@@ -127,6 +206,15 @@ local gone = {{}} -- entries that were deleted from the stream while no process 
 local function move(id, owner, count)
     local moved = call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
     if #moved == 0 then gone[#gone + 1] = id end -- Redis 6 moves it, and TAKE finds out
+end
+-- Redis undoes nothing: without the right to ZADD, an entry that was moved would wait for ever. But without memory it
+-- refuses only the first write of a script.
+local function wait_until(due, id, count)
+    local added = redis.pcall('ZADD', delayed, due, id)
+    local full = type(added) == 'table' and added.err:find('OOM', 1, true)
+    if type(added) == 'table' and not full then error(added.err .. ' (ZADD)', 0) end
+    move(id, '{DELAYED}', count)
+    if full then call('ZADD', delayed, due, id) end
 end
 local function rest(first)
     local values = {{}}
@@ -148,18 +236,36 @@ local function own_group()
 end
 local function drop(id)
     call('XACK', stream, group, id)
-    call('XDEL', stream, id)
+    delete(stream, group, {{id}})
 end
--- With an id at least; of an entry with too many fields, the last of those that a consumer reads.
+-- With an id at least; of an entry with too many fields, the last of those that a consumer reads. Without a body they are
+-- its body, as for a consumer.
 local function add(key, fields, id)
     local last, entry = named(fields), fields
+    local is_foreign = not last['body']
     if #fields > {MOST_VALUES} then
         entry = {{}}
-        for _, name in ipairs({{'body', 'id', 'type', 'headers', '{REASON}', '{ATTEMPTS}', '{DEAD_LETTERED_AT}', '{DUE}'}}) do
-            if last[name] then entry[#entry + 1] = name entry[#entry + 1] = last[name] end
+        if is_foreign then
+            local theirs = {{}}
+            for name, value in pairs(last) do
+                if name:sub(1, {len(PREFIX)}) ~= '{PREFIX}' then theirs[name] = value end
+            end
+            last['body'] = cjson.encode(theirs)
+        end
+        for _, name in ipairs({{
+            'body', 'id', 'type', 'headers', '{REASON}', '{ATTEMPTS}', '{DEAD_LETTERED_AT}', '{DUE}', '{ENTRY_ID}'
+        }}) do
+            if last[name] and not (is_foreign and name == 'id') then
+                entry[#entry + 1] = name entry[#entry + 1] = last[name]
+            end
         end
     end
-    if (last['id'] or '') == '' then entry[#entry + 1] = 'id' entry[#entry + 1] = id end
+    if (is_foreign or (last['id'] or '') == '') and (last['{ENTRY_ID}'] or '') == '' then
+        entry[#entry + 1] = '{ENTRY_ID}' entry[#entry + 1] = id
+    end
+    if key == stream and #call('XINFO', 'GROUPS', stream) > 1 then
+        entry[#entry + 1] = '{GROUP}' entry[#entry + 1] = group
+    end
     call('XADD', key, '*', unpack(entry))
 end
 local function reject(id, reason, attempts, fields)
@@ -177,14 +283,14 @@ local function reject(id, reason, attempts, fields)
     drop(id)
 end
 """
-# Entries, as many as there is room for: {id, fields, attempt}; the milliseconds until another one is due; and those
+# Entries, as many as there is room for: {id, fields, attempt, crashes}; the milliseconds until another one is due; and those
 # that are gone.
 TAKE = f"""{COMMON}
 local room, taken = tonumber(ARGV[3]), {{}}
 local function take(id, count)
     local entry = call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
     if entry then
-        taken[#taken + 1] = {{entry[1], entry[2], count % {ONE_CRASH}}}
+        taken[#taken + 1] = {{entry[1], entry[2], count % {ONE_CRASH}, math.floor(count / {ONE_CRASH})}}
     else
         drop(id)
         gone[#gone + 1] = id
@@ -265,9 +371,9 @@ end
 return {{mine, more, gone, trimmed}}
 """
 # Also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
-ACK = f"""{CALL}
+ACK = f"""{CALL}{DELETE}
 call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
-return call('XDEL', KEYS[1], unpack(ARGV, 3))
+delete(KEYS[1], ARGV[1], {{unpack(ARGV, 3)}})
 """
 # Returns the ids of entries that were trimmed, or deleted, while they were in flight; RETRY and REJECT return 2 then.
 REQUEUE = f"""{COMMON}
@@ -275,7 +381,7 @@ local trimmed = {{}}
 for at = 3, #ARGV do
     local count = deliveries(me, ARGV[at])
     if count and exists(ARGV[at]) then
-        move(ARGV[at], '{REQUEUED}', count)
+        move(ARGV[at], '{REQUEUED}', count % {ONE_CRASH})
     elseif count then
         trimmed[#trimmed + 1] = ARGV[at]
     end
@@ -283,12 +389,10 @@ end
 return trimmed
 """
 RETRY = f"""{COMMON}
-local id, delay = ARGV[3], ARGV[4]
-local count = deliveries(me, id)
-if not count then return 0 end
+local id, delay, attempt = ARGV[3], ARGV[4], ARGV[5]
+if not deliveries(me, id) then return 0 end
 if not exists(id) then return 2 end
-move(id, '{DELAYED}', count + 1)
-call('ZADD', delayed, now + delay, id)
+wait_until(now + delay, id, attempt + 1)
 return 1
 """
 # With the fields that the process holds, if the entry was trimmed.
@@ -306,24 +410,47 @@ return 1
 """
 # Adds a trimmed entry again, with the fields that the process holds: to be retried after the delay, or requeued.
 RESTORE = f"""{COMMON}
-local id, failed, delay = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local count = deliveries(me, id)
-if not count then return 0 end
+local id, failures, delay = ARGV[3], ARGV[4], tonumber(ARGV[5])
+if not deliveries(me, id) then return 0 end
 local fields = rest(6)
-for _, more in ipairs({{'{ATTEMPTS}', count % {ONE_CRASH} - 1 + failed, '{DUE}', string.format('%.0f', now + delay)}}) do
+for _, more in ipairs({{'{ATTEMPTS}', failures, '{DUE}', string.format('%.0f', now + delay)}}) do
     fields[#fields + 1] = tostring(more)
 end
 add(stream, fields, id)
 drop(id)
 return 1
 """
+# Publishes what follows from entries, and acknowledges them: for each its id and, for each message, the place of its stream
+# among the keys, the number of its names and values, and these. Returns, for each entry, 1, or 0 if it is no longer ours, or
+# the name and the type of what is no stream: then nothing of it was done. The types are asked first, as Redis undoes nothing.
+PUBLISH = f"""{COMMON}
+local outcomes, types, at = {{}}, {{}}, 3
+for place = 5, #KEYS do types[place] = call('TYPE', KEYS[place]).ok end
+while at <= #ARGV do
+    local id, count, messages, outcome = ARGV[at], tonumber(ARGV[at + 1]), {{}}, 1
+    at = at + 2
+    for _ = 1, count do
+        local place, length, values = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), {{}}
+        for offset = 1, length do values[offset] = ARGV[at + 1 + offset] end
+        messages[#messages + 1] = {{KEYS[place], values}}
+        at = at + 2 + length
+        if types[place] ~= 'stream' and outcome == 1 then outcome = {{KEYS[place], types[place]}} end
+    end
+    if not deliveries(me, id) then outcome = 0 end
+    if outcome == 1 then
+        for _, message in ipairs(messages) do
+            call('XADD', message[1], 'NOMKSTREAM', '*', unpack(message[2]))
+        end
+        drop(id)
+    end
+    outcomes[#outcomes + 1] = outcome
+end
+return outcomes
+"""
 # Delays an entry that was added again, and has just been read as a new one.
 DELAY = f"""{COMMON}
 local id, count, due = ARGV[3], ARGV[4], ARGV[5]
-if deliveries(me, id) then
-    move(id, '{DELAYED}', count)
-    call('ZADD', delayed, due, id)
-end
+if deliveries(me, id) then wait_until(due, id, count) end
 return 1
 """
 LEAVE = f"""{COMMON}
@@ -360,20 +487,22 @@ return {{
 """
 # Moves the oldest dead letters up to this id; returns how many.
 REPLAY = f"""{COMMON}
-local letters = call('XRANGE', dead, '-', ARGV[3], 'COUNT', {AT_ONCE})
-for _, letter in ipairs(letters) do
+local count = 0
+for _, id in ipairs(rest(3)) do
+    local letter = call('XRANGE', dead, id, id)[1] or {{id, {{}}}}
     local fields = {{}}
     for at = 1, #letter[2], 2 do
         local name = letter[2][at]
-        if name ~= '{REASON}' and name ~= '{ATTEMPTS}' and name ~= '{DEAD_LETTERED_AT}' and name ~= '{DUE}' then
+        local ours = name == '{REASON}' or name == '{ATTEMPTS}' or name == '{DEAD_LETTERED_AT}'
+        if not ours and name ~= '{DUE}' and name ~= '{GROUP}' then
             fields[#fields + 1] = name
             fields[#fields + 1] = letter[2][at + 1]
         end
     end
-    add(stream, fields, letter[1])
-    call('XDEL', dead, letter[1])
+    if #letter[2] > 0 then add(stream, fields, id) end
+    count = count + call('XDEL', dead, id)
 end
-return #letters
+return count
 """
 PURGE = f"""{COMMON}
 local count = call('XLEN', dead)
@@ -395,13 +524,27 @@ RULES = (
     Rule(
         MovedError,
         BrokerRefused,
-        "the stream is on another node of this cluster ({error}): name that node in the URL, and write "
-        "CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
+        "the stream is on another node of this cluster ({error}): write redis+cluster:// in place of redis:// "
+        "in CONSUMER_BROKER_URL",
     ),
     Rule(
         ClusterCrossSlotError,
         BrokerRefused,
-        "the server is a cluster: write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
+        "the server is a node of a cluster: write redis+cluster:// in place of redis:// in CONSUMER_BROKER_URL, or "
+        "write CONSUMER_SOURCE with braces, {{orders}}, so that its keys stay together",
+    ),
+    Rule(
+        ResponseError,
+        BrokerRefused,
+        "the server is no node of a cluster: write redis:// in place of redis+cluster:// in CONSUMER_BROKER_URL",
+        "cluster support disabled",
+    ),
+    Rule(
+        ResponseError,
+        BrokerRefused,
+        "the server is no Sentinel, whose port is 26379 as a rule: write redis:// in place of redis+sentinel:// in "
+        "CONSUMER_BROKER_URL for a server alone",
+        "unknown command .SENTINEL",
     ),
     Rule(
         ResponseError,
@@ -431,25 +574,63 @@ RULES = (
     Rule(DataError, BrokerRefused, "this cannot be sent: {error}"),
 )
 
+RULES_OF_CLUSTER = (
+    Rule(
+        AskError,
+        BrokerUnavailable,
+        "the slot of the stream has moved, or is being moved, to another node: {error}",
+    ),
+    *RULES,
+)
+
 Command = tuple[Any, ...]
+Address = tuple[str, int]
+Locate = Callable[[], Awaitable[Address]]
+"""Where the server is now. Raises as redis-py does, or BrokerRefused."""
 
 
 class RedisUrl(BrokerUrl):
     """Raises BrokerRefused if the URL cannot be read."""
 
     def __init__(self, text: str) -> None:
-        like = "redis://user:password@host:6379/0 or unix:///path?db=0"
-        super().__init__(text, like=like, options=OPTIONS, default_port=6379)
+        scheme, _, self.kind = text.partition(":")[0].lower().partition("+")
+        """``sentinel``, ``cluster`` or empty."""
+        by_sentinel, is_cluster = self.kind == "sentinel", self.kind == "cluster"
+        super().__init__(
+            text,
+            like="redis://user:password@host:6379/0, redis+sentinel://user:password@host:26379,host:26379/master/0, "
+            "redis+cluster://user:password@host:6379,host:6379 or unix:///path?db=0",
+            options=OPTIONS + (SENTINEL_OPTIONS if by_sentinel else ()),
+            default_port=26379 if by_sentinel else 6379,
+        )
         database = self.path.strip("/")
-        if self.scheme == "unix":
+        if by_sentinel:
+            self.master, _, database = database.partition("/")
+            if self.hosts and not self.master:
+                msg = "CONSUMER_BROKER_URL: the master's name is missing: redis+sentinel://host:26379/master"
+                raise BrokerRefused(msg)
+        if scheme == "unix":
             self.redacted = f"unix:///{self.path}"
-        elif len(self.hosts) != 1 or (database and not database.isdecimal()):
+        elif (
+            not self.hosts
+            or (len(self.hosts) > 1 and not self.kind)
+            or (database and not database.isdecimal())
+        ):
             raise self.unreadable()
+        if is_cluster and {database, self.options.get("db", "")} - {"", "0"}:
+            msg = "CONSUMER_BROKER_URL: a cluster has no other database than 0"
+            raise BrokerRefused(msg)
         self.lease_seconds = self.number("lease_seconds", LEASE_SECONDS, at_least=0.1)
-        options = {name: value for name, value in self.options.items() if name != "lease_seconds"}
+        self.wait_replicas = self.whole_number("wait_replicas", 0, at_least=0)
+        parts = urlsplit(text)
+        if self.kind:  # of which redis-py knows no URL
+            credentials, at, _ = parts.netloc.rpartition("@")
+            netloc = f"{credentials}{at}{self.hosts[0]}"
+            parts = parts._replace(scheme=scheme, netloc=netloc, path=f"/{database}")
+        options = {name: value for name, value in self.options.items() if name not in OWN_OPTIONS}
         try:
             pool: Any = ConnectionPool.from_url(  # redis-py's types leave some methods out
-                urlsplit(text)._replace(query=urlencode(options)).geturl(),
+                parts._replace(query=urlencode(options)).geturl(),
                 protocol=2,  # of which this file reads the answers; in 3 they have other shapes
                 socket_timeout=ANSWER_SECONDS,
                 socket_connect_timeout=CONNECT_SECONDS,
@@ -463,6 +644,120 @@ class RedisUrl(BrokerUrl):
         self.pool = pool
         """Makes connections; it keeps none."""
 
+    @property
+    def addresses(self) -> list[Address]:
+        parts = [urlsplit(f"//{host}") for host in self.hosts]
+        return [(one.hostname or "", one.port or 0) for one in parts]
+
+
+class MasterOfSentinels:
+    """Asks Sentinels where the master is. redis-py's own search does not say why it finds none."""
+
+    def __init__(self, current_url: Callable[[], RedisUrl]) -> None:
+        self._current_url = current_url
+        self._was_found = False
+
+    def _options(self, url: RedisUrl) -> dict[str, Any]:
+        kept = {name: v for name, v in url.pool.connection_kwargs.items() if name[:4] == "ssl_"}
+        return kept | {
+            "ssl": url.scheme.startswith("rediss"),
+            "username": url.options.get("sentinel_username"),
+            "password": url.options.get("sentinel_password"),
+            "socket_timeout": ASK_SECONDS,
+            "socket_connect_timeout": ASK_SECONDS,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "driver_info": None,
+        }
+
+    async def __call__(self) -> Address:
+        url = self._current_url()
+        name = url.master
+        known: set[str] = set()
+        failures: list[RedisError] = []
+        sentinel: Any = cast(Any, Sentinel)(url.addresses, sentinel_kwargs=self._options(url))
+        try:
+            for one in sentinel.sentinels:
+                try:
+                    masters = await one.sentinel_masters()
+                except ResponseError:
+                    raise
+                except RedisError as error:
+                    failures.append(error)
+                    continue
+                known |= masters.keys()
+                if name in masters and sentinel.check_master_state(masters[name], name):
+                    self._was_found = True
+                    return masters[name]["ip"], masters[name]["port"]
+        finally:
+            for one in sentinel.sentinels:
+                await one.aclose()
+        if len(failures) == len(sentinel.sentinels):
+            if denied := [one for one in failures if isinstance(one, AuthenticationError)]:
+                msg = "the Sentinels refused sentinel_username or sentinel_password, or require the latter"
+                raise BrokerDenied(f"{url.redacted}: {msg}") from denied[0]
+            raise RedisError(f"no Sentinel answers: {failures[0]}") from failures[0].__context__
+        # A Sentinel that lost its settings knows no master for a while.
+        if name not in known and not self._was_found:
+            msg = (
+                f"the Sentinels know no master {name!r}, but: {', '.join(sorted(known)) or 'none'}"
+            )
+            raise BrokerRefused(f"{url.redacted}: {msg}")
+        msg = f"the Sentinels see no master {name!r} that is up: a failover is under way, or cannot be"
+        raise RedisError(msg)
+
+
+class NodeOfSlot:
+    """Asks the nodes of a cluster which of them has the slot of a key: those of the URL, and those found the last time."""
+
+    def __init__(self, current_url: Callable[[], RedisUrl], key: str) -> None:
+        self._current_url = current_url
+        self._key = key
+        self._found: list[Address] = []
+
+    async def __call__(self) -> Address:
+        url = self._current_url()
+        options = url.pool.connection_kwargs | {
+            "connection_class": url.pool.connection_class,
+            "socket_timeout": ASK_SECONDS,
+            "socket_connect_timeout": ASK_SECONDS,
+        }
+        for name in ("host", "port", "db"):
+            options.pop(name, None)
+        start = [ClusterNode(*address, **options) for address in (*url.addresses, *self._found)]
+        nodes = NodesManager(start, False, options, dynamic_startup_nodes=False)
+        try:
+            await nodes.initialize()
+        except RedisClusterException as error:
+            failure = error.__cause__
+            if isinstance(failure, RedisClusterException) and failure.__context__:
+                failure = failure.__context__  # redis-py takes any refusal for a node alone
+            if isinstance(failure, (ResponseError, AuthenticationError)):
+                raise failure from None
+            msg = f"no node of the cluster answers: {failure or error}"
+            raise RedisError(msg) from (failure and failure.__context__)
+        finally:
+            await nodes.aclose("startup_nodes")
+        self._found = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
+        if owners := nodes.slots_cache.get(key_slot(self._key.encode())):
+            return owners[0].host, int(owners[0].port)
+        msg = f"no node has the slot of {self._key!r}"
+        raise ClusterDownError(msg)
+
+
+def _keys(stream: str, suffix: str, *, on_cluster: bool) -> tuple[str, ...]:
+    """The stream, and the keys beside it. Raises BrokerRefused if they cannot be in one slot."""
+    for prefix in (stream, f"{{{stream}}}"):
+        beside = (f"{prefix}.{name}{suffix}" for name in (DELAYED, "consumers", "dead"))
+        keys = (stream, *beside)
+        if not on_cluster or len({key_slot(key.encode()) for key in keys}) == 1:
+            return keys
+    msg = (
+        f"CONSUMER_SOURCE: on a cluster, {stream!r} needs a part in braces, such as {{orders}}, so that the keys of its "
+        "dead letters and its retries are in the same slot"
+    )
+    raise BrokerRefused(msg)
+
 
 class Wire:
     """One connection, opened when it is needed. One caller at a time; the commands of a call travel together.
@@ -473,10 +768,22 @@ class Wire:
     and cut. A cancelled caller loses the connection, since its answers would be the next one's.
     """
 
-    def __init__(self, pool: Any, requests: Requests, *, reopens: bool) -> None:
+    def __init__(
+        self,
+        current_url: Callable[[], RedisUrl],
+        locate: Locate | None,
+        requests: Requests,
+        *,
+        reopens: bool,
+    ) -> None:
+        self._current_url = current_url
+        self._locate = locate
         self._requests = requests
         self._reopens = reopens
-        self._connection: Any = pool.make_connection()
+        self.is_suspect = False
+        """Set after an outage: the server of this connection may not be the one to talk to any more."""
+        self._pool = current_url().pool
+        self._connection: Any = self._pool.make_connection()
         self._transport: asyncio.WriteTransport | None = None
         self._turn = asyncio.Lock()
 
@@ -490,7 +797,6 @@ class Wire:
 
     async def try_all(self, *commands: Command) -> list[Any]:
         """The answers, errors among them. Raises BrokerUnavailable, or BrokerRefused while connecting."""
-        connection = self._connection
         answers: list[Any] = []
         async with self._turn, self._requests.bounded(math.inf):  # redis-py bounds each answer
             try:
@@ -498,25 +804,32 @@ class Wire:
                     await self.cut()
                     if not self._reopens:
                         raise self._requests.lost()
-                if not connection.is_connected:
+                if not self._connection.is_connected:
                     await self._connect()
+                connection = self._connection
                 await connection.send_packed_command(connection.pack_commands(commands))
                 for _ in commands:
                     try:
                         answers.append(await connection.read_response())
                     except ResponseError as error:
                         answers.append(error)
+                if any(map(self._is_outage, answers)):
+                    await self.cut()  # another connection may lead to another server
             except BaseException:
                 await self.cut()
                 raise
         return answers
 
     async def _connect(self) -> None:
+        if (pool := self._current_url().pool) is not self._pool:
+            self._pool, self._connection = pool, pool.make_connection()
         async with self._requests.bounded(CONNECT_SECONDS):
             try:
+                if self._locate is not None:
+                    self._connection.host, self._connection.port = await self._locate()
                 await self._connection.connect()
             except RedisError as error:
-                if self._requests.address.startswith("rediss:"):
+                if self._requests.address.startswith("rediss") and error.__cause__ is None:
                     error.__cause__ = (
                         error.__context__
                     )  # of ssl, which redis-py does not name as the cause
@@ -525,10 +838,18 @@ class Wire:
 
     def _is_lost(self) -> bool:
         reader = self._connection._reader
-        return reader is not None and (reader.at_eof() or reader.exception() is not None)
+        return reader is not None and (
+            self.is_suspect or reader.at_eof() or reader.exception() is not None
+        )
+
+    def _is_outage(self, answer: Any) -> bool:
+        return isinstance(answer, RedisError) and isinstance(
+            self._requests.translated(answer), BrokerUnavailable
+        )
 
     async def cut(self) -> None:
         """Close at once: a graceful close, as redis-py's, waits long for an unresponsive peer."""
+        self.is_suspect = False
         await self._connection.disconnect(nowait=True)
         if self._transport is not None:
             self._transport.abort()
@@ -538,6 +859,13 @@ class EntryId(bytes):
     """The receipt of a message, with what the entry holds: it may be trimmed from the stream meanwhile."""
 
     fields: list[bytes]
+
+
+class Published(NamedTuple):
+    """What is published with the ack of a message: to the streams, these fields."""
+
+    messages: list[tuple[str, list[bytes]]]
+    written: "asyncio.Future[None]"
 
 
 class Settlement(NamedTuple):
@@ -554,7 +882,7 @@ class Settlement(NamedTuple):
         """Of the entry, but for what is ours."""
         fields: list[bytes] = []
         for name, value in _pairs(self.message.receipt.fields):
-            if name not in (ATTEMPTS.encode(), DUE.encode()):
+            if name not in (ATTEMPTS.encode(), DUE_FIELD, GROUP_FIELD):
                 fields += [name, value]
         return fields
 
@@ -562,26 +890,34 @@ class Settlement(NamedTuple):
 class RedisBroker(Broker):
     """One stream and its group. Raises BrokerRefused if the URL cannot be used. Headers must be JSON values."""
 
-    capabilities = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
-    )
+    capabilities = Capabilities()
+    dead_letters_at_once = AT_ONCE
+    destinations: ClassVar = {"stream": "stream:NAME"}
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
         self._stream = settings.source
         self._group = settings.group or settings.source
-        self._dead = f"{self._stream}.dead"
-        self._keys = (
-            self._stream,
-            f"{self._stream}.{DELAYED}",
-            f"{self._stream}.consumers",
-            self._dead,
-        )
+        self._current_url = CurrentUrl(settings, RedisUrl)
+        self._url = url = self._current_url()
+        suffix = f".{self._group}" if self._group != self._stream else ""
+        self._keys = _keys(self._stream, suffix, on_cluster=url.kind == "cluster")
+        self._dead = self._keys[3]
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._url = RedisUrl(settings.broker_url.get_secret_value())
-        self.connectivity = Connectivity(self._url.redacted)
-        self._requests = Requests(self._url.redacted, (RedisError,), RULES)
-        self._commands = Wire(self._url.pool, self._requests, reopens=True)  # for all but reading
+        # None of its entries has so late an id: to see whether this user may read. (The very last id would mean >.)
+        reading = ("XREADGROUP", "GROUP", self._group, self._consumer, "STREAMS", self._stream)
+        self._read_nothing = (*reading, f"{2**64 - 1}-0")
+        self.connectivity = Connectivity(url.redacted)
+        rules = RULES_OF_CLUSTER if url.kind == "cluster" else RULES
+        self._requests = Requests(url.redacted, (RedisError,), rules)
+        self._locate: Locate | None = None
+        if url.kind == "sentinel":
+            self._locate = MasterOfSentinels(self._current_url)
+        elif url.kind == "cluster":
+            self._locate = NodeOfSlot(self._current_url, self._stream)
+        self._commands = self._wire(reopens=True)  # for all but reading
+        self._others: dict[int, Wire] = {}  # for publishing to other slots of a cluster
+        self._origin = {"source": settings.source, "stream": self._stream}
         self._entered = False
         self._declared = False
         self._began_after = ""  # an entry's id
@@ -599,8 +935,10 @@ class RedisBroker(Broker):
         self._unwritten: dict[
             bytes, Settlement
         ] = {}  # by the entry's id, until the server confirms
+        self._maybe_published: set[bytes] = set()  # the answer was lost
         self._fetcher: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._is_refused = False  # the writer, which then tells the outage: a reader may go on
 
     # -- connecting and closing
 
@@ -617,6 +955,9 @@ class RedisBroker(Broker):
     async def declare(self) -> None:
         await self._declare(self._commands)
         self._declared = True
+
+    async def delete(self) -> None:
+        await self._commands.ask(*(("DEL", key) for key in self._keys))
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
@@ -642,9 +983,10 @@ class RedisBroker(Broker):
                 for task in tasks:
                     task.cancel()  # again, if a request that had just ended lost the first
                 _, tasks = await asyncio.wait(tasks, timeout=0.2)
-            await self._commands.cut()
+            for wire in (self._commands, *self._others.values()):
+                await wire.cut()
             for settlement in self._unwritten.values():
-                log_settlement_lost(settlement.message, settlement.verb, "the connection was lost")
+                self._on_lost(settlement, "the connection was lost")
             for collection in (self._unwritten, self._by_id, self.unacked):
                 collection.clear()
             await asyncio.sleep(0)  # the transports that were cut close their sockets now
@@ -653,8 +995,30 @@ class RedisBroker(Broker):
     def connected(self) -> bool:
         return self._entered and self.connectivity.up
 
-    def _eval(self, script: str, *arguments: Any) -> Command:
-        keys = self._keys
+    def _wire(self, *, reopens: bool) -> Wire:
+        return Wire(self._current_url, self._locate, self._requests, reopens=reopens)
+
+    async def _wire_to(self, stream: str) -> Wire:
+        """On a cluster, another slot may be on another node."""
+        if self._is_beside(stream):
+            return self._commands
+        slot = key_slot(stream.encode())
+        if (wire := self._others.get(slot)) is None:
+            locate = NodeOfSlot(self._current_url, stream)
+            wire = Wire(self._current_url, locate, self._requests, reopens=True)
+            self._others[slot] = wire
+            if len(self._others) > MOST_WIRES:
+                await self._others.pop(next(iter(self._others))).cut()
+        return wire
+
+    def _is_beside(self, stream: str) -> bool:
+        """Whether a script can use this stream and the source."""
+        return self._url.kind != "cluster" or (
+            key_slot(stream.encode()) == key_slot(self._stream.encode())
+        )
+
+    def _eval(self, script: str, *arguments: Any, more_keys: Sequence[str] = ()) -> Command:
+        keys = (*self._keys, *more_keys)
         return ("EVAL", script, len(keys), *keys, self._group, self._consumer, *arguments)
 
     async def _check_types(self) -> None:
@@ -666,13 +1030,12 @@ class RedisBroker(Broker):
                 raise BrokerRefused(msg)
 
     async def _declare(self, wire: Wire) -> None:
-        """The group, from the stream's first entry on. Raises BrokerRefused if it would not be the only one.
+        """The group, from the stream's first entry on.
 
         A group that was deleted begins again where it was when this process saw it first: entries that were
         acknowledged before that, and left in the stream, are done.
         """
         groups = await self._groups(wire)
-        self._expect_no_other_group(groups)
         if groups and self._group in groups:
             if not self._began_after:
                 (pending,) = await wire.ask(("XPENDING", self._stream, self._group))
@@ -700,21 +1063,11 @@ class RedisBroker(Broker):
             raise self._requests.translated(groups) from groups
         return None
 
-    def _expect_no_other_group(self, groups: Collection[str] | None) -> None:
-        if others := {*(groups or ())} - {self._group}:
-            msg = (
-                f"the stream {self._stream!r} has another group, {min(others)!r}, which would miss the entries that "
-                "this one acknowledges, since they are deleted: set CONSUMER_GROUP to it, or XGROUP DESTROY it, or "
-                "publish to one stream for each"
-            )
-            raise BrokerRefused(msg)
-
     async def describe(self) -> dict[str, int | str]:
         groups = await self._groups(self._commands)
-        self._expect_no_other_group(groups)
         (info,) = await self._commands.try_all(("INFO",))
         described: dict[str, int | str] = {} if isinstance(info, RedisError) else _describe(info)
-        if not groups:
+        if self._group not in (groups or ()):
             missing = self._stream if groups is None else f"{self._stream} group {self._group}"
             return described | {missing: MISSING, self._dead: await self.count_dead_letters()}
         ((ready, delayed, in_flight, dead, consumers),) = await self._commands.ask(
@@ -732,7 +1085,7 @@ class RedisBroker(Broker):
 
     async def start(self) -> None:
         # A lease before it is ready, so that no consumer counts it as dead.
-        await self._commands.ask(self._renew_command(sweep=False))
+        await self._commands.ask(self._renew_command(sweep=False), self._read_nothing)
         self._fetching = True
         self._fetcher = asyncio.create_task(self._fetch(), name="redis-fetcher")
         self._writer = asyncio.create_task(self._write(), name="redis-settlements")
@@ -748,10 +1101,14 @@ class RedisBroker(Broker):
                 await self._commands.try_all(("CLIENT", "UNBLOCK", self._reader_id))
                 await self._not_reading.wait()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         if self._fetcher is not None and self.connectivity.up:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._stop_by):
+                async with (
+                    asyncio.timeout_at(self._stop_by)
+                    if self.stopped
+                    else asyncio.timeout(STOP_SECONDS)
+                ):
                     await self._written.wait()
 
     async def _fetch(self) -> None:
@@ -767,19 +1124,22 @@ class RedisBroker(Broker):
         """The life of one connection. It goes on after `stop`: in-flight entries need the lease."""
         loop = asyncio.get_running_loop()
         lease = self._url.lease_seconds
-        reader = Wire(self._url.pool, self._requests, reopens=False)
+        reader = self._wire(reopens=False)
+        self._commands.is_suspect |= not self.connectivity.up
         try:
             if self._declared:
                 await self._declare(reader)
             await self._renew(reader, sweep=False)
+            await reader.ask(self._read_nothing)
             (reader_id,) = await reader.try_all(("CLIENT", "ID"))
             self._reader_id = reader_id if isinstance(reader_id, int) else 0
-            self.connectivity.established()
             # After an outage that affected all consumers, the others get the time to renew their leases.
             sweep_from = loop.time() + lease
             renew_at = loop.time() + lease / 3
             look_at = 0.0
             while not self._closing.is_set():
+                if not self._is_refused:
+                    self.connectivity.established()
                 if loop.time() >= renew_at:
                     more = await self._renew(reader, sweep=loop.time() >= sweep_from)
                     renew_at = loop.time() + (0 if more else lease / 3)
@@ -799,7 +1159,7 @@ class RedisBroker(Broker):
 
     def _room(self) -> int:
         """Evaluate just before reading, with no await in between."""
-        return self.prefetch - len(self.unacked) if self._fetching else 0
+        return super()._room() if self._fetching else 0
 
     async def _wait_for_room(self, until: float) -> bool:
         """Until a message was settled, or this time has come. Returns whether it was the first."""
@@ -833,17 +1193,23 @@ class RedisBroker(Broker):
             await self._receive(reader, *entry)
         return (due_ms / 1000 if due_ms >= 0 else math.inf), len(taken) == min(room, AT_ONCE)
 
-    async def _receive(self, reader: Wire, id: bytes, fields: list[bytes], attempt: int) -> None:
+    async def _receive(
+        self, reader: Wire, id: bytes, fields: list[bytes], attempt: int, crashes: int = 0
+    ) -> None:
         if id in self._by_id or id in self._unwritten:
             return  # redelivered to this consumer, after it counted as dead
-        if DUE.encode() in fields and attempt == 1:
+        if attempt == 1 and DUE_FIELD in fields:
             named = dict(_pairs(fields))
             failures = min(count_of(named.get(ATTEMPTS.encode())), ONE_CRASH - 2)
-            due_ms = min(math.ceil(seconds_of(named.get(DUE.encode()))), FAR_OFF_MS)
+            due_ms = min(math.ceil(seconds_of(named.get(DUE_FIELD))), FAR_OFF_MS)
             if failures:
                 await reader.ask(self._eval(DELAY, id, failures + 1, due_ms))
                 return
-        message = self._by_id[id] = _make_message(id, fields, attempt)
+        if GROUP_FIELD in fields and dict(_pairs(fields))[GROUP_FIELD] != self._group.encode():
+            await reader.ask(self._eval(ACK, id))
+            return
+        message = self._by_id[id] = _make_message(id, fields, attempt, self._origin)
+        message.deliveries += crashes
         message.receipt = EntryId(id)
         message.receipt.fields = fields
         if not self._deliver(message):
@@ -867,7 +1233,7 @@ class RedisBroker(Broker):
         known = {*self._by_id, *self._unwritten}
         ((mine, *swept),) = await reader.ask(self._renew_command(sweep=sweep))
         ours = set(mine)
-        for message in self.buffer.take_all():
+        for message in self._take_back():
             if message.receipt in ours:
                 self.buffer.put(message)
             else:
@@ -906,13 +1272,25 @@ class RedisBroker(Broker):
         return self._settle(message, "ack")
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        await self._settle(message, "retry", math.ceil(delay_seconds * 1000))
+        await self._store(message, "retry", math.ceil(delay_seconds * 1000), message.attempt)
 
     async def _reject(self, message: Message, reason: str) -> None:
-        await self._settle(message, "reject", text_of(reason))
+        await self._store(message, "reject", text_of(reason))
 
     def _requeue(self, message: Message) -> Coroutine[Any, Any, None]:
         return self._settle(message, "requeue")
+
+    async def _store(self, message: Message, verb: str, *arguments: Any) -> None:
+        """With others, later; one that was put off is written alone, and its answer awaited."""
+        if message not in self.put_offs.counts:
+            await self._settle(message, verb, *arguments)
+            return
+        settlement = Settlement(verb, message, arguments)
+        (answer,) = await self._commands.ask(self._eval(SCRIPT_OF[verb], settlement.id, *arguments))
+        if answer == 2:
+            (answer,) = await self._commands.ask(self._restoring(settlement))
+        if answer == 0:
+            log_settlement_lost(message, verb, "its lease had expired")
 
     async def _settle(self, message: Message, verb: str, *arguments: Any) -> None:
         self._unwritten[message.receipt] = Settlement(verb, message, arguments)
@@ -927,10 +1305,13 @@ class RedisBroker(Broker):
                 self._work.clear()
                 try:
                     await self._write_batch()
-                    failures = 0
+                    failures, self._is_refused = 0, False
                 except BrokerError as error:  # they stay, and so does the lease
                     failures += 1
                     log.debug("write_failed", broker=self._url.redacted, reason=str(error))
+                    if isinstance(error, MendableRefusal):
+                        self._is_refused = True
+                        self.connectivity.lost(error)
                     await asyncio.sleep(backoff_seconds(failures, 0.1, 1))
                 if self._unwritten:
                     self._work.set()
@@ -938,6 +1319,9 @@ class RedisBroker(Broker):
                     self._written.set()
         except Exception as failure:
             self.buffer.fail(failure)
+            for settlement in self._unwritten.values():  # no handler waits for what nobody writes
+                if settlement.verb == "publish" and not settlement.arguments[0].written.done():
+                    settlement.arguments[0].written.set_exception(failure)
 
     async def _write_batch(self) -> None:
         batch = list(self._unwritten.values())[:AT_ONCE]
@@ -951,40 +1335,54 @@ class RedisBroker(Broker):
             for one in batch
             if one.verb in ("retry", "reject")
         ]
+        steps += [(step, self._publishing(step)) for step in _publish_steps(batch)]
         trimmed: list[tuple[list[Settlement], Command]] = []
-        written, kept, outage = await self._write_steps(steps)
+        try:
+            written, kept, outage = await self._write_steps(steps)
+        except BrokerError:
+            self._maybe_published |= {one.id for one in batch if one.verb == "publish"}
+            raise
         for settlements, answer in written:
             gone = answer
-            if settlements[0].verb in ("ack", "retry", "reject"):
+            if settlements[0].verb != "requeue":
                 gone = [settlements[0].id] if settlements[0].verb != "ack" and answer == 2 else []
             trimmed += [([one], self._restoring(one)) for one in settlements if one.id in gone]
         _, kept_too, outage_too = await self._write_steps(trimmed)
+        kept |= kept_too
         for settlement in batch:
-            if self._unwritten.get(settlement.id) is settlement:  # else settled again meanwhile
-                del self._unwritten[settlement.id]
-                if settlement.id in kept | kept_too:  # behind the others
-                    self._unwritten[settlement.id] = settlement
+            id = settlement.id
+            if self._unwritten.get(id) is settlement:  # else settled again meanwhile
+                del self._unwritten[id]
+                if id in kept:  # behind the others
+                    self._unwritten[id] = settlement
         if error := outage or outage_too:
-            await self._commands.cut()  # another connection may lead to another server
             raise error
 
     async def _write_steps(
         self, steps: list[tuple[list[Settlement], Command]]
-    ) -> tuple[list[tuple[list[Settlement], Any]], set[bytes], BrokerUnavailable | None]:
+    ) -> tuple[list[tuple[list[Settlement], Any]], set[bytes], BrokerError | None]:
         """The answers of those that were written; and the ids of those to write again, with the reason."""
         written: list[tuple[list[Settlement], Any]] = []
         kept: set[bytes] = set()
-        outage: BrokerUnavailable | None = None
+        outage: BrokerError | None = None
         answers = await self._commands.try_all(*(command for _, command in steps)) if steps else []
         for (settlements, _), answer in zip(steps, answers, strict=True):
             if isinstance(answer, RedisError):
                 error = self._requests.translated(answer)
-                if isinstance(error, BrokerUnavailable):
+                if settlements[0].verb == "publish":  # also in an outage: the handler fails
+                    await self._on_not_published(settlements, error)
+                    continue
+                is_put_off = settlements[0].verb in ("retry", "reject")
+                if isinstance(error, BrokerUnavailable if is_put_off else OUTAGES):
                     outage = outage or error
                     kept |= {one.id for one in settlements}
                     continue
                 for one in settlements:
                     await self._on_refused(one, error)
+            elif settlements[0].verb == "publish":
+                for one, outcome in zip(settlements, answer, strict=True):
+                    self._on_published(one, outcome)
+                    self._maybe_published.discard(one.id)
             elif answer == 0 and settlements[0].verb in ("retry", "reject"):
                 log_settlement_lost(
                     settlements[0].message, settlements[0].verb, "its lease had expired"
@@ -1010,50 +1408,139 @@ class RedisBroker(Broker):
         id, arguments, fields = settlement.id, settlement.arguments, settlement.fields
         if settlement.verb == "reject":
             return self._eval(REJECT, id, *arguments, *fields)
-        failed, delay = (1, arguments[0]) if settlement.verb == "retry" else (0, 0)
-        return self._eval(RESTORE, id, failed, delay, *fields)
+        delay, failures = arguments or (0, settlement.message.attempt - 1)
+        return self._eval(RESTORE, id, failures, delay, *fields)
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        for start in range(0, len(messages), AT_ONCE):
-            await self._commands.ask(
-                *(
-                    ("XADD", self._stream, "*", *_fields(message))
-                    for message in messages[start : start + AT_ONCE]
-                )
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        publishing: dict[Wire, list[tuple[str, list[bytes]]]] = {}
+        for stream, fields in self._outgoing(messages):
+            publishing.setdefault(await self._wire_to(stream), []).append((stream, fields))
+        for wire, outgoing in publishing.items():
+            for start in range(0, len(outgoing), AT_ONCE):
+                await self._publish(wire, outgoing[start : start + AT_ONCE])
+
+    async def _publish(self, wire: Wire, outgoing: list[tuple[str, list[bytes]]]) -> None:
+        wanted = self._url.wait_replicas
+        wait = [("WAIT", wanted, math.ceil(REPLICAS_SECONDS * 1000))] if wanted else []
+        adding = (("XADD", stream, "NOMKSTREAM", "*", *fields) for stream, fields in outgoing)
+        answers = await wire.try_all(*adding, *wait)
+        for (stream, _), answer in zip(outgoing, answers, strict=False):
+            if isinstance(answer, RedisError):
+                error = self._requests.translated(answer)
+                raise type(error)(
+                    f"{error} (while publishing to the stream {stream!r})"
+                ) from answer
+            if answer is None:
+                raise self._no_stream(stream, "none")
+        if wanted and isinstance(answers[-1], RedisError):
+            raise self._requests.translated(answers[-1]) from answers[-1]
+        if wanted and answers[-1] < wanted:
+            msg = f"{answers[-1]} of {wanted} replicas have confirmed within {REPLICAS_SECONDS:g} seconds"
+            raise BrokerUnavailable(
+                f"{self._url.redacted}: {msg}: a failover may lose these messages"
             )
+
+    def _outgoing(self, messages: Sequence[OutgoingMessage]) -> list[tuple[str, list[bytes]]]:
+        return [(self._stream_of(message), _fields(message)) for message in messages]
+
+    def _stream_of(self, message: OutgoingMessage) -> str:
+        _, stream = self.destination_of(message)
+        _encoded(stream)
+        return stream
+
+    def _no_stream(self, stream: str, type: str) -> BrokerRefused:
+        what = f"is a {type}, and no stream" if type != "none" else MISSING
+        return BrokerRefused(f"{self._url.redacted}: the stream {stream!r} {what}")
+
+    async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
+        """In one step, if all streams are in one slot, and no replica has to confirm it first."""
+        messages = self._outgoing(outgoing)
+        together = all(self._is_beside(stream) for stream, _ in messages)
+        if (
+            not together
+            or len(messages) > AT_ONCE
+            or self._url.wait_replicas
+            or self.buffer.failure is not None
+        ):
+            await super().publish_and_ack(message, outgoing)
+            return
+        if self._holds(message, "ack"):
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            await self._settle(message, "publish", Published(messages, written))
+            await written
+            self._release(message)
+        self.buffer.settled(message)
+
+    def _publishing(self, settlements: list[Settlement]) -> Command:
+        streams: dict[str, int] = {}
+        arguments: list[Any] = []
+        for one in settlements:
+            messages = one.arguments[0].messages
+            arguments += [one.id, len(messages)]
+            for stream, fields in messages:
+                place = streams.setdefault(stream, len(self._keys) + 1 + len(streams))
+                arguments += [place, len(fields), *fields]
+        return self._eval(PUBLISH, *arguments, more_keys=list(streams))
+
+    async def _on_not_published(self, settlements: list[Settlement], error: BrokerError) -> None:
+        if len(settlements) > 1 and isinstance(error, BrokerRefused):  # one of them is the cause
+            await self._write_steps([([one], self._publishing([one])) for one in settlements])
+            return
+        for one in settlements:
+            if not (written := one.arguments[0].written).done():
+                written.set_exception(error)
+
+    def _on_published(self, settlement: Settlement, outcome: Any) -> None:
+        written = settlement.arguments[0].written
+        if outcome == 0 and settlement.id not in self._maybe_published:
+            self._on_lost(settlement, "its lease had expired")
+        elif not written.done():
+            if isinstance(outcome, int):
+                written.set_result(None)
+            else:
+                stream, type = map(text_of, outcome)
+                written.set_exception(self._no_stream(stream, type))
+
+    def _on_lost(self, settlement: Settlement, reason: str) -> None:
+        if settlement.verb != "publish":
+            log_settlement_lost(settlement.message, settlement.verb, reason)
+        elif not (written := settlement.arguments[0].written).done():
+            written.set_result(None)
+            log_settlement_lost(settlement.message, "ack", reason)
 
     # -- dead letters
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        after = "-"
-        while limit > 0:
-            (letters,) = await self._commands.ask(
-                ("XRANGE", self._dead, after, "+", "COUNT", min(limit, AT_ONCE))
-            )
-            if not letters:
-                return
+    async def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
+        after, page = "-", Page()
+        (newest,) = await self._commands.ask(("XREVRANGE", self._dead, "+", "-", "COUNT", 1))
+        while newest and (
+            letters := (
+                await self._commands.ask(
+                    ("XRANGE", self._dead, after, newest[0][0], "COUNT", page.count)
+                )
+            )[0]
+        ):
             for id, fields in letters:
+                page.saw(sum(map(len, fields)))
                 yield _make_dead_letter(id, fields)
-            limit -= len(letters)
+            page.turn()
             after = f"({letters[-1][0].decode()}"
+
+    async def _take_letters(
+        self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        ids = [letter.receipt for letter in letters]
+        take = self._eval(REPLAY, *ids) if replay else ("XDEL", self._dead, *ids)
+        (count,) = await self._commands.ask(take)
+        yield count
 
     async def count_dead_letters(self) -> int:
         (count,) = await self._commands.ask(("XLEN", self._dead))
         return int(count)
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        moved = 0
-        (newest,) = await self._commands.ask(("XREVRANGE", self._dead, "+", "-", "COUNT", 1))
-        while newest:
-            (count,) = await self._commands.ask(self._eval(REPLAY, newest[0][0]))
-            if not count:
-                return
-            moved += count
-            yield moved
-
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
+    async def _purge_all(self) -> AsyncIterator[int]:
         (count,) = await self._commands.ask(self._eval(PURGE))
         yield int(count)
 
@@ -1071,14 +1558,39 @@ async def _while_it_grows(size: Callable[[], int], enough: int) -> None:
             await asyncio.sleep(0)
 
 
-def _fields(message: OutgoingMessage) -> list[str | bytes]:
-    fields: list[str | bytes] = [BODY, message.body, ID, message.id]
+def _publish_steps(batch: list[Settlement]) -> Iterator[list[Settlement]]:
+    """Those that publish, as many as one script may; one that was cancelled is requeued."""
+    step: list[Settlement] = []
+    count = 0
+    for one in batch:
+        if one.verb != "publish" or one.arguments[0].written.done():
+            continue
+        more = len(one.arguments[0].messages)
+        if step and count + more > AT_ONCE:
+            yield step
+            step, count = [], 0
+        step.append(one)
+        count += more
+    if step:
+        yield step
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"this message cannot be sent: {error}"
+        raise BrokerRefused(msg) from error
+
+
+def _fields(message: OutgoingMessage) -> list[bytes]:
+    fields = [BODY, message.body, ID, _encoded(message.id)]
     if message.type:
-        fields += [TYPE, message.type]
-    if message.headers:
+        fields += [TYPE, _encoded(message.type)]
+    if headers := headers_of(message):
         try:
-            fields += [HEADERS, json.dumps(dict(message.headers))]
-        except (TypeError, ValueError) as error:
+            fields += [HEADERS, json.dumps(headers).encode()]
+        except (TypeError, ValueError, RecursionError) as error:
             msg = f"this message cannot be sent: {error}"
             raise BrokerRefused(msg) from error
     return fields
@@ -1101,26 +1613,42 @@ def _pairs(fields: list[Any]) -> Iterator[tuple[bytes, Any]]:
     return zip(values, values, strict=True)
 
 
-def _make_message(id: bytes, fields: list[bytes], attempt: int) -> Message:
+def _make_message(
+    id: bytes, fields: list[bytes], attempt: int, origin: Mapping[str, Any] = MappingProxyType({})
+) -> Message:
+    """Other fields than ours are headers. Without a body, they are a JSON object, and that is the body."""
     named = dict(_pairs(fields))
-    headers = named.get(HEADERS)
+    packed = named.get(HEADERS)
+    headers = json_object(text_of(packed)) if packed else {}  # json is slower with bytes
+    if (body := named.get(BODY)) is None:
+        theirs = _texts(named.items())
+        body, headers = to_json(theirs), theirs | headers
+    elif others := named.keys() - FIELDS:
+        headers = _texts((name, named[name]) for name in others) | headers
     return make_message(
-        named.get(BODY, b""),
-        id=named.get(ID) or id,
+        body,
+        id=named.get(ID) if BODY in named else None,
+        fallback_id=named.get(ENTRY_ID.encode()) or id,
         type=named.get(TYPE),
-        headers=json_object(text_of(headers)) if headers else {},  # json is slower with bytes
+        headers=headers,
         failures=attempt - 1,
+        published_at=seconds_of(id.partition(b"-")[0]) / 1000,
         receipt=id,
+        origin=origin,
     )
+
+
+def _texts(fields: Iterable[tuple[bytes, Any]]) -> dict[str, Any]:
+    named = {text_of(name): text_of(value) for name, value in fields}
+    return {name: value for name, value in named.items() if not name.startswith(PREFIX)}
 
 
 def _make_dead_letter(id: bytes, fields: list[bytes]) -> DeadLetter:
     message = _make_message(id, fields, 1)
     named = {text_of(name): value for name, value in _pairs(fields)}
     return make_dead_letter(
-        message.body,
-        id=message.id,
-        type=message.type,
+        message,
+        id,
         reason=named.get(REASON),
         attempts=named.get(ATTEMPTS),
         dead_lettered_at=named.get(DEAD_LETTERED_AT),

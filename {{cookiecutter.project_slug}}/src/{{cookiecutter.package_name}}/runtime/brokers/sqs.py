@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Amazon SQS, or a server with its API, by aiobotocore: a standard queue and its dead-letter queue.
 
 ``sqs://eu-central-1`` is a region of AWS; the credentials come from where AWS's own tools look for them
@@ -12,21 +12,37 @@ message, and so the longest that stopping an idle consumer takes.
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders`` and ``orders-dead``, declared if they do not exist. An existing
 queue keeps its attributes, and its redrive policy names the dead-letter queue.
 
-A retry or a dead letter is sent, and confirmed, before the message is deleted: a crash in between makes a
-duplicate, never a loss. Delays are whole seconds, rounded up. A standard queue has no order.
+A retry, a dead letter or what a handler publishes is sent, and confirmed, before the message is deleted: a crash in
+between makes a duplicate, never a loss. Delays are whole seconds, rounded up. A standard queue has no order.
+
+A message from SNS is what was published to the topic, and one from EventBridge is the event's detail; a retry and a dead
+letter store it as it came.
 """
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -43,28 +59,26 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
+from ..redaction import redacted
 from ..settings import ConsumerSettings
+from .connectivity import FIRST_PAUSE_SECONDS, Connectivity
 from .delivery import (
     bytes_of,
     count_of,
     fit_dead_letter,
+    headers_of,
     json_object,
     make_dead_letter,
     make_message,
     seconds_of,
+    text_of,
 )
-from .requests import Requests, Rule
-from .source import (
-    FIRST_PAUSE_SECONDS,
-    MISSING,
-    Broker,
-    Capabilities,
-    Connectivity,
-    log_settlement_lost,
-)
-from .url import BrokerUrl
+from .flags import flag
+from .requests import Requests, Rule, to_the_end
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import BrokerUrl, CurrentUrl
 
 log = structlog.get_logger()
 
@@ -78,10 +92,14 @@ ANSWER_SECONDS = 10.0
 STOP_SECONDS = 2.5
 FLUSH_SECONDS = 2.0
 CLOSE_SECONDS = 0.5
+OUTAGE_SECONDS = 0.5
+"""To write the last settlements, in place of FLUSH_SECONDS, while SQS cannot be reached."""
 GATHER_SECONDS = 0.005
 """How long settlements wait for others: ten cost one request."""
 LISTING_SECONDS = 60
 """The visibility timeout of dead letters that are being listed, replayed or purged."""
+IDLE_BATCHES = 20
+"""Reading dead letters ends when so many requests in a row bring none that was not read before."""
 BATCH_SIZE = 10
 """The messages that fit in any request."""
 BATCH_BYTES = 262_144
@@ -112,6 +130,16 @@ TYPE = "type"
 CLEAN_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 """The bodies that SQS accepts."""
 QUEUE_NAME = re.compile("[A-Za-z0-9_-]{1,75}")
+DESTINATION = {
+    "queue": re.compile(r"(arn:[^:]+:sqs:[^:]+:\d+:)?[A-Za-z0-9_-]{1,80}(\.fifo)?"),
+    "topic": re.compile(r"(arn:[^:]+:sns:[^:]+:\d+:)?[A-Za-z0-9_-]{1,256}(\.fifo)?"),
+}
+FIFO = ".fifo"
+FIFO_TOKEN = re.compile("[!-~]{1,128}")
+"""A group or an id by which a FIFO queue drops what it has already."""
+CONTENT_ENCODING = {"content-encoding", "Content-Encoding"}
+COMPRESSED = (b"\x1f\x8b", b"\x78")
+"""How gzip and zlib begin."""
 REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
 AWS = re.compile(r"(.*\.)?(amazonaws\.com(\.cn)?|api\.aws|api\.amazonwebservices\.com\.cn)")
 """Its host names."""
@@ -122,6 +150,9 @@ SEND, DELETE, CHANGE_VISIBILITY = (
     "delete_message_batch",
     "change_message_visibility_batch",
 )
+
+PUBLISH = "publish_batch"
+"""The one request to SNS."""
 
 CLIENT_ERRORS = (BotoCoreError, ClientError, ValueError)
 RULES = (
@@ -170,13 +201,18 @@ class QueueMissing(BrokerUnavailable):
     """The queue does not exist (any more): it is created when the source connects again."""
 
 
+def _code_of(error: BaseException | None) -> str:
+    """By which SQS and SNS distinguish their refusals."""
+    return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else ""
+
+
 class SqsRequests(Requests):
     """Distinguishes SQS's refusals, which are all one exception, by their codes."""
 
     def translated(self, error: BaseException) -> BrokerError:
-        sentence = f"{self.address}: {' '.join(str(error).split())[:300]}"
+        sentence = f"{self.address}: {' '.join(redacted(str(error)).split())[:300]}"
         if isinstance(error, ClientError):
-            code = str(error.response["Error"]["Code"])
+            code = _code_of(error)
             status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
             if code.endswith(("NonExistentQueue", "QueueDoesNotExist")):
                 return QueueMissing(sentence)
@@ -185,7 +221,7 @@ class SqsRequests(Requests):
             denied = status in (401, 403) or code.startswith(CODES_OF_DENIALS)
             return BrokerDenied(sentence) if denied else BrokerRefused(sentence)
         if "CERTIFICATE_VERIFY_FAILED" in str(error):  # botocore has no exception class for it
-            return BrokerRefused(sentence)
+            return MendableRefusal(sentence)
         return super().translated(error)
 
 
@@ -225,7 +261,7 @@ def parse_url(text: str) -> Address:
     )
     if len(url.hosts) != 1 or "/" in url.path.strip("/") or bool(url.user) != bool(url.password):
         raise url.unreadable()
-    if url.names_tls_files:
+    if "cafile" in url.options:
         url.tls_context()  # so that a mistake is reported at start
     (host,) = url.hosts
     region, endpoint = host, None
@@ -241,7 +277,7 @@ def parse_url(text: str) -> Address:
             raise BrokerRefused(msg)
         of_host = [label for label in name.split(".") if is_aws and REGION.fullmatch(label)]
         region = url.path.strip("/") or (of_host or ["us-east-1"])[0]
-        tls = url.flag("tls", default=not is_here or "cafile" in url.options)
+        tls = flag(url, "tls", default=not is_here or "cafile" in url.options)
         if is_aws and not tls:
             msg = "CONSUMER_BROKER_URL: AWS always uses TLS: leave out tls=false"
             raise BrokerRefused(msg)
@@ -257,10 +293,24 @@ def parse_url(text: str) -> Address:
     )
 
 
+class Target(NamedTuple):
+    """Where a message is published to."""
+
+    kind: str
+    name: str
+    address: str
+    """The URL of a queue, the ARN of a topic."""
+
+    def __str__(self) -> str:
+        return f"the {self.kind} {self.name!r}"
+
+
 @dataclass(slots=True, eq=False)
 class Receipt:
     """For settling a delivery, and for sending the same message again."""
 
+    body: bytes
+    """As it came: in an envelope of SNS, say."""
     handle: str
     invisible_until: float
     """time.monotonic(), in seconds; then SQS redelivers the message. It is extended while the message is unacked."""
@@ -269,6 +319,8 @@ class Receipt:
     attributes: dict[str, Any]
     group: str | None
     """The MessageGroupId, by which SQS shares a queue fairly between tenants."""
+    message_id: str
+    """By SQS: one for each message that was sent."""
 
     @property
     def expired(self) -> bool:
@@ -350,46 +402,160 @@ def _pack(
 def _pack_again(message: Message, **history: Any) -> dict[str, Any]:
     """The same message, with its history."""
     receipt = message.receipt
-    entry = _pack(message.body, message.id, receipt.attributes, receipt.headers, history)
+    if history and message.published_at_seconds:
+        history["published_at"] = message.published_at_seconds
+    entry = _pack(receipt.body, message.id, receipt.attributes, receipt.headers, history)
     if receipt.group is not None:
         entry["MessageGroupId"] = receipt.group
     return entry
 
 
 def _unpack(
-    raw: dict[str, Any], invisible_until: float = math.inf
+    raw: dict[str, Any],
+    invisible_until: float = math.inf,
+    origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Message, dict[str, Any]]:
     """The message and its envelope. Never raises: any producer may send anything."""
-    attributes = dict(raw.get("MessageAttributes", {}))
-    envelope = json_object(attributes.pop(ENVELOPE, {}).get("StringValue"))
-    attributes |= _unfolded(envelope.get("attributes"))
-    own_headers = envelope.get("headers")
-    headers: dict[str, Any] = own_headers if isinstance(own_headers, dict) else {}
-    body = bytes_of(raw.get("Body"))
-    if envelope.get("encoding") == "empty":
-        body = b""
-    elif envelope.get("encoding") == "base64":
-        with suppress(ValueError):
-            body = base64.b64decode(body, validate=True)
+    sent = _Sent(dict(raw.get("MessageAttributes", {})), bytes_of(raw.get("Body")))
+    envelope, body = sent.envelope, sent.body
+    about: dict[str, Any] = raw.get("Attributes", {})
+    # SQS's own redrive moves a dead letter as it is: then it is a new message, as after `dead-letters replay`.
+    history = {} if "dead_lettered_at" in envelope else envelope
+    default_id, id, type = raw.get("MessageId"), envelope.get("id"), sent.type
+    published_at: Any = seconds_of(about.get("SentTimestamp")) / 1000
+    headers: dict[str, Any] = {}
+    if b'"TopicArn"' in body and (notification := _notification(body)):
+        inner = _Sent(_sns_attributes(notification), bytes_of(notification["Message"]))
+        topic = text_of(notification["TopicArn"])
+        origin = {**origin, "topic": topic.rpartition(":")[2], "topic_arn": topic}
+        body, headers = inner.body, inner.headers
+        if subject := notification.get("Subject"):
+            headers = {"Subject": text_of(subject), **headers}
+        id, default_id = id or inner.envelope.get("id"), notification.get("MessageId") or default_id
+        type = type or inner.type
+        published_at = _time_of(notification.get("Timestamp")) or published_at
+    if b'"detail-type"' in body and (event := _event(body)):
+        body = _dumped(event.pop("detail"))
+        detail_type, event_id = event.pop("detail-type"), event.pop("id", None)
+        type, id = type or detail_type, id or event_id
+        published_at = _time_of(event.get("time")) or published_at
+        headers = event | headers
+    elif not type and (b'"s3:TestEvent"' in body or b'"aws:s3"' in body):
+        type = _s3_event(body)
+    headers |= sent.headers
+    if headers.keys() & CONTENT_ENCODING and not body.startswith(COMPRESSED):
+        with suppress(ValueError):  # SQS takes text only
+            if (decoded := base64.b64decode(body, validate=True)).startswith(COMPRESSED):
+                body = decoded
     message = make_message(
         body,
-        id=envelope.get("id") or raw.get("MessageId"),
-        type=attributes.get(TYPE, {}).get("StringValue"),
-        headers={
-            **{name: _value(attributes[name]) for name in attributes if name != TYPE},
-            **headers,
-        },
-        # SQS's own redrive moves a dead letter as it is: then it is a new message, as after `dead-letters replay`.
-        failures=None if "dead_lettered_at" in envelope else envelope.get("attempts"),
+        id=id,
+        fallback_id=default_id,
+        type=type,
+        headers=headers,
+        failures=history.get("attempts"),
+        published_at=history.get("published_at") or published_at,
         receipt=Receipt(
+            sent.body,
             raw["ReceiptHandle"],
             invisible_until,
-            headers,
-            attributes,
-            raw.get("Attributes", {}).get("MessageGroupId"),
+            sent.own_headers,
+            sent.attributes,
+            about.get("MessageGroupId"),
+            text_of(raw.get("MessageId")),
         ),
+        origin=origin,
     )
+    received = count_of(about.get("ApproximateReceiveCount")) - _postponed(envelope, about)
+    message.deliveries = max(1, received)
     return message, envelope
+
+
+class _Sent:
+    """What somebody has sent, to a queue or to a topic: `_pack` reversed."""
+
+    def __init__(self, attributes: dict[str, Any], body: bytes) -> None:
+        self.envelope = envelope = json_object(attributes.pop(ENVELOPE, {}).get("StringValue"))
+        self.attributes = attributes
+        attributes |= _unfolded(envelope.get("attributes"))
+        own_headers = envelope.get("headers")
+        self.own_headers: dict[str, Any] = own_headers if isinstance(own_headers, dict) else {}
+        if envelope.get("encoding") == "empty":
+            body = b""
+        elif envelope.get("encoding") == "base64":
+            with suppress(ValueError):
+                body = base64.b64decode(body, validate=True)
+        self.body = body
+        self.type = attributes.get(TYPE, {}).get("StringValue")
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        named = {name: _value(self.attributes[name]) for name in self.attributes if name != TYPE}
+        return named | self.own_headers
+
+
+def _notification(body: bytes) -> dict[str, Any]:
+    """The envelope in which SNS sends to a queue without raw delivery; else empty."""
+    found = json_object(body)
+    is_one = found.get("Type") == "Notification" and isinstance(found.get("Message"), str)
+    return found if is_one and isinstance(found.get("TopicArn"), str) else {}
+
+
+def _sns_attributes(notification: dict[str, Any]) -> dict[str, Any]:
+    """As those of SQS."""
+    attributes: dict[str, Any] = {}
+    found = notification.get("MessageAttributes")
+    for name, attribute in found.items() if isinstance(found, dict) else ():
+        if isinstance(attribute, dict) and isinstance(value := attribute.get("Value"), str):
+            attributes[name] = _string(value)
+            if attribute.get("Type") == "Binary":
+                with suppress(ValueError):
+                    attributes[name] = {"BinaryValue": base64.b64decode(value, validate=True)}
+    return attributes
+
+
+def _event(body: bytes) -> dict[str, Any]:
+    """The event of EventBridge that it is; else empty."""
+    found = json_object(body)
+    is_one = "detail" in found and isinstance(found.get("detail-type"), str) and "source" in found
+    return found if is_one and _dumped(found["detail"]) else {}
+
+
+def _s3_event(body: bytes) -> str:
+    """The one kind of what a notification of S3 tells, such as ``ObjectCreated:Put``; else empty."""
+    found = json_object(body)
+    if found.get("Service") == "Amazon S3":
+        return text_of(found.get("Event"))
+    records = found.get("Records")
+    kinds = {
+        text_of(record.get("eventName"))
+        for record in (records if isinstance(records, list) else ())
+        if isinstance(record, dict) and record.get("eventSource") == "aws:s3"
+    }
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _dumped(value: Any) -> bytes:
+    """As JSON; empty for what is too deep."""
+    with suppress(RecursionError):
+        try:
+            return json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a character
+            return json.dumps(value).encode()
+    return b""
+
+
+def _time_of(text: Any) -> datetime | None:
+    with suppress(TypeError, ValueError):
+        return datetime.fromisoformat(text)
+    return None
+
+
+def _postponed(envelope: dict[str, Any], about: dict[str, Any]) -> int:
+    """How many deliveries only found that the message is not due yet: see `SqsBroker._deliver_all`."""
+    waited = seconds_of(about.get("SentTimestamp")) / 1000 + MAX_DELAY_SECONDS
+    seconds = seconds_of(envelope.get("due_at")) - waited
+    return math.ceil(max(0.0, seconds) / MAX_VISIBILITY_SECONDS)
 
 
 def _unfolded(folded: Any) -> dict[str, Any]:
@@ -418,6 +584,13 @@ def _value(attribute: dict[str, Any]) -> str | bytes | None:
     return value
 
 
+def _token(text: str) -> str:
+    """It, or something that stands for it and that a FIFO queue takes."""
+    if FIFO_TOKEN.fullmatch(text):
+        return text
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
 def _string(value: str) -> dict[str, str]:
     return {"DataType": "String", "StringValue": value}
 
@@ -435,9 +608,8 @@ def _dead_letter(message: Message, envelope: dict[str, Any], raw: dict[str, Any]
     # The redrive policy leaves no time: the best is the time when the message was sent.
     sent_at = seconds_of(raw.get("Attributes", {}).get("SentTimestamp")) / 1000
     return make_dead_letter(
-        message.body,
-        id=message.id,
-        type=message.type,
+        message,
+        message.receipt,
         reason=envelope.get("reason") or "moved by the redrive policy of SQS: delivered too often",
         attempts=envelope.get("attempts"),
         dead_lettered_at=envelope.get("dead_lettered_at") or sent_at,
@@ -458,15 +630,21 @@ async def _within(seconds: float, work: Awaitable[object]) -> None:
 class SqsBroker(Broker):
     """One queue and its dead-letter queue. Headers must be JSON values."""
 
+    dead_letters_at_once = BATCH_SIZE
     capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=False
+        order=False,
+        delayed_publish=True,
     )
+    destinations: ClassVar = {"queue": "queue:NAME", "topic": "topic:NAME"}
+    origins = ("topic",)
     largest_body_bytes: ClassVar[int | None] = 750_000  # of 1 MiB: base64 makes it a third longer
+    acks_late = True  # the deletion may succeed, and spares another consumer the work
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL or the queue's name cannot be used."""
         super().__init__(settings, prefetch)
-        self._address = parse_url(settings.broker_url.get_secret_value())
+        self._current_address = CurrentUrl(settings, parse_url)
+        self._address = self._current_address()
         if settings.source.endswith(".fifo"):
             msg = "CONSUMER_SOURCE: FIFO queues are not supported: a retry would break their order"
             raise BrokerRefused(msg)
@@ -477,6 +655,8 @@ class SqsBroker(Broker):
             )
             raise BrokerRefused(msg)
         self._client: Any = None
+        self._sns: Any = None  # from the first message to a topic on
+        self._origin = {"source": settings.source, "queue": settings.source}
         self._dead_name = ""
         self._queue_url = self._dead_url = ""  # empty: the queue does not exist
         self._most_bytes = dict[str, int]()
@@ -492,9 +672,17 @@ class SqsBroker(Broker):
         self._wake = asyncio.Event()
         self._polls: set[asyncio.Task[Any]] = set()
         self._poll_limit = 1
+        self._receives = False  # in this outage-free time, so that this user may
         self._requested_count = 0  # messages that the polls may bring
         self._outages_seen = 0  # errors of requests from before the last outage are ignored
         self._request_error: BrokerError | None = None
+        # Publishing
+        self._targets = dict[tuple[str, str], Target]()
+        self._finding_target = asyncio.Lock()
+        self._outbox: dict[Target, list[tuple[dict[str, Any], asyncio.Future[None]]]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._send_slots = asyncio.Semaphore(MAX_REQUESTS)
+        self._sending_in_order = asyncio.Lock()
         # Settling
         self._settlements: list[Settlement] = []
         self._has_settlements = asyncio.Event()
@@ -504,16 +692,7 @@ class SqsBroker(Broker):
     # -- connecting and closing
 
     async def __aenter__(self) -> Self:
-        config = AioConfig(
-            connect_timeout=CONNECT_SECONDS,
-            # Once more at once: a connection that idled for long may be closed just as a request is sent.
-            retries={"mode": "standard", "total_max_attempts": 2},
-            max_pool_connections=4 * MAX_REQUESTS,
-            warm_up_loader_caches=True,  # in a thread: reading all that botocore knows of AWS blocks for long
-        )
-        client = get_session().create_client("sqs", config=config, **self._address.client_arguments)
-        async with self._requests.bounded(CONNECT_SECONDS):
-            self._client = await client.__aenter__()
+        self._client = await self._open_client()
         try:
             async with self._requests.bounded(2 * CONNECT_SECONDS):
                 await self._find_queues()
@@ -522,6 +701,22 @@ class SqsBroker(Broker):
             raise
         self.connectivity.established()
         return self
+
+    async def _open_client(self) -> Any:
+        self._address = self._current_address()
+        return await self._open("sqs", self._address.client_arguments)
+
+    async def _open(self, service: str, arguments: dict[str, Any]) -> Any:
+        config = AioConfig(
+            connect_timeout=CONNECT_SECONDS,
+            # Once more at once: a connection that idled for long may be closed just as a request is sent.
+            retries={"mode": "standard", "total_max_attempts": 2},
+            max_pool_connections=4 * MAX_REQUESTS,
+            warm_up_loader_caches=True,  # in a thread: reading all that botocore knows of AWS blocks for long
+        )
+        client = get_session().create_client(service, config=config, **arguments)
+        async with self._requests.bounded(CONNECT_SECONDS):
+            return await client.__aenter__()
 
     async def declare(self) -> None:
         """Create the queues that do not exist."""
@@ -534,16 +729,20 @@ class SqsBroker(Broker):
                 self.settings.source, RedrivePolicy=json.dumps(policy)
             )
 
+    async def delete(self) -> None:
+        for url in filter(None, (self._queue_url, self._dead_url)):
+            await self._call("delete_queue", QueueUrl=url)
+
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
         for message in self.unacked:  # no worker will settle these any more
             if not message.receipt.expired:
                 self._change_visibility(message, 0)
         self.unacked.clear()
-        seconds = FLUSH_SECONDS if self.connectivity.up else CLOSE_SECONDS
+        seconds = FLUSH_SECONDS if self.connectivity.up else OUTAGE_SECONDS
         await _within(seconds, self._flushed.wait())
         self.connectivity.up = False
-        tasks = {*self._tasks, *self._polls}
+        tasks = {*self._tasks, *self._polls, *self._sending}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -554,12 +753,10 @@ class SqsBroker(Broker):
         await self._close_client()
 
     async def _close_client(self) -> None:
-        client, self._client = self._client, None
-        await _within(CLOSE_SECONDS, client.__aexit__(None, None, None))
-
-    @property
-    def connected(self) -> bool:
-        return self.connectivity.up
+        clients = self._client, self._sns
+        self._client = self._sns = None
+        closing = [client.__aexit__(None, None, None) for client in clients if client is not None]
+        await _within(CLOSE_SECONDS, asyncio.gather(*closing))
 
     async def _call(
         self, operation: str, /, within_seconds: float | None = None, **parameters: Any
@@ -568,8 +765,9 @@ class SqsBroker(Broker):
         if self._client is None:
             msg = f"{self._address}: the connection is closed"
             raise BrokerUnavailable(msg)
+        client = self._sns if operation == PUBLISH else self._client
         async with self._requests.bounded(within_seconds):
-            return await getattr(self._client, operation)(**parameters)
+            return await getattr(client, operation)(**parameters)
 
     async def _write_batch(
         self,
@@ -652,10 +850,18 @@ class SqsBroker(Broker):
     async def start(self) -> None:
         if _is_few(most := self._most_deliveries):
             log.warning("few_deliveries", queue=self.settings.source, most=most, reason=TOO_FEW)
-        self._tasks = [
-            asyncio.create_task(self._run(work), name=f"sqs{work.__name__}")
-            for work in (self._fetch, self._extend_visibility, self._write)
-        ]
+        if not self._tasks:  # before the first poll: a shutdown meanwhile requeues its message
+            self._start_task(self._write)
+        self._start_poll(1)
+        await asyncio.wait(self._polls)
+        if self._request_error is not None:
+            error, self._request_error = self._request_error, None
+            raise error
+        self._start_task(self._fetch)
+        self._start_task(self._extend_visibility)
+
+    def _start_task(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(self._run(work), name=f"sqs{work.__name__}"))
 
     async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -673,12 +879,12 @@ class SqsBroker(Broker):
         self._fetching_ended.set()
         self._wake.set()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         if self.connectivity.up:
             await _within(STOP_SECONDS, self._polls_and_settlements())
 
     async def _polls_and_settlements(self) -> None:
-        while self._polls:
+        while self._polls and self.stopped:
             await asyncio.wait(self._polls)  # which does not cancel them
         await self._flushed.wait()
 
@@ -688,14 +894,21 @@ class SqsBroker(Broker):
     async def _keep_polling(self) -> None:
         """Until stopped. Raises BrokerUnavailable or BrokerRefused."""
         if not self.connectivity.up:
+            if self._current_address() is not self._address:
+                client, self._client = self._client, await self._open_client()
+                await _within(CLOSE_SECONDS, client.__aexit__(None, None, None))
             await self._find_queues()
-            await self.declare()
-            self.connectivity.established()
+            await self.prepare()
+            polls = len(self._polls)
+            self._start_polls()
+            if len(self._polls) == polls:  # else after the first poll: it needs a right of its own
+                self.connectivity.established()
         while not self._fetching_ended.is_set():
             self._wake.clear()
             if self._request_error is not None:
                 error, self._request_error = self._request_error, None
                 self._outages_seen += 1
+                self._receives = False
                 raise error
             self._start_polls()
             await self._wake.wait()
@@ -703,23 +916,29 @@ class SqsBroker(Broker):
     def _start_polls(self) -> None:
         # Each poll costs the same, whatever it returns: fewer than ten are requested only if workers may be idle.
         while len(self._polls) < self._poll_limit:
-            room = self.prefetch - len(self.unacked) - self._requested_count
-            idle = not self._polls and not self.buffer.takeable
+            room = self._room() - self._requested_count
+            idle = not self._polls and not self._has_takeable()
             if room < (1 if idle else min(BATCH_SIZE, self.prefetch)):
                 return
-            count = min(BATCH_SIZE, room)
-            self._requested_count += count
-            self._polls.add(asyncio.create_task(self._poll(count), name="sqs-poll"))
+            self._start_poll(min(BATCH_SIZE, room))
+
+    def _start_poll(self, count: int) -> None:
+        self._requested_count += count
+        self._polls.add(asyncio.create_task(self._poll(count), name="sqs-poll"))
 
     async def _poll(self, count: int) -> None:
         """Never cancelled while SQS may answer: the messages of its answer would be invisible to all consumers."""
         poll = asyncio.current_task()
         assert poll is not None
         outages_seen = self._outages_seen
+        wait_seconds = self._address.wait_seconds if self._receives else 0
         try:
             messages = await self._receive(
-                self._queue_url, count, self._address.visibility_seconds, self._address.wait_seconds
+                self._queue_url, count, self._address.visibility_seconds, wait_seconds
             )
+            if outages_seen == self._outages_seen and not self._fetching_ended.is_set():
+                self._receives = True
+                self.connectivity.established()
             # A full answer suggests more messages; on an empty queue a single poll waits.
             if not messages:
                 self._poll_limit = 1
@@ -752,7 +971,9 @@ class SqsBroker(Broker):
             VisibilityTimeout=visibility_seconds,
             WaitTimeSeconds=wait_seconds,
             MessageAttributeNames=["All"],
-            MessageSystemAttributeNames=["MessageGroupId", "SentTimestamp"],
+            MessageSystemAttributeNames=[
+                *("MessageGroupId", "SentTimestamp", "ApproximateReceiveCount"),
+            ],
         )
         messages: list[dict[str, Any]] = answer.get("Messages", [])
         return messages
@@ -761,7 +982,7 @@ class SqsBroker(Broker):
         invisible_until = time.monotonic() + self._address.visibility_seconds
         some_lost = self._some_in_flight_is_lost()
         for raw in messages:
-            message, envelope = _unpack(raw, invisible_until)
+            message, envelope = _unpack(raw, invisible_until, self._origin)
             seconds_left = seconds_of(envelope.get("due_at")) - time.time()
             if seconds_left > 0:  # the longest delay of SQS has passed, but not all of this one
                 seconds = min(math.ceil(seconds_left), MAX_VISIBILITY_SECONDS)
@@ -769,15 +990,13 @@ class SqsBroker(Broker):
             elif not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 
-    async def __anext__(self) -> Message:
-        while True:
-            message = await self.buffer.get()
-            if not self.buffer.takeable:
-                self._wake.set()  # the next worker may find the buffer empty
-            if not self._lost_because(message):
-                return message
-            self._release(message)
-            self.buffer.settled(message)
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
+        return self._next_held()
+
+    def _is_taken(self, message: Message) -> bool:
+        if not self._has_takeable():
+            self._wake.set()  # the next worker may find the buffer empty
+        return super()._is_taken(message)
 
     def _lost_because(self, message: Message) -> str:
         return "its visibility timeout has passed" if message.receipt.expired else ""
@@ -812,15 +1031,15 @@ class SqsBroker(Broker):
                 message.receipt.invisible_until = invisible_until
             elif failures[number].get("SenderFault"):  # redelivered, or its 12 hours are over
                 message.receipt.invisible_until = 0.0
-                log.warning("lease_lost", id=message.id, reason=failures[number].get("Message"))
+                log.warning(
+                    "lease_lost", message_id=message.id, reason=failures[number].get("Message")
+                )
 
     # -- settling
 
-    def _holds(self, message: Message, settlement: str) -> bool:
+    def _release(self, message: Message) -> None:
+        super()._release(message)
         self._wake.set()  # there is room
-        # A deletion may still succeed after SQS has redelivered the message, and spares that consumer the work.
-        deletable = settlement == "ack" and message in self.unacked
-        return deletable or super()._holds(message, settlement)
 
     async def _ack(self, message: Message) -> None:
         self._delete(message, "ack")
@@ -848,7 +1067,7 @@ class SqsBroker(Broker):
                 self._dead_url, MAX_BYTES
             )
 
-        entry = entry_of(*fit_dead_letter(message.body, {}, fits))
+        entry = entry_of(*fit_dead_letter(message.receipt.body, {}, fits))
         self._check_size(entry, self._dead_url)
         await self._send_again(Settlement(SEND, self._dead_url, entry, message, "reject", reason))
 
@@ -861,13 +1080,22 @@ class SqsBroker(Broker):
 
     async def _send_again(self, settlement: Settlement) -> None:
         """With others in a request, later; one that was put off is sent alone, and its answer awaited."""
-        if settlement.message not in self.put_offs:
+        if settlement.message not in self.put_offs.counts:
             self._settle(settlement)
             return
         await self._send(settlement.queue_url, [settlement.entry])
         self._delete(settlement.message, settlement.verb)
 
     async def _requeue(self, message: Message) -> None:
+        if self.suspects.may_kill(
+            message
+        ):  # SQS counts requeues too: a copy has a count of its own
+            message.deliveries = 1
+            with suppress(BrokerRefused):
+                entry = _pack_again(message, attempts=message.attempt - 1)
+                self._check_size(entry, self._queue_url)
+                self._settle(Settlement(SEND, self._queue_url, entry, message, "requeue"))
+                return
         self._change_visibility(message, 0)
 
     def _delete(self, message: Message, verb: str) -> None:
@@ -928,6 +1156,8 @@ class SqsBroker(Broker):
         except BrokerRefused as refusal:
             if operation != SEND:
                 self._report(refusal, outages_seen)
+                if isinstance(refusal, MendableRefusal):  # an outage, which ends
+                    return settlements
             elif len(settlements) > 1 and not isinstance(refusal, BrokerDenied):
                 # One of them is the cause.
                 outcomes = await asyncio.gather(
@@ -960,17 +1190,166 @@ class SqsBroker(Broker):
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        if not self._queue_url:
-            msg = f"{self._address}: the queue {self.settings.source!r} {MISSING}"
+    def destination_of(self, message: OutgoingMessage) -> tuple[str, str]:
+        kind, name = super().destination_of(message)
+        problem = ""
+        if not DESTINATION[kind].fullmatch(name):
+            problem = f"{name[:200]!r} cannot be the name or the ARN of a {kind}"
+        elif message.delay_seconds > MAX_DELAY_SECONDS:
+            problem = (
+                f"a message can be delayed by at most {MAX_DELAY_SECONDS} seconds, and not by "
+                f"{message.delay_seconds:g}"
+            )
+        elif message.delay_seconds > 0 and (kind == "topic" or name.endswith(FIFO)):
+            problem = (
+                f"the {kind} {name!r} cannot delay a message: publish it without delay_seconds"
+            )
+        if problem:
+            raise BrokerRefused(f"{self._address}: {problem}")
+        return kind, name
+
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Those of several handlers share requests."""
+        targets = [await self._target_of(message) for message in messages]
+        entries = [
+            self._entry(message, target) for message, target in zip(messages, targets, strict=True)
+        ]
+        loop = asyncio.get_running_loop()
+        sent: list[asyncio.Future[None]] = []
+        for target, entry in zip(targets, entries, strict=True):
+            sent.append(future := loop.create_future())
+            if (waiting := self._outbox.get(target)) is None:
+                waiting = self._outbox[target] = []
+                sending = asyncio.create_task(self._empty_outbox(target), name="sqs-send")
+                self._sending.add(sending)
+                sending.add_done_callback(self._sending.discard)
+            waiting.append((entry, future))
+        for outcome in await asyncio.gather(*sent, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    def _entry(self, message: OutgoingMessage, target: Target) -> dict[str, Any]:
+        """Raises BrokerRefused for a message that cannot be sent."""
+        # It would end the request for the others, too.
+        if message.type and not CLEAN_TEXT.fullmatch(message.type):
+            msg = f"this message cannot be sent: SQS takes no type such as {message.type[:100]!r}"
             raise BrokerRefused(msg)
-        packed = []
-        for message in messages:
-            attributes = {TYPE: _string(message.type)} if message.type else {}
-            entry = _pack(message.body, message.id, attributes, dict(message.headers))
-            self._check_size(entry, self._queue_url)
-            packed.append(entry)
-        await self._send(self._queue_url, packed)
+        attributes = {TYPE: _string(message.type)} if message.type else {}
+        entry = _pack(message.body, message.id, attributes, headers_of(message))
+        self._check_size(entry, target.address)
+        if target.name.endswith(FIFO):
+            entry["MessageGroupId"] = _token(message.key or message.id)
+            entry["MessageDeduplicationId"] = _token(message.id)
+        elif message.delay_seconds > 0:
+            entry["DelaySeconds"] = math.ceil(message.delay_seconds)
+        return entry
+
+    async def _target_of(self, message: OutgoingMessage) -> Target:
+        """Raises BrokerRefused if it does not exist; SNS says that of a topic when it gets a message."""
+        kind, name = self.destination_of(message)
+        if (kind, name) == ("queue", self.settings.source) and self._queue_url:
+            return Target(kind, name, self._queue_url)
+        if (target := self._targets.get((kind, name))) is not None:
+            return target
+        async with self._finding_target:
+            if (target := self._targets.get((kind, name))) is None:
+                address = await (self._topic(name) if kind == "topic" else self._queue(name))
+                target = self._targets[kind, name] = Target(kind, name, address)
+        return target
+
+    async def _queue(self, name: str) -> str:
+        """The URL of a queue to publish to."""
+        account: dict[str, Any] = {}
+        if ":" in name:
+            *_, account["QueueOwnerAWSAccountId"], name = name.split(":")
+        try:
+            found = await self._call("get_queue_url", QueueName=name, **account)
+        except QueueMissing as missing:
+            msg = f"{self._address}: the queue {name!r} {MISSING}"
+            raise BrokerRefused(msg) from missing
+        return str(found["QueueUrl"])
+
+    async def _topic(self, name: str) -> str:
+        """The ARN of a topic to publish to: by its name, one of the account and the region of the source."""
+        if self._sns is None:
+            arguments = self._address.client_arguments
+            if AWS.fullmatch(urlsplit(self._address.endpoint or "").hostname or ""):
+                arguments["endpoint_url"] = None  # it is one of SQS
+            self._sns = await self._open("sns", arguments)
+        if ":" in name:
+            return name
+        if not self._queue_url:
+            msg = f"{self._address}: the queue {self.settings.source!r} {MISSING}, whose account has the topic {name!r}"
+            raise BrokerRefused(msg)
+        arn = (await self._attributes(self._queue_url))["QueueArn"]
+        _, partition, _, region, owner, _ = arn.split(":")
+        return f"arn:{partition}:sns:{region}:{owner}:{name}"
+
+    async def _empty_outbox(self, target: Target) -> None:
+        if len(self._outbox[target]) < BATCH_SIZE:
+            await asyncio.sleep(GATHER_SECONDS)
+        waiting = self._outbox.pop(target)
+        batches = _batches(waiting, lambda one: one[0])
+        try:
+            if target.name.endswith(FIFO):
+                async with self._sending_in_order:
+                    for batch in batches:
+                        await self._send_batch(target, batch)
+            else:
+                await asyncio.gather(*(self._send_batch(target, batch) for batch in batches))
+        finally:  # no handler waits for what nobody sends
+            for _, sent in waiting:
+                if not sent.done():
+                    sent.set_exception(BrokerUnavailable(f"{self._address}: it was not sent"))
+
+    async def _send_batch(
+        self, target: Target, batch: list[tuple[dict[str, Any], "asyncio.Future[None]"]]
+    ) -> None:
+        """One request; tells the outcome of each."""
+        failures: dict[int, dict[str, Any]] = {}
+        error: BrokerError | None = None
+        try:
+            async with self._send_slots:
+                failures = await self._write_target(target, [entry for entry, _ in batch])
+        except QueueMissing:
+            self._targets.pop((target.kind, target.name), None)
+            error = BrokerRefused(f"{self._address}: {target} {MISSING}")
+        except BrokerError as failure:
+            if _code_of(failure.__cause__) == "NotFound":
+                error = BrokerRefused(f"{self._address}: {target} {MISSING}")
+            elif len(batch) > 1 and type(failure) is BrokerRefused:  # one of them is the cause
+                for one in batch:
+                    await self._send_batch(target, [one])
+                return
+            else:
+                error = type(failure)(f"{failure} (while publishing to {target})")
+        for number, (_, sent) in enumerate(batch):
+            outcome = error
+            if failed := failures.get(number):
+                msg = f"{self._address}: {target} did not accept a message: {failed.get('Message')}"
+                outcome = (
+                    BrokerRefused(msg) if failed.get("SenderFault") else BrokerUnavailable(msg)
+                )
+            if sent.done():
+                continue  # its handler was cancelled
+            if outcome is None:
+                sent.set_result(None)
+            else:
+                sent.set_exception(outcome)
+
+    async def _write_target(
+        self, target: Target, entries: list[dict[str, Any]]
+    ) -> dict[int, dict[str, Any]]:
+        """As `_write_batch`."""
+        if target.kind == "queue":
+            return await self._write_batch(SEND, target.address, entries)
+        numbered = [
+            {"Id": str(number), "Message": entry.pop("MessageBody"), **entry}
+            for number, entry in enumerate(dict(entry) for entry in entries)
+        ]
+        topic = {"TopicArn": target.address, "PublishBatchRequestEntries": numbered}
+        answer = await self._call(PUBLISH, None, **topic)
+        return {int(failure["Id"]): failure for failure in answer.get("Failed", ())}
 
     async def _send(self, queue_url: str, entries: list[dict[str, Any]]) -> None:
         """Returns when SQS has confirmed every one. Raises BrokerUnavailable or BrokerRefused."""
@@ -987,33 +1366,63 @@ class SqsBroker(Broker):
 
     # -- dead letters
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        """As in `DeadLetters`, but not certainly the oldest, as SQS has no order. Others do not see them meanwhile."""
-        seen: dict[str, Message] = {}
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[dict[str, str]]:
+        """The receipt handles of what was read and not taken, by the ids of SQS: others do not see it meanwhile."""
+        hidden: dict[str, str] = {}
+        hiding = asyncio.create_task(self._keep_hidden(hidden))
         try:
-            while (
-                self._dead_url
-                and len(seen) < limit
-                and (
-                    batch := await self._receive(
-                        self._dead_url, min(BATCH_SIZE, limit - len(seen)), LISTING_SECONDS, 1
-                    )
-                )
-            ):
-                letters = []
-                for raw in batch:
-                    message, envelope = _unpack(raw)
-                    if raw["MessageId"] not in seen:
-                        letters.append(_dead_letter(message, envelope, raw))
-                    seen[raw["MessageId"]] = message  # the receipt of the last delivery counts
-                if not letters:
-                    return  # this takes so long that the first ones are visible again
-                for letter in letters:
-                    yield letter
+            yield hidden
         finally:
-            for messages in _slices(list(seen.values()), BATCH_SIZE):
-                entries = [_visibility(message, 0) for message in messages]
-                await self._write_batch(CHANGE_VISIBILITY, self._dead_url, entries)
+            hiding.cancel()
+            with suppress(BrokerError, TimeoutError):  # then LISTING_SECONDS end
+                await to_the_end(self._hide(hidden, 0), ANSWER_SECONDS)
+
+    async def _keep_hidden(self, hidden: dict[str, str]) -> None:
+        while True:
+            await asyncio.sleep(LISTING_SECONDS / 3)
+            await self._hide(hidden, LISTING_SECONDS)
+
+    async def _hide(self, hidden: dict[str, str], seconds: int) -> None:
+        entries = [
+            {"ReceiptHandle": handle, "VisibilityTimeout": seconds}
+            for handle in hidden.values()
+            if handle
+        ]
+        for batches in _slices(_slices(entries, BATCH_SIZE), MAX_REQUESTS):
+            changing = (
+                self._write_batch(CHANGE_VISIBILITY, self._dead_url, batch) for batch in batches
+            )
+            await asyncio.gather(*changing, return_exceptions=True)
+
+    async def _present_letters(self, reading: dict[str, str]) -> AsyncGenerator[DeadLetter, None]:
+        """Not certainly the oldest first, as SQS has no order."""
+        count, idle = await self.count_dead_letters(), 0
+        while len(reading) < count and idle < IDLE_BATCHES:
+            batch = await self._receive(self._dead_url, BATCH_SIZE, LISTING_SECONDS, 1)
+            idle = idle + 1 if batch else IDLE_BATCHES
+            new = [raw for raw in batch if raw["MessageId"] not in reading]
+            # If one comes again, its last receipt counts.
+            reading |= {raw["MessageId"]: raw["ReceiptHandle"] for raw in batch}
+            for raw in new:
+                idle = 0
+                yield _dead_letter(*_unpack(raw), raw)
+
+    async def _take_letters(
+        self, reading: dict[str, str], letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        if replay:
+            await self._send(self._queue_url, [_pack_again(letter) for letter in letters])
+        refused: list[dict[str, Any]] = []
+        for batch in _slices([letter.receipt.message_id for letter in letters], BATCH_SIZE):
+            entries = [{"ReceiptHandle": reading[id]} for id in batch]
+            failures = await self._write_batch(DELETE, self._dead_url, entries)
+            refused += failures.values()
+            reading.update({id: "" for place, id in enumerate(batch) if place not in failures})
+        yield len(letters) - len(refused)
+        if refused:
+            msg = f"{self._address} did not delete {len(refused)} of {len(letters)} dead letters"
+            raise BrokerUnavailable(f"{msg}: {refused[0].get('Message')}")
 
     async def count_dead_letters(self) -> int:
         if not self._dead_url:
@@ -1022,32 +1431,6 @@ class SqsBroker(Broker):
         return sum(
             int(attributes[f"ApproximateNumberOfMessages{which}"]) for which in ("", "NotVisible")
         )
-
-    async def _dead_batches(self) -> AsyncIterator[list[Message]]:
-        """The present dead letters, in tens; they are deleted after each step."""
-        left = await self.count_dead_letters()
-        while left > 0 and (
-            raw := await self._receive(self._dead_url, min(BATCH_SIZE, left), LISTING_SECONDS, 1)
-        ):
-            batch = [_unpack(message)[0] for message in raw]
-            yield batch
-            entries = [{"ReceiptHandle": message.receipt.handle} for message in batch]
-            await self._write_batch(DELETE, self._dead_url, entries)
-            left -= len(batch)
-
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        moved = 0
-        async for batch in self._dead_batches():
-            await self._send(self._queue_url, [_pack_again(message) for message in batch])
-            moved += len(batch)
-            yield moved
-
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
-        # Not PurgeQueue: SQS accepts it once a minute, and returns no count.
-        deleted = 0
-        async for batch in self._dead_batches():
-            deleted += len(batch)
-            yield deleted
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SqsBroker:

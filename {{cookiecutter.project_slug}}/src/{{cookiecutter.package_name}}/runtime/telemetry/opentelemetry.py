@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Traces and metrics for OpenTelemetry, sent by OTLP over HTTP.
 
 The standard ``OTEL_...`` variables configure it. Without ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for
@@ -10,13 +10,15 @@ the same, and a message that is retried tomorrow, or replayed next month, does n
 """
 
 import asyncio
-import contextvars
+import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, get_args
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
@@ -27,36 +29,47 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.util import types
 
 from ..brokers import MODULE_OF_SCHEME
+from ..errors import SettingsError
+from ..logs import Seldom
 from ..message import Message, OutgoingMessage
+from ..redaction import redacted, redacted_value
 from ..settings import ConsumerSettings
-from . import CLOSE_SECONDS, ConsumerView, State, Telemetry
+from . import CLOSE_SECONDS, Reading, Telemetry, queue_seconds
+
+if TYPE_CHECKING:
+    from ..consumer import Consumer
 
 log = structlog.get_logger()
 
 SCOPE = "cookiecutter-consumer"
+PROTOCOL = "http/protobuf"
 REGISTERED_SYSTEMS = {"sqs": "aws_sqs", "postgres": "postgresql"}
 """Names of the conventions that differ from this package's."""
 SYSTEMS_WITH_GROUPS = {"kafka", "nats", "redis", "mqtt"}
-BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""Those of the conventions."""
+OTHER_LABELS = {"error": "error.type"}
+"""Attributes with a name of the conventions."""
 
 Attributes = dict[str, str | int]
 
 
 class Handling(NamedTuple):
+    handler: str
+    messages: int
     span: Span
-    token: contextvars.Token[Context]
     started: float
 
 
 class OpenTelemetry(Telemetry):
+    exports = "otlp"
+
     def __init__(
         self, settings: ConsumerSettings, tracers: TracerProvider, meters: MeterProvider
     ) -> None:
@@ -65,6 +78,7 @@ class OpenTelemetry(Telemetry):
         self._tracer = tracers.get_tracer(SCOPE)
         self._meter = meters.get_meter(SCOPE)
         self._destination = settings.source
+        bounds = sorted(settings.duration_buckets)
         attributes = attributes_of_broker(settings)
         self._process = {**attributes, "messaging.operation.name": "process"}
         self._process_span = {**self._process, "messaging.operation.type": "process"}
@@ -74,43 +88,34 @@ class OpenTelemetry(Telemetry):
             "messaging.process.duration",
             "s",
             "Duration of processing operation.",
-            explicit_bucket_boundaries_advisory=BUCKETS_SECONDS,
+            explicit_bucket_boundaries_advisory=bounds,
         )
         self._operation = self._meter.create_histogram(
             "messaging.client.operation.duration",
             "s",
             "Duration of messaging operation initiated by a producer or consumer client.",
-            explicit_bucket_boundaries_advisory=BUCKETS_SECONDS,
+            explicit_bucket_boundaries_advisory=bounds,
         )
         self._sent = self._meter.create_counter(
             "messaging.client.sent.messages",
             "{message}",
             "Number of messages producer attempted to send to the broker.",
         )
-        self._shutdown = self._meter.create_gauge(
-            "consumer.shutdown.duration", "s", "Duration of the graceful shutdown."
+        self._queued = self._meter.create_histogram(
+            "consumer.message.queue",
+            "s",
+            "Time from publishing to a handler's first call, where the time of publishing is known.",
+            explicit_bucket_boundaries_advisory=bounds,
         )
 
-    def watch(self, consumer: ConsumerView) -> None:
-        """Counts are read at each export: a call of the SDK for each message costs twenty times as much."""
+    def watch(self, consumer: "Consumer") -> None:
+        """Readings are read at each export: a call of the SDK for each message costs twenty times as much."""
         super().watch(consumer)
+        for reading in self.readings(consumer):
+            self._observe(consumer, reading)
 
         def consumed(_: CallbackOptions) -> Iterable[Observation]:
             yield Observation(sum(self.outcomes.values()), self._process)
-
-        def outcomes(_: CallbackOptions) -> Iterable[Observation]:
-            for (handler, outcome), count in self.outcomes.items():
-                yield Observation(count, {"consumer.handler": handler, "consumer.outcome": outcome})
-
-        def in_flight(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(len(consumer.in_flight))
-
-        def reconnects(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(consumer.outage_count)
-
-        def state(_: CallbackOptions) -> Iterable[Observation]:
-            for name in get_args(State):
-                yield Observation(int(name == consumer.state), {"consumer.state": name})
 
         self._meter.create_observable_counter(
             "messaging.client.consumed.messages",
@@ -118,24 +123,30 @@ class OpenTelemetry(Telemetry):
             "{message}",
             "Number of messages that were delivered to the application.",
         )
-        # The conventions have no names for these.
-        self._meter.create_observable_counter(
-            "consumer.messages", [outcomes], "{message}", "Deliveries by handler and outcome."
-        )
-        self._meter.create_observable_up_down_counter(
-            "consumer.messages.in_flight", [in_flight], "{message}", "In-flight messages."
-        )
-        self._meter.create_observable_counter(
-            "consumer.reconnects",
-            [reconnects],
-            "{reconnect}",
-            "How many times the broker was lost.",
-        )
-        self._meter.create_observable_up_down_counter(
-            "consumer.state", [state], "1", "1 for the current state, 0 for the others."
-        )
+
+    def _observe(self, consumer: "Consumer", reading: Reading) -> None:
+        """The conventions have no names for these."""
+        names = [OTHER_LABELS.get(label, f"consumer.{label}") for label in reading.labels]
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            [now] = [one for one in self.readings(consumer) if one.name == reading.name]
+            for labels, value in now.points.items():
+                yield Observation(value, dict(zip(names, labels, strict=True)))
+
+        unit = "s" if reading.kind == "seconds" else ""
+        about = (f"consumer.{reading.name}", [observe], unit, reading.meaning)
+        if reading.kind == "counter":
+            self._meter.create_observable_counter(*about)
+        else:
+            self._meter.create_observable_gauge(*about)
 
     def handling(self, handler: str, messages: Sequence[Message]) -> Handling:
+        for message in messages:
+            if (seconds := queue_seconds(message)) is not None:
+                self._queued.record(seconds)  # with attributes it costs twice as much
+        return self._begin(handler, messages)
+
+    def _begin(self, handler: str, messages: Sequence[Message]) -> Handling:
         attributes: Attributes = {**self._process_span, "consumer.handler": handler}
         links = []
         sender = Context()
@@ -160,28 +171,25 @@ class OpenTelemetry(Telemetry):
             attributes,
             links,
         )
-        token = context.attach(trace.set_span_in_context(span, sender))
-        trace_id = trace.format_trace_id(span.get_span_context().trace_id)
-        structlog.contextvars.bind_contextvars(trace_id=trace_id)
-        return Handling(span, token, time.perf_counter())
+        # Not detached: what the handler returned is published later. The next message has its own.
+        context.attach(trace.set_span_in_context(span, sender))
+        structlog.contextvars.bind_contextvars(**ids_of(span))
+        return Handling(handler, len(messages), span, time.perf_counter())
 
     def handled(self, handling: Handling, failure: BaseException | None) -> None:
-        attributes = self._process
-        if failure is not None:
-            # Only its type: its text is in the log, where passwords are masked.
-            kind = type(failure).__qualname__
-            attributes = {**attributes, "error.type": kind}
-            handling.span.set_attribute("error.type", kind)
+        attributes: Attributes = {**self._process, "consumer.handler": handling.handler}
+        # Only its type: its text is in the log, where passwords are masked.
+        if failure is not None and (
+            error := self.failed(handling.handler, failure, handling.messages)
+        ):
+            attributes["error.type"] = error
+            handling.span.set_attribute("error.type", error)
             handling.span.set_status(StatusCode.ERROR)
         self._duration.record(time.perf_counter() - handling.started, attributes)
-        context.detach(handling.token)
         handling.span.end()
 
     def refused(self, handler: str, message: Message, rejection: BaseException) -> None:
-        self.handled(self.handling(handler, [message]), rejection)
-
-    def stopped(self, seconds: float) -> None:
-        self._shutdown.set(seconds)
+        self.handled(self._begin(handler, [message]), rejection)
 
     @contextmanager
     def publishing(self, messages: Sequence[OutgoingMessage]) -> Iterator[None]:
@@ -234,6 +242,71 @@ class OpenTelemetry(Telemetry):
             log.warning("telemetry_lost", reason=f"not taken within {within_seconds:.1f} s")
 
 
+class RedactingExporter(OTLPSpanExporter):
+    """Handlers and instrumentation write into spans, such as the text of an exception."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export([redacted_span(span) for span in spans])
+        if result is SpanExportResult.SUCCESS:
+            FAILED_EXPORTS.succeeded()
+        return result
+
+
+class MetricsExporter(OTLPMetricExporter):
+    def export(self, *args: Any, **options: Any) -> MetricExportResult:
+        result = super().export(*args, **options)
+        if result is MetricExportResult.SUCCESS:
+            FAILED_EXPORTS.succeeded()
+        return result
+
+
+def redacted_span(span: ReadableSpan) -> ReadableSpan:
+    status = span.status
+    return ReadableSpan(
+        redacted(span.name),
+        span.context,
+        span.parent,
+        span.resource,
+        _redacted(span.attributes),
+        [Event(redacted(e.name), _redacted(e.attributes), e.timestamp) for e in span.events],
+        [Link(link.context, _redacted(link.attributes)) for link in span.links],
+        span.kind,
+        status=Status(status.status_code, status.description and redacted(status.description)),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
+
+
+def _redacted(attributes: types.Attributes) -> types.Attributes:
+    return {name: redacted_value(value, name) for name, value in (attributes or {}).items()}
+
+
+class FailedExports(logging.Handler):
+    """Logs the failures of a collector as our own event, at first and then once a minute.
+
+    The exporters log a long sentence for each attempt, of which each interval has several.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._warning = Seldom()
+        self._outages: dict[int | None, Seldom] = {}  # by thread: traces and metrics have one each
+
+    def succeeded(self) -> None:
+        """An export, in this thread."""
+        self._outages.pop(threading.get_ident(), None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        outage = self._outages.setdefault(record.thread, Seldom())
+        if self._warning.is_due():
+            reason = redacted(record.getMessage())[:300]
+            log.warning("export_failed", outage_seconds=outage.seconds, reason=reason)
+
+
+FAILED_EXPORTS = FailedExports()
+
+
 class _Headers(Getter[Mapping[str, Any]]):
     """Headers as brokers deliver them: some deliver bytes, and a producer may have written any value."""
 
@@ -250,6 +323,21 @@ class _Headers(Getter[Mapping[str, Any]]):
 _HEADERS = _Headers()
 
 
+def ids_of(span: Span) -> dict[str, str]:
+    """As the log and Prometheus' exemplars have them."""
+    about = span.get_span_context()
+    return {
+        "trace_id": trace.format_trace_id(about.trace_id),
+        "span_id": trace.format_span_id(about.span_id),
+    }
+
+
+def current_trace() -> dict[str, str] | None:
+    """For an exemplar; None if the trace is not sampled, and so is stored nowhere."""
+    span = trace.get_current_span()
+    return ids_of(span) if span.get_span_context().trace_flags.sampled else None
+
+
 def attributes_of_broker(settings: ConsumerSettings) -> Attributes:
     module = MODULE_OF_SCHEME.get(settings.broker_scheme, settings.broker_scheme)
     attributes: Attributes = {
@@ -263,6 +351,8 @@ def attributes_of_broker(settings: ConsumerSettings) -> Attributes:
         is_region = module == "sqs" and url.path in ("", "/")
         if url.hostname and not is_region:
             attributes["server.address"] = url.hostname
+            if url.port:
+                attributes["server.port"] = url.port
     return attributes
 
 
@@ -273,8 +363,8 @@ def span_limits(settings: ConsumerSettings) -> SpanLimits:
     return SpanLimits(max_links=max(128, settings.batch_size))
 
 
-def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
-    """Reads the ``OTEL_...`` variables, and makes the providers known to all instrumentation."""
+def make_telemetry(service: str, settings: ConsumerSettings) -> OpenTelemetry | None:
+    """Reads the ``OTEL_...`` variables, and makes the providers known to all instrumentation. Raises SettingsError."""
     signals = [
         signal
         for signal in ("TRACES", "METRICS")
@@ -285,19 +375,40 @@ def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
         )
     ]
     if not signals or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return Telemetry()
-    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get(
-        "OTEL_RESOURCE_ATTRIBUTES", ""
-    )
-    resource = Resource.create({} if named else {"service.name": service})
+        return None
+    for signal in signals:
+        check_protocol(signal)
+    resource = resource_of(service)
     # No shutdown at exit, the default: it would wait half a minute for an unresponsive collector.
     tracers = TracerProvider(
         resource=resource, shutdown_on_exit=False, span_limits=span_limits(settings)
     )
     if "TRACES" in signals:
-        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if "METRICS" in signals else []
+        tracers.add_span_processor(BatchSpanProcessor(RedactingExporter()))
+    readers = [PeriodicExportingMetricReader(MetricsExporter())] if "METRICS" in signals else []
     meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+    for name in ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal"):
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).addHandler(FAILED_EXPORTS)
     trace.set_tracer_provider(tracers)
     metrics.set_meter_provider(meters)
     return OpenTelemetry(settings, tracers, meters)
+
+
+def check_protocol(signal: str) -> None:
+    """The SDK would send HTTP to a port of gRPC, and retry for ever."""
+    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := os.environ.get(name):
+            if protocol != PROTOCOL:
+                msg = f"{name}: {protocol} is not supported: set it to {PROTOCOL}, and the endpoint to that port (4318)"
+                raise SettingsError(msg)
+            return
+
+
+def resource_of(service: str) -> Resource:
+    """What ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` say, and the rest of what a service should say."""
+    ours = {"service.name": service, "service.instance.id": str(uuid.uuid4())}
+    for distribution in metadata.distributions(name=service):
+        ours["service.version"] = distribution.version
+    said = OTELResourceDetector().detect().attributes
+    return Resource.create({name: value for name, value in ours.items() if name not in said})

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A real Kafka: one that is running, one that is installed, or Docker's.
 
 CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import shlex
-import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-    one_for_all_workers,
-)
-from .proxy import Proxy
+from .local import ServerContainer, ServerProcess, free_ports, has_docker
 
 T = TypeVar("T")
 
@@ -46,19 +37,8 @@ OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-class KafkaProxy(Proxy):
-    """Kafka tells its clients the addresses of its brokers: here it advertises the proxy's."""
-
-    def translate(self, data: bytes) -> bytes:
-        theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))
-        return data.replace(theirs, ours)
-
-
 class KafkaServer(Server):
     """Reads the broker's own counts by its protocol."""
-
-    lacks = ("recreated queues",)
-    proxy_type = KafkaProxy
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -141,15 +121,9 @@ def _due_at(record: Any) -> float:
 class PrivateKafka(KafkaServer, PrivateServer):
     """A private server, on this port."""
 
-    def __init__(self, port: int, instance: Instance) -> None:
+    def __init__(self, port: int, instance: ServerProcess) -> None:
         super().__init__(f"kafka://127.0.0.1:{port}{OPTIONS}")
-        self._instance = instance
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
+        self.instance = instance
 
 
 def most_repeated(prefetch: int) -> float:
@@ -165,9 +139,11 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         arguments = [
             argument.format(port=port, directory=directory) for argument in shlex.split(command)
         ]
-        instance: Instance = ServerProcess(arguments, directory, lambda: _answers(port))
+        instance: ServerProcess = ServerProcess(arguments, directory, lambda: _answers(port))
     elif has_docker():
-        instance = ServerContainer(IMAGE, 9092, port, lambda: _answers(port), *_environment(port))
+        instance = ServerContainer(
+            IMAGE, 9092, port, directory, lambda: _answers(port), *_environment(port)
+        )
     else:
         msg = (
             "there is no Kafka for the tests: CONSUMER_TEST_BROKER_URL names none, CONSUMER_TEST_BROKER_COMMAND "
@@ -184,10 +160,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
 def shared(directory: Path) -> Iterator[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
     if url.startswith("kafka"):
-        yield KafkaServer(f"{url}{OPTIONS}")
+        yield KafkaServer(url if "?" in url else f"{url}{OPTIONS}")
     else:
-        with one_for_all_workers("kafka", directory, private) as url:
-            yield KafkaServer(url)
+        with private(directory) as server:
+            yield server
 
 
 def _environment(port: int) -> list[str]:

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A private Mosquitto, gone afterwards. The messages that wait in its sessions are read from the file it writes.
 
 The protocol counts nothing, so a broker that only has a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +23,14 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-)
+from runtime.brokers import make_source
+from runtime.settings import ConsumerSettings
 
-IMAGE = "eclipse-mosquitto:2.0"  # later ones may write another file
+from ..contract import opened
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import ServerContainer, ServerProcess, free_ports, has_docker
+
+IMAGE = "eclipse-mosquitto:2.0.22"  # later ones may write another file
 DATABASE_VERSION = 6
 PORT_IN_CONTAINER = 1883
 
@@ -40,6 +38,8 @@ ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon 
 KEEPER = "keeper-of-dead-letters"
 """The client id of a session that stores every dead letter, as the broker itself stores none."""
 NEVER = 0xFFFF_FFFF
+WRITE_SECONDS = 60
+"""For one writing of the database, which waits for the disk."""
 
 CONFIGURATION = """
 user root
@@ -74,16 +74,17 @@ class _Waiting(NamedTuple):
 class PrivateMosquitto(PrivateServer):
     """``directory`` has its configuration and its database."""
 
-    lacks = ("recreated queues",)
-    requeues_on_disconnect = True
-    silence_option = "keepalive_seconds=1"
-
-    def __init__(self, directory: Path, port: int, instance: Instance) -> None:
+    def __init__(self, directory: Path, port: int, instance: ServerProcess) -> None:
         self.url = f"mqtt://127.0.0.1:{port}"
         self._port = port
         self._database = directory / "mosquitto.db"
-        self._instance = instance
+        self.instance = instance
         self._command(KEEPER, clean=False, use=lambda client: client.subscribe("+/dead/+", 1))
+
+    async def introduce_consumer(self, settings: ConsumerSettings) -> None:
+        async with opened(make_source(settings)) as source:
+            await source.start()
+            await source.stop()
 
     def counts(self, queue: str) -> Counts:
         online, waiting = self._read()
@@ -103,12 +104,6 @@ class PrivateMosquitto(PrivateServer):
         for client_id in online:
             if queue in client_id:
                 self._command(client_id, clean=True)
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
 
     def _command(
         self, client_id: str, *, clean: bool, use: Callable[[Client], object] = lambda _: None
@@ -130,20 +125,27 @@ class PrivateMosquitto(PrivateServer):
 
     def _read(self) -> tuple[dict[str, bool], list[_Waiting]]:
         """Which client with a session is connected, and which messages wait in all of the sessions."""
-        before = self._database_file()
-        give_up_at = time.monotonic() + 20
-        ask_at = 0.0
-        while self._database_file() == before:
-            now = time.monotonic()
-            assert now < give_up_at, "mosquitto did not write its database"
-            if (
-                now >= ask_at
-            ):  # again, as it forgets a signal that comes while it ends the last writing
-                time.sleep(0.002)
-                self._instance.send(signal.SIGUSR1)
-                _answers(self._port)  # later versions sleep on until a packet comes
-                ask_at = now + 1
-            time.sleep(0.005)
+        give_up_at = time.monotonic() + WRITE_SECONDS
+        ask_at, answers = 0.0, True
+        with ExitStack() as stack:
+            before = None
+            with suppress(FileNotFoundError):
+                # Open until there is another one: the second one from now would get its inode number again, and
+                # two are written in one instant where an autosave meets the signal.
+                before = os.fstat(stack.enter_context(self._database.open("rb")).fileno()).st_ino
+            while self._database_file() == before:
+                now = time.monotonic()
+                why = "is slow" if answers else "answers nobody"
+                assert now < give_up_at, f"mosquitto did not write its database: it {why}"
+                if (
+                    now >= ask_at
+                ):  # again, as it forgets a signal that comes while it ends the last writing
+                    time.sleep(0.002)
+                    self.instance.send(signal.SIGUSR1)
+                    # Later versions sleep on until a packet comes.
+                    answers = _answers(self._port)
+                    ask_at = now + 1
+                time.sleep(0.005)
         return _parse(self._database.read_bytes(), self._database.stat().st_mtime)
 
     def _database_file(self) -> int | None:
@@ -215,7 +217,7 @@ def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
     (directory / "passwords").write_text(f"{ODD_USER[0]}:{_password_hash(ODD_USER[1])}\n")
     for name in ("rights", "passwords"):
         (directory / name).chmod(0o600)
-    instance: Instance
+    instance: ServerProcess
     if program is not None:
         settings = {"data": directory, "host": "127.0.0.1", "port": port}
         configuration.write_text(_configuration(autosave=autosave, **settings))
@@ -229,6 +231,7 @@ def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
             IMAGE,
             PORT_IN_CONTAINER,
             port,
+            directory,
             lambda: _answers(port),
             f"--user={os.getuid()}:{os.getgid()}",
             f"--volume={directory}:/mosquitto/data",

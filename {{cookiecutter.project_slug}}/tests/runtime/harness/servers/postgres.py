@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A real PostgreSQL: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
@@ -16,16 +16,9 @@ from typing import Any
 import asyncpg
 
 from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-    one_for_all_workers,
-)
+from .local import ServerContainer, ServerProcess, free_ports, has_docker
 
-IMAGE = "postgres:17"
+IMAGE = "postgres:17.6"
 PASSWORD = "of-the-tests"
 
 # Debian and Red Hat put the server's programs beside the path, and so does Homebrew with older versions.
@@ -63,9 +56,7 @@ LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at
 class PostgresServer(Server):
     """Reads the tables as any other client sees them."""
 
-    lacks = ("recreated queues",)
     lease_option = "lease_seconds=1"
-    lease_seconds = 1
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -107,16 +98,10 @@ class PostgresServer(Server):
 class PrivatePostgres(PostgresServer, PrivateServer):
     """A private PostgreSQL, on this port; ``data`` is its directory where that can be reached."""
 
-    def __init__(self, port: int, instance: Instance, data: Path | None = None) -> None:
+    def __init__(self, port: int, instance: ServerProcess, data: Path | None = None) -> None:
         super().__init__(url_of(port))
         self.data = data
-        self._instance = instance
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
+        self.instance = instance
 
 
 def url_of(port: int) -> str:
@@ -170,10 +155,10 @@ def as_no_root(directory: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 @contextmanager
-def _in_docker() -> Iterator[PrivatePostgres]:
+def _in_docker(directory: Path) -> Iterator[PrivatePostgres]:
     (port,) = free_ports(1)
     password = ("-e", f"POSTGRES_PASSWORD={PASSWORD}")
-    container = ServerContainer(IMAGE, 5432, port, lambda: _answers(port), *password)
+    container = ServerContainer(IMAGE, 5432, port, directory, lambda: _answers(port), *password)
     try:
         yield PrivatePostgres(port, container)
     finally:
@@ -192,7 +177,7 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with _installed(programs, directory) as server:
             yield server
     elif has_docker():
-        with _in_docker() as server:
+        with _in_docker(directory) as server:
             yield server
     else:
         msg = (
@@ -208,8 +193,8 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.startswith("postgres"):
         yield PostgresServer(url)
     else:
-        with one_for_all_workers("postgres", directory, private) as url:
-            yield PostgresServer(url)
+        with private(directory) as server:
+            yield server
 
 
 def _programs() -> Path | None:

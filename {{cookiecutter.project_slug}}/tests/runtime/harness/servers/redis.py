@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A real Redis: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import os
@@ -11,16 +11,9 @@ from typing import Any, cast
 import redis
 
 from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-    one_for_all_workers,
-)
+from .local import ServerContainer, ServerProcess, free_ports, has_docker
 
-IMAGE = "redis:7"
+IMAGE = "redis:8.2.1"
 SCHEMES = ("redis", "rediss", "unix")
 DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
 """No confirmed message is lost when the server is killed."""
@@ -30,7 +23,6 @@ class RedisServer(Server):
     """Reads the broker's own counts with redis-py's blocking client."""
 
     lease_option = "lease_seconds=1"
-    lease_seconds = 1
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -38,9 +30,14 @@ class RedisServer(Server):
     def client(self) -> "closing[Any]":
         return closing(cast(Any, redis.Redis).from_url(self.url, protocol=2))
 
+    def beside(self, queue: str) -> str:
+        """How the names of the other keys of a queue begin."""
+        return queue
+
     def counts(self, queue: str) -> Counts:
+        beside = self.beside(queue)
         with self.client() as client:
-            dead, there = client.xlen(f"{queue}.dead"), client.exists(queue)
+            dead, there = client.xlen(f"{beside}.dead"), client.exists(queue)
             if not there:
                 return Counts(0, 0, dead)
             pending = {
@@ -50,9 +47,9 @@ class RedisServer(Server):
             }
             seconds, microseconds = client.time()
             now = seconds * 1000 + microseconds // 1000
-            due = client.zcount(f"{queue}.delayed", "-inf", now)
-            delayed = client.zcount(f"{queue}.delayed", f"({now}", "+inf")
-            dead_consumers = client.zrangebyscore(f"{queue}.consumers", "-inf", now)
+            due = client.zcount(f"{beside}.delayed", "-inf", now)
+            delayed = client.zcount(f"{beside}.delayed", f"({now}", "+inf")
+            dead_consumers = client.zrangebyscore(f"{beside}.consumers", "-inf", now)
             free = {"requeued", *(name.decode() for name in dead_consumers)}
             held = sum(count for name, count in pending.items() if name not in free)
             return Counts(client.xlen(queue) - held + due, delayed, dead, held)
@@ -60,25 +57,20 @@ class RedisServer(Server):
     def consumers(self, queue: str) -> int:
         with self.client() as client:
             now = client.time()[0] * 1000
-            return int(client.zcount(f"{queue}.consumers", now, "+inf"))
+            return int(client.zcount(f"{self.beside(queue)}.consumers", now, "+inf"))
 
     def delete(self, queue: str) -> None:
+        beside = self.beside(queue)
         with self.client() as client:
-            client.delete(queue, f"{queue}.dead", f"{queue}.delayed", f"{queue}.consumers")
+            client.delete(queue, f"{beside}.dead", f"{beside}.delayed", f"{beside}.consumers")
 
 
 class PrivateRedis(RedisServer, PrivateServer):
     """A private Redis, on this port."""
 
-    def __init__(self, port: int, instance: Instance) -> None:
+    def __init__(self, port: int, instance: ServerProcess) -> None:
         super().__init__(f"redis://127.0.0.1:{port}/0")
-        self._instance = instance
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
+        self.instance = instance
 
 
 def most_repeated(prefetch: int) -> float:
@@ -89,15 +81,15 @@ def most_repeated(prefetch: int) -> float:
 @contextmanager
 def private(directory: Path) -> Iterator[PrivateServer]:
     (port,) = free_ports(1)
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    instance: Instance
+    program = find_program()
+    instance: ServerProcess
     if program is not None:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
         command += ["--unixsocket", "redis.sock"]  # relative: a path of a socket cannot be long
         instance = ServerProcess([*command, *DURABLE], directory, lambda: _answers(port))
     elif has_docker():
         instance = ServerContainer(
-            IMAGE, 6379, port, lambda: _answers(port), command=["redis-server", *DURABLE]
+            IMAGE, 6379, port, directory, lambda: _answers(port), command=["redis-server", *DURABLE]
         )
     else:
         msg = (
@@ -117,8 +109,12 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.partition(":")[0] in SCHEMES:
         yield RedisServer(url)
     else:
-        with one_for_all_workers("redis", directory, private) as url:
-            yield RedisServer(url)
+        with private(directory) as server:
+            yield server
+
+
+def find_program() -> str | None:
+    return shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 def _answers(port: int) -> bool:

