@@ -39,6 +39,50 @@ async def main():
 asyncio.run(asyncio.wait_for(main(), 60))
 """
 
+SIDE_BY_SIDE = """
+import asyncio, json, os, signal, subprocess, sys, uuid
+from pathlib import Path
+import aio_pika
+
+ORDERS = [f"A-{number}" for number in range(60)]
+OLD, FOLDER = sys.argv[1], Path(os.environ["INVOICES_FOLDER"])
+
+async def main():
+    queue = f"invoices-{uuid.uuid4().hex}"
+    env = {**os.environ, "INVOICES_SECONDS": "0.05", "CONSUMER_BROKER_URL": os.environ["AMQP_URL"]}
+    async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
+        channel = await connection.channel()
+        classic = await channel.declare_queue(queue, durable=True)
+        for reference in ORDERS:
+            order = aio_pika.Message(json.dumps({"reference": reference, "cents": 100}).encode())
+            await channel.default_exchange.publish(order, queue)
+        old = subprocess.Popen(
+            [sys.executable, "-m", "invoices.worker"], stdout=subprocess.DEVNULL,
+            env={**env, "INVOICES_QUEUE": queue, "PYTHONPATH": OLD},
+        )
+        new = subprocess.Popen(
+            [sys.executable, "-m", "invoices", "run"], stdout=subprocess.DEVNULL,
+            env={**env, "CONSUMER_SOURCE": queue, "CONSUMER_CONCURRENCY": "2"},
+        )
+        while (await channel.declare_queue(queue, passive=True)).declaration_result.consumer_count < 2:
+            await asyncio.sleep(0.05)
+        print("both")
+        while len([*FOLDER.glob("*.txt")]) < 10:
+            await asyncio.sleep(0.05)
+        old.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(old.wait)
+        while {path.stem for path in FOLDER.glob("*.txt")} != {*ORDERS}:
+            await asyncio.sleep(0.05)
+        new.send_signal(signal.SIGTERM)
+        print(await asyncio.to_thread(new.wait))
+        left = await channel.declare_queue(queue, durable=True)  # it is the same classic queue
+        print(left.declaration_result.message_count)
+        for name in (queue, f"{queue}.dead"):
+            await channel.queue_delete(name)
+
+asyncio.run(asyncio.wait_for(main(), 60))
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -96,6 +140,10 @@ def test_a_consumer_comes_under_the_template_with_its_tests_green(
     assert PRESENT_LINE in (project / "src/invoices/runtime/logs.py").read_text("utf-8")
     assert {path: path.read_bytes() for path in its_tests} == its_tests
     assert stopped == [(-15, False), (0, True)], "exit code, and whether there is an invoice"
+    python, old = project / ".venv" / BIN / "python", TEMPLATE / "examples/before/src"
+    env["INVOICES_FOLDER"] = str(tmp_path / "side by side")
+    printed = run(str(python), "-c", SIDE_BY_SIDE, str(old), cwd=project, env=env).stdout
+    assert printed.split() == ["both", "0", "0"], "exit code of the new one, and what is left"
 
 
 def stop_in_mid_work(project: Path, folder: Path, env: dict[str, str]) -> tuple[int, bool]:

@@ -204,6 +204,9 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     assert unusable <= set(taken)
     models = {name for name in in_its_files if re.fullmatch("([A-Z][a-z]+)+", name)}
     assert models <= set(map(model_name, taken))
+    assert {"around", "effects", "lifespan"} <= set(taken), (
+        "the entry point looks for these in the registry"
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ FINISHING = ("the generated service", "FastStream", "taskiq, one worker")
 
 def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove: Prove) -> None:
     output = tmp_path / "benchmarks.jsonl"
-    parts = ("first", "iterator", "worker", "cpu", "memory", "exit")
+    parts = ("first", "iterator", "worker", "cpu", "memory", "exit", "clients")
     only = [word for part in parts for word in ("--only", part)]
     result = run_task("bench", "--quick", *only, "--output", str(output), caches=tmp_path)
     about, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
@@ -63,6 +63,20 @@ def test_the_benchmarks_hold_what_the_pages_say_of_others(tmp_path: Path) -> Non
 
 def test_the_pages_say_of_others_what_the_published_run_found() -> None:
     hold_the_claims(report.read_all(report.BESIDE)[1])
+
+
+def test_a_run_of_one_kind_leaves_the_other_and_its_date(tmp_path: Path) -> None:
+    published = tmp_path / "beside.jsonl"
+    published.write_text(report.BESIDE.read_text("utf-8"), "utf-8")
+    about, results = report.read_all(published)
+    behaviour = [one for one in results if isinstance(one, Outcome)]
+    new = {**about, "date": "2031-01-01", "load_before": 0.5}
+    merged, kept = report.with_what_stays(published, new, behaviour)
+    assert kept == results
+    times = merged["stays"]
+    assert times["date"] in report.about_run(merged)
+    assert "This run: 2031-01-01" in report.about_run(merged)
+    assert report.with_what_stays(published, new, results) == (new, results)
 
 
 def hold_the_claims(results: report.Results) -> None:

@@ -3,12 +3,13 @@
 The long form is ``python3 tasks.py chaos``; docs/chaos.md describes it.
 """
 
+import asyncio
 import json
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,17 @@ from typing import Any
 
 import pytest
 
+from harness.servers import ServerMissing, skip_without_server
+from runtime.brokers import make_source
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
 from support.rendered import Prove, Result, run_task
+from tools.chaos import Stuck
+from tools.chaos.clusters import CLUSTERS, Cluster, patiently
 from tools.chaos.plan import draw
 from tools.chaos.reconciliation import Ending, Reconciliation
 from tools.chaos.running import Running
+from tools.chaos.testbed import wait
 
 FINE = Ending(
     process="process 0",
@@ -180,12 +188,57 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
     check(result, prove, f"broker={broker}, {only}")
 
 
-@pytest.mark.parametrize("broker", ["kafka", "nats", "rabbitmq"])
+@pytest.mark.parametrize(
+    "broker", ["kafka", "nats", "postgres", "rabbitmq", "redis-cluster", "redis-sentinel"]
+)
 def test_a_cluster_whose_leader_is_killed_loses_nothing(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:
-    result = chaos(tmp_path, "--broker", broker, "--only", "failover")
+    fewer = ["--ids", "1000"] if broker.startswith("redis") else []  # there are two of Redis
+    result = chaos(tmp_path, "--broker", broker, "--only", "failover", *fewer)
     check(result, prove, f"broker={broker}, failover")
+
+
+@pytest.fixture
+def cluster(broker: str, tmp_path: Path) -> Iterator[Cluster]:
+    try:
+        with CLUSTERS[broker](tmp_path) as server:
+            yield server
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@pytest.mark.parametrize("broker", CLUSTERS)
+def test_a_cluster_tells_its_counts_also_while_it_elects_a_leader(
+    broker: str, cluster: Cluster
+) -> None:
+    values = {"broker_url": cluster.url, "source": "ccc-test-counts", "group": "ccc-test-counts"}
+    settings = ConsumerSettings.model_validate(values)
+
+    async def publish() -> None:
+        async with make_source(settings) as source:
+            await source.declare()
+            await source.publish([OutgoingMessage(b"{}", "task") for _ in range(3)])
+
+    asyncio.run(publish())
+    cluster.kill()
+    assert wait(lambda: cluster.counts(settings.source).ready == 3), broker
+
+
+def test_a_question_that_no_server_answers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.chaos.clusters.READY_SECONDS", 0.3)
+    answers = iter([None, None, 7])
+
+    def ask() -> int:
+        if (answer := next(answers, None)) is None:
+            msg = "no leader"
+            raise ConnectionError(msg)
+        return answer
+
+    assert patiently("counts of x", ask, (ConnectionError,)) == 7
+    sentence = r"the cluster has not told the counts of x within 0.3 seconds: .*no leader"
+    with pytest.raises(Stuck, match=sentence):
+        patiently("counts of x", ask, (ConnectionError,))
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "rabbitmq"])

@@ -10,7 +10,7 @@ import pytest
 from support.rendered import QUESTIONS, Prove, Render, run
 
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
-TELEMETRIES = pytest.mark.parametrize("telemetry", ["prometheus", "opentelemetry"])
+TELEMETRIES = pytest.mark.parametrize("telemetry", ["both"])  # with all dependencies of the others
 COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
 COMPILE += ["--no-header", "--no-annotate"]
 ALL = ["--group", "dev", "pyproject.toml"]

@@ -1,5 +1,6 @@
 """The documents: their links work, the site builds, and their statements about the code are true."""
 
+import ast
 import re
 import shutil
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Render, Result, run, run_tool
+from support.rendered import CHOICES, QUESTIONS, TEMPLATE, TREE, Render, Result, run, run_tool
+from tools import reference
 
 REPOSITORY = "https://github.com/OWNER/cookiecutter-consumer"
 AT_THE_TOP = sorted(TEMPLATE.glob("*.md"))
@@ -126,23 +128,96 @@ def test_the_reference_is_up_to_date() -> None:
 
 def test_the_reference_has_what_others_rely_on() -> None:
     """The promised names, written down here by hand."""
-    reference = (TEMPLATE / "docs/reference.md").read_text(encoding="utf-8")
+    page = (TEMPLATE / "docs/reference.md").read_text(encoding="utf-8")
     settings = (
-        "BROKER_URL SOURCE GROUP CONCURRENCY PREFETCH DRAIN_SECONDS CONNECT_SECONDS MAX_ATTEMPTS RETRY_SECONDS"
-        " RETRY_MAX_SECONDS BATCH_SIZE BATCH_SECONDS PROBE_PORT LOG_FORMAT LOG_LEVEL"
+        "BROKER_URL BROKER_URL_FILE SOURCE GROUP CONCURRENCY PREFETCH DRAIN_SECONDS CONNECT_SECONDS MAX_ATTEMPTS"
+        " RETRY_SECONDS RETRY_MAX_SECONDS BREAKER_FAILURES BATCH_SIZE BATCH_SECONDS PROBE_PORT LOG_FORMAT LOG_LEVEL"
     )
     events = (
         "starting connected consuming message_retried message_rejected reconnecting stop_requested draining"
-        " message_abandoned forced drained stopped"
+        " paused resumed message_abandoned forced drained stopped"
     )
     metrics = (
-        "consumer_messages_total{handler,outcome} consumer_message_duration_seconds"
-        " consumer_messages_in_flight consumer_state{state} consumer_last_message_timestamp_seconds"
+        "consumer_messages_total{handler,outcome} consumer_message_duration_seconds{handler}"
+        " consumer_message_queue_seconds consumer_oldest_in_flight_seconds consumer_concurrency"
+        " consumer_event_loop_lag_seconds consumer_build_info{version,template,broker}"
+        " consumer_messages_in_flight consumer_paused consumer_state{state} consumer_last_message_timestamp_seconds"
         " consumer_reconnects_total consumer_shutdown_duration_seconds consumer_messages_abandoned_total"
     )
     names = [f"CONSUMER_{name}" for name in settings.split()] + events.split() + metrics.split()
-    names += ["0", "1", "2", "69", "75", "128 + n"]
-    assert [name for name in names if f"| `{name}` |" not in reference] == []
+    names += ["0", "1", "2", "69", "75", "77", "128 + n"]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_the_log_has_one_name_for_a_messages_id() -> None:
+    """The one that is bound for the lines of a handler: the same value would stand twice in a line."""
+    rows = [*reference.events(of_brokers=False), *reference.events(of_brokers=True)]
+    assert {event: fields for event, _, fields, *_ in rows if "id" in fields.split(", ")} == {}
+    fields = {event: set(fields.split(", ")) for event, _, fields, *_ in rows}
+    for event in ("message_retried", "message_rejected"):
+        assert {"message_id", "type", "handler", "attempt", "reason"} <= fields[f"`{event}`"]
+
+
+NAMED = re.compile(r"((?:[\w-]+/)*test_\w+\.py)::((?:\w+::)*test_\w+)")
+FOLDERS = ("", "tests", "tests/runtime", f"{TREE.name}/tests/runtime", TREE.name)
+"""Where a page's paths begin: docs/production.md says which of them are meant."""
+
+
+def missing_tests(text: str) -> list[str]:
+    """Those that a page names, and that no file has."""
+    missing = []
+    for file, test in NAMED.findall(text):
+        found = [path for folder in FOLDERS if (path := TEMPLATE / folder / file).is_file()]
+        names = {
+            node.name
+            for path in found
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        missing += [] if names.issuperset(test.split("::")) else [f"{file}::{test}"]
+    return missing
+
+
+@pytest.mark.parametrize(
+    "document", [*AT_THE_TOP, *PAGES], ids=lambda path: path.relative_to(TEMPLATE).as_posix()
+)
+def test_every_test_that_a_page_names_exists(document: Path) -> None:
+    assert missing_tests(document.read_text(encoding="utf-8")) == []
+
+
+def test_the_check_of_names_sees() -> None:
+    here = "test_every_test_that_a_page_names_exists"
+    text = (
+        f"`tests/test_documents.py::{here}`, `test_documents.py::test_gone`, `test_no.py::test_a`"
+    )
+    assert missing_tests(text) == ["test_documents.py::test_gone", "test_no.py::test_a"]
+
+
+def test_each_line_of_the_checklist_names_its_test_or_says_that_it_is_yours() -> None:
+    page = (TEMPLATE / "docs/production.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line for line in rows if not line.startswith("| asked ")]
+    assert len(rows) > 45
+    assert [row for row in rows if not NAMED.search(row) and "By you" not in row] == []
+
+
+def test_each_file_of_the_checklist_is_one_of_a_service_or_of_the_template(render: Render) -> None:
+    """In the third column, and in the list of code owners."""
+    answers: list[dict[str, str]] = [
+        {"deploy": "kubernetes", "ci": "github"},
+        {"deploy": "compose", "ci": "gitlab", "telemetry": "both"},
+        {"deploy": "systemd", "telemetry": "opentelemetry"},
+    ]
+    known = {f"/{name}" for answer in answers for name in render(**answer).files} | {"/uv.lock"}
+    page = (TEMPLATE / "docs/production.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[-2] for line in page.splitlines() if line.count(" | ") == 3]
+    files = [f"/{file}" for cell in rows for file in re.findall("`([^`]+)`", cell)]
+    files += re.findall(r"^(/\S+) +@your-org", page, re.M)
+    assert len(files) > 50
+    for file in files:
+        pattern = re.escape(file).replace(r"\*", "[^/]+") + ("" if file.endswith("/") else "$")
+        in_a_service = any(re.search(pattern, name) for name in known)
+        assert in_a_service or (TEMPLATE / file[1:]).exists(), file
 
 
 def test_the_example_of_a_lost_item_does_what_the_page_shows() -> None:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from support.rendered import QUESTIONS, Render, Result, Service, run, run_tool
+from tools import ROOT
 from tools import fleet as fleet_module
 
 
@@ -49,6 +52,17 @@ def test_what_a_service_says_of_its_own_drift_is_not_asked(service: Service) -> 
     assert only_row(service)["drift"] == "1 edited"
 
 
+def test_the_last_rehearsal_is_shown_with_its_result(service: Service) -> None:
+    assert only_row(service)["rehearsed"] == "never here"
+    kept = {"at": "2026-11-30T08:15:02Z", "brokers": ["sqlite", "redis"], "findings": []}
+    service.write(".rehearsal.json", json.dumps(kept))
+    assert only_row(service)["rehearsed"] == "2026-11-30 08:15 on sqlite and redis: kept"
+    service.write(".rehearsal.json", json.dumps({**kept, "findings": [{}, {}]}))
+    assert only_row(service)["rehearsed"] == "2026-11-30 08:15 on sqlite and redis: 2 broken"
+    service.write(".rehearsal.json", "[]")
+    assert only_row(service)["rehearsed"] == "never here"
+
+
 def test_an_older_version_is_behind(service: Service) -> None:
     recorded = json.loads(service.read(".template-answers.json"))
     recorded["version"] = "0.0.1"
@@ -64,6 +78,25 @@ def test_an_unreleased_section_is_no_release(
     monkeypatch.setattr(fleet_module, "ROOT", tmp_path)
     assert fleet_module.how_far_behind("0.2.0", "") == "-"
     assert fleet_module.how_far_behind("0.1.0", "") == "1 release"
+
+
+def test_the_security_releases_that_a_service_lacks_are_named(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that it has, and not one that is not released."""
+    notes = "\n\n### Upgrade notes\n\nNone.\n\n"
+    security = f"\n\n### Security\n\n- A message could end the process.{notes}"
+    (tmp_path / "CHANGELOG.md").write_text(
+        f"## 0.12.0 (not released){security}## 0.11.0 (2027-01-01){security}## 0.10.0 (2026-12-09){notes}"
+        f"## 0.2.1 (2026-12-02){security}## 0.2.0 (2026-12-01){security}## 0.1.0 (2026-11-01){notes}"
+    )
+    monkeypatch.setattr(fleet_module, "ROOT", tmp_path)
+    recorded = json.loads(service.read(".template-answers.json"))
+    for version, lacked in (("0.2.0", "0.11.0, 0.2.1"), ("0.10.0", "0.11.0"), ("0.11.0", "-")):
+        service.write(".template-answers.json", json.dumps({**recorded, "version": version}))
+        row = fleet_module.row(service.path)
+        assert row.security == lacked
+        assert "security" in fleet_module.table([row]).splitlines()[0]
 
 
 def test_the_drain_seconds_are_those_that_its_files_set(service: Service) -> None:
@@ -180,3 +213,62 @@ def test_a_hostile_service_cannot_steer_the_terminal(service: Service) -> None:
     recorded["answers"]["broker"] = "\x1b[2J"
     service.write(".template-answers.json", json.dumps(recorded))
     assert "\x1b" not in fleet(service.path).stdout
+
+
+def receipt(**fields: object) -> str:
+    """A line of a log."""
+    counts = {"in_flight": 3, "finished": 2, "requeued": 5, "abandoned": [], "abandoned_count": 1}
+    about = {"event": "stopped", "service": "orders", "version": "1.2", "seconds": 1.5}
+    return json.dumps({**about, **counts, "exit_code": 0, "signal": "SIGTERM", **fields})
+
+
+def test_receipts_are_summed_for_each_version_of_a_service(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.log", tmp_path / "two.log"
+    one.write_text(
+        "\n".join(
+            [
+                '{"event": "draining", "in_flight": 3}',
+                f"[pod/orders-7] {receipt()}",
+                f"<3>{receipt(exit_code=75, seconds=25.1)}",
+                f"2026-11-30T08:00:00Z {receipt(version='1.3')}",
+            ]
+        )
+    )
+    two.write_text(f"{receipt(exit_code=130)}\n{receipt(exit_code=1)}\n{receipt()[:80]}\nstopped\n")
+    result = fleet("--json", "--receipts", one, two)
+    assert result.returncode == 0, result.stdout
+    old, new = json.loads(result.stdout)
+    assert old == {
+        **{"service": "orders", "version": "1.2", "shutdowns": 4, "longest_seconds": 25.1},
+        **{"drained": 1, "deadline": 1, "forced": 1, "failed": 1},
+        **{"in_flight": 12, "finished": 8, "requeued": 20, "abandoned": 4},
+    }
+    assert (new["version"], new["shutdowns"]) == ("1.3", 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "stopped"}',
+        receipt(exit_code="x"),
+        receipt(seconds=None),
+        receipt(in_flight=1e999),
+        '{"event": "stopped", "a": ' + "[" * 100_000,
+        receipt(event="said stopped"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_receipt_does_not_count(line: str) -> None:
+    assert fleet_module.receipt_in(line) is None
+
+
+def test_receipts_come_from_standard_input_too_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tasks.py"), "fleet", "--receipts"]
+    result = subprocess.run(
+        command, input=receipt(service="a\x1bb") + "\n", capture_output=True, text=True, check=True
+    )
+    assert "a?b" in result.stdout
+    assert "longest seconds" in result.stdout
+    missing = fleet("--receipts", tmp_path / "none.log")
+    assert missing.returncode == 1
+    assert f"fleet: {tmp_path / 'none.log'}: No such file or directory" in missing.stdout

@@ -11,6 +11,7 @@ from cookiecutter.hooks import run_hook_from_repo_dir
 from support.rendered import (
     BIN,
     CACHES,
+    QUESTIONS,
     TEMPLATE,
     TREE,
     Render,
@@ -50,6 +51,19 @@ def test_it_renders_offline_and_without_git(tmp_path: Path, watched: dict[str, s
     assert "edit src/order_events/handlers/order_created.py" in result.stdout
     assert (tmp_path / "order-events/src/order_events/handlers/order_created.py").exists()
     assert not (tmp_path / "order-events/.git").exists()
+
+
+@pytest.mark.parametrize("deploy", QUESTIONS["deploy"])
+def test_the_lock_is_the_first_of_the_next_steps_where_a_deployment_needs_it(
+    tmp_path: Path, deploy: str
+) -> None:
+    result = cookiecutter(tmp_path, "--no-input", f"deploy={deploy}")
+    readme = (tmp_path / "order-events/README.md").read_text(encoding="utf-8")
+    deployment = readme.partition("## Deployment")[2].partition("\n## ")[0]
+    needed = deploy != "none"
+    assert ("    cd order-events\n    uv lock " in result.stdout) == needed
+    assert ("uv lock" in deployment) == needed
+    assert ("uv sync --locked" in deployment) == (deploy == "systemd")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +182,7 @@ EDITED = (
     "src/order_events/runtime/operate/cli.py",
     "src/order_events/settings.py",
     "src/order_events/handlers/__init__.py",
+    "tests/test_rehearsal.py",
     "tools/update.py",
     "tools/handler.stub",
     "README.md",

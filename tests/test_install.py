@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.rendered import BIN, QUESTIONS, Prove, Render, Service, run
+from support.rendered import BIN, CHOICES, QUESTIONS, Prove, Render, Service, run
 
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
 
@@ -49,6 +49,8 @@ def test_an_installed_service_needs_nothing_but_its_package(
     render_own: Render, prove: Prove, tmp_path: Path, broker: str
 ) -> None:
     service = render_own(broker=broker)
+    declared = service.read("pyproject.toml").replace('version = "0.1.0"', 'version = "3.2.1"')
+    service.write("pyproject.toml", declared)
     environment = tmp_path / "environment"
     wheels = tmp_path / "wheels"
     run("uv", "build", "--quiet", "--wheel", "--out-dir", str(wheels), cwd=service.path)
@@ -65,7 +67,56 @@ def test_an_installed_service_needs_nothing_but_its_package(
     assert "published 1 message to order-events" in published.stdout
     checked = run("order-events", "check", cwd=tmp_path, env=variables)
     assert "broker     ok, sqlite" in checked.stdout
+    template = f"cookiecutter-consumer {QUESTIONS['_template_version']}"
+    versions = run("order-events", "--version", cwd=tmp_path, env=variables).stdout
+    assert versions == f"order-events 3.2.1 ({template}, {broker})\n"
     prove("installed from a wheel", f"broker={broker}")
+
+
+DIFFERENCES = """
+import os
+from order_events.handlers import HANDLERS
+from order_events.runtime.handlers import Router
+from order_events.runtime.service import prefetch_of
+from order_events.runtime.settings import ConsumerSettings
+
+def settings_of(names):
+    os.environ.update({name: shown[name] for name in names})
+    return ConsumerSettings(_env_file=None)
+
+shown = dict(line[2:].split("=", 1) for line in os.environ["SHOWN"].splitlines())
+plain, stated = settings_of([]), settings_of([*shown])
+router = Router(HANDLERS)
+assert prefetch_of(plain, router) == prefetch_of(stated, router)
+print(sorted(name for name, value in stated if value != getattr(plain, name)))
+"""
+
+
+@pytest.mark.parametrize("stub", CHOICES["handler_stub"])
+def test_the_commented_lines_of_the_example_are_the_defaults(render: Render, stub: str) -> None:
+    service = render(handler_stub=stub)
+    shown = re.findall(r"^# CONSUMER_\w+=.*$", service.read(".env.example"), re.M)
+    differ = service.run(
+        *["python", "-c", DIFFERENCES],
+        environment=service.environment(),
+        CONSUMER_BROKER_URL="sqlite:///messages.db",
+        SHOWN="\n".join(shown),
+    )
+    assert differ.returncode == 0, differ.stdout
+    assert differ.stdout == "['group', 'prefetch', 'source']\n", "set from other settings at start"
+
+
+@pytest.mark.parametrize("telemetry", CHOICES["telemetry"])
+@pytest.mark.parametrize("deploy", CHOICES["deploy"])
+def test_the_example_says_where_the_variables_of_opentelemetry_come_from(
+    render: Render, deploy: str, telemetry: str
+) -> None:
+    service = render(deploy=deploy, telemetry=telemetry)
+    example = service.read(".env.example")
+    sent = telemetry in ("opentelemetry", "both")
+    assert ("OTEL_EXPORTER_OTLP_ENDPOINT" in example) == sent
+    assert ("EnvironmentFile" in example) == (deploy == "systemd")
+    assert ("only under systemd" in example) == (sent and deploy == "systemd")
 
 
 @BROKERS
@@ -73,7 +124,11 @@ def test_the_example_of_an_env_file_says_what_is_true(render_own: Render, broker
     service = render_own(broker=broker)
     example = service.read(".env.example")
     settings = service.read("src/order_events/runtime/settings.py")
-    fields = re.findall(r"^    (\w+): [\w |]+ = Field|^    (broker_url|log_\w+): ", settings, re.M)
+    fields = re.findall(
+        r"^    (\w+): [\w |]+ = Field|^    (broker_url|declare|log_\w+|duration_\w+): ",
+        settings,
+        re.M,
+    )
     variables = {f"CONSUMER_{''.join(names)}".upper() for names in fields}
     assert variables == set(re.findall(r"^(?:# )?(CONSUMER_\w+)=", example, re.M))
     service.write(".env", re.sub(r"^# (CONSUMER_\w+=)", r"\1", example, flags=re.M))

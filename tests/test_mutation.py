@@ -3,6 +3,7 @@
 The long form is ``python3 tasks.py mutate``; docs/proof.md has its results.
 """
 
+import ast
 import re
 import shutil
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from support.rendered import TEMPLATE, Prove, Result, run, run_task
-from tools.mutation.mutate import ACCEPTED, COPIED, PYTEST_SETTINGS, copy_project
+from tools import PACKAGE
+from tools.mutation.mutate import ACCEPTED, COPIED, FOLDERS, PYTEST_SETTINGS, copy_project
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mutmut forks")
 
@@ -79,3 +81,19 @@ def test_each_survivor_has_one_reason_and_none_is_in_cancellation_py() -> None:
     assert len(mutants) == len(set(mutants))
     assert all(group["reason"] for group in accepted)
     assert {mutant.partition(":")[0] for mutant in mutants} <= {"consumer", "sqlite"}
+
+
+def test_each_survivor_is_a_mutant_of_the_code_as_it_is() -> None:
+    accepted = tomllib.loads(ACCEPTED.read_text("utf-8"))["accepted"]
+    for mutant in [mutant for group in accepted for mutant in group["mutants"]]:
+        module, function, change = mutant.split(": ", 2)
+        path = PACKAGE / f"runtime/{FOLDERS.get(module, '')}{module}.py"
+        source = path.read_text("utf-8")
+        body: list[ast.stmt] = ast.parse(source).body
+        for name in function.split("."):
+            named = [node for node in body if getattr(node, "name", "") == name]
+            assert len(named) == 1, mutant
+            [node] = named
+            body = getattr(node, "body", [])
+        text = " ".join((ast.get_source_segment(source, node) or "").split())
+        assert change.partition(" -> ")[0] in text, mutant

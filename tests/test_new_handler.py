@@ -203,3 +203,17 @@ def test_what_needs_a_checkout_is_one_sentence_elsewhere(
     assert result.returncode == 2
     assert "in a checkout of the service" in result.stdout
     assert result.stdout.count("\n") == 1
+
+
+def test_a_handler_whose_file_was_deleted_is_one_sentence(render_own: Render) -> None:
+    service = render_own(broker="sqlite", handlers="order_billed, order_created")
+    deleted = service.path / "src/order_events/handlers/order_billed.py"
+    text = deleted.read_text()
+    command = ("python", "-m", "order_events", "check")
+    deleted.unlink()
+    result = service.run(*command, environment=service.environment())
+    sentence = "handlers/order_billed.py is imported, but does not exist"
+    assert (result.returncode, result.stdout) == (2, f"{sentence}\n")
+    deleted.write_text(f"import no_such_package\n{text}")
+    result = service.run(*command, environment=service.environment())
+    assert (result.returncode, result.stdout.count("Traceback")) == (1, 1)

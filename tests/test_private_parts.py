@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support.rendered import CHOICES, Render
+from support.rendered import CHOICES, QUESTIONS, Render
 
 RUNTIME = (
     Path(__file__)
@@ -37,25 +37,35 @@ PARTS: dict[str, dict[str, str]] = {
         "pamqp.encode": "double encode_table_value field_table",
     },
     "nats": {
-        "nats.aio.client:Client": "_build_message _connect_to_server _current_server _flusher_task _pending"
+        "nats.aio.client:Client": "_build_message _connect_to_server _current_server _flush_pending _flusher_task _pending"
         " _pending_data_size _ping_interval_task _pongs _process_err _process_headers _process_info"
         " _process_op_err _read_loop _reading_task _resp_map _select_next_server _server_info _server_pool"
         " _subs _transport",
         "nats.aio.subscription:Subscription": "_wait_for_msgs_task",
         "nats.aio.transport:TcpTransport": "_io_writer",
     },
-    "redis": {"redis.asyncio.connection:AbstractConnection": "_reader _writer"},
+    "redis": {
+        "redis.asyncio.cluster:NodesManager": "aclose initialize nodes_cache slots_cache",
+        "redis.asyncio.cluster:ClusterNode": "host port",
+        "redis.asyncio.connection:AbstractConnection": "_reader _writer",
+        "redis.asyncio.connection:ConnectionPool": "connection_class connection_kwargs make_connection",
+        "redis.asyncio.sentinel:Sentinel": "check_master_state sentinels",
+    },
     "kafka": {
         "aiokafka:AIOKafkaConsumer": "_client _coordinator _fetcher _subscription",
         "aiokafka:AIOKafkaProducer": "_message_accumulator _partition _sender client",
         "aiokafka.admin:AIOKafkaAdminClient": "_client",
-        "aiokafka.client:AIOKafkaClient": "_conns _get_conn _sync_task",
+        "aiokafka.client:AIOKafkaClient": "_conns _get_conn _sasl_oauth_token_provider _sasl_plain_password _sasl_plain_username"
+        " _security_protocol _sync_task",
+        "aiokafka.conn": "OAuthAuthenticator",
+        "aiokafka.conn:OAuthAuthenticator": "step",
         "aiokafka.conn:AIOKafkaConnection": "_writer send",
         "aiokafka.consumer.fetcher": "MemoryRecords PartitionRecords",
         "aiokafka.consumer.fetcher:Fetcher": "_fetch_task _pending_tasks",
-        "aiokafka.consumer.fetcher:PartitionRecords": "_records _unpack_records next_fetch_offset",
+        "aiokafka.consumer.fetcher:PartitionRecords": "_aborted_producers _aborted_transactions _records _unpack_records"
+        " next_fetch_offset",
         "aiokafka.consumer.group_coordinator:GroupCoordinator": "_commit_refresh_task _coordination_task"
-        " _do_commit_offsets _heartbeat_task",
+        " _do_commit_offsets _heartbeat_task member_id",
         "aiokafka.consumer.subscription_state:SubscriptionState": "subscription",
         "aiokafka.producer.message_accumulator:BatchBuilder": "_build",
         "aiokafka.producer.message_accumulator:MessageAccumulator": "fail_all",
@@ -109,10 +119,11 @@ def is_set(owner: type, name: str) -> bool:
 def test_every_private_attribute_that_a_broker_uses_is_named_here(broker: str) -> None:
     named = {name for names in PARTS[broker].values() for name in names.split()}
     ours = {name for file in RUNTIME.rglob("*.py") for name in defined(file)}
-    tree = ast.parse((RUNTIME / f"brokers/{broker}.py").read_text(encoding="utf-8"))
+    files = {f"brokers/{broker}.py", *QUESTIONS["_brokers"][broker]["runtime"]}
     used = {
         node.attr
-        for node in ast.walk(tree)
+        for file in files
+        for node in ast.walk(ast.parse((RUNTIME / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr[0] == "_" and node.attr[:2] != "__"
     }
     assert (

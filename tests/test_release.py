@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_a_release_is_the_version_in_all_its_places(template: Path, tmp_path: Pa
     today = datetime.now(UTC).date()
     assert f"\n## 9.9.0 ({today})\n" in (template / "CHANGELOG.md").read_text("utf-8")
     assert '\nversion = "9.9.0"\n' in (template / "pyproject.toml").read_text("utf-8")
+    runtime = next(template.glob("{{*/src/*/runtime/settings.py")).read_text("utf-8")
+    assert '\nTEMPLATE_VERSION = "9.9.0"\n' in runtime
     old = re.compile(r"^# cookiecutter-consumer (?!9\.9\.0 )\S+ \|")
     files = [path for path in template.rglob("*.py") if path.name != "release.py"]
     assert [path for path in files if old.match(path.read_text("utf-8"))] == []
@@ -74,7 +77,12 @@ def test_a_release_is_the_version_in_all_its_places(template: Path, tmp_path: Pa
     del (ours := service.files)[".template-answers.json"]
     del (theirs := example.files)[".template-answers.json"]
     assert ours == theirs
+    runtime = service.read("src/order_events/runtime/settings.py")
+    assert '\nTEMPLATE_VERSION = "9.9.0"\n' in runtime
     assert release(template, "9.9.0").returncode == 2, "it is released"
+    updating = (template / "tools/updating.py").read_text("utf-8")
+    assert f'\nCOOKIECUTTER = "{metadata.version("cookiecutter")}"\n' in updating
+    assert f'\nCOOKIECUTTER_UNTIL = "{today}"\n' in updating
 
 
 @without_git
@@ -111,6 +119,7 @@ def test_the_instructions_for_maintainers_are_what_it_ends_with(template: Path) 
         ("9.9.1", NOTES, "has no section 9.9.1"),
         ("9.9.0", NOTES.partition("###")[0], "has no upgrade notes"),
         ("9.9.0", NOTES.replace("Turn it off and on.\n\n", ""), "has no upgrade notes"),
+        ("9.9.0", NOTES.replace("### U", "### Security\n\n### U"), "has no security"),
         ("0.0.1", NOTES.replace("9.9.0", "0.0.1"), "0.0.1 is older than"),
     ],
 )

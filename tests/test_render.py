@@ -37,31 +37,47 @@ ALWAYS = [
     "src/{package}/runtime/__init__.py",
     "src/{package}/runtime/brokers/__init__.py",
     "src/{package}/runtime/brokers/buffer.py",
+    "src/{package}/runtime/brokers/connectivity.py",
+    "src/{package}/runtime/brokers/dead_letters.py",
     "src/{package}/runtime/brokers/delivery.py",
     "src/{package}/runtime/brokers/put_off.py",
     "src/{package}/runtime/brokers/requests.py",
+    "src/{package}/runtime/brokers/several.py",
     "src/{package}/runtime/brokers/source.py",
     "src/{package}/runtime/brokers/sqlite.py",
     "src/{package}/runtime/brokers/url.py",
     "src/{package}/runtime/cancellation.py",
     "src/{package}/runtime/consumer.py",
     "src/{package}/runtime/errors.py",
+    "src/{package}/runtime/formats.py",
     "src/{package}/runtime/handlers.py",
+    "src/{package}/runtime/limits.py",
     "src/{package}/runtime/logs.py",
     "src/{package}/runtime/message.py",
     "src/{package}/runtime/operate/__init__.py",
+    "src/{package}/runtime/operate/browse.html",
+    "src/{package}/runtime/operate/browse.py",
     "src/{package}/runtime/operate/cli.py",
     "src/{package}/runtime/operate/console.py",
     "src/{package}/runtime/operate/demo.py",
+    "src/{package}/runtime/operate/letters.py",
+    "src/{package}/runtime/operate/rehearse.py",
+    "src/{package}/runtime/operate/reload.py",
     "src/{package}/runtime/operate/timeline.py",
+    "src/{package}/runtime/operate/trial.py",
     "src/{package}/runtime/operate/vendored.py",
     "src/{package}/runtime/ordering.py",
+    "src/{package}/runtime/pause.py",
     "src/{package}/runtime/probes.py",
+    "src/{package}/runtime/publishing.py",
+    "src/{package}/runtime/receipt.py",
+    "src/{package}/runtime/redaction.py",
     "src/{package}/runtime/service.py",
     "src/{package}/runtime/settings.py",
     "src/{package}/runtime/signals.py",
-    "src/{package}/runtime/systemd.py",
+    "src/{package}/runtime/suspects.py",
     "src/{package}/runtime/telemetry/__init__.py",
+    "src/{package}/runtime/testing.py",
     "src/{package}/runtime/watchdog.py",
     "src/{package}/settings.py",
     "tests/__init__.py",
@@ -76,12 +92,12 @@ ALWAYS = [
     "tests/runtime/harness/scene.py",
     "tests/runtime/harness/servers/__init__.py",
     "tests/runtime/harness/servers/local.py",
-    "tests/runtime/harness/servers/proxy.py",
     "tests/runtime/harness/service.py",
     "tests/runtime/test_contract.py",
     "tests/runtime/test_drift.py",
     "tests/runtime/test_outage.py",
     "tests/runtime/test_shutdown.py",
+    "tests/test_rehearsal.py",
     "tools/handler.stub",
     "tools/new_handler.py",
     "tools/test_handler.stub",
@@ -90,7 +106,8 @@ ALWAYS = [
 OF_A_HANDLER = ["src/{package}/handlers/{handler}.py", "tests/handlers/test_{handler}.py"]
 
 OWNER = re.compile(
-    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| vendored, .+"
+    rf"# cookiecutter-consumer {re.escape(QUESTIONS['_template_version'])} \| vendored, do not edit it here"
+    r" \| SPDX-License-Identifier: 0BSD"
 )
 
 
@@ -102,9 +119,12 @@ def check_files(service: Service, combination: Combination) -> None:
         names += [f"tests/runtime/{name}" for name in chosen.get("tests", [])]
     names += QUESTIONS["_deploys"][combination["deploy"]]
     names += QUESTIONS["_cis"][combination["ci"]]
+    of_telemetry = QUESTIONS["_telemetries"][combination["telemetry"]]
+    names += of_telemetry["deploy"]
     if combination["deploy"] == "kubernetes":
-        of_the_broker = QUESTIONS["_brokers"][combination["broker"]]["kubernetes"]
-        names += [f"deploy/kubernetes/base/{name}" for name in of_the_broker]
+        names += of_telemetry["kubernetes"]
+        of_broker = QUESTIONS["_brokers"][combination["broker"]]["kubernetes"]
+        names += [f"deploy/kubernetes/{name}" for name in of_broker]
     slug = combination.answers["project_slug"]
     expected = {name.format(package=service.package, slug=slug) for name in names}
     for handler in combination.handler_names:
@@ -119,7 +139,7 @@ LIBRARIES = {"prometheus": rb"prometheus[_-]client", "opentelemetry": rb"opentel
 def check_telemetry_that_was_not_chosen(service: Service, combination: Combination) -> None:
     for telemetry, library in LIBRARIES.items():
         found = [name for name, text in service.files.items() if re.search(library, text)]
-        assert bool(found) == (telemetry == combination["telemetry"]), found
+        assert bool(found) == (combination["telemetry"] in (telemetry, "both")), found
 
 
 def check_template_language(service: Service, _: Combination) -> None:
@@ -141,7 +161,7 @@ def check_vendored(service: Service, _: Combination) -> None:
 
 
 def check_first_lines(service: Service, _: Combination) -> None:
-    """The first line of a vendored file says that it is vendored."""
+    """The first line of a vendored file says that it is vendored, and its licence."""
     vendored = (
         f"src/{service.package}/runtime/",
         "tests/conftest.py",
@@ -284,7 +304,4 @@ def test_handlers_are_listed_as_ruff_sorts_them(render: Render) -> None:
 def test_a_package_named_as_the_example_handler_is_right(render: Render) -> None:
     service = render(package_name="order_created", handlers="order_events, order_created")
     test = service.read("tests/handlers/test_order_events.py")
-    assert (
-        "from order_created.handlers.order_events import (\n    EXAMPLE,\n    OrderEvents,\n"
-        in test
-    )
+    assert "from order_created.handlers.order_events import (\n    EXAMPLE,\n    handle,\n" in test

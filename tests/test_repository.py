@@ -68,7 +68,7 @@ DOCUMENTS = [TEMPLATE / "README.md", *sorted((TEMPLATE / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_test_that_a_document_names_exists(document: Path) -> None:
-    check_named_tests(document.read_text("utf-8"), [TEMPLATE, *RUNTIME_TESTS])
+    check_named_tests(document.read_text("utf-8"), [TEMPLATE, TREE, *RUNTIME_TESTS])
 
 
 NO_TESTS = {"idle_in_transaction_session_timeout"}  # a setting of PostgreSQL

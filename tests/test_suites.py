@@ -189,6 +189,9 @@ def test_the_runtime_passes_its_tests_on_other_pythons(
     if resolution == "highest" and root is None:
         arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
         suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
+        # Each Python accepts connections in its own way: see runtime/probes.py.
+        arguments = ("tests/runtime/test_probes.py", "-k", "thousands_of_idle")
+        suite.in_place(environment, f"{what}, 5,500 clients of the probe port", *arguments)
 
 
 def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite) -> None:

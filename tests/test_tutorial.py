@@ -1,49 +1,21 @@
 """docs/tutorial.md, followed to the letter: every command of it is run, in order, with the documented result."""
 
-import os
 import re
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from support.documents import SOMEWHERE, steps
 from support.rendered import TEMPLATE, run
+from support.terminal import run_until
 
 PAGE = TEMPLATE / "docs/tutorial.md"
-
-
-def run_until(event: str, command: str, folder: Path) -> str:
-    """Run the command as in a terminal, and press Ctrl-C when the event is seen."""
-    with subprocess.Popen(
-        command.split(),
-        cwd=folder,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout
-        seen = []
-        try:
-            for line in process.stdout:
-                seen.append(line)
-                if f'"{event}"' in line:
-                    os.killpg(process.pid, signal.SIGINT)
-        finally:
-            if process.poll() is None:
-                process.kill()
-    output = "".join(seen)
-    assert process.wait() == 0, output
-    return output
 
 
 def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
     folder = tmp_path
-    awaited = iter(["shipping", "message_rejected"])
+    awaited = iter(["shipping", "message_rejected", "billed"])
     (tmp_path / "cookiecutter.yaml").write_text(f"replay_dir: {tmp_path / 'replay'}\n")
     env = {"COOKIECUTTER_CONFIG": str(tmp_path / "cookiecutter.yaml")}
     for file, text in steps(PAGE):
@@ -60,6 +32,9 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
 
     outputs = [output for command, output in said if command.startswith("uv run order-events")]
     demo, _, check, _, first_run, check_after, _, second_run, dead, purged, *_ = outputs
+    billing, third_run = (
+        output for command, output in said if command.startswith("CONSUMER_SOURCE=billing uv run")
+    )
     assert "published 20, handled 20, dead letters 0" in demo
     assert re.search(r"^ +order-events: 0$", check, re.M)
     events = re.findall(r'"event": "(\w+)"', first_run)
@@ -74,9 +49,11 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     ]
     assert '"exit_code": 0' in first_run.splitlines()[-1]
     assert re.search(r"^ +order-events: 0$", check_after, re.M)
+    assert re.search(r"^ +billing: 1$", billing, re.M)
     assert "Field required" in second_run
     assert '"type": "order_created"' in dead
     assert "deleted 1 message from the dead letters of " in purged
+    assert '"order": "A-1001"' in third_run
     assert next(awaited, None) is None
 
 

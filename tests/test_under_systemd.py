@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from tools.servers import roots
 UNIT = "order-events.service"
 PROGRAM = "/opt/order-events/bin/order-events"
 STATE = "/var/lib/private/order-events"  # of a unit with DynamicUser
+SHOWN_STATE = "/var/lib/order-events"
 LOG = "/var/log/order-events.log"
 WAIT_SECONDS = 60
 
@@ -77,8 +80,10 @@ class Unit:
 
     def configure(self, service: str = "", **variables: object) -> None:
         """Its settings, and lines of the unit: the drop-in of one test."""
-        environment = {"CONSUMER_BROKER_URL": "sqlite:////var/lib/order-events/messages.db"}
-        environment |= {name: str(value) for name, value in variables.items()}
+        # The machine shares the network of the tests, so the unit's own port may be in use.
+        environment = {"CONSUMER_PROBE_PORT": "0"} | {
+            name: str(value) for name, value in variables.items()
+        }
         lines = [f"{name}={value}" for name, value in environment.items()]
         self.write("/etc/order-events.env", "\n".join(lines))
         self.write(f"/etc/systemd/system/{UNIT}.d/test.conf", f"{DROP_IN}{service}\n")
@@ -125,6 +130,7 @@ def machine(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     script = installed / "bin/order-events"
     script.write_text(script.read_text().replace(str(installed), "/opt/order-events"))
     files = {f"/etc/systemd/system/{UNIT}": service.read(f"deploy/systemd/{UNIT}")}
+    files["/etc/order-events.url"] = f"sqlite:///{SHOWN_STATE}/messages.db\n"
     with booted(root, folder, files, {installed: "/opt/order-events"}) as machine:
         yield machine
 
@@ -177,6 +183,79 @@ def test_wrong_settings_end_it_with_2_and_it_is_not_restarted(unit: Unit) -> Non
     names = ("ActiveState", "Result", "ExecMainStatus", "NRestarts")
     assert unit.show(*names) == ["failed", "exit-code", "2", "0"]
     assert "CONSUMER_CONCURRENCY" in unit.read(LOG)
+
+
+def test_a_refused_login_is_tried_again_after_longer_and_longer_delays(unit: Unit) -> None:
+    unit.machine.run("touch", "/etc/messages.db")  # which the user of the service cannot write
+    unit.configure(CONSUMER_BROKER_URL="sqlite:////etc/messages.db")
+    unit.systemctl("start", check=False)
+    unit.wait_for(ExecMainStatus="77", NRestarts="3")
+    names = ("RestartUSec", "RestartUSecNext", "RestartSteps", "RestartMaxDelayUSec")
+    first, following, steps, longest = unit.show(*names)
+    assert (first, steps, longest) == ("100ms", "6", "1min")
+    assert seconds_of(following) > 2, "0.1 s, 0.3 s, 0.8 s, 2.4 s"
+
+
+def seconds_of(span: str) -> float:
+    """Of systemd's ``2s 449ms``."""
+    units = {"ms": 0.001, "s": 1.0, "min": 60.0, "us": 0.000001}
+    return sum(float(n) * units[name] for n, name in re.findall(r"([\d.]+)([a-z]+)", span))
+
+
+def test_the_process_metrics_survive_the_hardening(unit: Unit) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    unit.configure(CONSUMER_PROBE_PORT=port)
+    unit.systemctl("start")
+    url = f"http://127.0.0.1:{port}/metrics"
+    page = unit.machine.run("python3", "-c", READ, url)
+    names = ("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds")
+    assert [name for name in names if f"\n{name} " not in page] == []
+
+
+READ = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+
+
+def test_the_journal_has_the_priority_of_each_line(unit: Unit) -> None:
+    """So `journalctl --priority=err` shows the errors, without the rest."""
+    unit.machine.run("systemctl", "start", "systemd-journald")
+    unit.configure("StandardOutput=journal\nStandardError=journal", CONSUMER_DRAIN_SECONDS=1)
+    unit.systemctl("start")
+    unit.publish("sleep", 600)
+    unit.wait_for(line="start sleep")
+    unit.systemctl("stop")
+    journal = ["journalctl", f"--unit={UNIT}", "--output=json", "--identifier=order-events"]
+    unit.machine.run("journalctl", "--sync", check=False)
+    lines = [json.loads(line) for line in unit.machine.run(*journal).splitlines()]
+    levels = {"info": "6", "warning": "4", "error": "3"}
+    said = [(json.loads(line["MESSAGE"]), line["PRIORITY"]) for line in lines]
+    assert {"consuming", "message_abandoned", "stopped"} <= {line["event"] for line, _ in said}
+    assert [line for line, priority in said if levels[line["level"]] != priority] == []
+
+
+def test_the_unit_is_bounded(unit: Unit) -> None:
+    unit.systemctl("start")
+    names = ("MemoryMax", "TasksMax", "OOMPolicy", "PrivateMounts")
+    assert unit.show(*names) == [str(256 * 2**20), "1024", "continue", "yes"]
+
+
+def test_the_url_is_a_credential_that_no_other_user_can_read(unit: Unit, render: Render) -> None:
+    """The lines are those of a broker that has a password."""
+    other = render(broker="redis", deploy="systemd").read(f"deploy/systemd/{UNIT}")
+    lines = re.findall(r"^(?:LoadCredential=|Environment=CONSUMER_BROKER_URL_FILE=).*", other, re.M)
+    assert len(lines) == 2
+    service = "\n".join(["UnsetEnvironment=CONSUMER_BROKER_URL", *lines])
+    unit.configure(service.replace("/etc/order-events.broker-url", "/etc/order-events.url"))
+    unit.systemctl("start")
+    assert '"event": "consuming"' in unit.read(LOG)
+    unit.machine.run("test", "-e", f"{STATE}/messages.db")
+    credential = f"/run/credentials/{UNIT}/broker-url"
+    [pid] = unit.show("MainPID")
+    environment = unit.machine.run("cat", f"/proc/{pid}/environ")
+    assert f"CONSUMER_BROKER_URL_FILE={credential}" in environment
+    assert "sqlite:" not in environment
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    assert "Permission denied" in unit.machine.run(*nobody, "cat", credential, check=False)
 
 
 def test_a_drain_that_takes_too_long_ends_it_with_75_and_the_unit_has_failed(unit: Unit) -> None:

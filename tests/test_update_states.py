@@ -174,9 +174,10 @@ REFUSED: list[tuple[str, State, tuple[str, ...], str]] = [
      "renovate.json is in the way"),
     ("a folder in the way", in_the_way("renovate.json/x", ignored=True), ("ci=gitlab",),
      "renovate.json/x is in the way"),
-    ("a link in the way", in_the_way("deploy", link="/tmp", ignored=True), ("deploy=systemd",),
-     "deploy is in the way"),
-    ("a file in the way", in_the_way("deploy", ignored=True), ("deploy=systemd",), "deploy is in the way"),
+    ("a link in the way", in_the_way("deploy/systemd", link="/tmp", ignored=True), ("deploy=systemd",),
+     "deploy/systemd is in the way"),
+    ("a file in the way", in_the_way("deploy/systemd", ignored=True), ("deploy=systemd",),
+     "deploy/systemd is in the way"),
     ("a file in the way of a rename", in_the_way("src/shop_events", ignored=True),
      ("package_name=shop_events",), "src/shop_events is in the way"),
     ("a hook", hook("prepare-commit-msg"), (), "git did not commit the update"),
@@ -223,10 +224,11 @@ def test_without_git_and_without_the_template_it_is_one_sentence(
     result = run(*command, cwd=service.path, check=False, env={"PATH": str(tmp_path)})
     assert result.stdout == "update.py: git is not installed.\n"
     result = update(service, "--template", "https://127.0.0.1:9/nowhere")
-    check_refused(service, result, before, "cookiecutter could not render")
+    check_refused(service, result, before, "no update from https://127.0.0.1:9/nowhere")
+    assert "fatal: unable to access" in result.stdout
     assert result.stdout.count("\n") == 1
     result = update(service, "broker=rabit")
-    check_refused(service, result, before, "cookiecutter could not render HEAD")
+    check_refused(service, result, before, "cookiecutter could not render refs/tags/v0.1.0")
     assert "rabit" in result.stdout
     assert result.stdout.count("\n") == 1
 
@@ -250,6 +252,14 @@ def test_handlers_are_not_added_by_an_update(service: Service, question: str) ->
         {"template": "../../outside\ngh:x/y"},
         {"template": "a\0b"},
         {"template": 7},
+        {"template": "\x1b]0;title\x07/x"},
+        {"template": "--upload-pack=touch ../pwned"},
+        {"template": "fd::17"},
+        {"template": "ssh://-oProxyCommand=touch ../pwned/x"},
+        {"directory": "-x"},
+        {"directory": "a\nb"},
+        {"directory": "/etc"},
+        {"directory": "docs/.."},
         {"directory": "../.."},
         {"directory": ["a"]},
         {"commit": "--orphan=x"},
@@ -281,6 +291,29 @@ def test_a_hostile_record_is_one_sentence(service: Service, changes: dict[str, o
         ".cookiecutters",
         ".cookiecutter_replay",
     }
+
+
+def test_a_template_is_no_command_where_git_would_allow_one(service: Service) -> None:
+    pwned = service.path.parent / "pwned"
+    allowed = "[protocol]\n\tallow = always\n"
+    service.path.parent.joinpath(".gitconfig").write_text(allowed)
+    for place in (f"ext::touch {pwned}", f"git+ext::touch {pwned}"):
+        recorded = json.loads(service.read(RECORD))
+        service.write(RECORD, json.dumps({**recorded, "template": place}))
+        commit_all(service.path, "Hostile")
+        before = snapshot(service.path)
+        check_refused(service, update(service), before, "no update from ext::touch ")
+    assert not pwned.exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "\ufeff{}", "{", '{"template": "x"'])
+def test_a_record_that_is_none_is_one_sentence(service: Service, text: str) -> None:
+    service.write(RECORD, text)
+    commit_all(service.path, "Broken")
+    before = snapshot(service.path)
+    result = update(service)
+    check_refused(service, result, before, f"{RECORD} does not record")
+    assert result.stdout.count("\n") == 1
 
 
 # -- where it updates

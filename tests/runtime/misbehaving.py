@@ -12,18 +12,33 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
-from harness.service import Task, begin, finish, log, run, work, write
+from harness import service
+from harness.service import log, write
 from runtime import telemetry, watchdog
 from runtime.brokers import sqlite
-from runtime.message import Message, Retry
+from runtime.consumer import Lifespan
+from runtime.handlers import HandlerFunction, Handles
+from runtime.message import Message, OutgoingMessage, Reject, Retry
+from runtime.operate.cli import main
+
+
+class Task(service.Task):
+    """The handler works for this many seconds, then ends this way."""
+
+    retry_after_seconds: float | None = None
+    end: str = "return"
 
 
 class LongTask(Task):
     steps: int
+
+
+class LargeTask(Task):
+    padding: str
 
 
 class TaskInBatch(Task):
@@ -35,9 +50,24 @@ class TaskInBatch(Task):
         return self
 
 
+def begin(task: Task, message: Message, **details: Any) -> None:
+    write("start", task.id)
+    details |= {"headers": sorted(message.headers), "deliveries": message.deliveries}
+    log.info("handling", task=task.id, attempt=message.attempt, **details)
+
+
+def finish(task: Task) -> None:
+    write("end", task.id)
+    if task.end == "raise":
+        msg = "as the message asked for"
+        raise RuntimeError(msg)
+    if task.end == "reject":
+        raise Reject("as the message asked for")
+    if task.end == "retry":
+        raise Retry("as the message asked for", delay_seconds=task.retry_after_seconds)
+
+
 async def misbehave(task: Task, message: Message) -> None:
-    if task.end not in ("block", "block in C", "checkpoint", "swallow"):
-        return await work(task, message)
     begin(task, message)
     if task.end == "block":
         time.sleep(task.seconds)  # noqa: ASYNC251  # a handler with a bug: it blocks the event loop
@@ -46,9 +76,13 @@ async def misbehave(task: Task, message: Message) -> None:
     elif task.end == "checkpoint":
         await message.stopping.wait()
         log.info("checkpoint", seconds_left=message.seconds_left())
-    else:
+    elif task.end == "exit":
+        os._exit(137)  # as a process that is killed for its memory
+    elif task.end == "swallow":
         await swallow_cancellations(task)
-    return finish(task)
+    else:
+        await asyncio.sleep(task.seconds)
+    finish(task)
 
 
 async def swallow_cancellations(task: Task) -> None:
@@ -87,11 +121,52 @@ async def long(task: LongTask, message: Message) -> None:
     finish(task)
 
 
+async def forward(task: Task, message: Message) -> OutgoingMessage | None:
+    """Publish the task's id to FORWARD_TO; the first process ends between that and the ack."""
+    begin(task, message)
+    outgoing = OutgoingMessage(task.id.encode(), "forwarded", to=os.environ["FORWARD_TO"])
+    if task.end == "exit" and "KILLED" not in os.environ:
+        await message.publish(outgoing)
+        os._exit(137)
+    write("end", task.id)
+    return outgoing
+
+
+async def relay(task: Task, message: Message) -> OutgoingMessage:
+    """Publish the task to FORWARD_TO, after some work."""
+    begin(task, message)
+    await asyncio.sleep(task.seconds)
+    return OutgoingMessage(task, "relay", to=os.environ["FORWARD_TO"])
+
+
+async def sink(task: Task, message: Message) -> None:
+    """Note which task came with which id."""
+    begin(task, message)
+    write("sink", f"{task.id}/{message.id}")
+    finish(task)
+
+
 async def batch(tasks: list[TaskInBatch]) -> None:
     for task in tasks:
         write("start", task.id)
     log.info("handling", tasks=[task.id for task in tasks])
     await asyncio.sleep(max(task.seconds for task in tasks))
+    for task in tasks:
+        finish(task)
+
+
+def large(task: LargeTask, message: Message) -> None:
+    """Holds its payload until as many as HOLD were started."""
+    begin(task, message)
+    ledger = Path(os.environ["LEDGER"])
+    while ledger.read_text(encoding="utf-8").count("start") < int(os.environ["HOLD"]):
+        time.sleep(0.05)
+    finish(task)
+
+
+async def large_batch(tasks: list[LargeTask]) -> None:
+    """Holds its payloads while others arrive."""
+    await asyncio.sleep(1)
     for task in tasks:
         finish(task)
 
@@ -118,6 +193,12 @@ async def lifespan() -> AsyncIterator[None]:
         raise RuntimeError(msg)
 
 
+def run(handlers: dict[str, HandlerFunction], lifespan: Lifespan | None = None) -> int:
+    chosen = os.environ.get("HANDLERS", "work").split(",")
+    handlers = {name: handlers[name] for name in chosen}
+    return main(name="service-of-the-tests", handlers=handlers, lifespan=lifespan)
+
+
 if __name__ == "__main__":
     for module, name in (
         (watchdog, "CLOSE_SECONDS"),
@@ -126,5 +207,9 @@ if __name__ == "__main__":
     ):
         setattr(module, name, float(os.environ.get(name, getattr(module, name))))
     if kind := os.environ.get("TELEMETRY"):
-        telemetry.KINDS = (kind,)  # type: ignore[assignment]  # a service has one kind at most
-    sys.exit(run({"work": misbehave, "thread": thread, "long": long, "batch": batch}, lifespan))
+        telemetry.KINDS = (kind,)  # type: ignore[assignment]  # a service has one of them
+    handlers: dict[str, HandlerFunction] = {"work": misbehave, "thread": thread, "long": long}
+    handlers |= {"forward": forward, "relay": relay, "sink": sink}
+    handlers |= {"batch": batch, "large": large, "large_batch": large_batch}
+    handlers |= {"wrong": lambda: None, "wrong_limit": Handles(misbehave, concurrency=0)}
+    sys.exit(run(handlers, lifespan))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from harness.service import run, work
+from harness.service import work
 from runtime.operate import cli
 from runtime.operate.console import Progress
 
@@ -27,4 +27,4 @@ if __name__ == "__main__":
         sqs = import_module("runtime.brokers.sqs")
         setattr(sqs, "LISTING_SECONDS", int(os.environ["LISTING_SECONDS"]))  # noqa: B010
     setattr(cli, "Progress", ToldProgress)  # noqa: B010
-    sys.exit(run({"work": work}))
+    sys.exit(cli.main(name="service-of-the-tests", handlers={"work": work}))

@@ -20,7 +20,7 @@ import pytest
 from harness.servers import Server, nats, postgres, rabbitmq
 from harness.servers.mqtt import ODD_USER as USER_OF_MQTT
 from harness.servers.mqtt import PrivateMosquitto
-from harness.servers.proxy import Proxy
+from harness.servers.proxy import Proxy, proxy_type
 from harness.servers.redis import RedisServer
 
 ODD_USER = ("order:events", "p@ss:w/o?r#d %2F+é")
@@ -196,7 +196,7 @@ def tls_proxy_of(broker: str, server: Server, start: Start, certificates: Path) 
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     if len(tls_files(broker)) > 1:
         context.verify_mode = ssl.CERT_REQUIRED
-    return server.proxy_type(server.url, tls=context)
+    return proxy_type(server.url)(server.url, tls=context)
 
 
 def make_certificates(directory: Path) -> None:

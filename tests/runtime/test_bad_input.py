@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import structlog
 from pydantic import BaseModel
 
 from consumer_harness import consume
-from harness.contract import opened, start_once
+from harness.contract import opened
 from harness.servers.sqlite import SqliteFile
 from runtime.brokers import make_source
 from runtime.brokers.delivery import json_object
@@ -28,8 +29,9 @@ from runtime.message import (
     OutgoingMessage,
     Reject,
 )
-from runtime.operate import cli
+from runtime.operate import letters
 from runtime.settings import ConsumerSettings
+from steps import start_once
 
 
 class Order(BaseModel):
@@ -137,8 +139,13 @@ async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
     )
     await start_once(settings)
     source = make_source(settings, 20)
+    hostile = HOSTILE
+    if settings.broker_url.get_secret_value().startswith(
+        "sqs"
+    ):  # its publisher refuses such a type
+        hostile = [replace(message, type=message.type.replace("\x1b", "")) for message in HOSTILE]
     async with opened(make_source(settings)) as publisher:
-        await publisher.publish([OutgoingMessage(GOOD, "order", headers=headers), *HOSTILE])
+        await publisher.publish([OutgoingMessage(GOOD, "order", headers=headers), *hostile])
     configure_logs("json" if log_format == "json" else "console", "info")
     structlog.configure(cache_logger_on_first_use=False)  # or the runtime's loggers stay like that
     try:
@@ -207,4 +214,4 @@ async def test_rows_of_another_program_are_messages_too(
 
 @pytest.mark.parametrize("unix_seconds", [math.nan, math.inf, -1e300, 1e300])
 def test_a_dead_letter_without_a_valid_time_is_listed(unix_seconds: float) -> None:
-    assert cli._time_of(unix_seconds) == str(unix_seconds)
+    assert letters._text_of_time(unix_seconds) == str(unix_seconds)

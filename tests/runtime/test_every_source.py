@@ -2,35 +2,36 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from facts import LEASE_SECONDS
 from harness.contract import (
     WAIT_SECONDS,
     Connect,
     Counted,
-    Event,
     ack,
-    ack_all,
     as_promised,
-    buffer_holds,
-    consume,
     eventually,
-    find,
-    last,
+    ids,
     length_of,
     need,
     publish,
-    start_once,
     take,
 )
 from harness.servers import Server
+from runtime.brokers import source as source_module
 from runtime.brokers.source import Source
 from runtime.errors import SourceFailed
+from runtime.message import OutgoingMessage
+from steps import Event, ack_all, buffer_holds, consume, find, last, start_once
 
+AT_ONCE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 LONG_RETRY_SECONDS = 0.4
 SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
@@ -61,6 +62,22 @@ async def test_workers_share_one_source(connect: Connect) -> None:
         await source.stop()
         await asyncio.gather(*workers)
     assert Counter(handled) == Counter(published)
+
+
+async def test_a_message_says_when_it_was_published_also_as_a_retry(connect: Connect) -> None:
+    """To the second: RabbitMQ's property has no more."""
+    async with connect() as source:
+        before = datetime.now(UTC).replace(microsecond=0)
+        await publish(source, 1)
+        [message] = await take(source, 1)
+        assert message.published_at is not None
+        assert before <= message.published_at <= datetime.now(UTC)
+        await source.retry(message, RETRY_SECONDS, "again")
+        [again] = await take(source, 1)
+        assert again.published_at is not None
+        assert abs(again.published_at - message.published_at) < timedelta(milliseconds=2)
+        await source.ack(again)
+        await source.stop()
 
 
 @pytest.mark.slow
@@ -256,6 +273,25 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
         await ack(few, held)
 
 
+async def test_the_bytes_of_unacked_bodies_have_a_bound_and_small_ones_fill_the_prefetch(
+    connect: Connect, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "MOST_BYTES", 40_000)
+    async with connect(prefetch=0) as publisher:
+        need(publisher, "competing_consumers")
+        await publisher.publish([OutgoingMessage(b"x" * 4_000) for _ in range(25)])
+        async with connect(prefetch=20, max_body_bytes=4_000) as source:
+            large = await take(source, 10)
+            await counted(ready=15)
+            assert len(source.buffer) == 0
+            await ack(source, large)
+            await ack_all(source, 15)
+            await publish(publisher, 45)
+            await ack_all(source, 20)
+            await take(source, 20)
+            await counted(ready=5)
+
+
 async def test_closing_requeues_in_flight_messages(connect: Connect, counted: Counted) -> None:
     async with connect(prefetch=4) as source:  # more than are published, so it may wait for more
         published = await publish(source, 2)
@@ -285,21 +321,21 @@ async def test_rolling_restarts_count_no_attempts(connect: Connect) -> None:
 
 @pytest.mark.slow
 async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_lease(
-    connect: Connect, counted: Counted, broker: Server, events: list[Event]
+    connect: Connect, counted: Counted, broker: Server, broker_name: str, events: list[Event]
 ) -> None:
-    if not broker.lease_seconds:
+    if (lease_seconds := LEASE_SECONDS.get(broker_name)) is None:
         pytest.skip("the broker has no leases")
     async with connect(prefetch=3, broker_url=broker.impatient_url) as source:
         await publish(source, 3)
         messages = await take(source, 2)
         await buffer_holds(source, 1)
         async with connect(prefetch=3, broker_url=broker.impatient_url) as other:
-            await asyncio.sleep(1.5 * broker.lease_seconds)
+            await asyncio.sleep(1.5 * lease_seconds)
             assert len(other.buffer) == 0
             await source.ack(messages[0])
             await other.stop()
             await source.stop()
-            await asyncio.sleep(1.5 * broker.lease_seconds)  # it is kept during the drain
+            await asyncio.sleep(1.5 * lease_seconds)  # it is kept during the drain
             await source.ack(messages[1])
     await counted(ready=1)
     assert not find(events, "settlement_lost")
@@ -343,3 +379,47 @@ async def test_purged_dead_letters_are_gone_and_counted(connect: Connect, counte
         assert await last(source.purge_dead_letters()) == 0
         assert [moved async for moved in source.replay_dead_letters()] == []
     await counted()
+
+
+async def test_messages_published_before_the_start_are_delivered(connect: Connect) -> None:
+    async with connect(prefetch=0) as publisher:
+        published = await publish(publisher, 3)
+    async with connect(prefetch=1) as source:
+        received = await ack_all(source, 3)
+        assert as_promised(source, received) == as_promised(source, published)
+
+
+async def test_a_requeued_message_goes_to_another_consumer_at_once_and_unchanged(
+    connect: Connect,
+) -> None:
+    async with connect(prefetch=1) as one, connect(prefetch=1) as other:
+        need(one, "requeue")
+        await publish(one, 2)
+        (held,) = await take(other, 1)
+        (message,) = await take(one, 1)
+        await one.retry(message, RETRY_SECONDS, "not now")
+        (message,) = await take(one, 1)
+        await one.stop()
+        await other.ack(held)
+        requeued_at = time.monotonic()
+        await one.requeue(message)
+        (again,) = await take(other, 1)
+        assert time.monotonic() - requeued_at < AT_ONCE_SECONDS
+        assert (again.id, again.attempt) == (message.id, 2)
+        assert one.requeued_count == 1
+        await other.ack(again)
+
+
+async def test_dead_letters_are_listed_oldest_first_and_stay(connect: Connect) -> None:
+    async with connect(prefetch=5) as source:
+        need(source, "dead_letters")
+        published = await publish(source, 5)
+        for message in await take(source, 5):
+            await source.reject(message, f"reason {message.body.decode()}")
+        await source.stop()
+        for _ in range(2):
+            limit = 3 if source.capabilities.order else 5
+            letters = [letter async for letter in source.dead_letters(limit)]
+            assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
+            assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
+            await eventually(5, source.count_dead_letters)

@@ -8,12 +8,13 @@ from typing import Any
 import nats
 import pytest
 
-from harness.contract import Connect, eventually, last, publish, start_once
-from harness.servers import Server, with_options
+from harness.contract import Connect, eventually, publish
+from harness.servers import Server
 from runtime.settings import ConsumerSettings
+from steps import last, start_once, with_options
 
 pytestmark = pytest.mark.parametrize(
-    "broker", ["kafka", "mqtt", "nats"], indirect=True, scope="session"
+    "broker", ["kafka", "mqtt", "nats", "redis"], indirect=True, scope="session"
 )
 """Those on which each group gets every message."""
 

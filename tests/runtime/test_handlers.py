@@ -5,10 +5,11 @@ import functools
 import json
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
@@ -155,23 +156,39 @@ def test_an_unusable_signature_is_refused_by_name(function: Callable[..., Any]) 
         Handler("order_created", function)
 
 
-def test_a_wrong_message_parameter_is_refused() -> None:
-    async def swapped(message: Message, event: Order) -> None: ...
+async def swapped(message: Message, event: Order) -> None: ...
+async def single_in_a_batch(events: list[Order], message: Message) -> None: ...
+async def twice(event: Order, message: Message, again: Message) -> None: ...
+async def no_class(event: Order, message: Message, more: "Callable[[], int]") -> None: ...
+async def keyword_only(event: Order, *, message: Message) -> None: ...
+async def no_model(event: ThreadPoolExecutor) -> None: ...
+async def unannotated(event: Order, message) -> None: ...  # type: ignore[no-untyped-def]
+async def unknown(event: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-    async def single_in_a_batch(events: list[Order], message: Message) -> None: ...
 
-    async def three(event: Order, message: Message, more: int) -> None: ...
-
-    # Both checks would see the mistake that this one is.
-    async def unknown(event: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
-
-    async def keyword_only(*, event: Order) -> None: ...
-
-    async def no_model(event: ThreadPoolExecutor) -> None: ...
-
-    for function in (swapped, single_in_a_batch, three, unknown, keyword_only, no_model):
-        with pytest.raises(HandlerError):
-            Handler("handler", function)
+@pytest.mark.parametrize(
+    ("function", "wrong"),
+    [
+        (swapped, "parameter 'message'"),
+        (single_in_a_batch, "parameter 'message'"),
+        (twice, "parameter 'again'"),
+        (no_class, "parameter 'more'"),
+        (keyword_only, "parameter 'message'"),
+        (no_model, "parameter 'event'"),
+        (unannotated, "parameter 'message'"),
+        (unknown, "name 'Missing' is not defined"),
+        (lambda: None, "it has no parameter"),
+    ],
+)
+def test_a_wrong_signature_is_one_sentence_with_the_handler_and_the_parameter(
+    function: Callable[..., Any], wrong: str
+) -> None:
+    with pytest.raises(HandlerError) as error:
+        Router({"order_created": function})
+    where = f"{function.__module__}.{function.__qualname__}"
+    beginning = f"handler 'order_created': cannot use the signature of {where} ({wrong}); it takes"
+    assert str(error.value).startswith(beginning)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +261,146 @@ def test_the_star_gets_the_rest() -> None:
     for unknown in ("", "order_deleted", "*"):
         assert router.route(Message(b"", type=unknown)).name == "*"
     assert Router({"*": handle}).route(Message(b"", type="anything")).name == "*"
+
+
+@pytest.mark.parametrize(
+    ("message_type", "name"),
+    [
+        ("order.created", "order.created"),
+        ("order.paid", "order.*"),
+        ("order.a.b", "order.*"),
+        ("order", "*"),
+        ("xorder.paid", "*"),
+        ("com.acme.order.created.v1", "com.acme.*.v1"),
+        ("com.acme.order.created.v2", "com.acme.*"),
+        ("", "*"),
+    ],
+)
+def test_the_longest_pattern_that_fits_a_type_picks_its_handler(
+    message_type: str, name: str
+) -> None:
+    async def handle(body: bytes) -> None: ...
+
+    types = ["*", "com.acme.*", "com.acme.*.v1", "order.*", "order.created"]
+    router = Router(dict.fromkeys(types, handle))
+    assert router.route(Message(b"", type=message_type)).name == name
+
+
+def test_a_pattern_is_no_regular_expression() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"a.b*": handle, "(": handle})
+    assert router.find("a.bc") is router.handlers["a.b*"]
+    assert router.find("axbc") is None
+
+
+def test_a_pattern_looks_at_a_hostile_type_in_linear_time() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"*.order.*.created": handle, "*a*a*a*a*b": handle})
+    assert router.find(".order." * 200_000) is None
+    assert router.find("a" * 1_000_000) is None
+    assert router.find("a" * 1_000_000 + "b") is router.handlers["*a*a*a*a*b"]
+
+
+class Named(Protocol):
+    name: str
+
+
+async def any_class(event: Order, more: Any) -> None: ...
+async def protocol(event: Order, more: Named) -> None: ...
+async def two_messages(events: list[Order], a: list[Message], b: list[Message]) -> None: ...
+
+
+@pytest.mark.parametrize("function", [any_class, protocol, two_messages, asyncio, None])
+def test_a_signature_that_cannot_be_given_is_one_sentence_at_the_start(function: Any) -> None:
+    with pytest.raises(HandlerError, match="handler 'order': cannot use the signature of "):
+        Router({"order": function}).give(None)
+
+
+# What `lifespan` yielded, and `around`.
+
+
+class Pool:
+    """A resource."""
+
+
+class Client:
+    """Another one."""
+
+
+@dataclass
+class Shared:
+    pool: Pool
+    client: Client
+
+
+@pytest.mark.parametrize("opened", [Shared(Pool(), Client()), Pool()], ids=["dataclass", "object"])
+async def test_a_handler_gets_what_lifespan_yielded_by_its_type(opened: object) -> None:
+    seen: list[Any] = []
+
+    async def handle(event: Order, pool: Pool, message: Message) -> None:
+        seen.extend((event.id, pool, message.id))
+
+    router = Router({"order": handle})
+    router.give(opened)
+    message = Message(b'{"id": 7}', id="m")
+    handler = router.route(message)
+    with ThreadPoolExecutor(1) as threads:
+        await handler.call([handler.decode(message)], [message], threads)
+    assert seen == [7, opened.pool if isinstance(opened, Shared) else opened, "m"]
+
+
+@pytest.mark.parametrize(
+    ("opened", "found"),
+    [(None, "no"), (Client(), "no"), (Shared(Pool(), Pool()), "2")],  # type: ignore[arg-type]
+)
+def test_what_lifespan_does_not_yield_is_one_sentence_with_handler_and_parameter(
+    opened: object, found: str
+) -> None:
+    async def handle(event: Order, pool: Pool) -> None: ...
+
+    router = Router({"order": handle})
+    sentence = f"handler 'order': lifespan yields {found} Pool for the parameter 'pool' of "
+    with pytest.raises(HandlerError, match=sentence):
+        router.give(opened)
+
+
+async def test_around_wraps_every_call_of_a_handler_and_returns_its_result() -> None:
+    steps: list[str] = []
+
+    async def around(call: Callable[[], Awaitable[Any]], message: Any) -> Any:
+        steps.append(f"before {message.id}")
+        try:
+            return await call()
+        finally:
+            steps.append("after")
+
+    def blocking(body: bytes) -> None:
+        steps.append(body.decode())
+
+    async def failing(body: bytes) -> None:
+        raise KeyError
+
+    router = Router({"blocking": blocking, "failing": failing}, around=around)
+    message = Message(b"body", id="m", type="blocking")
+    with ThreadPoolExecutor(1) as threads:
+        await router.handlers["blocking"].call([b"body"], [message], threads)
+        with pytest.raises(KeyError):
+            await router.handlers["failing"].call([b"body"], [message], threads)
+    assert steps == ["before m", "body", "after", "before m", "after"]
+
+
+def test_an_around_and_a_decoder_that_cannot_be_called_are_one_sentence_at_the_start() -> None:
+    async def handle(event: Order) -> None: ...
+
+    def around(call: Callable[[], Awaitable[Any]], message: Any) -> Any: ...
+
+    with pytest.raises(HandlerError, match=r"^around in .* must be `async def around"):
+        Router({"order": handle}, around=around)
+    decoders: Any = {"text/csv": "csv"}
+    with pytest.raises(HandlerError, match=r"^DECODERS\['text/csv'\] in .* is no function$"):
+        Router({"order": handle}, decoders=decoders)
 
 
 def test_a_service_without_handlers_is_refused() -> None:

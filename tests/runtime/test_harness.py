@@ -2,8 +2,10 @@
 
 import gc
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from harness.servers import local
+import sharing
+from harness.servers import Counts, ServerMissing, local, mqtt, skip_without_server
 from harness.servers.proxy import Proxy
 
 
@@ -43,12 +46,12 @@ def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
         up.pop()
 
     def worker(number: int) -> AbstractContextManager[str]:
-        return local.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
+        return sharing.one_for_all_workers("any", tmp_path / f"gw{number}" / "server", start)
 
     with ExitStack() as others:
         first = ExitStack()
         assert first.enter_context(worker(0)) == "server 0"
-        local._started_here.clear()  # as in another process
+        sharing._started_here.clear()  # as in another process
         assert others.enter_context(worker(1)) == "server 0"
         leaving = threading.Thread(target=first.close)
         leaving.start()
@@ -82,3 +85,76 @@ def test_docker_counts_only_with_a_daemon_that_answers(
         monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(local, "DOCKER_SECONDS", 0.5)
     assert local.has_docker.__wrapped__() is found
+
+
+DOCKER = """#!/bin/sh
+cd "{folder}"
+echo "$1" >> asked
+case $1 in
+    create) echo container ;;
+    start) echo $$ > new; mv new pid; [ -f broken ] || exec sleep 600 ;;
+    kill) kill -9 "$(cat pid)" && rm pid ;;
+esac
+"""
+
+
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of a client whose containers sleep."""
+    program = tmp_path / "docker"
+    program.write_text(DOCKER.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_a_container_is_killed_started_again_and_removed(docker: Path) -> None:
+    answers = (docker / "pid").exists
+    container = local.ServerContainer("image", 1, 2, docker, answers)
+    first = (docker / "pid").read_text()
+    container.kill()
+    assert not answers()
+    container.restart()
+    assert (docker / "pid").read_text() != first
+    container.close()
+    assert (docker / "asked").read_text().split() == [
+        *("create", "start", "kill"),
+        *("kill", "start", "kill", "rm"),
+    ]
+
+
+def test_a_container_that_does_not_start_is_removed(docker: Path) -> None:
+    (docker / "broken").touch()
+    with pytest.raises(RuntimeError, match="docker did not start"):
+        local.ServerContainer("image", 1, 2, docker, lambda: False)
+    assert (docker / "asked").read_text().split() == ["create", "start", "rm"]
+
+
+def test_mosquittos_database_is_read_also_when_two_are_written_in_one_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an autosave and a signal: the second file may have the inode number of the one before both."""
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(mqtt.private(tmp_path))
+        except ServerMissing as missing:
+            skip_without_server(missing)
+        assert isinstance(broker, mqtt.PrivateMosquitto)
+        send, output = broker.instance.send, tmp_path / "output"
+        assert broker.counts("none") == Counts(0, 0, 0)
+        if "mosquitto version 2.0." not in output.read_text():
+            pytest.skip("later versions write their database in another way")
+
+        def send_twice(signum: signal.Signals) -> None:
+            for _ in range(2):
+                written = output.read_text().count("Saving")
+                send(signum)
+                give_up_at = time.monotonic() + 20
+                while output.read_text().count("Saving") == written:
+                    assert mqtt._answers(broker._port)
+                    assert time.monotonic() < give_up_at
+
+        monkeypatch.setattr(broker.instance, "send", send_twice)
+        monkeypatch.setattr(mqtt, "WRITE_SECONDS", 30)
+        for _ in range(3):
+            assert broker.counts("none") == Counts(0, 0, 0)

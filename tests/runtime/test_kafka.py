@@ -5,7 +5,6 @@ import gc
 import json
 import math
 import random
-import re
 import ssl
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
@@ -42,28 +41,22 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.contract import (
-    Event,
-    ack_all,
     eventually,
-    eventually_counts,
-    eventually_logged,
-    find,
     ids,
-    last,
     length_of,
     opened,
     publish,
     take,
 )
 from harness.servers import Counts, Server
-from harness.servers.kafka import PARTITIONS, SESSION_SECONDS, KafkaProxy
+from harness.servers.kafka import PARTITIONS, SESSION_SECONDS
+from harness.servers.proxy import KafkaProxy
 from runtime.brokers import (
     kafka,
     make_source,
 )
-from runtime.brokers.delivery import ATTEMPTS, SHORTENED
+from runtime.brokers.delivery import ATTEMPTS, KEY, SHORTENED
 from runtime.brokers.kafka import (
-    KEY,
     KafkaBroker,
     delays_seconds,
 )
@@ -79,6 +72,7 @@ from runtime.message import (
     Retry,
 )
 from runtime.settings import ConsumerSettings
+from steps import Event, ack_all, eventually_counts, eventually_logged, find, last
 
 AT_ONCE_SECONDS = 1.0
 
@@ -89,22 +83,6 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.8}
 WAIT_SECONDS = 30
 
 Connect = Callable[..., AbstractAsyncContextManager[KafkaBroker]]
-
-
-class ForbiddingProxy(KafkaProxy):
-    """Kafka when an administrator revokes the right to read a topic: its answers to fetches carry no other reason."""
-
-    forbidden = ""
-    """The topic."""
-
-    def translate(self, data: bytes) -> bytes:
-        data = super().translate(data)
-        if not self.forbidden:
-            return data
-        # After the topic's name: how many partitions, the number of the first, its error; and no -1 as other answers have.
-        topic = re.escape(self.forbidden.encode())
-        answer = re.compile(rb"(%s\0\0\0[\x01-\x10]\0\0\0.)\0\0(?!\xff)" % topic, re.DOTALL)
-        return answer.sub(rb"\1\0%c" % TopicAuthorizationFailedError.errno, data)
 
 
 def answer_to_create(
@@ -218,7 +196,7 @@ ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
 }
 """Written to the topic, or to that of its retries, by another program."""
 
-OUR_HEADERS = [kafka.JSON_HEADERS, kafka.ID, kafka.TYPE, kafka.KEY, *kafka.HISTORY]
+OUR_HEADERS = [kafka.JSON_HEADERS, kafka.ID, kafka.TYPE, KEY, kafka.ORIGIN, *kafka.HISTORY]
 HEADER_NAMES = st.sampled_from([*OUR_HEADERS, "ce_id", "ce_type", "a"]) | st.text()
 HEADER_VALUES = st.sampled_from(
     [b"1e999", b"nan", b"-1", b"9" * 5000, b"[" * 10_000, b'["a", "x-consumer-attempts"]', b"{}"]
@@ -423,7 +401,9 @@ class TestGroups:
             held = await take(one, 1)
             async with connect() as other:
                 await one.ack(held[0])
-                assert [event["id"] for event in find(events, "settlement_lost")] == ids(held)
+                assert [event["message_id"] for event in find(events, "settlement_lost")] == ids(
+                    held
+                )
                 handled: list[str] = []
 
                 async def work(source: KafkaBroker) -> None:
@@ -459,7 +439,7 @@ class TestGroups:
             queue,
             bootstrap_servers=urlsplit(broker.url).netloc,
             group_id=queue,
-            partition_assignment_strategy=(RangePartitionAssignor,),
+            partition_assignment_strategy=(StickyPartitionAssignor,),
         )
         await other.start()
         try:
@@ -522,24 +502,9 @@ class TestOutages:
                 await source.retry(message, 0.1, "not now")
             (again,) = await take(source, 1)
             assert (again.id, again.attempt) == (id, 2)
-            assert [event["id"] for event in find(events, "settlement_lost")] == [id]
+            assert [event["message_id"] for event in find(events, "settlement_lost")] == [id]
             proxy.resume()
             await source.ack(again)
-
-    async def test_a_topic_that_may_not_be_read_any_more_ends_the_consumption(
-        self, connect: Connect, broker: Server, queue: str
-    ) -> None:
-        with ForbiddingProxy(broker.url) as proxy:
-            async with connect(broker_url=proxy.url) as source:
-                workers = [asyncio.ensure_future(anext(source)) for _ in range(2)]
-                proxy.forbidden = queue
-                for worker in workers:
-                    async with asyncio.timeout(WAIT_SECONDS):
-                        with pytest.raises(
-                            SourceFailed, match=r"lacks a right: .*TopicAuthorization"
-                        ):
-                            await worker
-                assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
 
     async def test_the_error_of_a_commit_that_was_given_up_is_retrieved(
         self, connect: Connect, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
@@ -634,7 +599,7 @@ class TestRetries:
             for message in await take(source, 5):
                 await source.retry(message, SETTINGS["retry_max_seconds"], "not now")
             await ack_all(source, 5)
-            async with source._reader("none", source._retry_topic) as reader:
+            async with source._reader("none", *source._retry_topics) as reader:
                 assert sum((await source._ends(reader)).values()) == 5
 
     async def test_a_failure_in_a_rebalance_ends_the_consumption(
@@ -799,7 +764,7 @@ class TestOtherProducers:
         in_dead: list[Any],
     ) -> None:
         queue = f"ccc-test-{uuid.uuid4().hex[:12]}"
-        settings = settings_for(source=queue, max_attempts=2, **SETTINGS)
+        settings = settings_for(source=queue, max_attempts=2, breaker_failures=0, **SETTINGS)
         places = {own(queue): in_source, own(queue, RETRY): in_retry, own(queue, DEAD): in_dead}
         count = sum(map(len, places.values()))
 
@@ -988,6 +953,69 @@ class TestTopics:
             assert await source.count_dead_letters() == 1
 
 
+class TestPublishing:
+    async def test_a_topic_that_does_not_exist_is_one_sentence_and_is_not_created(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """The broker of these tests creates topics automatically."""
+        missing = f"{queue}.missing"
+        async with connect(prefetch=10) as source:
+            messages = [
+                OutgoingMessage(b"%d" % n, to=f"topic:{queue}" if n % 2 else f"topic:{missing}")
+                for n in range(6)
+            ]
+            began_at = time.monotonic()
+            with pytest.raises(BrokerRefused, match=rf"the topic '{missing}' does not exist"):
+                await source.publish(messages)
+            assert time.monotonic() - began_at < kafka.ANSWER_SECONDS / 2  # it asks, and waits not
+            taken = await take(source, 3)
+            assert sorted(message.body for message in taken) == [b"1", b"3", b"5"]
+            for message in taken:
+                await source.ack(message)
+            await publish(source, 1)
+            await ack_all(source, 1)
+        assert missing not in await admin_of(broker, lambda admin: admin.list_topics())
+
+    async def test_a_message_that_its_topic_does_not_take_harms_no_other(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        small = f"{queue}.small"
+        await make_topic(broker, small, 20_000)
+        sizes = (1000, 30_000, 1000, 40_000, 1000)
+        bodies = [random.randbytes(size) for size in sizes]
+        async with connect(source=small, group="g", prefetch=10) as reader, connect() as source:
+            with pytest.raises(BrokerRefused, match=rf"larger than its topic .*'{small}'"):
+                await source.publish(
+                    [OutgoingMessage(body, to=f"topic:{small}") for body in bodies]
+                )
+            taken = {message.body for message in await take(reader, 3)}
+            assert taken == {body for body in bodies if len(body) == 1000}
+
+    async def test_the_key_of_a_message_is_the_record_s(self, connect: Connect) -> None:
+        async with connect(prefetch=10) as source:
+            await source.publish([OutgoingMessage(b"x", key="größe") for _ in range(3)])
+            await source.publish([OutgoingMessage(b"x", id="id-1", correlation_id="c")])
+            messages = await take(source, 4)
+            records = [message.receipt[1] for message in messages]
+            keyed = [record for record in records if record.key == "größe".encode()]
+            assert len({record.partition for record in keyed}) == 1
+            assert sorted(message.key for message in messages) == ["größe"] * 3 + ["id-1"]
+            [other] = [message for message in messages if message.key == "id-1"]
+            assert (other.correlation_id, KEY in other.headers) == ("c", False)
+
+    async def test_a_message_that_cannot_be_written_as_a_record_is_refused(
+        self, connect: Connect
+    ) -> None:
+        async with connect() as source:
+            for message in (
+                OutgoingMessage(b"x", key="\ud800"),
+                OutgoingMessage(b"x", "\ud800"),
+                OutgoingMessage(b"x", headers={"odd": object()}),
+            ):
+                with pytest.raises(BrokerRefused, match="this message cannot be sent"):
+                    await source.publish([message])
+
+
 class TestLimits:
     """What is too large for the retry topic or the dead-letter topic."""
 
@@ -1043,8 +1071,9 @@ class TestLimits:
             assert body.startswith(large.body)
             assert len(large.body) >= 37_500
             assert {letter.body for letter in letters.values()} == {small}
-            async with source._dead_letter_reader() as reader:
-                async for records in source._read(reader, await source._ends(reader), 20):
+            async with source._reading() as reading:
+                ends = await source._ends(reading.reader)
+                async for records in source._read(reading.reader, ends, 20):
                     for record in records:
                         kept = dict(record.headers)
                         if kept[kafka.ID] in (b"large", b"headers"):
@@ -1067,7 +1096,7 @@ class TestLimits:
             messages = await take(source, 9)
             await asyncio.gather(*(source.retry(message, 0.1, "no") for message in messages))
             [lost] = find(events, "settlement_lost")
-            assert lost["id"] == "large"
+            assert lost["message_id"] == "large"
             assert "larger than its topic allows" in lost["reason"]
             assert "larger than its topic allows" in source.put_offs.reason
             again = await take(source, 9)
@@ -1175,6 +1204,25 @@ class TestRetention:
 
             await eventually(0, waiting)
 
+    async def test_an_aborted_record_behind_one_that_is_read_leniently_is_not_seen(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """The second reading of the batches begins with the transactions that were aborted before."""
+        async with connect(prefetch=0):
+            pass
+        host = urlsplit(broker.url).netloc
+        async with AIOKafkaProducer(bootstrap_servers=host, transactional_id=queue) as producer:
+            for between in (False, True):
+                await producer.begin_transaction()
+                await producer.send_and_wait(queue, b"aborted", partition=0)
+                if between:
+                    await produce_names(broker, queue, [b"gr\xf6\xdfe"])
+                    await producer.send_and_wait(queue, b"aborted", partition=0)
+                await producer.abort_transaction()
+        await produce(broker, queue, value=b"last", partition=0)
+        async with connect() as source:
+            assert [message.body for message in await take(source, 2)] == [b"body", b"last"]
+
 
 class TestUrl:
     @pytest.mark.parametrize(
@@ -1214,7 +1262,14 @@ class TestUrl:
             *("", "one:port", "one/path", "me:hush/hush@one", "me:hush#hush@one"),
             *("me:hush?hush@one", "me:hush[@one", "one?partition=3", "one?partitions=0"),
             *("one?partitions=many", "one?session_timeout_seconds=nan", "one?cafile=ca.pem"),
-            "me:hush@one?sasl_mechanism=X",
+            *(
+                "me:hush@one?sasl_mechanism=X",
+                "one?partition_assignment_strategy=cooperative-sticky",
+            ),
+            *("one?isolation_level=serializable", "one?auto_offset_reset=newest"),
+            *("one?sasl_mechanism=OAUTHBEARER", "one?token_provider=json:dumps"),
+            "one?sasl_mechanism=OAUTHBEARER&token_provider=json:nothing",
+            "me:hush@one?sasl_mechanism=OAUTHBEARER&token_provider=json:dumps",
         ],
     )
     async def test_an_invalid_url_is_one_sentence_without_the_password(

@@ -26,27 +26,20 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from harness.contract import (
-    Event,
-    ack_all,
-    buffer_holds,
     eventually,
-    eventually_counts,
-    eventually_logged,
-    eventually_reconnected,
-    find,
-    last,
     length_of,
     publish,
     take,
 )
 from harness.servers import Counts, ServerMissing, skip_without_server
 from harness.servers import mqtt as mqtt_server
-from harness.servers.mqtt import ODD_USER, PrivateMosquitto
+from harness.servers.mqtt import PrivateMosquitto
 from harness.servers.proxy import Proxy
 from runtime.brokers import mqtt
 from runtime.brokers.delivery import (
     ATTEMPTS,
     DEAD_LETTERED_AT,
+    PUBLISHED_AT,
     REASON,
     SHORTENED,
     make_message,
@@ -55,6 +48,17 @@ from runtime.brokers.mqtt import MqttBroker
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually_counts,
+    eventually_logged,
+    eventually_reconnected,
+    find,
+    last,
+    with_options,
+)
 
 pytestmark = pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="session")
 
@@ -160,10 +164,6 @@ async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         scripted.url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield scripted
-
-
-def with_options(url: str, **options: object) -> str:
-    return f"{url}?" + "&".join(f"{name}={value}" for name, value in options.items())
 
 
 @pytest.fixture(scope="module")
@@ -447,7 +447,7 @@ class TestRetries:
             (message,) = await take(source, 1)
             proxy.black_hole()
             await source.retry(message, 0.01, "not now")
-            assert [e["id"] for e in find(events, "settlement_lost")] == published
+            assert [e["message_id"] for e in find(events, "settlement_lost")] == published
             proxy.resume()
             assert await ack_all(source, 1) == published
 
@@ -534,6 +534,106 @@ class TestRetries:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
             assert not one.unacked
             assert not other.unacked
+
+
+class TestPublishing:
+    async def test_the_properties_of_a_message_are_those_of_the_protocol(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        topic = f"{queue}/invoices"
+        with subscribed(broker, topic) as seen:
+            async with connect() as source:
+                message = OutgoingMessage({"number": 7}, "paid", "id-1", {"tenant": "acme"})
+                message.to, message.key, message.correlation_id = f"topic:{topic}", "k", "größe"
+                await source.publish([message])
+            await eventually(1, length_of(seen))
+        [incoming] = seen
+        properties = cast(Any, incoming.properties)
+        assert properties.ContentType == "application/json"
+        assert properties.CorrelationData == "größe".encode()
+        user = dict(properties.UserProperty)
+        assert user.pop(PUBLISHED_AT)
+        assert user == {
+            "tenant": "acme",
+            mqtt.ID: "id-1",
+            mqtt.TYPE: "paid",
+            "message-key": "k",
+        }
+
+    async def test_what_the_broker_refuses_harms_neither_others_nor_the_consumer(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
+    ) -> None:
+        """Some Mosquittos end the connection of the message: it is not the consumer's."""
+        rights = [f"readwrite {queue}", f"readwrite {queue}/retry/{queue}"]
+        url = url_for(broker, await user_with(broker, rights))
+        async with connect(prefetch=5, broker_url=url) as source:
+            await publish(source, 1)
+            (held,) = await take(source, 1)
+            for topic, body, why in (
+                (f"{queue}/denied", b"x", "refused a message to .*/denied: Not authorized"),
+                (f"{queue}/denied", b"x", "refused a message to .*/denied: Not authorized"),
+                (f"{queue}/+", b"x", "has wildcards or is not plain text"),
+                (f"{queue}/\0", b"x", "has wildcards or is not plain text"),
+                (f"{queue}/\ud800", b"x", "has wildcards or is not plain text"),
+                ("x" * 70_000, b"x", "is longer than 65535 bytes"),
+            ):
+                with pytest.raises(BrokerRefused, match=why):
+                    await source.publish([OutgoingMessage(body, to=f"topic:{topic}")])
+            for message in (
+                OutgoingMessage(b"x", content_type="two\nlines"),
+                OutgoingMessage(b"x", correlation_id="x" * 70_000),
+            ):
+                with pytest.raises(BrokerRefused, match="this message cannot be sent: its content"):
+                    await source.publish([message])
+            await publish(source, 1)
+            await source.ack(held)
+            await ack_all(source, 1)
+        assert not find(events, "reconnecting")
+        assert not find(events, "settlement_lost")
+
+    async def test_a_right_that_is_missing_for_one_message_of_a_batch_harms_no_other(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
+    ) -> None:
+        rights = [f"readwrite {queue}", f"readwrite {queue}/retry/{queue}"]
+        url = url_for(broker, await user_with(broker, rights))
+        async with connect(prefetch=20, broker_url=url) as source:
+            others = [OutgoingMessage(b"%d" % number) for number in range(10)]
+            denied = OutgoingMessage(b"x", to=f"topic:{queue}/denied")
+            with pytest.raises(BrokerDenied, match="/denied: Not authorized"):
+                await source.publish([denied, *others])
+            bodies: set[bytes] = set()
+            while len(bodies) < 10:  # one may be there twice
+                (message,) = await take(source, 1)
+                bodies.add(message.body)
+                await source.ack(message)
+            assert bodies == {message.body for message in others}
+        assert not find(events, "reconnecting")
+
+    async def test_a_topic_without_a_subscriber_is_one_sentence_and_the_others_are_published(
+        self, connect: Connect, broker: PrivateMosquitto, queue: str
+    ) -> None:
+        async with connect(prefetch=5) as source:
+            messages = [
+                OutgoingMessage(b"%d" % n, to=f"topic:{queue}{'' if n % 2 else '/nobody'}")
+                for n in range(6)
+            ]
+            with pytest.raises(BrokerRefused, match=f"'{queue}/nobody' has no subscriber"):
+                await source.publish(messages)
+            taken = await take(source, 3)
+            assert sorted(message.body for message in taken) == [b"1", b"3", b"5"]
+            for message in taken:
+                await source.ack(message)
+
+    async def test_a_lost_connection_of_the_publisher_is_replaced(
+        self, connect: Connect, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=5) as source:
+            for _ in range(3):
+                await publish(source, 1)
+                await ack_all(source, 1)
+                assert source._publisher is not None
+                source._publisher.end()
+        assert not find(events, "reconnecting")
 
 
 class TestPacketLimit:
@@ -653,7 +753,8 @@ class TestDeadLetters:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
         assert dead[0].payload == b"bad"
         ours, its_headers = mqtt._read(dead[0].properties)
-        assert abs(float(ours.pop(DEAD_LETTERED_AT)) - time.time()) < 30
+        for name in (DEAD_LETTERED_AT, PUBLISHED_AT):
+            assert abs(float(ours.pop(name)) - time.time()) < 30
         assert its_headers == headers
         assert ours == {
             mqtt.ID: "id-1",
@@ -671,7 +772,7 @@ class TestDeadLetters:
             (message,) = await take(source, 1)
             await source.reject(message, "bad")
         [dropped] = find(events, "dead_letter_dropped")
-        assert dropped["id"] == message.id
+        assert dropped["message_id"] == message.id
         assert dropped["topic"] == f"{queue}/deep/dead/{queue}"
 
     async def test_dead_letters_cannot_be_listed_replayed_or_purged_and_the_error_names_their_topic(
@@ -876,6 +977,7 @@ class TestOutages:
             await eventually_logged(events, "connected", count=2)
         assert [event["resumed"] for event in find(events, "session_opened")] == [False, True]
 
+    @pytest.mark.parametrize("foreign", [False, True], ids=["with an id", "without an id"])
     async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(
         self,
         connect: Connect,
@@ -883,9 +985,13 @@ class TestOutages:
         queue: str,
         proxy: Proxy,
         events: list[Event],
+        foreign: bool,
     ) -> None:
         async with connect(broker_url=proxy.url) as source:
-            await publish(source, 1)
+            if foreign:
+                await asyncio.to_thread(publish_foreign, broker, queue)
+            else:
+                await publish(source, 1)
             (message,) = await take(source, 1)
             source.in_flight = [message]
             proxy.cut()
@@ -909,16 +1015,6 @@ class TestOutages:
         with pytest.raises(BrokerUnavailable, match=r"timed out after 0\.3 seconds"):
             await source_for(broker_url=url).__aenter__()
         assert time.monotonic() - began_at < 2
-
-    async def test_the_consumption_ends_with_a_sentence_when_the_broker_refuses_it_after_an_outage(
-        self, connect: Connect, broker: PrivateMosquitto, events: list[Event]
-    ) -> None:
-        with Proxy(url_for(broker, ODD_USER)) as proxy:
-            async with connect(broker_url=proxy.url) as source:
-                source._url.password = "changed"
-                proxy.cut()
-                with pytest.raises(SourceFailed, match="refused the connection: Not authorized"):
-                    await take(source, 1)
 
     async def test_a_start_in_an_outage_is_done_when_that_is_over(
         self, source_for: Callable[..., MqttBroker], proxy: Proxy
@@ -1064,7 +1160,7 @@ async def user_with(broker: PrivateMosquitto, rights: list[str]) -> tuple[str, s
     with (directory / "passwords").open("a") as passwords, (directory / "rights").open("a") as acl:
         passwords.write(f"{user[0]}:{mqtt_server._password_hash(user[1])}\n")
         acl.write(f"\nuser {user[0]}\n" + "".join(f"topic {right}\n" for right in rights))
-    broker._instance.send(signal.SIGHUP)
+    broker.instance.send(signal.SIGHUP)
     settings = {"broker_url": url_for(broker, user), "source": "s"}
     give_up_at = time.monotonic() + 20
     while True:

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import re
 import shlex
 import time
+import urllib.request
 import uuid
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -18,18 +21,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.api import DiscardPolicy
+from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from harness.contract import (
-    Event,
-    ack_all,
     eventually,
-    eventually_counts,
-    eventually_logged,
-    find,
     ids,
-    last,
     length_of,
     opened,
     publish,
@@ -47,11 +46,12 @@ from harness.servers.local import ServerProcess, free_ports
 from harness.servers.nats import NatsServer, PrivateNats, _answers, find_program, installed
 from harness.servers.proxy import Proxy
 from runtime.brokers import nats as broker_module
-from runtime.brokers.nats import NatsBroker
+from runtime.brokers.nats import NatsBroker, _is_another
 from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import Event, ack_all, eventually_counts, eventually_logged, find, last, with_options
 
 pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
 
@@ -154,20 +154,26 @@ class TestOutages:
             assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
             assert not source.connected
 
-    async def test_a_deleted_stream_that_must_not_be_created_again_ends_the_consumption(
-        self, connect: Connect, guarded: PrivateNats, queue: str
+    async def test_a_deleted_stream_that_must_not_be_created_again_is_awaited(
+        self, connect: Connect, guarded: PrivateNats, queue: str, events: list[Event]
     ) -> None:
         user, password = ODD_USER
-        async with connect(prefetch=0, broker_url=url_for(guarded, user, password)):
+        administrator = url_for(guarded, user, password)
+        async with connect(prefetch=0, broker_url=administrator):
             pass  # which makes the streams
-        async with (
-            connect(broker_url=url_for(guarded, "consumer", "makes-no-streams")) as source,
-            await nats.connect(guarded.url, user=user, password=password) as administrator,
-        ):
-            await administrator.jetstream().delete_stream(queue)
-            async with asyncio.timeout(WAIT_SECONDS):
-                with pytest.raises(SourceFailed, match="permissions violation for publish"):
-                    await anext(source)
+        async with connect(broker_url=url_for(guarded, "consumer", "makes-no-streams")) as source:
+            async with await nats.connect(guarded.url, user=user, password=password) as client:
+                await client.jetstream().delete_stream(queue)
+            await eventually(
+                True,
+                lambda: asyncio.sleep(
+                    0, "permissions violation for publish" in source.connectivity.reason
+                ),
+            )
+            assert not source.connected
+            async with connect(prefetch=0, broker_url=administrator) as publisher:
+                published = await publish(publisher, 1)
+            assert await ack_all(source, 1) == published
 
     async def test_an_error_that_ends_the_reading_of_a_connection_is_an_outage(
         self, connect: Connect, events: list[Event], monkeypatch: pytest.MonkeyPatch
@@ -198,7 +204,9 @@ class TestOutages:
     async def test_messages_acked_just_before_a_crash_of_the_server_are_not_handled_again(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
-        async with connect(prefetch=200, broker_url=node.url) as source:
+        # What the server had sent, and the crash took from the connection, comes after the ack wait.
+        url = with_options(node.url, ack_wait_seconds=10)
+        async with connect(prefetch=200, broker_url=url) as source:
             await publish(source, 500)
             handled = await ack_all(source, 300)
             node.kill()  # its consumer's state is written to the disk only now and then
@@ -209,6 +217,63 @@ class TestOutages:
             await source.stop()
         await all_settled(node, queue)
         await asyncio.to_thread(node.delete, queue)
+
+    async def test_acks_are_remembered_for_some_seconds_and_not_for_ever(
+        self, connect: Connect, shorten: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shorten(0.01, "TICK_SECONDS")
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            await ack_all(source, 1)
+            ticks = 0
+
+            async def counted(connection: Any, tick: Any = source._tick) -> None:
+                nonlocal ticks
+                await tick(connection)
+                ticks += 1
+
+            monkeypatch.setattr(source, "_tick", counted)
+            await eventually(True, lambda: asyncio.sleep(0, ticks >= 10))
+            assert len(source._recent_acks | source._older_acks) == 1
+            shorten(0.01, "ACKS_SECONDS")
+            source._forget_at = 0.0
+            await eventually({}, lambda: asyncio.sleep(0, source._recent_acks | source._older_acks))
+
+    async def test_a_restart_of_the_server_is_no_other_consumer(
+        self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
+    ) -> None:
+        """nats-server 2.10 then tells another time of its creation: acks before the restart would not be sent again."""
+        async with connect(prefetch=2, broker_url=node.url) as source:
+            await publish(source, 2)
+            (message,) = await take(source, 1)
+            reply = message.receipt.reply
+            node.kill()
+            await eventually_logged(events, "reconnecting")
+            await asyncio.to_thread(node.restart)
+            await eventually_logged(events, "connected", 2)
+            assert message.receipt.reply == reply
+            await source.ack(message)
+            await ack_all(source, 1)
+            # The server may have forgotten the deliveries too: then it delivers them again, and they are acked at once.
+            await all_settled(node, queue)
+        await asyncio.to_thread(node.delete, queue)
+
+    @pytest.mark.usefixtures("broker")
+    @pytest.mark.parametrize(
+        ("created", "another"),
+        [
+            ("00:00:01.123Z", False),
+            ("00:00:01.1239Z", False),  # nats-server 2.10, after a restart
+            ("00:00:05.000000001Z", True),
+            ("00:00:01Z", True),
+            ("00:00:03Z", True),  # by a server of the cluster whose clock is behind
+        ],
+    )
+    def test_a_consumer_is_another_if_it_was_created_since_it_was_known(
+        self, created: str, another: bool
+    ) -> None:
+        known = {"created": "2026-01-01T00:00:01.123Z", "ts": "2026-01-01T00:00:04.9Z"}
+        assert _is_another(known, {"created": f"2026-01-01T{created}"}) == another
 
 
 class TestDeletedTopology:
@@ -521,7 +586,7 @@ class TestAckWait:
                 await other.ack(message)
         await all_settled(broker, queue)
         lost = find(events, "settlement_lost")
-        assert [event["id"] for event in lost] == [requeued.id, retried.id]
+        assert [event["message_id"] for event in lost] == [requeued.id, retried.id]
 
     async def test_an_in_flight_message_that_is_redelivered_after_a_long_outage_is_handled_once(
         self, connect: Connect, proxy: Proxy, broker: Server, queue: str, events: list[Event]
@@ -559,28 +624,40 @@ class TestAckWait:
                     assert (await js.consumer_info(queue, queue)).config.ack_wait == seconds
                     assert source._ack_wait == seconds
 
+    async def test_the_filter_subjects_of_the_url_are_set_and_else_those_of_the_consumer_are_kept(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        subjects = [f"{queue}.{name}" for name in ("created", "paid", "lost")]
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.*"])
+            for options, wanted in [
+                (f"?filter_subjects={subjects[0]}", subjects[:1]),
+                (f"?filter_subjects={subjects[0]},{subjects[1]}", subjects[:2]),
+                ("", subjects[:2]),
+                ("?filter_subjects=%3E", [">"]),
+            ]:
+                async with connect(broker_url=broker.url + options) as source:
+                    for subject in subjects:
+                        await source.publish([OutgoingMessage(b"{}", to=f"subject:{subject}")])
+                    expected = subjects if wanted == [">"] else wanted
+                    messages = await take(source, len(expected))
+                    assert [message.origin["subject"] for message in messages] == expected
+                    for message in messages:
+                        await source.ack(message)
+                    await source.stop()
+                await js.purge_stream(queue)
+
 
 class TestStopping:
-    async def test_a_message_that_is_never_settled_ends_as_a_dead_letter(
-        self,
-        connect: Connect,
-        broker: Server,
-        queue: str,
-        monkeypatch: pytest.MonkeyPatch,
-        events: list[Event],
-    ) -> None:
-        monkeypatch.setattr(broker_module, "DELIVERY_LIMIT", 3)
+    async def test_deliveries_are_counted_from_the_last_retry_on(self, connect: Connect) -> None:
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
             await source.retry(message, 0.01, "not counted against it")
-            for _ in range(3):  # as each crash of a consumer does
+            for deliveries in (1, 2, 3):
                 (message,) = await take(source, 1)
-                await source.requeue(message)
-            await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
-            [letter] = [letter async for letter in source.dead_letters(10)]
-            assert letter.reason == "delivered 5 times, and never settled"
-        assert len(find(events, "message_rejected")) == 1
+                assert message.deliveries == deliveries
+                await source.requeue(message)  # to JetStream as a crash
 
 
 class TestSettlements:
@@ -660,6 +737,73 @@ class TestSettlements:
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
 
 
+class TestPublishing:
+    async def test_a_subject_of_no_stream_is_one_sentence_and_harms_no_other(
+        self, connect: Connect, queue: str, events: list[Event]
+    ) -> None:
+        missing = f"{queue}.missing"
+        async with connect(prefetch=10) as source:
+            messages = [
+                OutgoingMessage(b"%d" % n, to=f"subject:{queue}" if n % 2 else f"subject:{missing}")
+                for n in range(6)
+            ]
+            with pytest.raises(BrokerRefused, match=rf"no stream has the subject '{missing}'"):
+                await source.publish(messages)
+            taken = await take(source, 3)
+            assert sorted(message.body for message in taken) == [b"1", b"3", b"5"]
+            for message in taken:
+                await source.ack(message)
+            assert not find(events, "reconnecting")
+
+    async def test_a_stream_that_refuses_is_named_by_its_subject(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        full, talker = f"{queue}-full", f"{queue}.talker"
+        async with manager(broker) as js, client(broker) as other:
+            await js.add_stream(name=full, subjects=[full], max_msgs=1, discard=DiscardPolicy.NEW)
+
+            async def talk(msg: Msg) -> None:
+                await msg.respond(b'["not", "an", "answer"]')
+
+            await other.subscribe(talker, cb=talk)
+            await other.flush()
+            async with connect() as source:
+                await source.publish([OutgoingMessage(b"x", to=f"subject:{full}")])
+                for subject, body, why in (
+                    (full, b"x", f"'{full}': maximum messages exceeded"),
+                    (talker, b"x", f"'{talker}': another program answered"),
+                    (full, bytes(2**21), f"the subject '{full}': this message is larger"),
+                    (f"{queue} x", b"x", "has spaces, wildcards or an empty part"),
+                    (f"{queue}.*", b"x", "has spaces, wildcards or an empty part"),
+                    (f"{queue}.\ud800", b"x", "has spaces, wildcards or an empty part"),
+                    (queue * 50, b"x", "is longer than 1000 bytes"),
+                    (f"$JS.API.STREAM.DELETE.{queue}", b"", "is the server's own"),
+                ):
+                    with pytest.raises(BrokerRefused, match=re.escape(why)):
+                        await source.publish([OutgoingMessage(body, to=f"subject:{subject}")])
+                await publish(source, 1)
+                await ack_all(source, 1)
+                assert not find(events, "reconnecting")
+            await js.delete_stream(full)
+
+    async def test_an_id_that_is_passed_on_to_another_subject_of_the_stream_is_stored_there_once(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"])
+            await js.publish(f"{queue}.created", b"1", headers={"Nats-Msg-Id": "id-1"})
+            async with connect(prefetch=2) as source:
+                (message,) = await take(source, 1)
+                for _ in range(2):
+                    copy = OutgoingMessage(b"2", id=message.id, to=f"subject:{queue}.checked")
+                    await source.publish([copy])
+                await source.ack(message)
+                (copied,) = await take(source, 1)
+                assert (copied.id, copied.body) == ("id-1", b"2")
+                await source.ack(copied)
+            assert (await js.stream_info(queue)).state.messages == 2
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("id", "type"),
@@ -677,10 +821,11 @@ class TestMessages:
             "colon": "a: b",
         }
         async with connect(prefetch=1) as source:
-            await source.publish([OutgoingMessage(b"body", type, id, headers)])
+            sent = OutgoingMessage(b"body", type, id, headers)
+            await source.publish([sent])
             (message,) = await take(source, 1)
             assert (message.type, message.headers, message.attempt) == (type, headers, 1)
-            assert message.id == (id or message.receipt.key)
+            assert message.id == sent.id
             await source.reject(message, "odd")
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
             [letter] = [letter async for letter in source.dead_letters(1)]
@@ -690,7 +835,7 @@ class TestMessages:
             assert (again.id, again.type, again.headers) == (message.id, type, headers)
             await source.ack(again)
 
-    async def test_a_message_of_another_producer_has_its_id_and_the_end_of_its_subject_as_type(
+    async def test_a_message_of_another_producer_has_its_id_and_by_a_setting_its_subject_as_type(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -698,9 +843,9 @@ class TestMessages:
             orders = {"Nats-Msg-Id": "id-1", "Nats-Expected-Stream": queue}  # to the broker
             await js.publish(f"{queue}.order_created", b"1", headers=orders)
             await js.publish(f"{queue}.order_created", b"2", headers={"x-consumer-json": "[1]"})
-        async with connect(prefetch=2) as source:
+        async with connect(prefetch=2, type_from="subject") as source:
             one, other = await take(source, 2)
-            assert (one.id, one.type) == ("id-1", "order_created")
+            assert (one.id, one.type) == ("id-1", f"{queue}.order_created")
             assert (other.id, other.body) == (other.receipt.key, b"2")
             await source.requeue(other)
             (again,) = await take(source, 1)
@@ -806,6 +951,34 @@ class TestMessages:
                 await source.publish([OutgoingMessage(b"body", id="id-1")])
             await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
 
+    async def test_what_is_put_off_is_stored_also_if_the_stream_has_lost_the_message_meanwhile(
+        self, connect: Connect, broker: Server, queue: str, shorten: Callable[..., None]
+    ) -> None:
+        shorten(0.05, "FIRST_SECONDS", "LONGEST_SECONDS")
+        async with connect(prefetch=2) as source, manager(broker) as js:
+            await publish(source, 2)
+            later, bad = await take(source, 2)
+
+            async def limit(max_msg_size: int) -> None:
+                for stream in (f"{queue}_attempts", f"{queue}_dead"):
+                    config = (await js.stream_info(stream)).config
+                    await js.update_stream(config.evolve(max_msg_size=max_msg_size))
+
+            await limit(1)
+            await source.retry(later, 3600, "later")
+            await source.reject(bad, "bad")
+            assert later in source.put_offs.counts
+            assert bad in source.put_offs.counts
+            for message in (later, bad):
+                await js.delete_msg(queue, int(message.receipt.key.partition("-")[0]))
+            await limit(-1)
+            await eventually(set(), lambda: asyncio.sleep(0, source.unacked))
+            [letter] = [letter async for letter in source.dead_letters(9)]
+            assert (letter.id, letter.reason, letter.attempts) == (bad.id, "bad", 1)
+            copy = await js.get_last_msg(queue, queue)
+            assert (copy.headers or {})["x-consumer-attempts"] == "1"
+            await source.stop()
+
     async def test_a_message_that_is_too_large_is_refused_and_the_connection_stays(
         self, connect: Connect, events: list[Event]
     ) -> None:
@@ -886,17 +1059,14 @@ class TestMessages:
             await js.add_stream(name=queue, subjects=[f"{queue}.>"], max_msgs=100)
             await js.publish(f"{queue}.order_created", b"b", headers={"a": "1", "Nats-Msg-Id": "i"})
             async with (
-                connect(prefetch=1) as source,
+                connect(prefetch=1, type_from="subject") as source,
                 connect(prefetch=1, group="others") as others,
             ):
                 assert await ack_all(others, 1) == ["i"]
                 for attempt in (1, 2):
                     (message,) = await take(source, 1)
-                    assert (message.id, message.type, message.attempt) == (
-                        "i",
-                        "order_created",
-                        attempt,
-                    )
+                    assert (message.id, message.attempt) == ("i", attempt)
+                    assert message.type == message.origin["subject"] == f"{queue}.order_created"
                     assert (message.body, message.headers) == (b"b", {"a": "1"})
                     await js.purge_stream(queue)
                     retried_at = time.monotonic()
@@ -1031,6 +1201,31 @@ class TestGroups:
             (new,) = await publish(shipping, 1)
             assert await ack_all(shipping, 1) == [new]  # the replayed one is not for this group
 
+    @pytest.mark.parametrize(
+        ("policy", "first"), [("new", []), ("last", [b"1"]), ("all", [b"0", b"1"])]
+    )
+    async def test_a_new_consumer_begins_where_the_url_says_also_if_it_is_deleted_before_its_first_message(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        policy: str,
+        first: list[bytes],
+    ) -> None:
+        async with manager(broker) as js:
+            await js.add_stream(name=queue, subjects=[f"{queue}.>"])
+            url = f"{broker.url}?subject={queue}.a"
+            async with connect(prefetch=0, broker_url=url, group="earlier") as earlier:
+                await publish(earlier, 2)
+            async with connect(broker_url=f"{url}&deliver_policy={policy}") as source:
+                if policy == "new":
+                    await js.delete_consumer(queue, queue)
+                    await eventually_logged(events, "connected", 3)
+                await source.publish([OutgoingMessage(b"later")])
+                messages = await take(source, len(first) + 1)
+                assert [message.body for message in messages] == [*first, b"later"]
+
     async def test_a_second_group_of_a_work_queue_is_refused_in_one_sentence(
         self, connect: Connect, queue: str
     ) -> None:
@@ -1069,7 +1264,7 @@ class TestGroups:
             with pytest.raises(BrokerRefused, match=r"name one by \?subject= in the URL"):
                 await publish(source, 1)
 
-    @pytest.mark.parametrize("name", ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a\n"])
+    @pytest.mark.parametrize("name", ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a\nb"])
     @pytest.mark.parametrize("variable", ["source", "group"])
     def test_a_name_that_nats_does_not_allow_is_one_sentence(
         self, source_for: Callable[..., NatsBroker], name: str, variable: str
@@ -1131,7 +1326,101 @@ def guarded(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server
 
 
+def key_of(prefix: int, number: int) -> Any:
+    return nkeys.from_seed(bytearray(nkeys.encode_seed(bytes([number] * 32), prefix)))
+
+
+def jwt(issuer: Any, subject: Any, kind: str, **claims: Any) -> str:
+    """As nsc makes it: NATS signs with its own keys, and has its claims in one object."""
+
+    def encoded(data: bytes) -> str:
+        return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    payload = {
+        "jti": kind,
+        "iat": 1,
+        "iss": issuer.public_key.decode(),
+        "sub": subject.public_key.decode(),
+        "nats": {"type": kind, "version": 2, **claims},
+    }
+    parts = ({"typ": "JWT", "alg": "ed25519-nkey"}, payload)
+    text = ".".join(encoded(json.dumps(part).encode()) for part in parts)
+    return f"{text}.{encoded(issuer.sign(text.encode()))}"
+
+
+CREDS = """\
+-----BEGIN NATS USER JWT-----
+{jwt}
+------END NATS USER JWT------
+
+-----BEGIN USER NKEY SEED-----
+{seed}
+------END USER NKEY SEED------
+"""
+NO_LIMITS = dict.fromkeys(
+    ("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1
+) | dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+
+
 class TestCredentials:
+    async def test_a_jwt_and_a_seed_in_a_file_are_enough(
+        self, connect: Connect, program: str, tmp_path: Path
+    ) -> None:
+        """With a server in operator mode, as in Synadia's NATS: it knows an operator, and no users."""
+        operator = key_of(nkeys.PREFIX_BYTE_OPERATOR, 1)
+        accounts = [key_of(nkeys.PREFIX_BYTE_ACCOUNT, number) for number in (2, 3)]
+        user = nkeys.from_seed(bytearray(SEED))
+        limits = {**NO_LIMITS, "wildcards": True}
+        system = {name: limits[name] for name in limits if "st" not in name and "cons" not in name}
+        preload = [
+            f"{account.public_key.decode()}: {jwt(operator, account, 'account', limits=own)}"
+            for account, own in zip(accounts, (limits, system), strict=True)
+        ]
+        lines = [
+            f"operator: {jwt(operator, operator, 'operator')}",
+            f"system_account: {accounts[1].public_key.decode()}",
+            "resolver: MEMORY",
+            "resolver_preload: {",
+            *preload,
+            "}",
+        ]
+        token = jwt(accounts[0], user, "user", subs=-1, data=-1, payload=-1)
+        (tmp_path / "user.creds").write_text(CREDS.format(jwt=token, seed=SEED.decode()))
+        with installed(program, tmp_path, "\n".join(lines)) as server:
+            async with connect(prefetch=1, broker_url=f"{server.url}?creds=user.creds") as source:
+                assert await publish(source, 1) == await ack_all(source, 1)
+            with pytest.raises(BrokerDenied, match="refused the user, the password"):
+                async with connect(broker_url=server.url):
+                    pass
+
+    async def test_a_stream_in_another_domain_is_consumed_from_a_leaf_node(
+        self, connect: Connect, program: str, tmp_path: Path, queue: str
+    ) -> None:
+        (port,) = free_ports(1)
+        for name in ("hub", "leaf"):
+            (tmp_path / name).mkdir()
+        listens = f'leafnodes {{ listen: "127.0.0.1:{port}" }}'
+        joins = f'leafnodes {{ remotes: [{{ url: "nats://127.0.0.1:{port}" }}] }}'
+
+        async def is_linked(client: Client) -> bool:
+            with suppress(ServiceUnavailableError, nats.errors.NoRespondersError):
+                await client.jetstream(domain="hub").account_info()
+                return True
+            return False
+
+        async def streams(client: Client) -> list[str]:
+            return [info.config.name or "" for info in await client.jetstream().streams_info()]
+
+        with (
+            installed(program, tmp_path / "hub", f"jetstream {{ domain: hub }}\n{listens}") as hub,
+            installed(program, tmp_path / "leaf", f"jetstream {{ domain: leaf }}\n{joins}") as leaf,
+        ):
+            await eventually(True, lambda: asyncio.to_thread(leaf.ask, is_linked))
+            async with connect(prefetch=1, broker_url=f"{leaf.url}?domain=hub") as source:
+                assert await publish(source, 1) == await ack_all(source, 1)
+            assert queue in await asyncio.to_thread(hub.ask, streams)
+            assert queue not in await asyncio.to_thread(leaf.ask, streams)
+
     async def test_a_token_stands_alone(
         self, connect: Connect, program: str, tmp_path: Path
     ) -> None:
@@ -1195,8 +1484,13 @@ class TestCredentials:
         ("option", "sentence"),
         [
             ("wait=3", "unknown option 'wait'; known options: ack_wait_seconds"),
+            ("filter_subjects=a,,b", "filter_subjects has an empty name"),
             ("ack_wait_seconds=soon", "ack_wait_seconds must be a number of at least 0.1"),
             ("replicas=0", "replicas must be a number of at least 1, at most 5"),
+            (
+                "deliver_policy=latest",
+                "deliver_policy must be one of all, new, last, last_per_subject",
+            ),
             ("creds=missing.creds", "creds: .*No such file"),
             ("creds=empty", "creds: the file does not contain a JWT and a seed"),
             ("nkey=empty", "nkey: the file does not contain the seed of an nkey"),
@@ -1311,9 +1605,12 @@ class TestRights:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await anext(source)
-        except (BrokerDenied, SourceFailed) as denied:
+        except BrokerDenied as denied:
             reason = str(denied)
-        reason += "".join(event["reason"] for event in find(events, "settlement_lost"))
+        except TimeoutError:
+            pass
+        for event in ("settlement_lost", "reconnecting"):
+            reason += "".join(one["reason"] for one in find(events, event))
         right = RIGHTS["run"][number].rstrip("*>").lower()
         assert f'permissions violation for publish to "{right}' in reason.lower()
         if right.startswith("$js.api"):
@@ -1322,6 +1619,52 @@ class TestRights:
         counts = await asyncio.to_thread(root.counts, "orders")
         assert counts.ready + counts.dead >= 1
         await asyncio.to_thread(root.delete, "orders")
+
+    async def test_a_subject_that_this_user_may_not_publish_to_is_named_and_harms_no_other(
+        self, as_user: Connect, events: list[Event], limited: PrivateNats
+    ) -> None:
+        async with as_user("declare"), as_user("run", 2) as source:
+            messages = [
+                OutgoingMessage(b"%d" % n, to=f"subject:{'orders' if n % 2 else 'Invoices.a'}")
+                for n in range(4)
+            ]
+            with pytest.raises(BrokerDenied, match=r'violation for publish to "Invoices\.a"'):
+                await source.publish(messages)
+            await ack_all(source, 2)
+        assert not find(events, "reconnecting")
+        root = NatsServer(url_for(limited, "root", "p"))
+        await asyncio.to_thread(root.delete, "orders")
+
+
+class TestMonitoring:
+    async def test_kedas_question_needs_no_login_and_finds_the_consumer(
+        self, source_for: Callable[..., NatsBroker], program: str, tmp_path: Path
+    ) -> None:
+        """As its scaler asks, whose parameters are in scaled-object.yaml; the account of the user is $G."""
+        (port,) = free_ports(1)
+        users = 'authorization: { users: [{ user: "me", password: "s3cret" }] }'
+        with installed(program, tmp_path, f"http: 127.0.0.1:{port}\n{users}") as server:
+            url = url_for(server, "me", "s3cret")
+            with pytest.raises(BrokerDenied):
+                await source_for(broker_url=server.url).__aenter__()
+            async with source_for(broker_url=url, prefetch=1) as source:
+                await source.declare()
+                await source.start()
+                await publish(source, 3)
+                (message,) = await take(source, 1)
+                question = f"http://127.0.0.1:{port}/jsz?acc=$G&consumers=true&config=true"
+                answer = json.loads(await asyncio.to_thread(read_url, question))
+                await source.ack(message)
+            [account] = answer["account_details"]
+            name = source.settings.source
+            [stream] = [one for one in account["stream_detail"] if one["name"] == name]
+            [found] = [one for one in stream["consumer_detail"] if one["name"] == name]
+            assert found["num_pending"] + found["num_ack_pending"] == 3
+
+
+def read_url(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return bytes(answer.read())
 
 
 class TestTls:

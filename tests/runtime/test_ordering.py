@@ -11,14 +11,15 @@ import pytest
 from pydantic import BaseModel
 
 from consumer_harness import ConsumerHarness
-from harness.contract import start_once
 from harness.servers import Server
 from runtime.brokers import make_source
 from runtime.brokers.buffer import Buffer
+from runtime.brokers.delivery import value_reader
 from runtime.consumer import Consumer
-from runtime.message import Message, Shutdown
-from runtime.ordering import OrderedBuffer, key_reader
+from runtime.message import HandlerContext, Message
+from runtime.ordering import Gate, OrderedBuffer
 from runtime.settings import ConsumerSettings
+from steps import start_once
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
@@ -93,6 +94,8 @@ async def harness(
 @pytest.mark.parametrize(
     ("order_by", "message", "key"),
     [
+        ("key", Message(b"", key="7"), "7"),
+        ("key", Message(b""), None),
         ("header:customer-id", Message(b"", headers={"customer-id": "7"}), "7"),
         ("header:customer-id", Message(b"", headers={"customer-id": 7}), "7"),
         ("header:customer-id", Message(b"", headers={"customer-id": b"7"}), "b'7'"),
@@ -115,12 +118,12 @@ async def harness(
     ],
 )
 def test_the_key_of_a_message(order_by: str, message: Message, key: str | None) -> None:
-    assert key_reader(order_by)(message) == key
+    assert Gate(value_reader(order_by)).key_of(message) == key
 
 
 @pytest.mark.parametrize("digits", [4_000, 5_000, 100_000])
 def test_a_number_that_is_too_long_for_a_text_is_no_error(digits: int) -> None:
-    key = key_reader("body:id")(Message(b'{"id": ' + b"7" * digits + b"}"))
+    key = Gate(value_reader("body:id")).key_of(Message(b'{"id": ' + b"7" * digits + b"}"))
     assert key in (None, "7" * digits)
 
 
@@ -132,7 +135,7 @@ def message(key: str, number: int = 0) -> Message:
 
 
 def ordered_buffer() -> OrderedBuffer:
-    return OrderedBuffer(key_reader("header:key"))
+    return OrderedBuffer(Gate(value_reader("header:key")))
 
 
 async def test_one_message_of_a_key_is_in_flight_at_a_time_and_others_pass() -> None:
@@ -141,7 +144,7 @@ async def test_one_message_of_a_key_is_in_flight_at_a_time_and_others_pass() -> 
         buffer.put(message(key, number))
     taken = [await buffer.get() for _ in range(4)]
     assert [m.id for m in taken] == ["a0", "-3", "b4", "-5"]
-    assert (len(buffer), buffer.takeable) == (2, 0)
+    assert (len(buffer), len(buffer.takeable)) == (2, 0)
     for each in taken:
         buffer.settled(each)
     assert (await buffer.get()).id == "a1"
@@ -177,11 +180,11 @@ async def test_take_all_keeps_the_order_of_delivery_and_in_flight_keys_stay_in_f
         buffer.put(message(key, number))
     in_flight = await buffer.get()
     assert [m.id for m in buffer.take_all()] == ["b0", "a1", "-0", "b1", "a2"]
-    assert (len(buffer), buffer.takeable) == (0, 0)
+    assert (len(buffer), len(buffer.takeable)) == (0, 0)
     for again in (message("a", 1), message("b", 0)):  # as after an outage
         buffer.put(again)
     assert (await buffer.get()).id == "b0"
-    assert buffer.takeable == 0
+    assert not buffer.takeable
     buffer.settled(in_flight)
     assert (await buffer.get()).id == "a1"
 
@@ -194,7 +197,8 @@ async def test_no_state_is_kept_of_settled_keys() -> None:
         taken = await buffer.get()
         buffer.settled(taken)
         buffer.settled(taken)
-    assert [*buffer._queues, *buffer._keys, *buffer._keys_in_flight] == []
+    [gate] = buffer.gates
+    assert [*gate._queues, *gate._passed, *gate._counts, *buffer._here] == []
 
 
 async def test_at_random_the_order_of_each_key_is_kept() -> None:
@@ -254,6 +258,42 @@ async def test_equal_keys_are_handled_in_the_order_of_delivery_and_different_one
     assert log.most_running > 1
     if consumer.source.capabilities.order:
         assert by_key(log.ended) == by_key(published)
+
+
+@on_one_broker
+async def test_a_suspect_that_waits_for_another_occupies_no_worker_and_keeps_its_place(
+    harness: ConsumerHarness,
+) -> None:
+    log, other_done = Log(), asyncio.Event()
+
+    def watch(consumer: Consumer) -> None:
+        put = consumer.source.buffer.put
+
+        def suspect_and_put(message: Message) -> None:
+            step = Step.model_validate_json(message.body)
+            message.deliveries = 2 if step.key != "b" and step.number == 0 else 1
+            put(message)
+
+        consumer.source.buffer.put = suspect_and_put  # type: ignore[method-assign]
+
+    async def handle(step: Step) -> None:
+        if step.key == "hangs":
+            await other_done.wait()
+        await log.handle(step)
+        if step.key == "b":
+            other_done.set()
+
+    await harness.run(
+        bodies([("hangs", 0), ("a", 0), ("a", 1), ("b", 0)]),
+        lambda c: c.handled_count == 4,
+        handlers={"step": handle},
+        before=watch,
+        order_by="body:key",
+        concurrency=2,
+        prefetch=10,
+        max_deliveries=3,
+    )
+    assert log.ended == [("b", 0), ("hangs", 0), ("a", 0), ("a", 1)]
 
 
 async def test_messages_that_wait_for_their_key_occupy_no_worker(harness: ConsumerHarness) -> None:
@@ -398,13 +438,13 @@ async def test_without_the_setting_no_key_is_read(harness: ConsumerHarness) -> N
 async def test_after_a_shutdown_has_begun_no_worker_takes_the_next_message_of_a_settled_key() -> (
     None
 ):
-    buffer = OrderedBuffer(lambda _: "key")
+    buffer = OrderedBuffer(Gate(lambda _: "key"))
     first, second = Message(b"1"), Message(b"2")
     buffer.put(first)
     buffer.put(second)
-    first.shutdown = Shutdown(asyncio.Event())
+    first.context = HandlerContext(asyncio.Event())
     assert await buffer.get() is first
-    first.shutdown.event.set()
+    first.context.event.set()
     buffer.settled(first)
-    assert buffer.takeable == 0
+    assert not buffer.takeable
     assert buffer.take_all() == [second]

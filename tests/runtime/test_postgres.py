@@ -27,15 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.contract import (
-    Event,
-    ack_all,
-    buffer_holds,
-    consume,
     eventually,
-    eventually_counts,
-    eventually_logged,
-    find,
-    last,
     length_of,
     opened,
     publish,
@@ -45,11 +37,21 @@ from harness.servers import Counts, ServerMissing, server_module, skip_without_s
 from harness.servers.local import ServerProcess, free_ports
 from harness.servers.postgres import PostgresServer, PrivatePostgres, as_no_root
 from harness.servers.proxy import Proxy
-from runtime.brokers import make_source, postgres, source
+from runtime.brokers import connectivity, make_source, postgres
 from runtime.brokers.postgres import PostgresBroker
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
-from runtime.message import OutgoingMessage
+from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import (
+    Event,
+    ack_all,
+    buffer_holds,
+    consume,
+    eventually_counts,
+    eventually_logged,
+    find,
+    last,
+)
 
 pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scope="session")
 
@@ -57,6 +59,18 @@ SHORT_LEASE_SECONDS = 0.4
 ODD_PASSWORD = "p@ss:w/o?r#d %2F+é"
 
 Connect = Callable[..., AbstractAsyncContextManager[PostgresBroker]]
+
+NO_SECRETS = (
+    """CREATE OR REPLACE FUNCTION no_secrets() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN IF NEW.type = 'secret' THEN RAISE EXCEPTION 'it is a secret'; END IF; RETURN NEW; END$$""",
+    """CREATE OR REPLACE TRIGGER no_secrets BEFORE INSERT ON consumer.messages
+    FOR EACH ROW EXECUTE FUNCTION no_secrets()""",
+)
+"""Statements that make a table refuse messages of one type."""
+
+
+def onward(message: Message, queue: str, type: str = "") -> OutgoingMessage:
+    return OutgoingMessage(message.body, type, to=f"source:{queue}-next")
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +99,8 @@ def source_for(
 ) -> Callable[..., PostgresBroker]:
     """Makes a source that is not connected yet; ``options`` are appended to the URL."""
 
-    def make(prefetch: int = 10, url: str = "", options: str = "") -> PostgresBroker:
-        settings = settings_for(broker_url=(url or broker.url) + options)
+    def make(prefetch: int = 10, url: str = "", options: str = "", **more: Any) -> PostgresBroker:
+        settings = settings_for(broker_url=(url or broker.url) + options, **more)
         return cast(PostgresBroker, make_source(settings, prefetch))
 
     return make
@@ -286,14 +300,15 @@ class TestLeases:
             published = await publish(one, 2)
             (in_flight,) = await take(one, 1)
             await buffer_holds(one, 1)
-            # As after a long suspension.
-            await query(
-                broker,
-                "UPDATE consumer.consumers SET expires_at = '-infinity' WHERE source = $1",
-                queue,
-            )
-            async with connect(prefetch=2) as other:
-                again = await take(other, 2)
+            async with AsyncExitStack() as stack:
+                async with one._lock:  # suspended: a renewal now would keep the lease
+                    await query(
+                        broker,
+                        "UPDATE consumer.consumers SET expires_at = '-infinity' WHERE source = $1",
+                        queue,
+                    )
+                    other = await stack.enter_async_context(connect(prefetch=2))
+                    again = await take(other, 2)
                 assert [(m.id, m.attempt) for m in again] == [(id, 1) for id in published]
                 await buffer_holds(one, 0)  # dropped unseen
                 await one.ack(in_flight)
@@ -301,7 +316,7 @@ class TestLeases:
                     await other.ack(message)
             published = await publish(one, 1)
             assert await ack_all(one, 1) == published
-        assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
+        assert [event["message_id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
     async def test_a_late_settlement_is_logged_and_changes_nothing(
         self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
@@ -328,7 +343,9 @@ class TestLeases:
                 queue,
             )
         assert sorted(map(tuple, rows)) == sorted((id, 0, 0) for id in published)
-        assert Counter(e["id"] for e in find(events, "settlement_lost")) == Counter(published)
+        assert Counter(e["message_id"] for e in find(events, "settlement_lost")) == Counter(
+            published
+        )
 
     async def test_a_consumer_without_its_row_registers_before_it_takes_messages(
         self, connect: Connect, broker: PostgresServer, queue: str
@@ -344,12 +361,15 @@ class TestLeases:
             assert source._consumer > first
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
+    @pytest.mark.parametrize("type_from", ["", "header:kind"])
     async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(
-        self, connect: Connect, broker: PostgresServer, queue: str
+        self, connect: Connect, broker: PostgresServer, queue: str, type_from: str
     ) -> None:
-        async with connect(prefetch=2, options="?lease_seconds=1") as source:
-            published = await publish(source, 2)
+        options = "?lease_seconds=1"
+        async with connect(prefetch=2, options=options, type_from=type_from) as source:
+            published = await publish(source, 2, headers={"kind": "k"})
             working, idle = await take(source, 2)
+            assert working.type == ("k" if type_from else "")
             source.in_flight = [working]
             consumer = source._consumer
             await query(broker, "DELETE FROM consumer.consumers WHERE source = $1", queue)
@@ -420,7 +440,7 @@ class TestLeases:
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 0.1)  # both are back in time
+        monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 0.1)  # both are back in time
         options = "?lease_seconds=2&poll_seconds=0.1"
         async with (
             connect(1, url=proxy.url, options=options) as one,
@@ -484,7 +504,7 @@ class TestWaking:
     ) -> None:
         async with connect(prefetch=1, options=SELDOM) as other:
             await in_use(other)
-            async with connect(prefetch=2, options=SELDOM) as one:
+            async with connect(prefetch=1, options=SELDOM) as one:
                 await publish(one, 2)
                 messages = [*await take(other, 1), *await take(one, 1)]
                 await one.stop()
@@ -763,6 +783,189 @@ class TestSettlements:
             assert await last(source.purge_dead_letters()) == len(progress)
         async with connect(prefetch=count) as consumer:
             assert await ack_all(consumer, count) == [str(n) for n in range(1, count + 1)]
+
+
+class TestPublishing:
+    """What follows from a message, in the statement that acknowledges it."""
+
+    async def test_many_handlers_share_a_statement(
+        self, connect: Connect, proxy: Proxy, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as publisher:
+            await publish(publisher, 500)
+        async with connect(prefetch=100, url=proxy.url) as source:
+            sent_before = proxy.bytes_to_broker
+            for _ in range(5):
+                publishing = [
+                    source.publish_and_ack(message, [onward(message, queue)])
+                    for message in await take(source, 100)
+                ]
+                await asyncio.gather(*publishing)
+            sent = proxy.bytes_to_broker - sent_before
+        assert sent < 500 * 150  # the statement alone has a thousand
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, f"{queue}-next", Counts(ready=500, delayed=0, dead=0))
+
+    @pytest.mark.parametrize("options", ["", "?pgbouncer=true"])
+    async def test_a_row_that_the_server_refuses_harms_no_other_message(
+        self,
+        connect: Connect,
+        node: PrivatePostgres,
+        queue: str,
+        events: list[Event],
+        options: str,
+    ) -> None:
+        async with connect(prefetch=3, url=node.url, options=options) as source:
+            for statement in NO_SECRETS:
+                await query(node, statement)
+            published = await publish(source, 3)
+            messages = await take(source, 3)
+            outcomes = await asyncio.gather(
+                *(
+                    source.publish_and_ack(message, [onward(message, queue, type)])
+                    for message, type in zip(messages, ["a", "secret", "b"], strict=True)
+                ),
+                return_exceptions=True,
+            )
+            assert outcomes[::2] == [None, None]
+            assert isinstance(outcomes[1], BrokerRefused)
+            assert str(outcomes[1]).endswith("it is a secret")
+            with pytest.raises(BrokerRefused, match="it is a secret"):
+                await source.publish([onward(messages[1], queue, "secret")])
+            await source.retry(messages[1], 0, "again")
+            assert await ack_all(source, 1) == [published[1]]
+            await eventually_counts(node, queue, Counts(ready=0, delayed=0, dead=0))
+            next_counts = Counts(ready=2, delayed=0, dead=0)
+            await eventually_counts(node, f"{queue}-next", next_counts)
+            assert source.connectivity.outage_count == 0
+        assert not find(events, "settlement_lost")
+
+    async def test_without_the_right_to_insert_a_message_is_retried_and_others_are_handled(
+        self, connect: Connect, node: PrivatePostgres, user: str, queue: str
+    ) -> None:
+        async with connect(prefetch=0, url=node.url) as publisher:
+            await publish(publisher, 2)
+            await query(node, "GRANT USAGE ON SCHEMA consumer TO me")
+            rights = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA consumer TO me"
+            await query(node, rights)
+            await query(node, "REVOKE INSERT ON consumer.messages FROM me")
+        async with connect(prefetch=2, url=user) as source:
+            one, other = await take(source, 2)
+            with pytest.raises(BrokerDenied, match="permission denied for table messages"):
+                await source.publish_and_ack(one, [onward(one, queue)])
+            await source.ack(other)
+            await source.retry(one, 0, "again")
+            assert await ack_all(source, 1) == [one.id]
+            assert source.connectivity.outage_count == 0
+
+    async def test_what_follows_from_a_message_whose_lease_has_expired_is_not_published(
+        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            update = "UPDATE consumer.messages SET consumer = 0 WHERE source = $1"
+            await query(broker, update, queue)  # this consumer does not know yet
+            await source.publish_and_ack(message, [onward(message, queue)])
+            [lost] = find(events, "settlement_lost")
+            assert (lost["settlement"], lost["reason"]) == ("ack", "its lease had expired")
+        await eventually_counts(broker, f"{queue}-next", Counts(ready=0, delayed=0, dead=0))
+
+    async def test_it_is_published_once_also_if_the_answer_is_lost(
+        self, connect: Connect, broker: PostgresServer, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            fetch = source._rows
+
+            async def break_after(connection: Any, statement: str, *arguments: object) -> Any:
+                rows = await fetch(connection, statement, *arguments)
+                if statement is postgres.PUBLISH_AND_ACK:
+                    source._rows = fetch  # type: ignore[method-assign]
+                    connection.terminate()
+                    raise ConnectionResetError
+                return rows
+
+            source._rows = break_after  # type: ignore[method-assign]
+            await source.publish_and_ack(message, [onward(message, queue)])
+            assert source.connectivity.outage_count == 1
+        assert not find(events, "settlement_lost")
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        await eventually_counts(broker, f"{queue}-next", Counts(ready=1, delayed=0, dead=0))
+
+    async def test_a_handler_that_is_cancelled_in_it_requeues_its_message_or_has_published(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=50) as source:
+            await publish(source, 50)
+            messages = await take(source, 50)
+            await source.stop()
+            publishing = [
+                asyncio.create_task(source.publish_and_ack(message, [onward(message, queue)]))
+                for message in messages
+            ]
+            for number, (task, message) in enumerate(zip(publishing, messages, strict=True)):
+                if number % 5 == 0:
+                    await asyncio.sleep(0)
+                if number % 2:
+                    task.cancel()
+                    await source.requeue(message)
+            await asyncio.gather(*publishing, return_exceptions=True)
+            assert source.connectivity.outage_count == 0
+        counts = [await asyncio.to_thread(broker.counts, name) for name in (queue, f"{queue}-next")]
+        assert sum(count.ready for count in counts) == 50
+        assert counts[1].ready >= 25
+
+    async def test_a_cancelled_publish_does_not_end_the_connection(
+        self, connect: Connect, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            publishing = asyncio.create_task(
+                source.publish([OutgoingMessage(bytes(2_000_000), to=f"source:{queue}-next")])
+            )
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            publishing.cancel()
+            published = await publish(source, 1)
+            assert await ack_all(source, 1) == published
+            assert source.connectivity.outage_count == 0
+
+    async def test_more_than_one_statement_takes_is_published_before_the_ack(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            many = [onward(message, queue) for _ in range(postgres.STEP + 1)]
+            await source.publish_and_ack(message, many)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+        counts = Counts(ready=postgres.STEP + 1, delayed=0, dead=0)
+        await eventually_counts(broker, f"{queue}-next", counts)
+
+    async def test_a_delayed_message_comes_when_it_is_due_also_to_a_waiting_consumer(
+        self, connect: Connect, broker: PostgresServer, queue: str
+    ) -> None:
+        async with connect(prefetch=1, options=SELDOM) as source, connect(prefetch=0) as other:
+            await in_use(source)
+            await other.publish([OutgoingMessage(b"later", delay_seconds=0.3)])
+            (message,) = await take(source, 1)
+            assert message.published_at is not None
+            late = (datetime.now(UTC) - message.published_at).total_seconds()
+            assert 0.3 <= late < 20  # and not an hour
+            await source.ack(message)
+            await other.publish([OutgoingMessage(b"never", delay_seconds=math.inf)])
+            await eventually_counts(broker, queue, Counts(ready=0, delayed=1, dead=0))
+
+    @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 201])
+    async def test_a_source_that_cannot_be_is_one_sentence(
+        self, connect: Connect, name: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match="this message cannot be sent") as refused:
+                await source.publish([OutgoingMessage(b"", to=f"source:{name}")])
+            assert "\n" not in str(refused.value)
+            await publish(source, 1)
 
 
 class TestText:

@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -10,14 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.process import IMPORTED_FROM, ask
+from harness.process import (
+    WAIT_SECONDS,
+    ServiceProcess,
+    ask,
+    service_command,
+    service_environment,
+)
 from harness.scene import Scene, assert_quiet, wait_until
+from harness.servers import Server
 from harness.servers.local import free_port
 from harness.servers.sqlite import SqliteFile
 from processes import MISBEHAVING
@@ -37,6 +44,12 @@ from runtime.settings import ConsumerSettings
 from runtime.telemetry import Telemetry
 
 # -- the answers
+
+
+def on(port: int, host: str = "") -> ConsumerSettings:
+    return ConsumerSettings.model_validate(
+        {"broker_url": "sqlite:///x", "probe_port": port, "probe_host": host}
+    )
 
 
 async def handle(body: bytes) -> None: ...
@@ -90,13 +103,14 @@ async def test_a_dead_worker_is_not_live(consumer: Consumer) -> None:
 async def test_the_lag_of_a_blocked_loop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes_module, "SAMPLE_SECONDS", 0.01)
     lag = EventLoopLag()
-    lag.start()
+    sampling = asyncio.create_task(lag.sample())
+    await asyncio.sleep(0)
     assert lag.seconds() < 0.2
     time.sleep(0.3)  # noqa: ASYNC251  # it is to block the event loop
     assert lag.seconds() >= 0.28  # asked before the late sample
     await asyncio.sleep(0.02)
     assert lag.seconds() >= 0.28  # and after it
-    lag.stop()
+    sampling.cancel()
 
 
 # -- the server
@@ -104,7 +118,7 @@ async def test_the_lag_of_a_blocked_loop_is_reported(monkeypatch: pytest.MonkeyP
 
 async def test_both_ipv4_and_ipv6_are_answered(consumer: Consumer) -> None:
     port = free_port()
-    async with probes(port, consumer, Telemetry()):
+    async with probes(on(port), consumer, Telemetry()):
         for host in ["127.0.0.1", "::1"] if has_ipv6() else ["127.0.0.1"]:
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -123,52 +137,144 @@ def has_ipv6() -> bool:
 
 
 async def test_without_ipv6_ipv4_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    create_server = socket.create_server
+    class OnlyIPv4(socket.socket):
+        def __init__(self, family: int = -1, *arguments: Any, **options: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "not here")
+            super().__init__(family, *arguments, **options)
 
-    def only_ipv4(*arguments: Any, **options: Any) -> socket.socket:
-        if options.get("family") == socket.AF_INET6:
-            raise OSError(errno.EAFNOSUPPORT, "not here")
-        return create_server(*arguments, **options)
-
-    monkeypatch.setattr(socket, "create_server", only_ipv4)
-    with closing(probes_module._listen(0)) as listener:
+    monkeypatch.setattr(socket, "socket", OnlyIPv4)
+    with closing(probes_module._listen("", 0)) as listener:
         assert listener.family == socket.AF_INET
 
 
 async def test_there_are_no_metrics_without_telemetry(consumer: Consumer) -> None:
     port = free_port()
-    async with probes(port, consumer, Telemetry()):
+    async with probes(on(port), consumer, Telemetry()):
         assert (await asyncio.to_thread(ask, port, "/metrics"))[0] == 404
 
 
-async def test_an_open_client_connection_does_not_delay_the_close_of_the_server(
-    consumer: Consumer,
-) -> None:
+async def test_an_open_client_connection_is_closed_with_the_server(consumer: Consumer) -> None:
     port = free_port()
-    async with probes(port, consumer, Telemetry()):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with probes(on(port), consumer, Telemetry()):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /livez HTTP/1.1\r\n")
         await writer.drain()
-        left_at = time.monotonic()
-    assert time.monotonic() - left_at < probes_module.CLOSE_SECONDS + 1
+    assert await end_of(reader) == b""
     writer.close()
+
+
+async def end_of(reader: asyncio.StreamReader) -> bytes:
+    """What is left to read until the server closes the connection."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        try:
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\n" * 10_000]
+)
+async def test_a_connection_without_a_whole_request_is_closed(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(probes_module, "CONNECTION_SECONDS", 0.1)
+    port = free_port()
+    async with probes(on(port), consumer, Telemetry()):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        assert await end_of(reader) == b""
+        writer.close()
+
+
+async def test_a_byte_now_and_then_keeps_no_connection(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes_module, "CONNECTION_SECONDS", 0.2)
+    port = free_port()
+    async with probes(on(port), consumer, Telemetry()):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        closed = asyncio.create_task(end_of(reader))
+        while not closed.done():
+            writer.write(b"G")
+            await asyncio.sleep(0.01)
+        writer.close()
+
+
+async def test_of_too_many_connections_the_oldest_is_closed(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes_module, "MOST_CONNECTIONS", 3)
+    port = free_port()
+    async with probes(on(port), consumer, Telemetry()):
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        assert await end_of(opened[0][0]) == b""
+        for reader, writer in opened[1:]:
+            writer.write(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert b" 200 OK" in await end_of(reader)
+        for _, writer in opened:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /livez?verbose=1 HTTP/1.0\r\n\r\n", b"200 OK"),
+        (b"GET /livez HTTP/1.1\r\nno header\r\n: \xff\r\n\r\n", b"200 OK"),
+        (b"HEAD /livez HTTP/1.1\r\n\r\n", b"200 OK"),
+        (b"POST /livez HTTP/1.1\r\nContent-Length: 9\r\n\r\n", b"404 Not Found"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"404 Not Found"),
+        (b"\r\n\r\n", b"404 Not Found"),
+        (b"\x16\x03\x01 \xff\x00\r\n\r\n\r\n", b"404 Not Found"),
+    ],
+)
+async def test_any_request_has_an_answer_and_none_is_logged(
+    consumer: Consumer, caplog: pytest.LogCaptureFixture, request_bytes: bytes, status: bytes
+) -> None:
+    port = free_port()
+    async with probes(on(port), consumer, Telemetry()):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes)
+        head, _, body = (await end_of(reader)).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 " + status)
+    assert (body == b"") == request_bytes.startswith(b"HEAD")
+    assert not caplog.records
+
+
+async def test_it_listens_on_one_address_only_where_one_is_set(consumer: Consumer) -> None:
+    port = free_port()
+    async with probes(on(port, "127.0.0.1"), consumer, Telemetry()):
+        assert (await asyncio.to_thread(ask, port, "/livez"))[0] == 200
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.2", port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "a..b"])
+async def test_a_host_that_is_not_this_machine_is_one_sentence(
+    consumer: Consumer, host: str
+) -> None:
+    with pytest.raises(SettingsError, match=rf"^CONSUMER_PROBE_HOST: cannot listen on '{host}': "):
+        async with probes(on(free_port(), host), consumer, Telemetry()):
+            pass
+
+
+async def test_a_page_has_no_credentials(consumer: Consumer) -> None:
+    consumer.errors.append(RuntimeError("connect amqp://app:PLANTED@host failed, password=PLANTED"))
+    port = free_port()
+    async with probes(on(port), consumer, Telemetry()):
+        status, text = await asyncio.to_thread(ask, port, "/livez")
+    assert status == 503
+    assert text.startswith("failed: connect amqp://***@host failed, password=***\n")
 
 
 async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: Consumer) -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(SettingsError, match=f"^CONSUMER_PROBE_PORT: port {port} is in use$"):
-            async with probes(port, consumer, Telemetry()):
+            async with probes(on(port), consumer, Telemetry()):
                 pass
-
-
-@pytest.mark.slow
-def test_without_a_port_the_server_is_not_even_imported() -> None:
-    program = "import runtime.operate.cli, sys; print('aiohttp' in sys.modules)"
-    path = {"PYTHONPATH": os.pathsep.join(IMPORTED_FROM)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env={**os.environ, **path}, stdout=subprocess.PIPE, text=True)
-    assert done.stdout == "False\n"
 
 
 # -- the real program
@@ -192,7 +298,7 @@ def answers(port: int, path: str) -> Callable[[], bool]:
     def answer() -> bool:
         try:
             return ask(port, path)[0] == 200
-        except ConnectionRefusedError:  # it is still starting
+        except OSError:  # it is still starting, or has no free descriptor
             return False
 
     return answer
@@ -280,3 +386,98 @@ def test_a_port_in_use_is_exit_code_2_and_one_sentence(scene: Scene) -> None:
         assert process.wait() == 2
     assert process.stderr == f"service-of-the-tests: CONSUMER_PROBE_PORT: port {port} is in use\n"
     assert [event["exit_code"] for event in process.find("stopped")] == [2]
+
+
+# -- neighbours of the port
+
+IDLE_COUNT, SLOW_COUNT, ASKED_COUNT = 5_000, 500, 20
+PROBE_SECONDS = 3
+"""The ``timeoutSeconds`` of the manifest's probes; each answer takes a few milliseconds."""
+
+
+def start_with_limits(scene: Scene, limits: str, **settings: object) -> ServiceProcess:
+    """The service under limits of open files, as ``ulimit`` takes them."""
+    # Without the debug mode of asyncio, which takes milliseconds for each connection.
+    command = [
+        word for word in service_command("run", service=MISBEHAVING) if word not in ("-X", "dev")
+    ]
+    environment = service_environment(scene.broker.url, scene.queue, scene.ledger, **settings)
+    process = ServiceProcess(
+        ["sh", "-c", f'ulimit {limits}; exec "$@"', "sh", *command], environment
+    )
+    scene.processes.append(process)
+    process.wait_for("consuming")
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_thousands_of_idle_and_slow_connections_harm_neither_liveness_nor_the_broker(
+    broker: Server, queue: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    with Scene(broker, queue, tmp_path, MISBEHAVING) as scene:
+        process = start_with_limits(scene, "-Sn 1024", probe_port=port)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+        with flood(port):
+            asked = [ask(port, "/livez", seconds=PROBE_SECONDS)[0] for _ in range(ASKED_COUNT)]
+            assert asked == [200] * ASKED_COUNT
+            scene.publish(1)
+            wait_until(lambda: scene.ledger.ended == ["task-0"])
+            assert not process.find("reconnecting")
+            assert process.stop()[0] == 0
+        assert_quiet(process)
+        assert not process.find("accept_failed")
+
+
+FLOOD = """
+import asyncio, socket, sys
+
+port, idle_count, slow_count = map(int, sys.argv[1:])
+
+async def drip():
+    while True:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port)
+        while not transport.is_closing():
+            transport.write(b"G")
+            await asyncio.sleep(0.2)
+
+async def main():
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(idle_count)]
+    slow = [asyncio.create_task(drip()) for _ in range(slow_count)]
+    await asyncio.sleep(1)
+    print("flooding", flush=True)
+    await asyncio.gather(*slow)
+
+asyncio.run(main())
+"""
+"""Those who are sent away come again at once."""
+
+
+@contextmanager
+def flood(port: int) -> Iterator[None]:
+    command = [sys.executable, "-c", FLOOD, *map(str, [port, IDLE_COUNT, SLOW_COUNT])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"flooding\n"
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_without_a_free_descriptor_one_line_says_so_and_it_recovers(scene: Scene) -> None:
+    """The loop tries to accept once a second, until the first connections are closed."""
+    port = free_port()
+    process = start_with_limits(scene, "-n 60", probe_port=port)
+    with ExitStack() as clients:
+        for _ in range(100):
+            clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert "Too many open files" in process.wait_for("accept_failed")["error"]
+        wait_until(answers(port, "/livez"))
+        assert process.stop()[0] == 0
+    assert len(process.find("accept_failed")) == 1
+    assert len(process.events) < 20
+    assert_quiet(process)

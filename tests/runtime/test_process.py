@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from harness.scene import (
     wait_until,
 )
 from runtime.errors import ExitCode
+from steps import scene_needs
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,6 +90,102 @@ def test_a_lifespan_that_cannot_open_is_exit_code_1(scene: Scene) -> None:
     process = scene.start(consuming=False, LIFESPAN_FAILS="enter")
     assert process.wait() == 1
     assert process.find("crashed", error="the database is down")
+
+
+@pytest.mark.parametrize(
+    ("url", "exit_code", "reason"),
+    [
+        ("redis://:PLANTED@127.0.0.1:1/0", 69, "redis://127.0.0.1:1: "),
+        ("redis://:PLANTED@127.0.0.1:PLANTED/0", 2, "CONSUMER_BROKER_URL: not like redis://"),
+        ("nonsense://:PLANTED@localhost", 2, "CONSUMER_BROKER_URL: unknown scheme"),
+    ],
+)
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_the_reason_of_a_failed_start_is_one_error_in_the_log_and_the_termination_message(
+    scene: Scene, tmp_path: Path, url: str, exit_code: int, reason: str, log_format: str
+) -> None:
+    message = tmp_path / "termination-log"
+    message.write_text("of an earlier end")
+    process = scene.start(
+        consuming=False, url=url, log_format=log_format, connect_seconds=0,
+        TERMINATION_MESSAGE_PATH=message,
+    )  # fmt: skip
+    assert process.wait() == exit_code
+    output = json.dumps(process.events) + process.stderr
+    assert "PLANTED" not in output + message.read_text()
+    assert message.read_text().startswith(reason)
+    if log_format == "json":
+        [failed], [stopped] = process.find("start_failed"), process.find("stopped")
+        assert failed["reason"].startswith(reason)
+        assert (failed["level"], stopped["level"]) == ("error", "error")
+        assert process.stderr == f"service-of-the-tests: {failed['reason']}\n"
+    else:
+        assert output.count("start_failed") == 1
+        assert process.stderr == ""
+
+
+WRONG = [
+    ({"CONSUMER_CONCURRENCY": "PLANTED"}, "CONSUMER_CONCURRENCY: Input should be a valid integer"),
+    ({"CONSUMER_BROKER_URL": ""}, "CONSUMER_BROKER_URL: is not set"),
+    ({"CONSUMER_BROKER_URL_FILE": "/no/such"}, "CONSUMER_BROKER_URL_FILE: CONSUMER_BROKER_URL"),
+    (
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "TELEMETRY": "opentelemetry"},
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+    ),
+    ({"HANDLERS": "wrong"}, "handler 'wrong': cannot use the signature"),
+    ({"HANDLERS": "wrong_limit"}, "handler 'wrong_limit': Handles(concurrency): Input should be"),
+]
+"""Found before there are settings that say how to log, or before there is a source."""
+
+
+@pytest.mark.parametrize(("variables", "reason"), WRONG)
+@pytest.mark.parametrize("format_in", ["default", "environment", ".env"])
+def test_wrong_settings_and_handlers_are_one_error_too(
+    scene: Scene,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    reason: str,
+    format_in: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = tmp_path / "termination-log"
+    message.touch()
+    if format_in == ".env":
+        Path(".env").write_text("CONSUMER_LOG_FORMAT=Console\n")
+    elif format_in == "environment":
+        variables = {**variables, "CONSUMER_LOG_FORMAT": "CONSOLE"}
+    process = scene.start(
+        consuming=False, TERMINATION_MESSAGE_PATH=message, connect_seconds=0,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1/?token=PLANTED", **variables,
+    )  # fmt: skip
+    assert process.wait() == ExitCode.USAGE
+    output = json.dumps(process.events) + process.stderr
+    assert "PLANTED" not in output + message.read_text()
+    assert message.read_text().startswith(reason)
+    assert output.count("start_failed") == 1
+    if format_in == "default":
+        [failed] = process.find("start_failed")
+        assert (failed["level"], failed["reason"]) == (
+            "error",
+            message.read_text().partition("\n")[0],
+        )
+        assert process.stderr == f"service-of-the-tests: {failed['reason']}\n"
+    else:
+        assert process.stderr == ""
+
+
+def test_nothing_is_written_where_no_termination_message_is_asked_for(
+    scene: Scene, tmp_path: Path
+) -> None:
+    path = tmp_path / "no-such-file"
+    process = scene.start(consuming=False, LIFESPAN_FAILS="enter", TERMINATION_MESSAGE_PATH=path)
+    assert process.wait() == 1
+    assert not path.exists()
+    path.touch()
+    process = scene.start(consuming=False, LIFESPAN_FAILS="enter", TERMINATION_MESSAGE_PATH=path)
+    assert process.wait() == 1
+    assert path.read_text().startswith("RuntimeError: the database is down\n{")
 
 
 def test_without_any_drain_time_an_idle_service_still_exits_0(scene: Scene) -> None:
@@ -227,3 +325,31 @@ def test_a_poison_message_becomes_a_dead_letter_and_not_a_crash(scene: Scene) ->
     process.wait_for("message_rejected", count=2)
     assert_clean_shutdown(process)
     scene.assert_left(dead=2)
+
+
+# -- on each broker
+
+
+def test_a_failure_during_the_drain_is_retried_later_and_others_finish(scene: Scene) -> None:
+    scene_needs(scene, "delayed_retry")
+    scene.publish(1, seconds=0.3, end="retry", retry_after_seconds=200)
+    scene.publish(1, seconds=0.6)
+    process = scene.start()
+    process.wait_for("handling", count=2)
+    exit_code, _ = process.stop()
+    assert exit_code == 0
+    assert process.find("message_retried", attempt=1)
+    scene.assert_left(delayed=1)
+
+
+def test_a_second_sigint_forces(scene: Scene) -> None:
+    scene.publish(1, seconds=60)
+    process = scene.start()
+    process.wait_for("handling")
+    sent_at = process.send(signal.SIGTERM)
+    process.wait_for("draining")
+    wait_until(lambda: time.monotonic() > sent_at + 0.35)
+    exit_code, seconds = process.stop(signal.SIGINT)
+    assert exit_code == 128 + signal.SIGINT
+    assert seconds < AT_ONCE_SECONDS
+    scene.assert_left(ready=1)

@@ -15,10 +15,11 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from harness.contract import eventually_counts, opened, publish, take
+from harness.contract import opened, publish, take
 from harness.servers import Counts, Server
 from runtime.brokers.rabbitmq import RabbitBroker
 from runtime.message import Message, OutgoingMessage
+from steps import eventually_counts
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 

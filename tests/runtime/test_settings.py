@@ -11,11 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime.errors import SettingsError
-from runtime.logs import (
-    configure_logs,
-    secrets_of,
-    without_credentials,
-)
+from runtime.logs import configure_logs
+from runtime.redaction import keep_secret, redacted
 from runtime.settings import ConsumerSettings, load_settings
 
 URL = "amqp://user:p%40ss-word@localhost/"
@@ -31,26 +28,44 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 BAD_VALUES = [
     ("BROKER_URL", None, "is not set"),
     ("BROKER_URL", "", "is not set"),
+    ("BROKER_URL_FILE", "/run/secrets/url", "CONSUMER_BROKER_URL is set too: set one of the two"),
     ("SOURCE", "q" * 201, "at most 200 characters"),
+    ("SOURCE", "s" * 5_001, "at most 5000 characters"),
+    ("SOURCE", "orders,,payments", "has an empty name: write orders,payments"),
+    ("SOURCE", "orders,", "has an empty name: write orders,payments"),
+    ("SOURCE", "orders, orders", "has a name twice"),
     ("CONCURRENCY", "many", "valid integer"),
     ("CONCURRENCY", "0", "greater than or equal to 1"),
     ("CONCURRENCY", "1000000", "less than or equal to 10000"),
     ("PREFETCH", "-1", "greater than or equal to 1"),
     ("PREFETCH", "70000", "less than or equal to 65535"),
     ("GROUP", "g" * 201, "at most 200 characters"),
-    ("ORDER_BY", "customer", "must be header:NAME or body:FIELD, as in"),
-    ("ORDER_BY", "header:", "must be header:NAME or body:FIELD, as in"),
+    ("DECLARE", "maybe", "valid boolean"),
+    ("BINDINGS", "x" * 5_001, "at most 5000 characters"),
+    ("TYPE_FROM", "routing_key", "must be routing-key, subject, topic, header:NAME or body:FIELD"),
+    ("TYPE_FROM", "header:", "must be routing-key, subject, topic, header:NAME or body:FIELD"),
+    ("ORDER_BY", "customer", "must be key, header:NAME or body:FIELD, as in"),
+    ("ORDER_BY", "header:", "must be key, header:NAME or body:FIELD, as in"),
     ("ORDER_BY", "body:" + "x" * 200, "at most 200 characters"),
     ("DRAIN_SECONDS", "soon", "valid number"),
     ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
     ("DRAIN_SECONDS", "nan", "less than or equal to 86400"),
+    ("HANDLER_SECONDS", "-1", "greater than or equal to 0"),
+    ("HANDLER_SECONDS", "nan", "less than or equal to 86400"),
     ("CONNECT_SECONDS", "inf", "less than or equal to 86400"),
     ("MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+    ("MAX_DELIVERIES", "501", "less than or equal to 500"),
+    ("MAX_BODY_BYTES", "-1", "greater than or equal to 0"),
     ("RETRY_SECONDS", "0", "greater than 0"),
     ("RETRY_MAX_SECONDS", "x", "valid number"),
+    ("BREAKER_FAILURES", "-1", "greater than or equal to 0"),
     ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
     ("BATCH_SIZE", "0", "greater than or equal to 1"),
     ("BATCH_SECONDS", "0", "greater than 0"),
+    ("PROBE_HOST", "h" * 256, "at most 255 characters"),
+    ("DURATION_BUCKETS", "0.1;1", "valid number"),
+    ("DURATION_BUCKETS", "1,0", "greater than 0"),
+    ("DURATION_BUCKETS", "inf", "less than or equal to 86400"),
     ("PROBE_PORT", "http", "valid integer"),
     ("PROBE_PORT", "65536", "less than or equal to 65535"),
     ("LOG_FORMAT", "xml", "'json' or 'console'"),
@@ -72,6 +87,15 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     assert str(error.value).startswith(f"CONSUMER_{variable}")
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_bindings_are_of_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_BROKER_URL", URL)
+    monkeypatch.setenv("CONSUMER_SOURCE", "orders, payments")
+    assert load_settings(ConsumerSettings).sources == ["orders", "payments"]
+    monkeypatch.setenv("CONSUMER_BINDINGS", "a/b")
+    with pytest.raises(SettingsError, match="CONSUMER_SOURCE must name the one queue to bind"):
+        load_settings(ConsumerSettings)
 
 
 def test_a_log_level_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,22 +153,65 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(
     assert settings.broker_url.get_secret_value() == URL
 
 
+def test_the_url_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{URL}\n")
+    monkeypatch.setenv("CONSUMER_BROKER_URL_FILE", str(tmp_path / "url"))
+    monkeypatch.setenv("CONSUMER_BROKER_URL", "")  # the same as not set
+    settings = load_settings(ConsumerSettings)
+    assert settings.broker_url.get_secret_value() == URL
+    assert "p%40ss-word" not in repr(settings)
+
+
+def test_a_url_in_dotenv_beside_a_file_is_refused_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"CONSUMER_BROKER_URL={URL}\n")
+    monkeypatch.setenv("CONSUMER_BROKER_URL_FILE", str(tmp_path / "url"))
+    with pytest.raises(SettingsError, match=r"^CONSUMER_BROKER_URL_FILE: .* set one of the two$"):
+        load_settings(ConsumerSettings)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("a folder", "cannot be read: Is a directory"),
+        (b"amqp://caf\xe9@host", "cannot be read: it is not UTF-8"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+    ],
+)
+def test_a_file_without_a_url_is_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | bytes | None, reason: str
+) -> None:
+    file = tmp_path / "url"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        file.mkdir()
+    monkeypatch.setenv("CONSUMER_BROKER_URL_FILE", str(file))
+    with pytest.raises(SettingsError) as error:
+        load_settings(ConsumerSettings)
+    assert str(error.value) == f"CONSUMER_BROKER_URL_FILE: {file} {reason}"
+
+
 def test_settings_do_not_show_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_BROKER_URL", URL)
     assert "p%40ss-word" not in repr(load_settings(ConsumerSettings))
 
 
 def test_passwords_are_masked_as_written_and_as_meant() -> None:
-    secrets = secrets_of(URL)
+    keep_secret(URL)
     text = f"cannot reach {URL}: p@ss-word was refused, also amqp://a:b@other"
-    masked = without_credentials(text, secrets)
+    masked = redacted(text)
     assert masked == "cannot reach amqp://***@localhost/: *** was refused, also amqp://***@other"
 
 
 @pytest.mark.parametrize("password", ["p@ss", "pa/ss", "pa#ss", "pa:ss", "p[ss", "pa ss"])
 def test_a_password_that_should_have_been_escaped_is_masked_too(password: str) -> None:
     url = f"amqp://user:{password}@localhost/orders?heartbeat=5"
-    assert "ss" not in without_credentials(f"cannot reach {url}", secrets_of(url))
+    keep_secret(url)
+    assert "ss" not in redacted(f"cannot reach {url}")
 
 
 @pytest.mark.parametrize(
@@ -155,18 +222,20 @@ def test_a_password_that_should_have_been_escaped_is_masked_too(password: str) -
     ],
 )
 def test_only_text_in_a_url_is_masked_by_its_place(text: str, masked: str) -> None:
-    assert without_credentials(text) == masked
+    assert redacted(text) == masked
 
 
 def test_a_short_password_does_not_mask_all_the_text() -> None:
-    assert secrets_of("amqp://user:a@localhost/") == ()
+    keep_secret("amqp://user:a@localhost/")
+    assert redacted("a sentence") == "a sentence"
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_no_log_line_contains_a_password(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    configure_logs("json" if log_format == "json" else "console", "info", secrets_of(URL))
+    configure_logs("json" if log_format == "json" else "console", "info")
+    keep_secret(URL)
     try:
         structlog.get_logger().info("connected", url=URL, nested=[f"to {URL}"])
         structlog.get_logger().info("retrying", error=OSError(URL), pair=(URL, {URL}))
@@ -259,17 +328,19 @@ def test_no_line_is_lost_for_a_character_that_the_terminal_lacks(
     ],
 )
 def test_secrets_elsewhere_in_a_url_are_masked_too(url: str, text: str) -> None:
-    masked = without_credentials(text.format(url=url), secrets_of(url))
+    keep_secret(url)
+    masked = redacted(text.format(url=url))
     assert "hidden" not in masked
     assert "***" in masked
 
 
 def test_a_user_without_a_password_is_no_secret() -> None:
-    assert secrets_of("postgres://postgres@localhost/") == ()
+    keep_secret("postgres://postgres@localhost/")
+    assert redacted("postgres is a user") == "postgres is a user"
 
 
 def test_a_query_is_masked_by_its_place_also_where_its_secret_is_not_known() -> None:
-    masked = without_credentials("no route to postgres://host/db?password=pw&sslmode=on")
+    masked = redacted("no route to postgres://host/db?password=pw&sslmode=on")
     assert masked == "no route to postgres://host/db?password=***&sslmode=on"
 
 

@@ -1,8 +1,9 @@
 """The buffer between the fetcher and the workers: each message reaches exactly one of them. And `Connectivity`."""
 
 import asyncio
-from collections.abc import MutableMapping
-from typing import Any, Self
+from collections.abc import MutableMapping, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
 
 import pytest
 import structlog
@@ -11,12 +12,22 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from harness.contract import eventually, length_of
-from runtime.brokers import put_off, source
+from runtime import logs
+from runtime.brokers import connectivity, put_off, source
 from runtime.brokers.buffer import Buffer
+from runtime.brokers.connectivity import Connectivity
+from runtime.brokers.delivery import make_message
 from runtime.brokers.put_off import backoff_seconds
-from runtime.brokers.source import Connectivity, Source
-from runtime.errors import BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
-from runtime.message import Message
+from runtime.brokers.source import Source
+from runtime.errors import (
+    BrokerDenied,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    MendableRefusal,
+    SourceFailed,
+)
+from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
 
@@ -165,7 +176,7 @@ def test_no_message_waits_while_a_worker_waits(steps: list[str]) -> None:
                     workers.append(asyncio.create_task(buffer.get()))
                 case "cancel" if workers:
                     workers[len(workers) // 2].cancel()
-                case "abandon" if not buffer._messages:  # a coroutine is closed as it is woken
+                case "abandon" if not buffer.takeable:  # a coroutine is closed as it is woken
                     abandoned = buffer.get()
                     abandoned.send(None)
                     buffer.put(message())
@@ -225,7 +236,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         events.append(f"{level} {event['event']}")
         raise structlog.DropEvent
 
-    monkeypatch.setattr(source, "log", structlog.wrap_logger(None, processors=[keep]))
+    for module in (connectivity, source):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
     return events
 
 
@@ -236,10 +248,10 @@ def test_the_back_off_doubles_to_its_longest_and_no_two_wait_alike() -> None:
         assert len(set(pauses)) > 1
 
 
-async def test_an_outage_of_several_attempts_is_logged_once(
+async def test_an_outage_of_several_attempts_in_a_minute_is_logged_once(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(connectivity, "FIRST_PAUSE_SECONDS", 0.001)
     link, until, outcomes = (
         Connectivity("here"),
         asyncio.Event(),
@@ -262,8 +274,8 @@ async def test_an_outage_of_several_attempts_is_logged_once(
 async def test_the_pause_before_the_next_attempt_ends_with_the_event(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "FIRST_PAUSE_SECONDS", 3600.0)
-    monkeypatch.setattr(source, "LONGEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(connectivity, "FIRST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 3600.0)
     link, until = Connectivity("here"), asyncio.Event()
 
     async def work() -> None:
@@ -274,11 +286,81 @@ async def test_the_pause_before_the_next_attempt_ends_with_the_event(
         await link.keep(work, until)
 
 
-async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> None:
-    async def work() -> None:
-        raise RuntimeError("a bug")
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+async def test_a_refusal_is_an_outage_that_is_told_again_at_a_bounded_rate(
+    events: list[str], monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Also when the connection is established each time, and only its use is refused."""
+    monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(logs, "SELDOM_SECONDS", seconds)
+    link, until, outcomes = Connectivity("here"), asyncio.Event(), iter([False, True] * 3)
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    async def work() -> None:
+        if (used := next(outcomes, None)) is None:
+            until.set()
+        elif used:
+            link.established()
+        raise MendableRefusal("no certificate") if used is None else BrokerDenied("no right")
+
+    await link.keep(work, until)
+    told = events.count("warning reconnecting")
+    assert told == (1 if seconds else 7)
+    assert events.count("info connected") == (1 if seconds else 3)
+    assert len(events) - told - events.count("info connected") == 7 - told
+    assert (link.up, link.reason, link.outage_count) == (False, "no certificate", 3)
+
+
+async def test_an_ordinary_outage_is_told_however_soon_after_a_refusal(events: list[str]) -> None:
+    link = Connectivity("here")
+    for reason in (BrokerDenied("no"), "cut", BrokerDenied("no")):
+        link.established()
+        link.lost(reason)
+    assert events.count("warning reconnecting") == 3
+
+
+def test_a_refusal_in_an_outage_is_told_however_soon_and_then_both_once_a_minute(
+    events: list[str],
+) -> None:
+    link = Connectivity("here")
+    link.established()
+    for reason in ("cut", "still away", *[BrokerDenied("no"), "restarts"] * 3):
+        link.lost(reason)
+    assert events[1:4] == ["warning reconnecting", "debug reconnect_failed", "warning reconnecting"]
+    assert set(events[4:]) == {"debug reconnect_failed"}
+
+
+def test_a_line_of_a_long_outage_has_the_newest_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
+    link = Connectivity("here")
+    with structlog.testing.capture_logs() as said:
+        link.established()
+        for seconds, reason in ((0, "cut"), (59, "refused"), (60, "no route"), (119, "refused")):
+            now = 1_000.0 + seconds
+            link.lost(reason)
+        link.established()
+        now += 1
+        link.lost("cut again")
+    told = [(e["outage_seconds"], e["reason"]) for e in said if e["event"] == "reconnecting"]
+    assert told == [(0, "cut"), (60, "no route"), (0, "cut again")]
+
+
+def test_a_connection_that_the_source_has_closed_is_no_outage(events: list[str]) -> None:
+    link = Connectivity("here")
+    link.established()
+    link.up = False
+    link.lost("closed")
+    assert events == ["info connected", "debug reconnect_failed"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), BrokerRefused("another kind of queue")])
+async def test_any_other_error_of_the_work_passes_through(
+    events: list[str], error: Exception
+) -> None:
+    async def work() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
         await Connectivity("here").keep(work, asyncio.Event())
 
 
@@ -288,6 +370,7 @@ async def test_any_other_error_of_the_work_passes_through(events: list[str]) -> 
 class Storing(Source):
     """A source whose broker stores retries and dead letters as `refusal` says."""
 
+    destinations: ClassVar = {}
     connected = True
 
     def __init__(self, prefetch: int = 10) -> None:
@@ -303,6 +386,8 @@ class Storing(Source):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None: ...
 
     async def declare(self) -> None: ...
 
@@ -421,7 +506,7 @@ async def test_a_long_delay_is_kept_by_storing_the_retry_later(
     monkeypatch.setattr(put_off, "LONGEST_SECONDS", 0.01)
     one = await storing.deliver()
     await storing.retry(one, 3600, "it failed")
-    await eventually(1, length_of(storing.put_offs._timers))
+    await eventually(1, length_of(storing.put_offs.timers))
     storing.refusal = None
     await eventually(set(), lambda: asyncio.sleep(0, storing.unacked))
     assert storing.done == [("retry", one), ("ack", one)]
@@ -441,3 +526,31 @@ async def test_a_redelivery_of_an_in_flight_message_is_settled_by_its_handler() 
     await made.ack(one)
     assert made.done == [("ack", one)]
     assert one.receipt == "new"
+
+
+async def test_a_redelivery_of_an_in_flight_message_without_an_id_is_found_by_the_rest_of_it() -> (
+    None
+):
+    def delivered(body: bytes, **headers: str) -> Message:
+        return make_message(body, id=None, type="", headers=headers)
+
+    made = Storing()
+    one = delivered(b"online", topic="devices/1")
+    made._deliver(one)
+    made._release(one)
+    made.in_flight = [one]
+    assert made._still_in_flight(delivered(b"online", topic="devices/2")) is None
+    assert made._still_in_flight(delivered(b"offline", topic="devices/1")) is None
+    assert made._still_in_flight(Message(b"online", "id", headers=one.headers)) is None
+    assert made._still_in_flight(delivered(b"online", topic="devices/1")) is one
+    assert made._still_in_flight(delivered(b"online", topic="devices/1")) is None  # another message
+
+
+async def test_a_redelivery_has_the_type_that_consumer_type_from_says() -> None:
+    made = Storing()
+    made._type_of = lambda message: "by the setting"
+    one = await made.deliver()
+    assert one.type == "by the setting"
+    made.in_flight = [one]
+    made._release(one)
+    assert made._still_in_flight(Message(one.body, one.id)) is one

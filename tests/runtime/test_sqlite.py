@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.contract import last
 from runtime.brokers import sqlite
 from runtime.brokers.sqlite import SqliteBroker
 from runtime.errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import last
 
 WAIT_SECONDS = 20
 SHORT_LEASE_SECONDS = 0.4
@@ -169,7 +170,10 @@ FREQUENT = [
     *sqlite.LEAVE,
     *sqlite.RECLAIM,
 ]
-PARAMETERS = {"source": "q", "consumer": 1, "seq": 1, "now": 2, "limit": 10, "due_at": 1}
+PARAMETERS = {
+    **{"source": "q", "consumer": 1, "seq": 1, "now": 2, "limit": 10, "due_at": 1},
+    "failures": 1,
+}
 
 
 async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> None:
@@ -231,14 +235,32 @@ async def test_what_this_process_publishes_or_settles_needs_no_waiting(
             await become_true(lambda: query(file, "SELECT count(*) FROM messages") == [(0,)])
 
 
-async def test_every_transaction_is_written_through_to_the_disk(file: Path) -> None:
-    async with opened(file) as source:
+@pytest.mark.parametrize("declare", ["yes", "no"])
+async def test_every_transaction_is_written_through_to_the_disk(
+    file: Path, declare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(file):
+        pass
+
+    class BuiltWithout(sqlite3.Connection):
+        """As SQLite is on some systems."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.execute("PRAGMA synchronous = NORMAL")
+
+    connect = partial(sqlite3.connect, factory=BuiltWithout)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    source = source_of(file)
+    source.settings = source.settings.model_copy(update={"declare": declare == "yes"})
+    async with source:
+        await source.prepare()
         assert await source._read("PRAGMA synchronous") == (2,)  # FULL
         assert await source._read("PRAGMA journal_mode") == (b"wal",)
 
 
 async def test_many_dead_letters_are_moved_in_steps(file: Path) -> None:
-    count = 2 * sqlite.STEP + 3
+    count = 2 * sqlite.SqliteBroker.dead_letters_at_once + 3
     async with opened(file) as source:
         await publish(source, count)
         died = """
@@ -251,7 +273,11 @@ async def test_many_dead_letters_are_moved_in_steps(file: Path) -> None:
         async for moved in source.replay_dead_letters():
             progress.append(moved)
             query(file, died + "LIMIT 1")  # one that comes meanwhile stays
-        assert progress == [sqlite.STEP, 2 * sqlite.STEP, count]
+        assert progress == [
+            sqlite.SqliteBroker.dead_letters_at_once,
+            2 * sqlite.SqliteBroker.dead_letters_at_once,
+            count,
+        ]
         assert await last(source.purge_dead_letters()) == len(progress)
         query(file, died)
         assert await last(source.purge_dead_letters()) == count
@@ -382,7 +408,9 @@ async def test_settlements_not_written_before_the_close_are_logged_with_their_re
             assert source._fetcher is not None
             await become_true(source._fetcher.done)
     lost = [event for event in events if event["event"] == "settlement_lost"]
-    assert [(one["id"], one["reason"]) for one in lost] == [(message.id, reason.format(file))]
+    assert [(one["message_id"], one["reason"]) for one in lost] == [
+        (message.id, reason.format(file))
+    ]
 
 
 @pytest.mark.parametrize("pragma", ["application_id", "user_version"])
@@ -408,13 +436,13 @@ async def test_a_short_lock_is_no_outage(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.01)
     async with opened(file) as source:
         tries: list[object] = []
-        write = source._publish
+        write = source._write
 
-        def count_and_write(rows: Any) -> None:
-            tries.append(rows)
-            write(rows)
+        def count_and_write(*arguments: Any) -> None:
+            tries.append(arguments)
+            write(*arguments)
 
-        monkeypatch.setattr(source, "_publish", count_and_write)
+        monkeypatch.setattr(source, "_write", count_and_write)
         with locked(file):
             publishing = asyncio.create_task(publish(source, 1))
             await become_true(lambda: len(tries) > 1)
@@ -580,21 +608,48 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
     assert lost["reason"] == "its lease had expired"
 
 
-async def test_a_message_that_kills_its_consumers_ends_as_a_dead_letter(file: Path) -> None:
+async def test_publishing_and_the_ack_are_one_step_that_comes_too_late_as_a_whole(
+    file: Path, events: list[dict[str, Any]]
+) -> None:
+    async with consuming(file, prefetch=2) as one:
+        await publish(one, 2)
+        first, second = await take(one, 2)
+        follow = [OutgoingMessage(b"x", id="next", to="source:next")] * 2
+        await one.publish_and_ack(first, follow)
+        await become_true(lambda: not one._settlements)
+        counted = "SELECT count(*) FROM messages WHERE source = 'next'"
+        assert query(file, counted) == [(2,)]
+        query(file, "UPDATE messages SET consumer = NULL WHERE source != 'next'")
+        await one.publish_and_ack(second, follow)
+        await take(one)
+        assert query(file, counted) == [(2,)]
+    [lost] = [event for event in events if event["event"] == "settlement_lost"]
+    assert (lost["message_id"], lost["reason"]) == (second.id, "its lease had expired")
+
+
+async def test_a_message_can_be_published_with_a_delay(file: Path) -> None:
+    async with consuming(file, prefetch=2) as one:
+        delayed = OutgoingMessage(b"later", delay_seconds=0.2)
+        await one.publish([delayed, OutgoingMessage(b"now")])
+        began_at = time.time()
+        assert [message.body for message in await take(one)] == [b"now"]
+        assert [message.body for message in await take(one)] == [b"later"]
+        assert time.time() - began_at >= 0.19
+
+
+async def test_deliveries_count_the_consumers_that_died_with_the_message(file: Path) -> None:
     async with opened(file) as publisher:
-        published = await publish(publisher, 2)
+        await publish(publisher, 2)
         query(file, "INSERT INTO consumers (id, source, expires_at) VALUES (7, 'q', 1)")
         query(
             file,
-            "UPDATE messages SET consumer = 7, crashes = ? WHERE seq = 1",
-            sqlite.CRASH_LIMIT - 1,
+            "UPDATE messages SET consumer = 7, crashes = CASE seq WHEN 1 THEN 3 ELSE -9 END",
         )
-        query(file, "UPDATE messages SET consumer = 7 WHERE seq = 2")
         async with consuming(file) as source:
-            assert [message.id for message in await take(source)] == published[1:]
-        [letter] = [letter async for letter in publisher.dead_letters(10)]
-    assert letter.id == published[0]
-    assert "consumers died" in letter.reason
+            for deliveries in (5, 1):
+                (message,) = await take(source)
+                assert message.deliveries == deliveries
+                await source.ack(message)
 
 
 # -- rows of other programs
@@ -1088,7 +1143,7 @@ async def test_a_long_lock_is_an_outage_that_is_survived(
             await source.ack(second)
         (third,) = await take(source)
         assert source.connected
-        assert source.outage_count == 1
+        assert source.connectivity.outage_count == 1
         assert third.id == published[2]
         await source.ack(third)
     assert names(events) == ["connected", "reconnecting", "connected"]

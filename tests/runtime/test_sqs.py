@@ -1,10 +1,12 @@
 """SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_contract.py."""
 
 import asyncio
+import base64
+import gzip
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -13,30 +15,34 @@ from urllib.request import Request, urlopen
 
 import pytest
 from botocore.exceptions import ClientError
+from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.contract import (
-    Event,
-    ack_all,
-    buffer_holds,
     eventually,
-    eventually_counts,
-    eventually_logged,
-    find,
     ids,
     publish,
     take,
 )
-from harness.servers import Counts, ServerMissing, skip_without_server, with_options
+from harness.servers import Counts, ServerMissing, skip_without_server
 from harness.servers.proxy import Proxy
 from harness.servers.sqs import KEY, SECRET, SqsServer, moto
 from runtime.brokers import sqs
 from runtime.brokers.sqs import SqsBroker, parse_url
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
-from runtime.message import OutgoingMessage
+from runtime.message import Message, OutgoingMessage
+from steps import (
+    Event,
+    ack_all,
+    buffer_holds,
+    eventually_counts,
+    eventually_logged,
+    find,
+    with_options,
+)
 
-AT_ONCE_SECONDS = 1.0
+AT_ONCE_SECONDS = 5.0
 
 pytestmark = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
@@ -80,7 +86,7 @@ class TestOutages:
                 for message in messages:
                     await third.ack(message)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
-        assert [event["id"] for event in find(events, "settlement_lost")] == [in_flight.id]
+        assert [event["message_id"] for event in find(events, "settlement_lost")] == [in_flight.id]
 
     async def test_visibility_is_not_extended_after_its_timeout(
         self, connect: Connect, proxy: Proxy, broker: SqsServer, queue: str
@@ -101,6 +107,17 @@ class TestOutages:
             assert sent_at
             assert max(sent_at) < message.receipt.invisible_until
             proxy.resume()
+
+    async def test_a_message_that_arrives_as_a_start_is_cancelled_is_requeued_at_once(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+            starting = asyncio.create_task(source.start())
+            await asyncio.sleep(0)  # its first poll is under way
+            assert source._polls
+            starting.cancel()
+        await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
 
     async def test_a_refusal_while_consuming_ends_the_source(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +278,7 @@ class TestBatches:
     async def test_fewer_than_ten_messages_are_not_requested_while_the_buffer_has_some(
         self, connect: Connect
     ) -> None:
-        async with connect(prefetch=20) as source:
+        async with connect(prefetch=20, max_body_bytes=1_000) as source:
             await publish(source, 30)
             await buffer_holds(source, 20)
             requests = requests_of(source)
@@ -304,7 +321,7 @@ class TestBatches:
             for message in messages[5:]:
                 await source.requeue(message)
             await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
-        lost = {event["id"] for event in find(events, "settlement_lost")}
+        lost = {event["message_id"] for event in find(events, "settlement_lost")}
         assert lost == {messages[3].id, messages[7].id}
 
     async def test_an_entry_that_failed_for_now_is_written_again(
@@ -397,6 +414,13 @@ def deny_sends(source: SqsBroker, queue: str) -> None:
 
 def text(value: str) -> dict[str, str]:
     return {"DataType": "String", "StringValue": value}
+
+
+def reason_of(source: SqsBroker) -> Callable[[], Awaitable[str]]:
+    async def look() -> str:
+        return source.put_offs.reason
+
+    return look
 
 
 class TestMessages:
@@ -597,7 +621,7 @@ class TestMessages:
             assert not source.put_offs.reason
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         lost = find(events, "settlement_lost")
-        assert [event["id"] for event in lost] == [id, id]
+        assert [event["message_id"] for event in lost] == [id, id]
         assert known == ("SQS takes 1024" in lost[0]["reason"])
 
     async def test_a_dead_letter_that_is_too_large_is_shortened_and_says_so(
@@ -680,10 +704,13 @@ class TestMessages:
                 "before-call.sqs.SendMessageBatch", unique_id="deny"
             )
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
-            assert not source.put_offs.reason
+            await eventually("", reason_of(source))
             [letter] = [letter async for letter in source.dead_letters(9)]
             assert (letter.id, letter.reason) == (bad.id, "bad")
-        assert {event["id"] for event in find(events, "settlement_lost")} <= {bad.id, retried.id}
+        assert {event["message_id"] for event in find(events, "settlement_lost")} <= {
+            bad.id,
+            retried.id,
+        }
         assert bad.id in published
 
     async def test_dead_letters_are_listed_and_stay_however_far_one_reads(
@@ -705,6 +732,375 @@ class TestMessages:
             assert Counter(await ack_all(source, 25)) == Counter(published)
 
 
+@pytest.fixture
+def following(broker: SqsServer, queue: str) -> Iterator[str]:
+    """The name of an existing queue to publish to."""
+    name = f"{queue}-next"
+    broker.client.create_queue(QueueName=name)
+    yield name
+    broker.delete(name)
+
+
+@pytest.fixture
+def sns(broker: SqsServer) -> Any:
+    return get_session().create_client("sns", **parse_url(broker.url).client_arguments)
+
+
+def receive(broker: SqsServer, queue: str) -> list[dict[str, Any]]:
+    """All that is in the queue, or ten."""
+    received = broker.client.receive_message(
+        QueueUrl=broker.queue_url(queue),
+        MaxNumberOfMessages=10,
+        MessageAttributeNames=["All"],
+        AttributeNames=["All"],
+        VisibilityTimeout=0,
+    )
+    messages: list[dict[str, Any]] = received.get("Messages", [])
+    return messages
+
+
+class TestPublishing:
+    async def test_what_ten_handlers_publish_costs_one_request(
+        self, connect: Connect, broker: SqsServer, following: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            requests = requests_of(source)
+            to = f"queue:{following}"
+            await asyncio.gather(
+                *(source.publish([OutgoingMessage(b"%d" % n, to=to)]) for n in range(10))
+            )
+            assert requests == {"SendMessageBatch": 1, "GetQueueUrl": 1}
+            await source.publish([OutgoingMessage(b"x", to=to) for _ in range(95)])
+            assert requests == {"SendMessageBatch": 1 + 10, "GetQueueUrl": 1}
+        await eventually_counts(broker, following, Counts(ready=105, delayed=0, dead=0))
+
+    async def test_a_destination_that_does_not_exist_harms_no_other_message(
+        self, connect: Connect, broker: SqsServer, queue: str, following: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            published = await publish(source, 1)
+            missing = [
+                (f"queue:{queue}-missing", f"the queue '{queue}-missing' does not exist"),
+                (f"topic:{queue}-missing", f"the topic '{queue}-missing' does not exist"),
+            ]
+            for to, sentence in missing:
+                good = asyncio.create_task(
+                    source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
+                )
+                with pytest.raises(BrokerRefused) as refused:
+                    await source.publish([OutgoingMessage(b"x", to=to)])
+                assert str(refused.value) == f"{source._address}: {sentence}"
+                await good
+            assert await ack_all(source, 1) == published
+            assert source.connectivity.outage_count == 0
+            assert not broker.queue_url(f"{queue}-missing")
+            await eventually_counts(broker, following, Counts(ready=2, delayed=0, dead=0))
+            broker.delete(following)
+            for _ in range(2):  # also when it was there before
+                with pytest.raises(BrokerRefused, match=f"'{following}' does not exist"):
+                    await source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
+            broker.client.create_queue(QueueName=following)
+            await source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
+            assert source.connectivity.outage_count == 0
+
+    async def test_a_message_that_a_queue_refuses_harms_no_other(
+        self, connect: Connect, broker: SqsServer, queue: str, following: str
+    ) -> None:
+        broker.client.set_queue_attributes(
+            QueueUrl=broker.queue_url(following), Attributes={"MaximumMessageSize": "1024"}
+        )
+        async with connect(prefetch=0) as source:
+            outcomes = await asyncio.gather(
+                *(
+                    source.publish([OutgoingMessage(b"x" * size, to=f"queue:{following}")])
+                    for size in (10, 2000, 20)
+                ),
+                return_exceptions=True,
+            )
+            assert outcomes[::2] == [None, None]
+            assert isinstance(outcomes[1], BrokerRefused)
+            assert f"the queue '{following}'" in str(outcomes[1])
+            deny_sends(source, following)
+            with pytest.raises(BrokerDenied, match=f"to the queue '{following}'"):
+                await source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
+            await publish(source, 1)  # to its own
+        await eventually_counts(broker, following, Counts(ready=2, delayed=0, dead=0))
+
+    @pytest.mark.parametrize(
+        ("fields", "sentence"),
+        [
+            ({"delay_seconds": 901}, "at most 900 seconds, and not by 901"),
+            ({"to": "topic:t", "delay_seconds": 1}, "the topic 't' cannot delay a message"),
+            ({"to": "queue:q.fifo", "delay_seconds": 1}, "the queue 'q.fifo' cannot delay a"),
+            ({"to": "queue:a b"}, "'a b' cannot be the name or the ARN of a queue"),
+            ({"to": "queue:https://sqs/1/q"}, "cannot be the name or the ARN of a queue"),
+            ({"to": "topic:arn:aws:sqs:r:1:q"}, "cannot be the name or the ARN of a topic"),
+        ],
+    )
+    async def test_what_sqs_cannot_do_is_one_sentence(
+        self, connect: Connect, fields: dict[str, Any], sentence: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            with pytest.raises(BrokerRefused, match=sentence) as refused:
+                await source.publish([OutgoingMessage(b"x", **fields)])
+            assert "\n" not in str(refused.value)
+
+    async def test_a_message_is_delayed_by_whole_seconds(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        async with connect(prefetch=1) as source:
+            published_at = time.monotonic()
+            await source.publish([OutgoingMessage(b"x", delay_seconds=0.4)])
+            assert broker.counts(queue) == Counts(ready=0, delayed=1, dead=0)
+            (message,) = await take(source, 1)
+            assert time.monotonic() - published_at >= 0.9
+            await source.ack(message)
+
+    async def test_a_fifo_queue_gets_the_key_as_group_and_drops_a_repeated_id(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        name = f"{queue}-next.fifo"
+        broker.client.create_queue(QueueName=name, Attributes={"FifoQueue": "true"})
+        try:
+            async with connect(prefetch=0) as source:
+                to = f"queue:{name}"
+                one = OutgoingMessage(b"1", to=to, key="customer-1", id="i-1")
+                other = OutgoingMessage(b"2", to=to, id="größe")
+                for _ in range(2):
+                    await source.publish([one, other])
+            first, second = receive(broker, name)
+            assert first["Attributes"]["MessageGroupId"] == "customer-1"
+            assert first["Attributes"]["MessageDeduplicationId"] == "i-1"
+            token = second["Attributes"]["MessageGroupId"]  # of what SQS does not take as one
+            assert token == second["Attributes"]["MessageDeduplicationId"]
+            assert len(token) == 64
+            broker.client.purge_queue(QueueUrl=broker.queue_url(name))
+            async with connect(prefetch=0) as source:  # in their order, although in two requests
+                many = [OutgoingMessage(b"%d" % n, to=to, key="customer-2") for n in range(12)]
+                await asyncio.gather(source.publish(many[:6]), source.publish(many[6:]))
+            url, bodies = broker.queue_url(name), list[str]()
+            for _ in range(2):
+                received = broker.client.receive_message(QueueUrl=url, MaxNumberOfMessages=10)
+                for message in received["Messages"]:
+                    bodies.append(message["Body"])
+                    handle = message["ReceiptHandle"]
+                    broker.client.delete_message(QueueUrl=url, ReceiptHandle=handle)
+            assert bodies == [str(n) for n in range(12)]
+        finally:
+            broker.delete(name)
+
+    @pytest.mark.parametrize("by", ["name", "arn"])
+    @pytest.mark.parametrize("raw", ["true", "false"], ids=["raw delivery", "in an envelope"])
+    async def test_a_topic_passes_a_message_on_with_all_its_fields(
+        self, connect: Connect, broker: SqsServer, queue: str, sns: Any, by: str, raw: str
+    ) -> None:
+        topic = sns.create_topic(Name=f"{queue}-events")["TopicArn"]
+        arn = "QueueArn"
+        async with connect(prefetch=3) as source:
+            endpoint = broker.attributes(queue)[arn]
+            options = {"RawMessageDelivery": raw}
+            sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint, Attributes=options)
+            fields: dict[str, Any] = {
+                "to": f"topic:{topic if by == 'arn' else topic.rpartition(':')[2]}",
+                "type": "order_created",
+                "key": "k",
+                "correlation_id": "c",
+                "headers": {"tenant": "acme", "n": 1},
+            }
+            bodies = [b'{"id": 1}', b"\xff\x00", b""]
+            outgoing = [OutgoingMessage(body, **fields) for body in bodies]
+            await source.publish(outgoing)
+            messages = {message.id: message for message in await take(source, 3)}
+            for sent in outgoing:
+                message = messages[sent.id]
+                assert (message.body, message.type) == (sent.body, "order_created")
+                assert (message.key, message.correlation_id) == ("k", "c")
+                assert message.headers.items() >= {"tenant": "acme", "n": 1}.items()
+                await source.ack(message)
+        sns.delete_topic(TopicArn=topic)
+
+    async def test_a_topic_is_found_by_its_name_beside_the_source_only(
+        self, source_for: Callable[..., SqsBroker]
+    ) -> None:
+        async with source_for() as source:
+            with pytest.raises(BrokerRefused, match="does not exist, whose account has the topic"):
+                await source.publish([OutgoingMessage(b"x", to="topic:orders")])
+
+    async def test_a_handler_that_is_cancelled_harms_no_other(
+        self, connect: Connect, broker: SqsServer, following: str
+    ) -> None:
+        async with connect(prefetch=0) as source:
+            to = f"queue:{following}"
+            await source.publish([OutgoingMessage(b"first", to=to)])
+            publishing = [
+                asyncio.create_task(source.publish([OutgoingMessage(b"x", to=to)]))
+                for _ in range(9)
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            publishing[4].cancel()
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            assert outcomes[:4] + outcomes[5:] == [None] * 8
+
+
+NOTIFICATION: dict[str, Any] = {
+    "Type": "Notification",
+    "MessageId": "n-1",
+    "TopicArn": "arn:aws:sns:eu-central-1:1:orders",
+    "Subject": "An order",
+    "Message": '{"id": "o-1"}',
+    "Timestamp": "2026-01-02T03:04:05.678Z",
+    "MessageAttributes": {
+        "type": {"Type": "String", "Value": "order_created"},
+        "token": {"Type": "Binary", "Value": "/wA="},
+        "size": {"Type": "Number", "Value": "12.50"},
+    },
+}
+EVENT: dict[str, Any] = {
+    "version": "0",
+    "id": "e-1",
+    "detail-type": "OrderCreated",
+    "source": "shop",
+    "time": "2026-01-02T03:04:05Z",
+    "detail": {"id": "o-1", "name": "Zürich"},
+}
+
+
+@pytest.mark.usefixtures("broker")
+class TestEnvelopes:
+    """Of SNS, EventBridge and S3: what is stored stays as it came."""
+
+    async def test_it_survives_a_retry_a_dead_letter_and_a_replay(
+        self, connect: Connect, broker: SqsServer, queue: str
+    ) -> None:
+        body = json.dumps(NOTIFICATION, indent=1)
+        async with connect(prefetch=1) as source:
+            send_raw(broker, queue, body)
+            for attempt in (1, 2):
+                (message,) = await take(source, 1)
+                assert (message.id, message.type) == ("n-1", "order_created")
+                assert (message.body, message.attempt) == (b'{"id": "o-1"}', attempt)
+                assert message.headers == {
+                    "Subject": "An order",
+                    "token": b"\xff\x00",
+                    "size": "12.50",
+                }
+                assert message.published_at is not None
+                assert message.published_at.isoformat().startswith("2026-01-02T03:04:05.678")
+                assert message.origin["topic"] == "orders"
+                if attempt == 1:
+                    await source.retry(message, 0, "again")
+            await source.reject(message, "bad")
+            await eventually(1, source.count_dead_letters)
+            [dead] = receive(broker, f"{queue}-dead")
+            assert dead["Body"] == body
+            [letter] = [letter async for letter in source.dead_letters(1)]
+            assert (letter.id, letter.type, letter.body) == ("n-1", "order_created", message.body)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            (again,) = await take(source, 1)
+            assert (again.id, again.type, again.attempt) == ("n-1", "order_created", 1)
+            assert (again.body, again.origin) == (message.body, message.origin)
+            await source.ack(again)
+
+    def unpack(self, body: object, **attributes: str) -> Message:
+        named = {name: text(value) for name, value in attributes.items()}
+        raw = {"Body": json.dumps(body), "MessageId": "m-1", "ReceiptHandle": "r"}
+        return sqs._unpack({**raw, "MessageAttributes": named})[0]
+
+    def test_an_event_of_eventbridge_is_its_detail_with_its_fields_as_headers(self) -> None:
+        message = self.unpack(EVENT)
+        assert (message.id, message.type) == ("e-1", "OrderCreated")
+        assert message.body == '{"id": "o-1", "name": "Zürich"}'.encode()
+        assert message.headers == {"version": "0", "source": "shop", "time": EVENT["time"]}
+        assert message.published_at is not None
+        assert message.published_at.isoformat() == "2026-01-02T03:04:05+00:00"
+
+    def test_an_event_may_come_through_a_topic(self) -> None:
+        attributes = {"MessageAttributes": {}, "Message": json.dumps(EVENT)}
+        message = self.unpack({**NOTIFICATION, **attributes})
+        assert (message.id, message.type) == ("e-1", "OrderCreated")
+        assert message.origin["topic"] == "orders"
+
+    def test_an_attribute_of_the_queue_comes_before_those_of_an_envelope(self) -> None:
+        assert self.unpack(NOTIFICATION, type="mine").type == "mine"
+        assert self.unpack(EVENT, type="mine").type == "mine"
+
+    @pytest.mark.parametrize(
+        ("body", "type"),
+        [
+            ({"Service": "Amazon S3", "Event": "s3:TestEvent"}, "s3:TestEvent"),
+            (
+                {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put"}]},
+                "ObjectCreated:Put",
+            ),
+            (
+                {"Records": [{"eventSource": "aws:s3", "eventName": name} for name in "ab"]},
+                "",
+            ),
+            ({"Records": {"eventSource": "aws:s3"}}, ""),
+            ({"Records": [{"eventSource": "aws:s3"}, 5]}, ""),
+        ],
+    )
+    def test_a_notification_of_s3_is_itself(self, body: dict[str, Any], type: str) -> None:
+        message = self.unpack(body)
+        assert (message.id, message.type) == ("m-1", type)
+        assert json.loads(message.body) == body
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {**NOTIFICATION, "Type": "SubscriptionConfirmation"},
+            {**NOTIFICATION, "Message": 5},
+            {**NOTIFICATION, "TopicArn": None},
+            {"detail-type": "x", "detail": 1},
+            {**EVENT, "detail-type": 5},
+            '"TopicArn" "detail-type" "aws:s3"',
+            ["TopicArn", "detail-type", "aws:s3", "s3:TestEvent"],
+        ],
+    )
+    def test_what_only_looks_like_an_envelope_is_the_body(self, body: object) -> None:
+        message = self.unpack(body)
+        assert (message.id, message.type) == ("m-1", "")
+        assert json.loads(message.body) == body
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"MessageAttributes": None},
+            {
+                "MessageAttributes": {
+                    "type": 5,
+                    "a": {"Value": None},
+                    "b": {"Value": "x", "Type": 1},
+                }
+            },
+            {"MessageAttributes": {"b": {"Type": "Binary", "Value": "?"}}},
+            {"MessageAttributes": {"x-consumer": {"Type": "String", "Value": "["}}},
+            {"Timestamp": "soon", "MessageId": [], "Subject": 5},
+            {"Timestamp": 5, "TopicArn": "\ud800", "Message": "\ud800"},
+        ],
+    )
+    def test_odd_fields_of_an_envelope_are_left_out(self, change: dict[str, Any]) -> None:
+        message = self.unpack({**NOTIFICATION, **change})
+        assert message.body == (b"?" if "Message" in change else b'{"id": "o-1"}')
+        assert isinstance(message.id, str)
+
+    @pytest.mark.parametrize("detail", [None, "\ud800", [1.5, {"a": []}], 10**40, ""])
+    def test_a_detail_may_be_anything(self, detail: object) -> None:
+        message = self.unpack({**EVENT, "detail": detail})
+        assert (json.loads(message.body), message.type) == (detail, "OrderCreated")
+
+    def test_a_compressed_body_is_base64(self) -> None:
+        body = base64.b64encode(gzip.compress(b"text")).decode()
+        raw = {"Body": body, "MessageId": "m-1", "ReceiptHandle": "r"}
+        for name in ("content-encoding", "Content-Encoding"):
+            message, _ = sqs._unpack({**raw, "MessageAttributes": {name: text("gzip")}})
+            assert (gzip.decompress(message.body), message.content_encoding) == (b"text", "gzip")
+            assert sqs._pack_again(message)["MessageBody"] == body
+        message, _ = sqs._unpack(raw)
+        assert message.body == body.encode()
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 OUR_FIELDS = ["id", "headers", "attempts", "encoding", "due_at", "reason", "dead_lettered_at"]
@@ -719,7 +1115,23 @@ ATTRIBUTES = st.dictionaries(
 )
 
 
-@given(st.text(), ENVELOPES.map(json.dumps) | st.text(), ATTRIBUTES)
+SMALL = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(), SCALARS, max_size=2)
+FOREIGN = st.fixed_dictionaries(
+    {},
+    optional={
+        "Type": st.just("Notification"),
+        "TopicArn": SCALARS,
+        "Message": st.text() | SMALL.map(json.dumps),
+        "MessageAttributes": st.dictionaries(st.text(), SMALL, max_size=2) | SMALL,
+        "Records": st.just([{"eventSource": "aws:s3"}]) | SMALL,
+        **dict.fromkeys(("MessageId", "Timestamp", "detail-type", "detail"), SMALL),
+        **dict.fromkeys(("source", "id", "time", "Service", "Event"), SMALL),
+    },
+)
+"""Envelopes of SNS, EventBridge and S3, and what looks like them."""
+
+
+@given(st.text() | FOREIGN.map(json.dumps), ENVELOPES.map(json.dumps) | st.text(), ATTRIBUTES)
 def test_whatever_other_producers_send_is_a_message_and_can_be_sent_again(
     broker: SqsServer, body: str, envelope: str, attributes: dict[str, Any]
 ) -> None:
@@ -735,6 +1147,7 @@ def test_whatever_other_producers_send_is_a_message_and_can_be_sent_again(
     again, _ = sqs._unpack({**raw, "Body": entry["MessageBody"], **entry})
     assert (again.id, again.type, again.body) == (message.id, message.type, message.body)
     assert again.headers.keys() == message.headers.keys()
+    assert again.receipt.body == message.receipt.body
 
 
 class TestTopology:

@@ -132,6 +132,23 @@ def test_the_watchdog_is_pinged_while_the_event_loop_turns_and_not_while_it_is_b
     assert_clean_shutdown(process)
 
 
+def test_the_watchdog_is_not_pinged_while_every_handler_is_past_its_time_limit(
+    scene: Scene, manager: Manager
+) -> None:
+    process = scene.start(
+        HANDLERS="thread", concurrency=1, handler_seconds=0.1,
+        NOTIFY_SOCKET=manager.path, WATCHDOG_USEC=int(WATCHDOG_SECONDS * 1e6),
+    )  # fmt: skip
+    scene.publish(1, kind="thread", seconds=10 * WATCHDOG_SECONDS)
+    process.wait_for("handler_overrun")
+    stuck_at = time.monotonic()
+    wait_until(lambda: scene.ledger.ended == scene.published)
+    while_stuck = manager.ping_times(since=stuck_at + WATCHDOG_SECONDS)
+    assert [at for at in while_stuck if at < stuck_at + 8 * WATCHDOG_SECONDS] == []
+    wait_until(lambda: bool(manager.ping_times(since=stuck_at + 8 * WATCHDOG_SECONDS)))
+    assert_clean_shutdown(process)
+
+
 def test_the_signal_of_the_watchdog_leaves_the_stack_of_the_blocked_handler(scene: Scene) -> None:
     scene.publish(1, end="block", seconds=WAIT_SECONDS)
     environment = service_environment(scene.broker.url, scene.queue, scene.ledger)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from processes import Child
-from runtime import consumer, probes, watchdog
+from runtime import consumer, watchdog
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ class Dog(Watchdog):
 
 async def watched():
     with make_cancellation_event() as event:
-        dog = Dog(event, [signal.SIGTERM, signal.SIGINT], 60, {{}})
+        dog = Dog(event, [signal.SIGTERM, signal.SIGINT], 60, {{}}, print)
         {steps}
 
 asyncio.run(watched())
@@ -71,5 +71,5 @@ def test_the_bounds_of_closing_end_before_the_watchdog_does(drain_seconds: float
     c = consumer
     cancelling = max(drain_seconds, c.IDLE_SECONDS) + c.CANCEL_SECONDS + c.REQUEUE_SECONDS
     total = max(c.STOP_SOURCE_SECONDS, cancelling) + c.CLOSE_SOURCE_SECONDS
-    total += c.CLOSE_LIFESPAN_SECONDS + probes.CLOSE_SECONDS
+    total += c.CLOSE_LIFESPAN_SECONDS
     assert total + watchdog._POLL_SECONDS <= drain_seconds + watchdog.CLOSE_SECONDS

@@ -20,6 +20,7 @@ CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 START_SECONDS = 30
 
 # The devices and file systems that systemd expects of a container manager; see https://systemd.io/CONTAINER_INTERFACE.
+# Mounts are shared, so that a credential that systemd mounts reaches the namespace of its service.
 BOOT = """
 root=$1 work=$2; shift 2
 mount -t overlay -o "lowerdir=$root,upperdir=$work/upper,workdir=$work/work" overlay "$work/root"
@@ -42,6 +43,7 @@ mount -o remount,ro,bind proc/sys
 pivot_root . mnt
 cd /
 umount -l /mnt
+mount --make-rshared /
 touch /run/mounted
 exec env -i container=other PATH=/usr/sbin:/usr/bin \
 """

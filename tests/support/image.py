@@ -18,7 +18,7 @@ from support.rendered import INSTALLERS, Result, Service
 
 OF_THE_MACHINE = ("usr", "bin", "sbin", "lib", "lib64", "etc")
 PYTHON = sys.base_prefix
-BASE_VARIABLES = {"PATH": f"{PYTHON}/bin:/usr/bin:/bin", "HOME": "/root"}
+BASE_VARIABLES = {"PATH": f"{PYTHON}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/root"}
 IN_NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
 
 
@@ -55,7 +55,8 @@ class Stage:
             if Path("/", name).exists():
                 mounted = self.root / name
                 mounted.mkdir(exist_ok=True)
-                lines += [f"mount --bind /{name} {mounted}", f"mount -o remount,bind,ro {mounted}"]
+                # What was copied there, over the machine's; without a folder for changes it is read-only.
+                lines.append(f"mount -t overlay -o lowerdir={mounted}:/{name} overlay {mounted}")
         for path in (local / "upper", local / "work", self.path(PYTHON)):
             path.mkdir(parents=True, exist_ok=True)
         overlay = f"lowerdir={PYTHON},upperdir={local}/upper,workdir={local}/work"
@@ -109,6 +110,8 @@ def build(service: Service, folder: Path) -> Stage:
                 name = text.split(" AS ")[-1]
                 stage = stages[name] = Stage(folder / f"stage-{len(stages)}")
                 stage.root.mkdir(parents=True)
+                if "/uv:" in text:  # its image has this program, and no other file that is used
+                    shutil.copy(shutil.which("uv") or "", stage.root)
             case "ENV":
                 for word in shlex.split(text):
                     variable, _, value = word.partition("=")
@@ -137,7 +140,7 @@ def build(service: Service, folder: Path) -> Stage:
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
-    """``[("FROM", "python:3.13-slim AS build"), ...]``"""
+    """``[("FROM", "python:3.14.10-slim-trixie AS build"), ...]``"""
     lines = [line for line in dockerfile.splitlines() if line and not line.startswith("#")]
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
 
@@ -158,6 +161,8 @@ def copy(
             ignored = shutil.ignore_patterns("__pycache__") if path.parent == project else None
             shutil.copytree(path, destination, symlinks=True, ignore=ignored)
         else:
+            folder = destination if target.endswith("/") else destination.parent
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, destination)
     if "chown" in options:
         user, group = map(int, options["chown"].split(":"))

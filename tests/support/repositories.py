@@ -18,9 +18,7 @@ IDENTITY = {
 
 LOGS = "src/order_events/runtime/logs.py"
 OLD_LINE = '"""One log line for each event, as it was."""'
-PRESENT_LINE = (
-    '"""One log line for each event: JSON, or human-readable text. Secrets are masked in both."""'
-)
+PRESENT_LINE = '"""One log line for each event: JSON, or human-readable text, redacted. And the last words for Kubernetes."""'
 
 TREE = "{{cookiecutter.project_slug}}"
 PACKAGE = f"{TREE}/src/{{{{cookiecutter.package_name}}}}"
@@ -35,6 +33,7 @@ OLD_STATE = {
     f"{TREE}/stubs/json/handler.py": ("(min_length=1)", "(min_length=2)"),
     f"{TREE}/stubs/json/test_handler.py": ('b"{}"', 'b"[]"'),
     f"{PACKAGE}/settings.py": ('"""', '"""As it was. '),
+    f"{TREE}/tests/test_rehearsal.py": ('"""', '"""As it was. '),
 }
 """What differs in v0.0.1: in each file the present text, and the old one."""
 
@@ -58,7 +57,7 @@ def copy_present_state(folder: Path) -> None:
 
 
 def write_template(folder: Path) -> Path:
-    """A repository with an older state of the template, v0.0.1, and the present one."""
+    """A repository with two releases of the template: an older state, v0.0.1, and the present one."""
     copy_present_state(folder)
     git(folder, "init", "--quiet")
     present = {folder / name: (folder / name).read_text("utf-8") for name in OLD_STATE}
@@ -70,6 +69,7 @@ def write_template(folder: Path) -> Path:
     for path, text in present.items():
         path.write_text(text, encoding="utf-8")
     commit_all(folder, "The present state")
+    git(folder, "tag", f"v{QUESTIONS['_template_version']}")
     return folder
 
 

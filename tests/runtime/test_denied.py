@@ -1,0 +1,153 @@
+"""A login or a right that is refused in mid-run is an outage: an administrator mends it without a restart."""
+
+import asyncio
+import re
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from denying import OF, Access, access_to
+from harness.contract import Connect, eventually, publish, take
+from harness.process import ServiceProcess, ask
+from harness.scene import AT_ONCE_SECONDS, Scene, assert_clean_shutdown, wait_until
+from harness.servers import Server, ServerMissing, skip_without_server
+from harness.servers.local import free_port
+from runtime.errors import ExitCode
+from steps import Event, ack_all, find
+
+pytestmark = [pytest.mark.slow, pytest.mark.very_slow]
+
+
+@pytest.fixture(params=["login", "right"])
+def what(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=OF)
+def access(request: pytest.FixtureRequest, what: str, tmp_path: Path) -> Iterator[Access]:
+    directory = tmp_path / "server"
+    directory.mkdir()
+    try:
+        with access_to(request.param, directory, what) as access:
+            yield access
+    except ServerMissing as missing:
+        skip_without_server(missing)
+
+
+@pytest.fixture
+def broker(access: Access) -> Server:
+    """Of `scene`."""
+    return access.server
+
+
+@pytest.fixture
+def queue() -> str:
+    """Not deleted: the server is this test's own, and Mosquitto 2.0.11 may crash when it reads its passwords again."""
+    return f"ccc-test-{uuid.uuid4().hex[:12]}"
+
+
+def readiness(process: ServiceProcess, port: int) -> str:
+    assert process.child.poll() is None, process.events
+    return ask(port, "/readyz")[1]
+
+
+def test_a_refusal_in_mid_run_is_an_outage_and_at_the_start_an_exit(
+    scene: Scene, access: Access
+) -> None:
+    port = free_port()
+    process = scene.start(url=access.url, probe_port=port, concurrency=2)
+    scene.publish(1, seconds=3)
+    process.wait_for("handling")
+    access.deny()
+    wait_until(lambda: re.search(access.refusal, readiness(process, port)) is not None)
+    scene.publish(2 if access.stores_meanwhile else 0)
+    assert ask(port, "/readyz")[0] == 503
+    assert ask(port, "/livez")[0] == 200
+    told = [e["reason"] for e in process.find("reconnecting") if "level" in e]
+    assert re.search(access.refusal, told[-1])
+    assert len(told) <= 2
+    new = scene.start(url=access.url, consuming=False)
+    assert new.wait() == ExitCode.DENIED, new.events
+    access.allow()
+    wait_until(lambda: set(scene.ledger.ended) == set(scene.published))
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    (last,) = scene.publish(1, seconds=1)
+    process.wait_for("handling", task=last)
+    access.deny()
+    wait_until(lambda: re.search(access.refusal, readiness(process, port)) is not None)
+    assert assert_clean_shutdown(process, signal.SIGTERM) < 1 + AT_ONCE_SECONDS
+    assert last in scene.ledger.ended
+    access.allow()
+
+
+@pytest.mark.parametrize("what", ["ack"])
+async def test_an_ack_that_is_refused_waits_until_it_is_allowed_again(
+    connect: Connect, access: Access, queue: str, events: list[Event]
+) -> None:
+    async def left() -> int:
+        counts = await asyncio.to_thread(access.server.counts, queue)
+        return counts.ready + counts.held + counts.delayed + counts.dead
+
+    async with connect(broker_url=access.url) as source:
+        await publish(source, 3)
+        first, second, third = await take(source, 3)
+        await source.ack(first)
+        await eventually(2, left)
+        await asyncio.to_thread(access.deny)
+        await source.ack(second)
+        await source.ack(third)
+
+        async def refusal_is_told() -> bool:
+            told = [str(e.get("reason")) for e in events if e["event"] == "reconnecting"]
+            return any(re.search(access.refusal, reason) for reason in told)
+
+        await eventually(True, refusal_is_told)
+        await asyncio.to_thread(access.allow)
+        if not access.keeps_acks:
+            assert sorted(await ack_all(source, 2)) == sorted([second.id, third.id])
+        await eventually(0, left)
+
+        async def connected() -> bool:
+            return bool(source.connected)
+
+        await eventually(True, connected)
+        assert source.buffer.failure is None
+        assert len(source.buffer) == 0
+    lost = {event["message_id"] for event in find(events, "settlement_lost")}
+    assert lost == (set() if access.keeps_acks else {second.id, third.id})
+
+
+@pytest.mark.parametrize("what", ["login"])
+def test_a_password_that_is_rotated_in_its_file_is_taken_up_without_a_restart(
+    scene: Scene, access: Access, tmp_path: Path
+) -> None:
+    """And is masked as the first one was. A file that cannot be used meanwhile ends nothing."""
+    port, file = free_port(), tmp_path / "broker-url"
+    file.write_text(access.url)
+    process = scene.start(
+        broker_url="", broker_url_file=file, probe_port=port, concurrency=2, log_level="debug"
+    )
+    scene.publish(1)
+    wait_until(lambda: scene.ledger.ended == scene.published)
+    access.deny()
+    wait_until(lambda: re.search(access.refusal, readiness(process, port)) is not None)
+    place = urlsplit(access.rotated_url).netloc.rpartition("@")[2]
+    for useless in (access.rotated_url.replace(place, "localhost:1"), "", "nonsense"):
+        file.write_text(useless)
+        failed_count = len(process.find("reconnect_failed"))
+        wait_until(lambda: len(process.find("reconnect_failed")) > failed_count + 1)  # noqa: B023
+        assert re.search(access.refusal, readiness(process, port))
+    replaced = tmp_path / "new"
+    replaced.write_text(f"{access.rotated_url}\n")
+    replaced.replace(file)
+    wait_until(lambda: ask(port, "/readyz")[0] == 200)
+    scene.publish(2)
+    wait_until(lambda: set(scene.ledger.ended) == set(scene.published))
+    assert process.stop(signal.SIGTERM)[0] == 0, process.events
+    logged = str(process.events) + process.stderr
+    for url in (access.url, access.rotated_url):
+        assert (urlsplit(url).password or "") not in logged

@@ -1,0 +1,341 @@
+"""Dead letters where a broker, a client or another command fails, or where they are large: each broker's own weak places."""
+
+import asyncio
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from harness.contract import Connect, eventually, opened, publish, take
+from harness.servers.proxy import Proxy
+from runtime import consumer
+from runtime.brokers import make_source
+from runtime.brokers.dead_letters import STEP_BYTES, Selection
+from runtime.brokers.requests import to_the_end
+from runtime.cancellation import CancellationRequested
+from runtime.errors import BrokerRefused, BrokerUnavailable
+from runtime.message import OutgoingMessage
+from runtime.settings import ConsumerSettings
+from test_letters import last, make_dead, numbers_of
+
+MakeSource = Callable[..., Any]
+
+
+def on(*brokers: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("broker", brokers, indirect=True, scope="session")
+
+
+async def collect(steps: AsyncIterator[int], into: list[int]) -> None:
+    async for step in steps:
+        into.append(step)  # those before a failure
+
+
+# -- Kafka
+
+
+async def make_dead_in_one_partition(connect: Connect, count: int) -> None:
+    """Dead letters whose bodies and ids are their numbers, in this order."""
+    async with connect(prefetch=count) as source:
+        numbers = range(count)
+        await source.publish([OutgoingMessage(b"%d" % n, "", f"id-{n}", key="k") for n in numbers])
+        for message in await take(source, count):
+            await source.reject(message, "bad")
+        await eventually(count, source.count_dead_letters)
+        await source.stop()
+
+
+@on("kafka")
+async def test_the_mark_of_a_letter_is_kept_when_a_selection_ends_right_before_it(
+    connect: Connect,
+) -> None:
+    await make_dead_in_one_partition(connect, 6)
+    async with connect(prefetch=0) as source:
+        assert await last(source.purge_dead_letters(Selection(ids={"id-2"}))) == 1
+        assert await last(source.replay_dead_letters(Selection(limit=2))) == 2
+        assert await numbers_of(source) == [3, 4, 5]
+        assert await source.count_dead_letters() == 3
+
+
+@on("kafka")
+async def test_a_command_unites_its_marks_with_those_of_a_command_that_ends_meanwhile(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_dead_in_one_partition(connect, 9)
+    async with connect(prefetch=0) as one, connect(prefetch=0) as other:
+        produce = one._produce
+
+        async def produce_later(*arguments: Any) -> None:
+            assert await last(other.purge_dead_letters(Selection(ids={"id-5"}))) == 1
+            await produce(*arguments)
+
+        monkeypatch.setattr(one, "_produce", produce_later)
+        assert await last(one.replay_dead_letters(Selection(ids={"id-7"}))) == 1
+        assert await numbers_of(one) == [0, 1, 2, 3, 4, 6, 8]
+
+
+@on("kafka")
+async def test_of_two_commands_that_commit_at_once_one_sees_it_and_unites_the_marks(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiokafka import AIOKafkaConsumer
+
+    await make_dead_in_one_partition(connect, 9)
+    before, after, commits = asyncio.Barrier(2), asyncio.Barrier(2), 0
+    commit = AIOKafkaConsumer.commit
+
+    async def commit_together(*arguments: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits > 2:
+            await commit(*arguments)
+            return
+        await before.wait()
+        await commit(*arguments)
+        await after.wait()
+
+    async with connect(prefetch=0) as one, connect(prefetch=0) as other:
+        monkeypatch.setattr(AIOKafkaConsumer, "commit", commit_together)
+        purging = (
+            source.purge_dead_letters(Selection(ids={id}))
+            for source, id in ((one, "id-5"), (other, "id-7"))
+        )
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*map(last, purging)) == [1, 1]
+        assert await numbers_of(one) == [0, 1, 2, 3, 4, 6, 8]
+
+
+@on("kafka")
+async def test_a_mark_of_a_record_that_the_broker_has_deleted_does_not_count(
+    connect: Connect,
+) -> None:
+    from aiokafka import TopicPartition
+    from aiokafka.admin import RecordsToDelete
+
+    await make_dead_in_one_partition(connect, 8)
+    async with connect(prefetch=0) as source:
+        [letter] = [letter async for letter in source.dead_letters(1)]
+        marked = Selection(ids={"id-2", "id-3", "id-4", "id-7"})
+        assert await last(source.purge_dead_letters(marked)) == 4
+        record = letter.receipt
+        async with source._admin() as admin:
+            topic_partition = TopicPartition(record.topic, record.partition)
+            await admin.delete_records({topic_partition: RecordsToDelete(record.offset + 6)})
+        await eventually(1, source.count_dead_letters)
+        assert await numbers_of(source) == [6]
+
+
+@on("kafka")
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (r"^orders\.[a-z]{1,3}$", r"'3}\$' cannot be the name of a topic"),
+        ("orders/eu", "'orders/eu' cannot be the name of a topic"),
+        ("^(?P<x>a),^(?P<x>b)", "is no regular expression: redefinition of group name 'x'"),
+        (r"^(a)\1,^(b)\1", r"refers back to a group"),
+        ("^(?P<x>a)(?P=x)", "refers back to a group"),
+    ],
+)
+def test_a_pattern_that_would_match_something_else_is_one_sentence(
+    settings_for: Callable[..., ConsumerSettings], source: str, why: str
+) -> None:
+    with pytest.raises(BrokerRefused, match=why) as refused:
+        make_source(settings_for(source=source))
+    assert str(refused.value).startswith("CONSUMER_SOURCE: ")
+
+
+# -- SQS
+
+
+@on("sqs")
+async def test_a_letter_that_sqs_did_not_delete_is_not_counted_and_stays(connect: Connect) -> None:
+    await make_dead(connect, 3, lambda n: "bad")
+    async with connect(prefetch=0) as source:
+
+        def spoil(params: dict[str, Any], **_: object) -> None:
+            params["Entries"][0]["ReceiptHandle"] = "expired"
+
+        event = "before-parameter-build.sqs.DeleteMessageBatch"
+        source._client.meta.events.register(event, spoil)
+        steps: list[int] = []
+        with pytest.raises(BrokerUnavailable, match="did not delete 1 of 3 dead letters"):
+            await collect(source.purge_dead_letters(Selection(reason="bad")), steps)
+        assert steps == [2]
+        await eventually(1, source.count_dead_letters)
+        assert len(await numbers_of(source)) == 1  # visible again at once
+
+
+@on("sqs")
+async def test_after_an_interruption_every_letter_is_visible_again(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "CANCEL_AGAIN_SECONDS", 0.001)
+    await make_dead(connect, 200, lambda n: "bad")
+    interrupted = asyncio.Event()
+
+    async def read_all(source: Any) -> None:
+        async with aclosing(source.dead_letters()) as letters:
+            for _ in range(200):
+                await anext(letters)
+            interrupted.set()
+            await asyncio.Event().wait()
+
+    async with connect(prefetch=0) as source:
+        with pytest.raises(CancellationRequested):
+            await consumer.unless_set(read_all(source), interrupted)
+        attributes = await source._attributes(source._dead_url)
+        assert attributes["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+@on("sqs")
+async def test_a_letter_is_hidden_from_others_until_the_command_ends(
+    connect: Connect, shorten: Callable[..., None]
+) -> None:
+    shorten(1, "LISTING_SECONDS")
+    await make_dead(connect, 40, lambda n: "bad")
+    async with connect(prefetch=0) as source, connect(prefetch=0) as other:
+        async with aclosing(source.dead_letters()) as letters:
+            for _ in range(40):
+                await anext(letters)
+            give_up_at = time.monotonic() + 3
+            while time.monotonic() < give_up_at:
+                assert not await other._receive(other._dead_url, 10, 1, 1)
+        assert len(await other._receive(other._dead_url, 10, 1, 1)) == 10
+
+
+# -- RabbitMQ
+
+
+@on("rabbitmq")
+@pytest.mark.parametrize("command", ["purge", "replay"])
+async def test_acks_that_the_queue_does_not_get_are_not_counted(
+    connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The connection breaks when the command has written them."""
+    from runtime.brokers import rabbitmq
+
+    await make_dead(connect, 30, lambda n: "bad")
+    ack, acked = rabbitmq._Reading.ack, 0
+
+    async def ack_into_nothing(reading: Any, tag: int) -> None:
+        nonlocal acked
+        if not acked:
+            await asyncio.to_thread(proxy.black_hole)
+        await ack(reading, tag)
+        acked += 1
+        if acked == 30:
+            await asyncio.to_thread(proxy.cut)
+
+    monkeypatch.setattr(rabbitmq._Reading, "ack", ack_into_nothing)
+    async with connect(prefetch=0, broker_url=proxy.url) as source:
+        steps: list[int] = []
+        method = getattr(source, f"{command}_dead_letters")
+        with pytest.raises(BrokerUnavailable):
+            await collect(method(Selection(reason="bad")), steps)
+        assert (steps, acked) == ([], 30)
+        await asyncio.to_thread(proxy.resume)
+    async with connect(prefetch=0) as source:
+        await eventually(30, source.count_dead_letters)
+
+
+async def test_what_must_reach_its_end_does_though_it_is_cancelled_again_and_again() -> None:
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        ended = True
+
+    task = asyncio.create_task(to_the_end(work(), 10))
+    while not task.done():
+        await asyncio.sleep(0.001)
+        task.cancel()
+    assert ended
+    assert task.cancelled()
+
+
+async def test_what_must_reach_its_end_has_a_bound() -> None:
+    with pytest.raises(TimeoutError):
+        await to_the_end(asyncio.Event().wait(), 0.01)
+
+
+# -- Large letters, many letters
+
+
+@on("rabbitmq", "redis", "postgres", "sqlite")
+async def test_large_letters_are_read_a_few_at_a_time(connect: Connect) -> None:
+    count, body = 48, b"x" * 10**6
+    async with connect(prefetch=10) as source:
+        for _ in range(count):
+            await source.publish([OutgoingMessage(body, "large")])
+            (message,) = await take(source, 1)
+            await source.reject(message, "bad")
+        del message
+        await source.stop()
+    async with connect(prefetch=0) as source:
+        await eventually(count, source.count_dead_letters)
+        for limit, most in ((1, 2 * STEP_BYTES), (count, 4 * STEP_BYTES)):
+            tracemalloc.start()
+            try:
+                number = 0
+                async for _ in source.dead_letters(limit):
+                    number += 1
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert number == limit
+            assert peak < most
+        await source.delete()
+
+
+@on("postgres", "sqlite")
+async def test_small_letters_are_read_many_at_a_time(
+    connect: Connect, broker_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_dead(connect, 300, lambda n: "bad")
+    async with connect(prefetch=0) as source:
+        method = "_rows" if broker_name == "postgres" else "_call"
+        request, requests = getattr(source, method), 0
+
+        async def count(*arguments: Any) -> Any:
+            nonlocal requests
+            requests += 1
+            return await request(*arguments)
+
+        monkeypatch.setattr(source, method, count)
+        assert await numbers_of(source) == list(range(300))
+        assert requests <= 20
+
+
+# -- Several sources
+
+
+@on("sqlite", "rabbitmq")
+async def test_a_limit_takes_the_oldest_of_all_sources(
+    connect: Connect, source_for: MakeSource, queue: str
+) -> None:
+    names = [f"{queue}.{name}" for name in "ab"]
+    try:
+        for place in (1, 0, 1):
+            async with opened(source_for(source=names[place])) as one:
+                await one.start()
+                await publish(one, 1, type=f"of {place}")
+                (message,) = await take(one, 1)
+                await one.reject(message, "bad")
+                rejected_at = time.time()
+                await one.stop()
+            await asyncio.sleep(max(0, rejected_at + 0.002 - time.time()))  # it has milliseconds
+        async with connect(prefetch=0, source=",".join(names)) as source:
+            await eventually(3, source.count_dead_letters)
+            types = [letter.type async for letter in source.dead_letters()]
+            assert types == ["of 1", "of 0", "of 1"]
+            assert await last(source.purge_dead_letters(Selection(limit=1))) == 1
+            await eventually(2, source.count_dead_letters)
+            assert [letter.type async for letter in source.dead_letters()] == types[1:]
+    finally:
+        for name in names:
+            async with source_for(source=name) as one:
+                await one.delete()
