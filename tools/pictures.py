@@ -154,7 +154,7 @@ def shutdown_of(
     zero = sent[0][0]
     shutdown = Shutdown(story, exit_code=run.exit_code or 0)
     finished = {event["message_id"]: at(event) - zero for event in run.events("finished")}
-    abandoned = {event["id"]: at(event) - zero for event in run.events("message_abandoned")}
+    abandoned = {event["message_id"]: at(event) - zero for event in run.events("message_abandoned")}
     for event in run.events("begun"):
         number = event["message_id"]
         outcome = "acknowledged" if number in finished else "requeued"

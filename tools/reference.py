@@ -1,7 +1,7 @@
 """Writes docs/reference.md from the code: ``python3 tasks.py docs`` runs it before it builds the site.
 
-Settings come from the runtime's pydantic model; commands, exit codes, log events and metrics from its syntax trees,
-so that no broker's client need be installed. Only the meaning of each log event is written here.
+Settings and most metrics come from the runtime itself; commands, exit codes, log events and histograms from its syntax
+trees, so that neither a broker's client nor OpenTelemetry need be installed. Only the meaning of each log event is written here.
 """
 
 import ast
@@ -11,9 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from runtime.errors import ExitCode
 from runtime.settings import ConsumerSettings
+from runtime.telemetry import Reading, Telemetry
 from tools import PACKAGE, ROOT
 
 RUNTIME = PACKAGE / "runtime"
@@ -25,9 +28,13 @@ MEANINGS = {
     "starting": "the settings are valid; the service connects to the broker next",
     "connected": "connected to the broker, also after an outage",
     "consuming": "the broker delivers messages: ready",
-    "message_retried": "a handler failed; the message is redelivered after this delay",
+    "handling": "a handler begins on this message",
+    "message_retried": "a handler failed; the message is redelivered after this delay; in a pause it counts no attempt",
+    "paused": "messages fail, or a handler asked for it: no message is taken for so long, then one; also when that one has failed",
+    "resumed": "a message has succeeded after so long: the service takes all again",
     "message_rejected": "the message became a dead letter, for this reason",
-    "reconnecting": "the broker cannot be reached; once for each outage, and for each attempt at start",
+    "handler_overrun": "a handler is past its time limit and cannot be ended: it is a thread, or swallows its cancellation; its slot is lost until it ends",
+    "reconnecting": "the broker cannot be reached, or refuses the login; at once, and then once a minute, with how long it has lasted",
     "reconnect_failed": "another attempt in an outage failed",
     "stop_requested": "a signal requested the graceful shutdown",
     "draining": "the number of in-flight messages, and the seconds that they have",
@@ -39,13 +46,16 @@ MEANINGS = {
     "event_loop_blocked": "the event loop was blocked until the limit; the process is ended",
     "close_timed_out": "closing took longer than its limit while the event loop ran; the process is ended",
     "drained": "the graceful shutdown is complete; the counts are since the start",
-    "stopped": "the last line, with the exit code",
+    "stopped": "the last line, the receipt of the shutdown: see [its page](shutdown.md#the-receipt)",
+    "start_failed": "the service could not start, for this reason",
     "crashed": "an error that ends the service",
     "close_failed": "a step of closing failed or took too long; the next steps were done",
     "step_done": "a step of closing is done",
     "settlement_lost": "the broker did not get this settlement: it delivers the message again",
     "few_deliveries": "the redrive policy of an existing queue allows few deliveries, of which restarts are some",
     "lease_lost": "the lease expired, and the broker redelivered this message to another process",
+    "export_failed": "the collector did not accept an export; at once, and then once a minute, with how long it has lasted",
+    "accept_failed": "the probe port accepts no connection, for lack of descriptors; once a minute",
     "telemetry_lost": "the collector did not accept the last export",
     "notify_failed": "the notification to systemd failed",
     "commit_failed": "offsets were not committed; the next commit includes them",
@@ -115,11 +125,11 @@ With some brokers only:
 
 ## Metrics
 
-With `telemetry=prometheus`, on `/metrics` of `CONSUMER_PROBE_PORT`:
+With `telemetry=prometheus` or `both`, on `/metrics` of `CONSUMER_PROBE_PORT`:
 
 {table(["metric", "meaning"], prometheus())}
 
-With `telemetry=opentelemetry`, sent to `OTEL_EXPORTER_OTLP_ENDPOINT`:
+With `telemetry=opentelemetry` or `both`, sent to `OTEL_EXPORTER_OTLP_ENDPOINT`:
 
 {table(["metric", "unit", "meaning"], opentelemetry())}
 """
@@ -137,10 +147,15 @@ def tree(name: str) -> ast.Module:
 
 
 def calls(node: ast.AST) -> Iterator[tuple[ast.Call, str, str]]:
-    """Each call of a method, with what it is called on and its name."""
+    """Each call of a method, with what it is called on and its name; both of ``(a.x if ... else a.y)()``."""
     for call in ast.walk(node):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-            yield call, ast.unparse(call.func.value), call.func.attr
+        if isinstance(call, ast.Call):
+            function = call.func
+            for called in (
+                (function.body, function.orelse) if isinstance(function, ast.IfExp) else (function,)
+            ):
+                if isinstance(called, ast.Attribute):
+                    yield call, ast.unparse(called.value), called.attr
 
 
 def text_of(node: ast.expr) -> str:
@@ -174,6 +189,10 @@ def settings() -> Iterator[tuple[str, ...]]:
         default = "none: must be set" if field.is_required() else code(str(field.default))
         if not field.is_required() and field.default in ("", None):
             default = ""
+        if isinstance(field.default, bool):
+            default = code("yes" if field.default else "no")
+        if isinstance(field.default, tuple):
+            default = f"{len(field.default)} from {field.default[0]} to {field.default[-1]}"
         yield (
             code(f"CONSUMER_{name}".upper()),
             default,
@@ -186,9 +205,15 @@ def allowed(name: str) -> str:
     """The type and the bounds, as the model's own JSON schema has them."""
     schema = ConsumerSettings.model_json_schema()["properties"][name]
     schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
+    schema = schema.get("items", schema)
     if "enum" in schema:
         return ", ".join(map(code, schema["enum"]))
-    kind = {"integer": "whole number", "number": "number", "string": "text"}[schema["type"]]
+    kind = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "yes or no",
+    }[schema["type"]]
     bounds = {
         "minimum": "at least {}",
         "exclusiveMinimum": "more than {}",
@@ -200,11 +225,22 @@ def allowed(name: str) -> str:
 
 
 def commands() -> Iterator[tuple[str, ...]]:
-    parents = {"commands": "order-events", "actions": "order-events dead-letters"}
-    for call, on, method in calls(tree("operate/cli.py")):
-        if method == "add_parser":
-            [sentence] = (text_of(word.value) for word in call.keywords if word.arg == "help")
-            yield code(f"{parents[on]} {text_of(call.args[0])}"), sentence
+    yield code("order-events --version"), "print the versions of the service and the template"
+    texts: dict[str, ast.expr] = {}
+    for node in ast.walk(tree("operate/cli.py")):
+        match node:
+            case ast.Assign([ast.Name(name)], value):
+                texts[name] = value
+            case ast.Call(ast.Name("add"), [name, _, sentence, *group]):
+                parent = "order-events dead-letters" if group else "order-events"
+                yield code(f"{parent} {text_of(name)}"), text_of(resolved(sentence, texts))
+            case ast.Call(ast.Attribute(attr="add_parser"), [ast.Constant() as name], [help]):
+                yield code(f"order-events {text_of(name)}"), text_of(resolved(help.value, texts))
+
+
+def resolved(node: ast.expr, texts: dict[str, ast.expr]) -> ast.expr:
+    """What was assigned to the name, if it is one."""
+    return texts.get(ast.unparse(node), node)
 
 
 def exit_codes() -> Iterator[tuple[str, ...]]:
@@ -224,7 +260,9 @@ def events(of_brokers: bool) -> Iterator[tuple[str, ...]]:
             if on == "log" and level in LEVELS:
                 event = text_of(call.args[0])
                 levels[event].add(level)
-                fields[event] |= {str(word.arg) for word in call.keywords if word.arg != "exc_info"}
+                fields[event] |= {
+                    word.arg for word in call.keywords if word.arg not in (None, "exc_info")
+                }
                 files[event].add(name)
     assert MEANINGS.keys() == levels.keys(), MEANINGS.keys() ^ levels.keys()
     for event, meaning in MEANINGS.items():
@@ -241,25 +279,59 @@ def events(of_brokers: bool) -> Iterator[tuple[str, ...]]:
             yield row
 
 
+def readings() -> Iterator[Reading]:
+    """The metrics of both kinds of telemetry, as they are before a consumer runs."""
+    settings = ConsumerSettings.model_validate({"broker_url": "sqlite:///"})
+    idle: Any = SimpleNamespace(
+        settings=settings,
+        state="starting",
+        in_flight={},
+        abandoned_count=0,
+        breaker=SimpleNamespace(reason=""),
+        source=SimpleNamespace(parts=[], connected=False),
+        event=SimpleNamespace(set_at=None),
+    )
+    yield from Telemetry().readings(idle)
+
+
+def meaning_of(reading: Reading) -> str:
+    kind = "counter" if reading.kind == "counter" else "gauge"
+    return f"{reading.meaning.rstrip('.')} ({kind})"
+
+
+def name_in_prometheus(reading: Reading) -> str:
+    ends = {"seconds": "_seconds", "counter": "_total", "gauge": ""}
+    return f"consumer_{reading.name.replace('.', '_')}{ends[reading.kind]}"
+
+
 def prometheus() -> Iterator[tuple[str, ...]]:
-    for call in ast.walk(tree("telemetry/prometheus.py")):
-        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("MetricFamily"):
-            name, says = (text_of(argument) for argument in call.args[:2])
-            labels = [word.value for word in call.keywords if word.arg == "labels"]
-            label = f"{{{','.join(ast.literal_eval(labels[0]))}}}" if labels else ""
-            kind = ast.unparse(call.func).removesuffix("MetricFamily").lower()
-            total = "_total" if kind == "counter" else ""
-            yield code(f"{name}{total}{label}"), f"{says.rstrip('.')} ({kind})"
+    for reading in readings():
+        label = f"{{{','.join(reading.labels)}}}" if reading.labels else ""
+        yield code(f"{name_in_prometheus(reading)}{label}"), meaning_of(reading)
+    yield code("consumer_message_duration_seconds{handler}"), meaning_in_prometheus("DURATION")
+    yield code("consumer_message_queue_seconds"), meaning_in_prometheus("QUEUE")
+
+
+def meaning_in_prometheus(name: str) -> str:
+    [meaning] = (
+        text_of(node.value)
+        for node in tree("telemetry/prometheus.py").body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    )
+    return f"{meaning.rstrip('.')} (histogram)"
 
 
 def opentelemetry() -> Iterator[tuple[str, ...]]:
     for call, _, method in calls(tree("telemetry/opentelemetry.py")):
-        if method.startswith("create_"):
+        if method.startswith("create_") and isinstance(call.args[0], ast.Constant):
             name, unit, says = (
                 text_of(argument) for argument in call.args if isinstance(argument, ast.Constant)
             )
             kind = method.removeprefix("create_").removeprefix("observable_").replace("_", "-")
             yield code(name), code(unit), f"{says.rstrip('.')} ({kind})"
+    for reading in readings():
+        unit = code("s") if reading.kind == "seconds" else ""
+        yield code(f"consumer.{reading.name}"), unit, meaning_of(reading)
 
 
 if __name__ == "__main__":

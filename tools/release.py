@@ -1,9 +1,10 @@
 """Makes a version of the template: ``python3 tasks.py release X.Y.Z``; commit, tag and push stay with you.
 
-The version is `_template_version` of cookiecutter.json; pyproject.toml, the first line of each vendored file, the
-`--checkout` that the documents show and the example follow it here, and CHANGELOG.md must have a section for it with
-upgrade notes. It ends with the commands that make the tag. ``--notes`` prints the section, for the release's page. Exit
-codes: 0; 2 with one sentence, and nothing written.
+The version is `_template_version` of cookiecutter.json; pyproject.toml, the first line of each vendored file,
+`TEMPLATE_VERSION` of the runtime, the `--checkout` that the documents show and the example follow it here, and so does
+the cookiecutter of tools/updating.py. CHANGELOG.md must have a section for it with upgrade notes; a heading
+``### Security`` in it marks a release that mends a vulnerability (SECURITY.md). It ends with the commands that make the
+tag. ``--notes`` prints the section, for the release's page. Exit codes: 0; 2 with one sentence, and nothing written.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
-from tools import ROOT
+from tools import PACKAGE, ROOT
+from tools.updating import SECTION, UNRELEASED, numbers
 
 CHANGES = ROOT / "CHANGELOG.md"
 QUESTIONS = ROOT / "cookiecutter.json"
@@ -25,8 +28,9 @@ VENDORED = (
     "{{cookiecutter.project_slug}}/tests/runtime/**/*.py",
     "tests/own_broker/*.py",
 )
+RUNTIME = PACKAGE / "runtime/settings.py"
 DOCUMENTS = ("README.md", "docs/updates.md")
-UNRELEASED = " (not released)"
+UPDATING = ROOT / "tools/updating.py"
 
 
 def main() -> int:
@@ -40,15 +44,16 @@ def main() -> int:
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         return refuse(f"{version!r} is no version, such as 1.2.3.")
     changes = CHANGES.read_text(encoding="utf-8")
-    section = re.search(rf"^## {re.escape(version)}\b(.*)\n((?:(?!## ).*\n)*)", changes, re.M)
+    section = next((one for one in SECTION.finditer(changes) if one[1] == version), None)
     if section is None:
         return refuse(f"CHANGELOG.md has no section {version}.")
-    if not re.search(r"^### Upgrade notes\n\s*\n?\S", section[2], re.M):
-        return refuse(f"the section {version} of CHANGELOG.md has no upgrade notes.")
+    for heading, needed in (("Upgrade notes", True), ("Security", "### Security\n" in section[3])):
+        if needed and not re.search(rf"^### {heading}\n\s*\n?(?!#)\S", section[3], re.M):
+            return refuse(f"the section {version} of CHANGELOG.md has no {heading.lower()}.")
     if arguments.notes:
-        print(section[2].strip())
+        print(section[3].strip())
         return 0
-    if section[1] != UNRELEASED:
+    if section[2] != UNRELEASED:
         return refuse(f"the section {version} of CHANGELOG.md is not marked{UNRELEASED}.")
     old = json.loads(QUESTIONS.read_text(encoding="utf-8"))["_template_version"]
     if numbers(version) < numbers(old):
@@ -57,8 +62,13 @@ def main() -> int:
     replace(CHANGES, rf"^## {re.escape(version)} \(not released\)$", f"## {version} ({today})")
     replace(QUESTIONS, r'"_template_version": "[^"]+"', f'"_template_version": "{version}"')
     replace(PROJECT, r'^version = "[^"]+"', f'version = "{version}"')
+    # What renders the example below is what services without cookiecutter get.
+    installed = metadata.version("cookiecutter")
+    replace(UPDATING, r'^COOKIECUTTER = "[^"]+"', f'COOKIECUTTER = "{installed}"')
+    replace(UPDATING, r'^COOKIECUTTER_UNTIL = "[^"]+"', f'COOKIECUTTER_UNTIL = "{today}"')
     for name in DOCUMENTS:
         replace(ROOT / name, r"--checkout v\d+\.\d+\.\d+", f"--checkout v{version}")
+    replace(RUNTIME, r'^TEMPLATE_VERSION = "[^"]+"', f'TEMPLATE_VERSION = "{version}"')
     for pattern in VENDORED:
         for path in ROOT.glob(pattern):
             replace(path, FIRST_LINE.pattern, f"# cookiecutter-consumer {version} |")
@@ -69,10 +79,6 @@ def main() -> int:
         f" && git push origin main v{version}"
     )
     return 0
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
 
 
 def replace(path: Path, pattern: str, text: str) -> None:

@@ -41,7 +41,7 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_deploy.py": "images, Kubernetes, Compose, systemd",
     "tests/test_ci.py::test_the_steps_that_need_no_server_pass": "the steps of CI files, run",
     "tests/test_systems.py::test_the_runtime_names_nothing": "mypy for Windows and macOS",
-    "tests/test_update.py::test_a_service_moves_between_any_two_answers": "updates to other answers",
+    "tests/test_update.py::test_a_service_moves_from_answer_to_answer": "updates to other answers",
     "tests/test_update_states.py": "repositories in which an update must refuse or lose nothing",
     "tests/test_new_handler.py": "handlers that are added, for types of all kinds",
     "tests/test_image.py": "the Dockerfile, built and run",

@@ -26,9 +26,11 @@ from tools.benchmarks import (
     exit_times,
     first_contact,
     iterator,
+    kafka_clients,
     latency,
     memory,
     per_message,
+    publishing,
     report,
     scaling,
     scaling_page,
@@ -38,13 +40,14 @@ from tools.benchmarks.figures import Figure, Outcome, table
 from tools.benchmarks.service import Service, Unavailable
 
 LIBRARIES = (
-    *("aio-pika", "aiormq", "nats-py", "redis", "aiokafka", "aiobotocore", "asyncpg", "aiomqtt"),
+    *("aio-pika", "aiormq", "nats-py", "redis", "aiokafka", "confluent-kafka", "aiobotocore"),
+    *("asyncpg", "aiomqtt"),
     *("faststream", "taskiq", "taskiq-aio-pika", "pydantic", "structlog"),
 )
 BROKERS = (*per_message.AT_MOST, "sqlite")
 BESIDE = ("behaviour", "latency")
 """Parts that compare the service with other consumers of RabbitMQ; their figures have a file of their own."""
-PARTS = (*BESIDE, "first", "iterator", "worker", "cpu", "memory", "exit")
+PARTS = (*BESIDE, "first", "iterator", "worker", "cpu", "publish", "memory", "exit", "clients")
 ON_ITS_OWN = "scaling"
 """A part that runs only when it is asked for, and has a page of its own."""
 
@@ -106,7 +109,7 @@ def main() -> int:
     if arguments.publish:
         for results, measured in ((report.BESIDE, beside), (page.RESULTS, figures)):
             if measured:
-                write(results, about, measured)
+                write(results, *report.with_what_stays(results, about, measured))
         page.write()
     else:
         write(arguments.output, about, [*beside, *figures])
@@ -157,10 +160,14 @@ def measure_broker(broker: str, parts: Sequence[str], sizes: Sizes) -> Iterator[
             service = Service(Path(scratch), broker)
             if "cpu" in parts and broker in per_message.AT_MOST:
                 yield from per_message.measure(service, sizes.messages, sizes.rounds)
+            if "publish" in parts and broker == "rabbitmq":
+                yield from publishing.measure(Path(scratch), sizes.messages, sizes.rounds)
             if "memory" in parts and broker in sizes.messages_through:
                 yield from memory.measure(service, sizes.messages_through[broker])
             if "exit" in parts:
                 yield from exit_times.measure(service, sizes.stops)
+            if "clients" in parts and broker == "kafka":
+                yield from kafka_clients.measure(sizes.rounds)
         except Unavailable as reason:
             yield Figure(broker, "not measured", note=f"not measured: {reason}")
 

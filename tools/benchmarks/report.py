@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md, its chart and the README's table: ``python3 tasks.py bench --publish`` runs it at its end.
 
-beside.jsonl has what the service did beside other consumers, results.jsonl the rest, each from one run. No other file has figures.
+beside.jsonl has what the service did beside other consumers, results.jsonl the rest. No other file has figures.
 """
 
 import json
@@ -80,6 +80,20 @@ def read(results: Path) -> tuple[dict[str, Any], list[Figure]]:
 def read_all(results: Path) -> tuple[dict[str, Any], Results]:
     about, *lines = results.read_text(encoding="utf-8").splitlines()
     return json.loads(about), list(map(from_json, lines))
+
+
+def with_what_stays(
+    results: Path, about: dict[str, Any], measured: Sequence[Figure | Outcome]
+) -> tuple[dict[str, Any], Results]:
+    """What was measured, and of the other kind, times or behaviour, what is published: with its date and load."""
+    published, before = read_all(results)
+    kinds = {type(one) for one in measured}
+    stays = [one for one in before if type(one) not in kinds]
+    if stays:
+        what = "milliseconds" if isinstance(stays[0], Figure) else "behavior"
+        same = {name: published[name] for name in ("date", "load_before")}
+        about = {**about, "stays": {"what": what, **same}}
+    return about, sorted([*measured, *stays], key=lambda one: isinstance(one, Figure))
 
 
 def write() -> None:
@@ -166,7 +180,10 @@ def about_run(about: dict[str, Any], *libraries: str) -> str:
     )
     load = about["load_before"]
     busy = f", load average {load:.1f}" if load is not None else ""
-    return f"This run: {about['date']}, {about['machine']}{busy}, {versions}."
+    other = ""
+    if stays := about.get("stays"):
+        other = f" From a run of {stays['date']}, load average {stays['load_before']:.1f}: the {stays['what']}."
+    return f"This run: {about['date']}, {about['machine']}{busy}, {versions}.{other}"
 
 
 def page() -> str:

@@ -7,14 +7,15 @@ again. No service can be cheaper than its client and this.
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Self
 
-from runtime.brokers.source import Capabilities, Connectivity, Source
+from runtime.brokers.connectivity import Connectivity
+from runtime.brokers.source import Capabilities, Source
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
 from runtime.handlers import Router
-from runtime.message import Message
+from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 from tools.benchmarks.figures import Figure
 
@@ -28,6 +29,7 @@ class MemorySource(Source):
     capabilities = Capabilities(
         delayed_retry=False, attempts=False, requeue=False, dead_letters=False, order=True
     )
+    destinations: ClassVar = {}
     connectivity = Connectivity("memory")
     connected = True
 
@@ -42,6 +44,9 @@ class MemorySource(Source):
 
     async def describe(self) -> dict[str, int | str]:
         return {}
+
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        raise NotImplementedError  # its handler publishes nothing
 
     async def start(self) -> None:
         for number in range(self.prefetch):

@@ -19,10 +19,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tools import ROOT
+from tools.chaos import Stuck
 from tools.chaos.clusters import CLUSTERS
 from tools.chaos.plan import draw
 from tools.chaos.rounds import Round
-from tools.chaos.scenarios import Failover, Kills, Rolling, Stuck, Sweep
+from tools.chaos.scenarios import Failover, Kills, Rolling, Sweep
 from tools.chaos.testbed import Experiment, Queue, Testbed, Unavailable, testbed
 from tools.kafka import variables_for
 
@@ -81,7 +82,7 @@ def name_of(one: Result) -> str:
 def run_broker(broker: str, arguments: argparse.Namespace) -> Iterator[Result]:
     os.environ.pop("CONSUMER_TEST_BROKER_URL", None)  # only a private broker is killed and cut
     try:
-        on_one = [part for part in arguments.only if part != "failover"]
+        on_one = [part for part in arguments.only if part != "failover" and broker in BROKERS]
         if on_one:
             with (
                 patch.dict(os.environ, variables_for(broker)),
@@ -219,7 +220,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--broker",
         action="append",
-        choices=[*BROKERS, "all"],
+        choices=[*dict.fromkeys([*BROKERS, *CLUSTERS]), "all"],
         help="may be repeated; by default sqlite and rabbitmq",
     )
     parser.add_argument(

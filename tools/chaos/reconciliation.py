@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OF_HANDLERS = ("message_retried", "message_rejected", "handlers_abandoned", "event_loop_blocked")
+OF_HANDLERS = (
+    "message_retried",
+    "message_rejected",
+    "handler_overrun",
+    "handlers_abandoned",
+    "event_loop_blocked",
+)
 """Events that show where a handler failed or hung: only these may contain a traceback."""
 SHOWN = 5
 """At most this many ids of a list are shown."""

@@ -90,7 +90,7 @@ class Round(Experiment):
     def _reap(self, running: Running) -> None:
         now = time.monotonic()
         overdue = running.must_end_by is not None and now > running.must_end_by
-        exit_code = running.process.poll()
+        exit_code = running.process.child.poll()
         if exit_code is None and not overdue:
             return
         if exit_code is None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from tools.chaos import Stuck
 from tools.chaos.plan import CONCURRENCY, SLOTS
 from tools.chaos.reconciliation import Reconciliation
 from tools.chaos.running import CLOSE_SECONDS, GENTLE_DRAIN_SECONDS, SLACK_SECONDS
@@ -19,10 +20,6 @@ FEW = 10
 """At least this many messages are ready during the sweep."""
 PROGRESS_SECONDS = 120
 """Within this time another handler must finish."""
-
-
-class Stuck(Exception):
-    """There was no progress in time; the text says how far it was."""
 
 
 def publish(queue: Queue, ids: int, seconds: float = WORK_SECONDS) -> None:

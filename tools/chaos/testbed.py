@@ -22,14 +22,14 @@ from typing import Any
 
 import structlog
 
-from harness.contract import start_once
 from harness.process import NOISE, Ledger, ServiceProcess, service_environment
 from harness.servers import Counts, ServerMissing, server_module
+from harness.servers.proxy import proxy_type
 from runtime.brokers import make_source
-from runtime.errors import BrokerError
+from runtime.errors import BrokerError, BrokerUnavailable
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
-from tools.chaos.clusters import CLUSTERS
+from tools.chaos.clusters import CLUSTERS, patiently
 from tools.chaos.reconciliation import Ending, Reconciliation
 
 SERVICE = [sys.executable, "-X", "dev", "-W", "error", "-m", "tools.chaos.service", "run"]
@@ -60,7 +60,7 @@ class Testbed:
         # The runtime in this process only publishes and counts, and is to be silent about outages.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         logging.disable(logging.CRITICAL)
-        module: Any = server_module(broker)
+        module: Any = server_module(broker.partition("-")[0])
         embedded = not hasattr(module, "private")
         start = module.shared if embedded else module.private
         if cluster:
@@ -72,7 +72,7 @@ class Testbed:
             raise Unavailable(str(missing)) from None
         self.proxies: list[Any] = []
         if not embedded and not cluster:
-            proxy = type("ThrottledProxy", (Throttled, self.server.proxy_type), {})
+            proxy = type("ThrottledProxy", (Throttled, proxy_type(self.server.url)), {})
             number = PROXIES.get(broker, 2)
             self.proxies = [running.enter_context(proxy(self.server.url)) for _ in range(number)]
         self._names = count()
@@ -169,7 +169,7 @@ class Queue:
                 "retry_max_seconds": 0.4,
             }
         )
-        asyncio.run(start_once(self.settings))
+        asyncio.run(testbed.server.introduce_consumer(self.settings))
 
     def start(self, *, impatient: bool, proxy: int | None = None, **variables: object) -> Process:
         """Start a process on this queue, through this proxy; does not wait for it."""
@@ -189,7 +189,14 @@ class Queue:
             self.ledger,
             MARKS=self.folder / "marks",
             CLOCK=clock,
-            **{"concurrency": 4, "retry_seconds": 0.1, "retry_max_seconds": 0.4} | variables,
+            # What fails by the plan fails by itself, so no pause would help.
+            **{
+                "concurrency": 4,
+                "retry_seconds": 0.1,
+                "retry_max_seconds": 0.4,
+                "breaker_failures": 0,
+            }
+            | variables,
         )
         process = Process(f"process {len(self.processes)}", clock, environment)
         self.processes.append(process)
@@ -255,7 +262,9 @@ class Queue:
             if not reconciliation.left:  # else one of them had it, and requeued it
                 break
         reconciliation.dead_count = counts.dead
-        reconciliation.dead = asyncio.run(self._dead())
+        reconciliation.dead = patiently(
+            f"dead letters of {self.name}", lambda: asyncio.run(self._dead()), (BrokerUnavailable,)
+        )
         self.fill_in(reconciliation)
 
     def fill_in(self, reconciliation: Reconciliation) -> None:

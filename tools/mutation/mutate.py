@@ -23,7 +23,7 @@ ACCEPTED = Path(__file__).with_name("survivors.toml")
 TESTS = {
     "cancellation": "test_cancellation test_cancellation_properties test_signals",
     "consumer": "test_consumer test_ordering test_bad_input",
-    "sqlite": "test_sqlite test_contract",
+    "sqlite": "test_sqlite test_contract test_every_source",
 }
 """Which tests must notice the mutants of a module."""
 MARKS = {"consumer": "not very_slow"}

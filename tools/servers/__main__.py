@@ -2,7 +2,8 @@
 
 A NAME chooses rows of the table: ``redis``, ``sid``, ``redis@sid``; without one every row runs. For each the vendored
 contract, the outages and the broker's own tests run, all but the very slow ones. ``--publish`` writes the results into
-docs/brokers.md. Servers of other Debian releases need root on Linux, unshare and mmdebstrap; their rows are else left out.
+docs/brokers.md. Redis Sentinel and Redis Cluster are sets of the machine's server. Servers of other Debian releases need
+root on Linux, unshare and mmdebstrap; their rows are else left out.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from tasks import requirements
 from tools import ROOT, TREE, kafka
-from tools.servers import roots
+from tools.servers import redis_sets, roots
 
 PAGE = ROOT / "docs/brokers.md"
 VENDORED = f"{TREE.name}/tests/runtime"
@@ -47,6 +48,8 @@ class Row:
     """The names by which the tests start it, and the programs in the root: patterns."""
     broker: str = ""
     """As the tests name it; if empty, all tests run that need none."""
+    redis_set: str = ""
+    """The name of a set of several servers that takes the place of each single one."""
 
     @property
     def name(self) -> str:
@@ -62,7 +65,8 @@ class Row:
         files = [f"tests/runtime/test_{self.broker}.py", f"{VENDORED}/test_contract.py"]
         if self.server != "MiniStack":  # the tests of outages have a server of their own
             files.append(f"{VENDORED}/test_outage.py")
-        return ["-m", "not very_slow", "-k", self.broker, *files]
+        plugin = ["-p", redis_sets.__name__] if self.redis_set else []
+        return [*plugin, "-m", "not very_slow", "-k", self.broker, *files]
 
 
 def rows() -> Iterator[Row]:
@@ -80,6 +84,9 @@ def rows() -> Iterator[Row]:
         yield Row(
             "Redis", place, "redis-server", {"redis-server": "/usr/bin/redis-server"}, "redis"
         )
+    for kind in ("Sentinel", "Cluster"):
+        name = f"redis-{kind.lower()}"
+        yield Row(f"Redis {kind}", "installed", "redis-server", broker="redis", redis_set=name)
     for place in ("trixie", "sid"):
         yield Row("Valkey", place, "valkey-server", valkey, "redis")
     yield Row("Kafka", "Maven", "kafka_2.13", broker="kafka")
@@ -121,6 +128,9 @@ def main() -> int:
     parser.add_argument(
         "--publish", action="store_true", help="write the results into docs/brokers.md"
     )
+    parser.add_argument(
+        "-n", dest="workers", type=int, default=2, help="pytest's workers, 2 if it is not given"
+    )
     arguments = parser.parse_args()
     chosen = [row for row in ROWS if row.is_chosen(arguments.names)]
     if not chosen:
@@ -133,7 +143,7 @@ def main() -> int:
             began_at = time.monotonic()
             print(f"{row.name} ...", flush=True)
             try:
-                results[row] = result = run(row, chosen)
+                results[row] = result = run(row, chosen, arguments.workers)
             except RowMissing as reason:
                 missing += 1
                 print(f"  left out: {reason}", flush=True)
@@ -165,7 +175,7 @@ class Setup:
     python: str = sys.executable
 
 
-def run(row: Row, others: Collection[Row] = ()) -> Result:
+def run(row: Row, others: Collection[Row] = (), workers: int = 2) -> Result:
     """Run its tests; ``others`` are rows whose packages are got with its own. Raises RowMissing."""
     with (
         set_up(row, others) as setup,
@@ -174,12 +184,16 @@ def run(row: Row, others: Collection[Row] = ()) -> Result:
         Path(folder).chmod(0o711)  # PostgreSQL runs as another user
         command = [*setup.before, setup.python, "-X", "dev", "-m", "pytest", "-c", "pyproject.toml"]
         command += ["--rootdir=.", "--confcutdir=tests/runtime", "-p", "no:cacheprovider"]
-        variables = {"REQUIRE_BROKERS": "1", "PYTHONMALLOC": "default", "TMPDIR": folder}
+        variables = {"PYTHONMALLOC": "default", "TMPDIR": folder}
+        if row.broker:  # else another release's /usr lacks programs that some tests need
+            variables["REQUIRE_BROKERS"] = "1"
         # If a test runs this program, it is one of pytest's workers, and those that start here are others.
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         variables = {**ours, **variables, **setup.variables}
         counts = pytest(
-            [*command, "-q", "-n", "2", *row.tests], variables, LOGS / f"{row.name}.log"
+            [*command, "-q", "-n", str(workers), *row.tests],
+            variables,
+            LOGS / f"{row.name}.log",
         )
         return Result(setup.version, *counts)
 
@@ -190,7 +204,7 @@ def set_up(row: Row, others: Collection[Row]) -> Iterator[Setup]:
         version = roots.version_of(row.package)
         if not version:
             raise RowMissing(f"{row.package} is not installed")
-        yield Setup(version)
+        yield Setup(version, {redis_sets.VARIABLE: row.redis_set} if row.redis_set else {})
     elif row.place in RELEASES:
         with of_a_release(row, others) as setup:
             yield setup

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka.aio import AIOConsumer
 from faststream import AckPolicy, FastStream
 from faststream.kafka import KafkaBroker
 
@@ -62,6 +63,25 @@ async def _consume_each(consumer: AIOKafkaConsumer) -> None:
         await consumer.commit({partition: message.offset + 1})
 
 
+async def librdkafka() -> None:
+    """confluent-kafka's ``AIOConsumer.consume()``, and a commit every quarter of a second."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    config = {"bootstrap.servers": ADDRESS, "group.id": GROUP, "auto.offset.reset": "earliest"}
+    consumer = AIOConsumer({**config, "enable.auto.commit": False})
+    await consumer.subscribe([TOPIC])
+    committed_at, last = time.monotonic(), None
+    while not stop.is_set():
+        for message in await consumer.consume(PREFETCH, 0.25):
+            message.value()
+            stopwatch.tick()
+            last = message
+        if last is not None and time.monotonic() - committed_at > COMMIT_SECONDS:
+            await consumer.commit(asynchronous=False)
+            committed_at, last = time.monotonic(), None
+    await consumer.close()
+
+
 async def faststream() -> None:
     """FastStream's default, ``AckPolicy.ACK_FIRST``: Kafka's own commits, in time and before the handler, so at most once."""
     await _run(KafkaBroker(ADDRESS))
@@ -96,7 +116,8 @@ async def _consumer() -> AsyncIterator[tuple[AIOKafkaConsumer, asyncio.Event]]:
 
 
 CONSUMERS = {
-    consumer.__name__: consumer for consumer in (bare, bare_single, faststream, faststream_ack)
+    consumer.__name__: consumer
+    for consumer in (bare, bare_single, librdkafka, faststream, faststream_ack)
 }
 
 if __name__ == "__main__":
