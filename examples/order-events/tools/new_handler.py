@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, updated by the template: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Adds a handler for another message type: ``python3 tools/new_handler.py com.acme.order.created.v1``.
 
 Pass the type as producers write it: it becomes the key in HANDLERS and EXAMPLES of handlers/__init__.py. The handler,
@@ -17,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent
 PROJECT = TOOLS.parent
 PACKAGE = "order_events"
 HANDLERS = PROJECT / "src" / PACKAGE / "handlers"
-TAKEN = "asynccontextmanager aware_datetime base_model bytes field lifespan message reject retry str unicode_decode_error validation_error"
+TAKEN = "around asynccontextmanager aware_datetime base_model bytes delivered effects field lifespan message reject retry str unicode_decode_error validation_error"
 """Names that the generated handler files use."""
 LONGEST_NAME, LONGEST_TYPE = 40, 100  # characters
 BLOCKS = ("from . import ", "HANDLERS: ", "EXAMPLES: ")

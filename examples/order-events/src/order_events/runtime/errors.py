@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Every error that ends the service or a command, and every exit code::
 
     ServiceError
@@ -7,12 +7,13 @@
     ├── HandlerError           2   a handler's signature cannot be used
     └── BrokerError
         ├── BrokerRefused      2   the broker refused: other arguments, a foreign file
-        │   └── BrokerDenied   77  it refused the login, or a right is missing
+        │   └── MendableRefusal   77   TLS failed, or a certificate's file or the virtual host is missing
+        │       └── BrokerDenied  77   it refused the login, or a right is missing
         ├── BrokerUnavailable  69  the broker does not answer for now: try again
         └── SourceFailed       1   the source broke while consuming, and cannot recover
 
 The text of each is one sentence for an operator, without a password. The exceptions by which a handler settles its
-own message, `Retry` and `Reject`, are in message.py: they never leave the consumer.
+own message, `Retry`, `Pause` and `Reject`, are in message.py: they never leave the consumer.
 """
 
 from enum import IntEnum
@@ -33,7 +34,7 @@ class ExitCode(IntEnum):
     DEADLINE = 75
     """The drain time passed, and in-flight messages were requeued."""
     DENIED = 77
-    """The broker refused the login, or a right is missing: a new secret may help, a restart alone does not."""
+    """The broker refused the login, a right, TLS or the virtual host: an administrator can mend it."""
 
 
 def forced_exit_code(signum: Signals | int) -> int:
@@ -45,6 +46,7 @@ class ServiceError(Exception):
     """One sentence for an operator; see the tree above."""
 
     exit_code = ExitCode.USAGE
+    is_shown = False  # on the terminal, by the log
 
 
 class UsageError(ServiceError):
@@ -67,10 +69,14 @@ class BrokerRefused(BrokerError):
     """The broker refused, and would refuse again: there is no further attempt."""
 
 
-class BrokerDenied(BrokerRefused):
-    """The broker refused the login, or a right is missing."""
+class MendableRefusal(BrokerRefused):
+    """It ends a start; later it is an outage, since an administrator can mend it while the service runs."""
 
     exit_code = ExitCode.DENIED
+
+
+class BrokerDenied(MendableRefusal):
+    """The broker refused the login, or a right is missing."""
 
 
 class BrokerUnavailable(BrokerError):

@@ -1,28 +1,31 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""One log line for each event: JSON, or human-readable text. Secrets are masked in both."""
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""One log line for each event: JSON, or human-readable text, redacted. And the last words for Kubernetes."""
 
 import logging
-import re
+import os
 import sys
+import time
 import traceback
+from collections import Counter
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any, Literal, TextIO
-from urllib.parse import unquote
 
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
-_QUERY_SECRETS = re.compile(r"([?&]\w*(?:password|secret|token)=)([^&#\s]*)", re.I)
-_INPUT = re.compile(r"input_value=.*, input_type=")
-_LONGEST = 10_000
-_SHORTEST_SECRET = 4
+from .redaction import redacted, redacted_value, shortened
+
+SELDOM_SECONDS = 60.0
+"""A failure that goes on is logged once in this time."""
+MOST_FAILURES, MOST_CAUSES = 500, 20
+"""How many failures are remembered, and how many causes of one are compared."""
+PRIORITIES = {"debug": 7, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+"""Of syslog; information has 6."""
 
 
-def configure_logs(
-    log_format: Literal["json", "console"], log_level: str, secrets: tuple[str, ...] = ()
-) -> None:
-    """Send all logs, the libraries' too, to standard output. ``secrets`` are masked wherever they appear."""
+def configure_logs(log_format: Literal["json", "console"], log_level: str) -> None:
+    """Send all logs, the libraries' too, to standard output."""
     # Through the standard library's handler: a closed or full standard output must not raise in a worker.
     logging.raiseExceptions = False
     if isinstance(sys.stdout, TextIOWrapper):
@@ -37,18 +40,22 @@ def configure_logs(
     if log_format == "json":
         renderers = [
             structlog.processors.format_exc_info,
-            lambda _logger, _method, event: _masked(_in_reading_order(event), secrets),
-            structlog.processors.JSONRenderer(default=lambda value: _masked(repr(value), secrets)),
+            lambda _logger, _method, event: _redacted(event),
+            structlog.processors.JSONRenderer(),
         ]
     else:
         renderers = [
-            lambda _logger, _method, event: _without_control_characters(event),
+            lambda _logger, _method, event: _without_control_characters(_redacted(event)),
             # Plain tracebacks: the pretty ones show the values of local variables.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stdout.isatty(), exception_formatter=_write_traceback
             ),
-            lambda _logger, _method, line: without_input(without_credentials(str(line), secrets)),
         ]
+    with suppress(OSError):  # standard output is closed
+        output = os.fstat(1)
+        if os.environ.get("JOURNAL_STREAM") == f"{output.st_dev}:{output.st_ino}":
+            # The journal takes the priority from the start of a line: see sd-daemon(3).
+            renderers.append(lambda _logger, level, line: f"<{PRIORITIES.get(level, 6)}>{line}")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -69,65 +76,100 @@ def configure_logs(
     )
 
 
-def secrets_of(url: str) -> tuple[str, ...]:
-    """The passwords and tokens of a URL, percent-encoded and decoded."""
-    scheme, _, rest = url.partition("://")
-    written = {secret for _, secret in _QUERY_SECRETS.findall(rest)}
-    # Not by urlsplit, which does not recognize a password with an unescaped / or #: it must be masked too.
-    for part in (re.split("[/?#]", rest)[0], rest):
-        user, colon, password = part.rpartition("@")[0].partition(":")
-        is_token = not colon and scheme.lower() in ("nats", "tls")
-        written.add(user if is_token else password)
-    return tuple(p for p in written | set(map(unquote, written)) if len(p) >= _SHORTEST_SECRET)
+class Seldom:
+    """A failure that goes on: whether it is due to be logged, at first and then once in `SELDOM_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._began_at, self._due_at = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> int:
+        """How long it has lasted."""
+        return round(time.monotonic() - self._began_at)
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if due := now >= self._due_at:
+            self._due_at = now + SELDOM_SECONDS
+        return due
 
 
-def without_credentials(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The text with the credentials of URLs and the given secrets masked."""
-    for secret in secrets:  # before the pattern, which would leave half of p@ss
-        text = text.replace(secret, "***")
-    return _QUERY_SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+class Tracebacks:
+    """The traceback of a failure at first, and then once in `SELDOM_SECONDS`, with how often it was left out since.
+
+    Failures are the same if their types and lines of code are, with those of their causes; texts and depths may differ.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[frozenset[Any], Seldom] = {}
+        self._left_out = Counter[frozenset[Any]]()
+
+    def of(self, failure: BaseException | None) -> dict[str, Any]:
+        """What a log event says of it."""
+        if failure is None:
+            return {"exc_info": None}
+        key = _places(failure)
+        if key not in self._known and len(self._known) >= MOST_FAILURES:
+            oldest = next(iter(self._known))
+            del self._known[oldest], self._left_out[oldest]
+        if self._known.setdefault(key, Seldom()).is_due():
+            count = self._left_out.pop(key, 0)
+            return {"exc_info": failure, **({"left_out": count} if count else {})}
+        self._left_out[key] += 1
+        return {"same_as_before": self._left_out[key]}
 
 
-def without_input(text: str) -> str:
-    """The text without the values that pydantic's errors quote, which come from messages."""
-    return _INPUT.sub("input_value=***, input_type=", text)
+def _places(failure: BaseException) -> frozenset[Any]:
+    """Each type and line of code that its traceback shows."""
+    places, errors, pending = set[Any](), list[BaseException](), [failure]
+    while pending and len(errors) < MOST_CAUSES:
+        error = pending.pop()
+        errors.append(error)
+        frames = traceback.walk_tb(error.__traceback__)
+        places |= {type(error), *((frame.f_code.co_filename, line) for frame, line in frames)}
+        context = None if error.__suppress_context__ else error.__context__
+        causes = [
+            error.__cause__ or context,
+            *(error.exceptions if isinstance(error, BaseExceptionGroup) else ()),
+        ]
+        pending += [
+            one
+            for one in causes
+            if isinstance(one, BaseException) and all(one is not e for e in errors)
+        ]
+    return frozenset(places)
 
 
-def _in_reading_order(event: EventDict) -> EventDict:
-    return {**{key: event[key] for key in ("timestamp", "level", "event") if key in event}, **event}
+def leave_message(text: str) -> None:
+    """Tell Kubernetes why the container ends, redacted: in its termination message, where there is such a file."""
+    path = os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log")
+    with suppress(OSError):
+        file = os.open(path, os.O_WRONLY | os.O_TRUNC)  # not created: nobody would read it
+        with os.fdopen(file, "wb") as message:
+            message.write(redacted(text).encode(errors="replace")[:4096])
+
+
+def _redacted(event: EventDict) -> EventDict:
+    """In reading order."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    exc_info = {"exc_info": event.pop("exc_info")} if "exc_info" in event else {}
+    items = {**first, **event}.items()
+    return {**{key: redacted_value(item, key) for key, item in items}, **exc_info}
 
 
 def _without_control_characters(event: EventDict) -> EventDict:
     """Escaped, so that no id or type of a message can move a terminal's cursor; JSON escapes them anyway."""
     return {
-        key: _printable(_shortened(value)) if isinstance(value, str) else value
-        for key, value in event.items()
+        key: _printable(value) if isinstance(value, str) else value for key, value in event.items()
     }
 
 
 def _write_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
     """Indented, so that no text of an exception looks like a line of the log."""
-    for line in _shortened("".join(traceback.format_exception(*exc_info))).rstrip().split("\n"):
+    text = redacted("".join(traceback.format_exception(*exc_info)))
+    for line in shortened(text).rstrip().split("\n"):
         stream.write(f"\n    {_printable(line)}")
 
 
 def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _shortened(text: str) -> str:
-    """The two ends of a long text: brokers allow ids of a megabyte."""
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[: _LONGEST // 2]} [{len(text)} characters] {text[-_LONGEST // 2 :]}"
-
-
-def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
-    match value:
-        case str():
-            return _shortened(without_input(without_credentials(value, secrets)))
-        case dict():
-            return {key: _masked(item, secrets) for key, item in value.items()}
-        case list() | tuple():
-            return [_masked(item, secrets) for item in value]
-    return value

@@ -1,13 +1,16 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""The message as a handler sees it, and the two exceptions by which the handler settles it."""
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""The message as a handler sees it, what it can publish, and the three exceptions by which it settles the message."""
 
 import asyncio
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 LONGEST_DELAY_SECONDS = 14 * 86_400.0
 """SQS keeps no message longer."""
@@ -24,12 +27,23 @@ class Retry(Exception):
         super().__init__(reason)
         if delay_seconds is not None:
             if delay_seconds > LONGEST_DELAY_SECONDS:
-                msg = f"Retry: delay_seconds is {delay_seconds:g}, and at most {LONGEST_DELAY_SECONDS:g}"
+                msg = f"{type(self).__name__}: the delay is {delay_seconds:g} seconds, and at most {LONGEST_DELAY_SECONDS:g}"
                 raise ValueError(msg)
-            delay_seconds = max(
-                0.0, delay_seconds
-            )  # a computed one may be negative or not a number
+            # A computed one may be negative or not a number.
+            delay_seconds = max(0.0, delay_seconds)
         self.delay_seconds = delay_seconds
+
+
+class Pause(Retry):
+    """Raised by a handler: what it needs is down, for every message.
+
+    No attempt is counted. The service takes no message for ``seconds``, then one; and again all of them when that one
+    succeeds.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        super().__init__(reason, delay_seconds=seconds)  # checks it
+        self.seconds, self.delay_seconds = self.delay_seconds or 0.0, None
 
 
 REASON_CHARACTERS = 500
@@ -40,13 +54,60 @@ class Reject(Exception):
     """Raised by a handler: the message becomes a dead letter with this reason, without another attempt."""
 
 
-class Shutdown:
-    """The shutdown as the consumer and the handlers see it: its event, and the time left."""
+class Failed(NamedTuple):
+    """Returned by a batch handler: this message of the batch failed, as if its own handler had raised this."""
 
-    def __init__(self, event: asyncio.Event, drain_seconds: float = math.inf) -> None:
+    message: "Message"
+    failure: Exception
+
+
+@dataclass(slots=True)
+class OutgoingMessage:
+    """A message to publish.
+
+    A handler returns it, or several: they are published, and confirmed, before its own message is acknowledged. Without
+    an ``id`` it gets one that is derived from the handler's message: published twice, it has the same id twice.
+    """
+
+    body: Any
+    """Bytes; anything else that pydantic can serialize, such as a model, becomes JSON."""
+    type: str = ""
+    id: str = ""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    to: str = ""
+    """The destination, such as ``queue:invoices``: see the page of the broker. Empty, as for the command `publish`, is this service's own source; a handler must set it."""
+    key: str = ""
+    """Selects the partition, or the group of an SQS FIFO queue, where the broker has these."""
+    correlation_id: str = ""
+    """By default that of the handler's message, else its id."""
+    content_type: str = ""
+    delay_seconds: float = 0.0
+    """Only where the broker can delay it: see `Capabilities.delayed_publish`."""
+    caused_by: "Message | None" = None
+    """In a batch, the message that it follows from: only that one fails with it, and its id is derived from that one's."""
+    has_random_id: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.has_random_id = not self.id
+        self.id = self.id or uuid.uuid4().hex
+        if not isinstance(self.body, bytes):
+            self.body = to_json(self.body)
+            self.content_type = self.content_type or "application/json"
+
+
+class HandlerContext:
+    """What the messages of one process share: its shutdown, the time left, and how to publish."""
+
+    def __init__(
+        self,
+        event: asyncio.Event,
+        drain_seconds: float = math.inf,
+        publish: "Callable[[Message, list[OutgoingMessage]], Awaitable[None]] | None" = None,
+    ) -> None:
         self.event = event
         self.drain_seconds = drain_seconds
         self.deadline: float | None = None  # time.monotonic(), set when the drain begins
+        self.publish = publish
 
     def seconds_left(self) -> float:
         if self.deadline is None:
@@ -63,40 +124,64 @@ class Message:
     type: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
+    published_at_seconds: float = 0.0  # Unix time; 0 if it is not known
+    key: str = ""
+    content_type: str = ""
+    content_encoding: str = ""
+    correlation_id: str = ""
+    reply_to: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, such as exchange and routing_key, subject, topic, partition and offset."""
+    handler: str = ""  # the key of HANDLERS that took it
+    taken_at: float = 0.0  # by a worker; time.monotonic()
+    ends_at: float = math.inf  # the time limit of its handler; time.monotonic()
     receipt: Any = None
     """The broker's own handle of this delivery, for its source only."""
-    shutdown: Shutdown | None = None
+    source: Any = None
+    """The one that delivered it, of a broker."""
+    context: HandlerContext | None = None
+    deliveries: int = 1
+    """1, and one more for each delivery that ended with neither a settlement nor a shutdown, as by a crash."""
+    published_count: int = 0
+    """How many messages its handler has published: the place of each is in its id."""
+    was_tried: bool = False
+    """In this process, by a call that counted no attempt."""
+
+    @property
+    def published_at(self) -> datetime | None:
+        """By the clock of the publisher or of the broker; None if neither says."""
+        seconds = self.published_at_seconds
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
     @property
     def stopping(self) -> asyncio.Event:
         """Set on shutdown: finish soon, or save your progress and raise `Retry`."""
-        if self.shutdown is None:
-            self.shutdown = Shutdown(asyncio.Event())
-        return self.shutdown.event
+        if self.context is None:
+            self.context = HandlerContext(asyncio.Event())
+        return self.context.event
 
     def seconds_left(self) -> float:
-        """Seconds until the handler is cancelled and the message requeued; the whole drain time before shutdown."""
-        return math.inf if self.shutdown is None else self.shutdown.seconds_left()
+        """Seconds until the handler is cancelled: by its time limit, or by a shutdown; before that, after the whole drain time."""
+        drain = math.inf if self.context is None else self.context.seconds_left()
+        return min(drain, max(0.0, self.ends_at - time.monotonic()))
+
+    async def publish(self, *messages: OutgoingMessage) -> None:
+        """Publish at once; returns when the broker has confirmed all. Raises BrokerError.
+
+        For what must not wait for the end of the handler; what a handler returns is published if it succeeds only.
+        """
+        if self.context is None or self.context.publish is None:
+            msg = "publish() needs a message that the consumer delivered"
+            raise RuntimeError(msg)
+        await self.context.publish(self, [*messages])
 
 
-@dataclass(slots=True)
-class OutgoingMessage:
-    """A message to publish. It gets a new id when it has none."""
+@dataclass(slots=True, eq=False)
+class DeadLetter(Message):
+    """A message that was rejected, or failed too often, as a handler would get it again."""
 
-    body: bytes
-    type: str = ""
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    headers: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class DeadLetter:
-    """A message that was rejected, or failed too often. ``attempts`` is how often a handler failed on it."""
-
-    body: bytes
-    id: str
-    type: str
-    reason: str
-    attempts: int
-    dead_lettered_at: float
+    reason: str = ""
+    attempts: int = 0
+    """How often a handler failed on it."""
+    dead_lettered_at: float = 0.0
     """Unix time in seconds."""

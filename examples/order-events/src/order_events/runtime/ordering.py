@@ -1,86 +1,110 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""Order by key, by ``CONSUMER_ORDER_BY``: messages with equal keys are handled one after the other."""
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""Messages that wait for others in the buffer: by ``CONSUMER_ORDER_BY``, or of a handler with its own ``concurrency``."""
 
 from collections import deque
-from collections.abc import Callable
-
-from pydantic_core import from_json
+from collections.abc import Callable, Collection, Mapping
 
 from .brokers.buffer import Buffer
 from .message import Message
 
 
-def key_reader(order_by: str) -> Callable[[Message], str | None]:
-    """Reads the key from a message; None for a message without one, which waits for no other. Never raises.
+class Gate:
+    """Lets one message of each key pass at a time; with limits, as many of these keys, and all of others."""
 
-    ``header:customer-id`` is a header, ``body:customer.id`` a field of a JSON body. 7 and "7" are equal.
-    """
-    place, _, name = order_by.partition(":")
+    def __init__(
+        self, read: Callable[[Message], object], limits: Mapping[str, int] | None = None
+    ) -> None:
+        self._read, self._limits = read, limits
+        self.has_limits = limits is not None
+        self._passed: dict[Message, str] = {}  # takeable, or in flight
+        self._counts: dict[str, int] = {}  # of these
+        self._queues: dict[str, deque[Message]] = {}
 
-    def in_header(message: Message) -> str | None:
-        return _text(message.headers.get(name))
+    def key_of(self, message: Message) -> str | None:
+        """None for a message without one, which waits for no other. 7 and "7" are equal."""
+        value = self._read(message)
+        return None if value is None else str(value)
 
-    def in_body(message: Message) -> str | None:
-        try:
-            value = from_json(message.body)
-        except ValueError:  # also for JSON nested too deeply; the handler's decoding rejects it
-            return None
-        for field in name.split("."):
-            value = value.get(field) if isinstance(value, dict) else None
-        return _text(value)
+    def pass_or_queue(self, message: Message) -> bool:
+        """Whether it may pass now; else it waits here."""
+        key = self.key_of(message)
+        limit = 1 if self._limits is None else self._limits.get(key or "")
+        if key is None or limit is None:
+            return True
+        count = self._counts.get(key, 0)
+        if count >= limit:
+            self._queues.setdefault(key, deque()).append(message)
+            return False
+        self._passed[message], self._counts[key] = key, count + 1
+        return True
 
-    return in_header if place == "header" else in_body
+    def settled(self, message: Message) -> Message | None:
+        """The message that passes in its place, if one waits."""
+        key = self._passed.pop(message, None)
+        if key is not None and (queue := self._queues.get(key)) is not None:
+            self._passed[following := queue.popleft()] = key
+            if not queue:
+                del self._queues[key]
+            return following
+        if key is not None and (count := self._counts.pop(key)) > 1:
+            self._counts[key] = count - 1
+        return None
 
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    def drop(self, messages: Collection[Message]) -> None:
+        """All that are in the buffer."""
+        self._queues.clear()
+        for message in messages:
+            self.settled(message)
 
 
 class OrderedBuffer(Buffer):
-    """At most one message of each key is in flight; the next one can be taken when that one is settled.
+    """Each message passes all gates before it can be taken.
 
     Keys take turns: the next message of a key queues behind those that can be taken already, so no key starves
     another.
     """
 
-    def __init__(self, key_of: Callable[[Message], str | None]) -> None:
+    def __init__(self, *gates: Gate) -> None:
         super().__init__()
-        self._key_of = key_of
-        self._keys: dict[Message, str | None] = {}  # of all that are here, in the order of delivery
-        self._keys_in_flight: dict[Message, str] = {}
-        self._queues: dict[str, deque[Message]] = {}  # behind the one in flight, or takeable
+        self.gates = gates
+        self._here: dict[Message, None] = {}  # in the order of delivery
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._here)
 
     def put(self, message: Message) -> None:
-        key = self._keys[message] = self._key_of(message)
-        if key is not None and key in self._queues:
-            self._queues[key].append(message)
-            return
-        if key is not None:
-            self._queues[key] = deque()
-        super().put(message)
+        self._here[message] = None
+        self._enter(message, self.gates)
+
+    def _enter(self, message: Message, gates: Collection[Gate]) -> None:
+        if all(gate.pass_or_queue(message) for gate in gates):
+            super().put(message)
 
     async def get(self) -> Message:
         message = await super().get()
-        if (key := self._keys.pop(message)) is not None:
-            self._keys_in_flight[message] = key
+        del self._here[message]
         return message
 
     def settled(self, message: Message) -> None:
-        if (key := self._keys_in_flight.pop(message, None)) is None:
-            return
-        if message.shutdown is not None and message.shutdown.event.is_set():
-            return  # a shutdown requeues the messages that wait for their key: no worker may take one
-        if self._queues[key]:
-            super().put(self._queues[key].popleft())
-        else:
-            del self._queues[key]
+        if message.context is not None and message.context.event.is_set():
+            return  # a shutdown requeues the messages that wait for it: no worker may take one
+        for place, gate in enumerate(self.gates, 1):
+            if (following := gate.settled(message)) is not None:
+                self._enter(following, self.gates[place:])
+
+    def put_back(self, message: Message) -> None:
+        """Before the others of its key; behind the others of its handler, so that each is tried."""
+        limits = [gate for gate in self.gates if gate.has_limits]  # the last one, if any
+        for gate in limits:
+            if (following := gate.settled(message)) is not None:
+                super().put(following)
+        self._here = {message: None, **self._here}
+        self._enter(message, limits)
 
     def take_all(self) -> list[Message]:
-        messages = list(self._keys)
-        self._keys.clear()
-        self._messages.clear()
-        self._queues = {key: deque() for key in self._keys_in_flight.values()}
+        messages = list(self._here)
+        self._here.clear()
+        self.takeable.clear()
+        for gate in self.gates:
+            gate.drop(messages)
         return messages

@@ -1,26 +1,30 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Liveness, readiness and metrics over HTTP: ``/livez``, ``/readyz`` and ``/metrics``.
 
-The server runs in the service's own event loop, on ``CONSUMER_PROBE_PORT`` of every interface. So ``/livez`` does
-not answer while a handler blocks the loop, and the supervisor restarts the service.
+The server runs in the service's own event loop, on ``CONSUMER_PROBE_PORT``. So ``/livez`` does not answer while a
+handler blocks the loop, and the supervisor restarts the service. Anybody who reaches the port can connect to it: so
+connections are bounded in number and in time, and each has one request.
 """
 
 import asyncio
 import errno
+import math
+import re
 import socket
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from typing import Any
 
 import structlog
 
 from .consumer import Consumer
 from .errors import SettingsError
+from .logs import Seldom
+from .redaction import redacted
+from .settings import ConsumerSettings
 from .telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 log = structlog.get_logger()
 
@@ -29,58 +33,97 @@ SAMPLES = 240
 """`/livez` reports how late the event loop was in the last minute."""
 LATE_SECONDS = 1.0
 """An event loop this late is logged."""
-CLOSE_SECONDS = 0.5
+CONNECTION_SECONDS = 5.0
+"""How long a connection may take for its request and its answer."""
+MOST_CONNECTIONS = 512
+"""With one more, the oldest is closed."""
+
+_ACCEPT = re.compile(r"\naccept:(.*)", re.IGNORECASE)
 
 
 @asynccontextmanager
-async def probes(port: int, consumer: Consumer, telemetry: Telemetry) -> AsyncIterator[None]:
-    """Answer on this port, if it is not 0, while the context is open. Raises SettingsError if it is in use."""
-    if not port:
+async def probes(
+    settings: ConsumerSettings, consumer: Consumer, telemetry: Telemetry
+) -> AsyncIterator[None]:
+    """Answer on the probe port, if it is not 0, while the context is open. Raises SettingsError if it is in use."""
+    if not settings.probe_port:
         yield
         return
-    from aiohttp import web  # imported here: the import is slower than the rest of the runtime
+    loop, warning = asyncio.get_running_loop(), Seldom()
 
-    lag = EventLoopLag()
-    listener = _listen(port)
+    def page(path: str, accept: str) -> tuple[int, str, bytes]:
+        """The status, the content type and the body."""
+        if path == "/livez":
+            reason = why_not_live(consumer)
+            seconds = telemetry.event_loop_lag()
+            late = f"event loop at most {seconds:.3f} s late in the last minute\n"
+            return _text(reason, f"{reason or 'live'}\n{late}")
+        if path == "/readyz":
+            reason = why_not_ready(consumer)
+            paused = f", paused: {why}" if (why := consumer.breaker.reason) else ""
+            return _text(reason, f"{reason or 'ready' + paused}\n")
+        metrics = telemetry.scrape(accept) if path == "/metrics" else None
+        return (200, metrics[1], metrics[0]) if metrics else (404, "text/plain", b"no such page\n")
 
-    async def livez(_: "web.Request") -> "web.Response":
-        reason = why_not_live(consumer)
-        late = f"event loop at most {lag.seconds():.3f} s late in the last minute"
-        return web.Response(status=503 if reason else 200, text=f"{reason or 'live'}\n{late}\n")
+    def on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not context["message"].startswith("socket.accept()"):
+            loop.default_exception_handler(context)
+        elif warning.is_due():  # the loop tries again each second
+            log.error("accept_failed", error=str(context["exception"]))
 
-    async def readyz(_: "web.Request") -> "web.Response":
-        reason = why_not_ready(consumer)
-        return web.Response(status=503 if reason else 200, text=f"{reason or 'ready'}\n")
+    connections = dict[asyncio.Task[None], asyncio.StreamWriter]()
 
-    async def metrics(request: "web.Request") -> "web.Response":
-        page = telemetry.scrape(request.headers.get("Accept", ""))
-        if page is None:
-            raise web.HTTPNotFound(text="this service has no Prometheus metrics\n")
-        return web.Response(body=page[0], headers={"Content-Type": page[1]})
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections[task] = writer
+        if len(connections) > MOST_CONNECTIONS:
+            connections.pop(next(iter(connections))).transport.abort()
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(CONNECTION_SECONDS):
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                    method, target, *_ = f"{head}   ".split(" ")
+                    accept = _ACCEPT.search(head)
+                    path = target.partition("?")[0] if method in ("GET", "HEAD") else ""
+                    status, content_type, body = page(path, accept[1].strip() if accept else "")
+                    writer.write(
+                        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+                        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                    )
+                    writer.write(body if method != "HEAD" else b"")
+                    writer.close()
+                    await writer.wait_closed()
+        finally:  # also when a metric of the service raises
+            writer.transport.abort()
+            connections.pop(task, None)
 
-    app = web.Application()
-    app.router.add_get("/livez", livez)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS / 2)
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
-    lag.start()
+    listener = _listen(settings.probe_host, settings.probe_port)
+    # The loop accepts as many connections at a turn, and squares them when that fails (CPython issue 151615).
+    server = await asyncio.start_server(serve, sock=listener, backlog=8)
+    listener.listen(1024)  # those that wait
+    loop.set_exception_handler(on_error)
     try:
         yield
     finally:
-        lag.stop()
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await runner.cleanup()
-        except TimeoutError:
-            log.warning("close_failed", step="probes", error="a client keeps its connection open")
+        server.close()
+        for writer in connections.values():
+            writer.transport.abort()
+        if connections:
+            await asyncio.wait([*connections], timeout=CONNECTION_SECONDS)
+
+
+def _text(reason: str, text: str) -> tuple[int, str, bytes]:
+    content = redacted(text).encode(errors="replace")
+    return 503 if reason else 200, "text/plain; charset=utf-8", content
 
 
 def why_not_live(consumer: Consumer) -> str:
-    """Empty if the service is live: this code runs, so the loop turns; and neither fetcher nor worker failed."""
+    """Empty if the service is live: this code runs, so the loop turns; no fetcher or worker failed, and a handler can run."""
     failure = consumer.source.buffer.failure or next(iter(consumer.errors), None)
-    return "" if failure is None else f"failed: {_in_one_line(failure)}"
+    if failure is None:
+        return consumer.limits.why_stuck()
+    return f"failed: {_in_one_line(failure)}"
 
 
 def why_not_ready(consumer: Consumer) -> str:
@@ -89,9 +132,13 @@ def why_not_ready(consumer: Consumer) -> str:
         return "shutting down"
     if consumer.state != "consuming":
         return consumer.state
-    if not consumer.source.connected:
-        return f"the broker cannot be reached: {consumer.source.connectivity.reason}"
-    return consumer.source.put_offs.reason
+    for source in (parts := consumer.source.parts):
+        reason = source.put_offs.reason
+        if not source.connected:
+            reason = f"the broker cannot be reached: {source.connectivity.reason}"
+        if reason:
+            return f"{source.settings.source}: {reason}" if len(parts) > 1 else reason
+    return ""
 
 
 class EventLoopLag:
@@ -100,47 +147,36 @@ class EventLoopLag:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._lags: deque[float] = deque([0.0], SAMPLES)
-        self._timer: asyncio.TimerHandle | None = None
-        self._due_at = 0.0
-
-    def start(self) -> None:
-        self._due_at = self._loop.time() + SAMPLE_SECONDS
-        self._timer = self._loop.call_at(self._due_at, self._sample)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._due_at = math.inf
 
     def seconds(self) -> float:
         """The longest delay of the last minute, with the sample that is due now."""
         return max(*self._lags, self._loop.time() - self._due_at, 0.0)
 
-    def _sample(self) -> None:
-        lag = self._loop.time() - self._due_at
-        self._lags.append(lag)
-        if lag >= LATE_SECONDS:
-            log.warning("event_loop_late", seconds=round(lag, 3))
-        self.start()
+    async def sample(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            self._due_at = self._loop.time() + SAMPLE_SECONDS
+            await asyncio.sleep(SAMPLE_SECONDS)
+            self._lags.append(lag := self._loop.time() - self._due_at)
+            if lag >= LATE_SECONDS:
+                log.warning("event_loop_late", seconds=round(lag, 3))
 
 
-def _listen(port: int) -> socket.socket:
-    """Both IPv4 and IPv6, where there is IPv6."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Without a host, both IPv4 and IPv6, where there is IPv6."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     try:
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
-            raise _refused(port, error) from error
-    try:
-        return socket.create_server(("", port))
-    except OSError as error:
-        raise _refused(port, error) from error
-
-
-def _refused(port: int, error: Exception) -> SettingsError:
-    reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs root"}
-    why = reason.get(getattr(error, "errno", 0) or 0, f"cannot be listened on: {error}")
-    return SettingsError(f"CONSUMER_PROBE_PORT: port {port} {why}")
+        reasons = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs root"}
+        if why := reasons.get(getattr(error, "errno", 0) or 0):
+            msg = f"CONSUMER_PROBE_PORT: port {port} {why}"
+        else:
+            msg = f"CONSUMER_PROBE_HOST: cannot listen on {host!r}: {error}"
+        raise SettingsError(msg) from error
 
 
 def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(redacted(str(error)).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Ends the process when its event loop cannot: a handler blocks the loop, or a thread never returns.
 
 The rest of a shutdown happens in the event loop (consumer.py), each step bounded. This thread is the last resort
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -46,12 +46,14 @@ class Watchdog(threading.Thread):
         shutdown_signals: Collection[signal.Signals],
         drain_seconds: float,
         in_flight: Mapping[Message, str],
+        write_receipt: Callable[[int, Sequence[tuple[signal.Signals, float]]], None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._event = event
         self._shutdown_signals = shutdown_signals
         self._drain_seconds = drain_seconds
         self._in_flight = in_flight
+        self._write_receipt = write_receipt
         self._final: tuple[float, int] | None = None
         self._loop = asyncio.get_running_loop()
         self._noticed: list[tuple[signal.Signals, float]] = []
@@ -140,11 +142,12 @@ class Watchdog(threading.Thread):
         os._exit(exit_code)
 
     def _log_last_words(self, exit_code: int) -> None:
-        main_thread = threading.main_thread().ident
-        frame = sys._current_frames().get(main_thread) if main_thread is not None else None
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         for message, name in list(self._in_flight.items()):
-            log.error("message_abandoned", id=message.id, handler=name, attempt=message.attempt)
+            log.error(
+                "message_abandoned", message_id=message.id, handler=name, attempt=message.attempt
+            )
         turned = threading.Event()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(turned.set)
@@ -152,4 +155,4 @@ class Watchdog(threading.Thread):
             log.error("close_timed_out", stack=stack)
         else:
             log.error("event_loop_blocked", stack=stack)
-        log.error("stopped", exit_code=exit_code)
+        self._write_receipt(exit_code, max(self._event.signals, self._noticed, key=len))

@@ -1,51 +1,29 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""The fixtures of the runtime's tests: a real broker, a queue of its own, a proxy before it; and a clean end."""
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""The fixtures of the runtime's tests: a real broker, and a queue of its own."""
 
 import asyncio
-import inspect
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-import structlog
 
-from runtime import brokers
 from runtime.brokers import make_source
 from runtime.brokers.source import Source
 from runtime.settings import ConsumerSettings
 
-from .contract import Connect, Counted, Event, eventually_counts, opened
+from .contract import Connect, Counted, eventually, opened
 from .scene import Scene
-from .servers import (
-    BROKERS,
-    SERVED_BROKERS,
-    Counts,
-    Server,
-    ServerMissing,
-    server_module,
-    skip_without_server,
-)
-from .servers.proxy import Proxy
+from .servers import BROKERS, Counts, Server, ServerMissing, server_module, skip_without_server
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with it ignored, and every process of these tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
-"""For tests of a server, a connection or a subscription, which a broker in a file does not have."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that kill a server of their own are the longest: they start first, beside the others."""
-    items.sort(key=lambda item: "private_server" not in getattr(item, "fixturenames", ()))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -55,17 +33,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
-Start = Callable[[str], Any]
-"""Gives the server of a broker, the same one at each call."""
+StartServer = Callable[[str, str], Any]
 
 
-@contextmanager
-def servers(kind: str, directories: pytest.TempPathFactory) -> Iterator[Start]:
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Gives the ``shared`` or the ``private`` server of a broker, the same one at each call.
+
+    Not part of `broker`, which pytest tears down and sets up again whenever its parameter changes.
+    """
     with ExitStack() as running:
 
         @cache
-        def start(broker: str) -> Any:
-            directory = directories.mktemp(f"{kind}-{broker}")
+        def start(kind: str, broker: str) -> Any:
+            directory = tmp_path_factory.mktemp(f"{kind}-{broker}")
             try:
                 return running.enter_context(getattr(server_module(broker), kind)(directory))
             except ServerMissing as missing:
@@ -74,24 +55,10 @@ def servers(kind: str, directories: pytest.TempPathFactory) -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Not part of `broker`, which pytest tears down and sets up again whenever its parameter changes."""
-    with servers("shared", tmp_path_factory) as start:
-        yield start
-
-
-@pytest.fixture(scope="session")
-def private_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """For tests that kill it and start it again; its queues are not cleaned up."""
-    with servers("private", tmp_path_factory) as start:
-        yield start
-
-
 @pytest.fixture(scope="session", params=BROKERS)
-def broker(request: pytest.FixtureRequest, shared_server: Start) -> Server:
+def broker(request: pytest.FixtureRequest, start_server: StartServer) -> Server:
     """A server of each broker whose module is in harness/servers."""
-    server: Server = shared_server(request.param)
+    server: Server = start_server("shared", request.param)
     return server
 
 
@@ -152,44 +119,10 @@ def counted(broker: Server, queue: str) -> Counted:
     """Waits until the broker itself counts this many messages of the test's queue; by default none."""
 
     async def counted(ready: int = 0, delayed: int = 0, dead: int = 0) -> None:
-        await eventually_counts(broker, queue, Counts(ready, delayed, dead))
+        counts = Counts(ready, delayed, dead)
+        await eventually(counts, lambda: asyncio.to_thread(broker.counts, queue))
 
     return counted
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """The log events of the runtime's broker modules."""
-    events: list[Event] = []
-
-    def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
-        events.append({"level": level, **event})
-        raise structlog.DropEvent
-
-    for module in broker_modules("log"):
-        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[keep]))
-    return events
-
-
-@pytest.fixture
-def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets a constant of the runtime's broker modules, in each that has one of the name."""
-
-    def shorten(seconds: float, *names: str) -> None:
-        for name in names:
-            for module in broker_modules(name):
-                monkeypatch.setattr(module, name, seconds)
-
-    return shorten
-
-
-def broker_modules(name: str) -> list[Any]:
-    """The modules of runtime.brokers that have an attribute of this name."""
-    modules = []
-    for found in iter_modules(brokers.__path__, f"{brokers.__name__}."):
-        with suppress(ImportError):  # of a client library
-            modules.append(import_module(found.name))
-    return [module for module in modules if hasattr(module, name)]
 
 
 @pytest.fixture
@@ -197,23 +130,3 @@ def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
     """The real program on a queue of its own."""
     with Scene(broker, queue, tmp_path) as scene:
         yield scene
-
-
-@pytest.fixture
-def proxy(broker: Server) -> Iterator[Proxy]:
-    with broker.proxy_type(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind(request: pytest.FixtureRequest) -> None:
-    """Fail a test that leaves an asyncio task behind."""
-    if inspect.iscoroutinefunction(request.function):
-        request.getfixturevalue("no_task_is_left_behind")
-
-
-@pytest.fixture
-async def no_task_is_left_behind() -> AsyncIterator[None]:
-    yield
-    left_behind = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left_behind

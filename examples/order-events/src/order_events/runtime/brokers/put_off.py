@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Messages whose retry or dead letter the broker did not store: they stay unacked in this process, and are tried again.
 
 Requeued, they would be delivered again at once and without end. No worker waits for them, and no other message suffers.
@@ -34,8 +34,9 @@ class PutOffs:
         self.reason = ""
         """Why, while there are some; else empty."""
         self._held, self._release, self._deliver, self._store = held, release, deliver, store
-        self._counts: dict[Message, int] = {}
-        self._timers: dict[Message, asyncio.TimerHandle] = {}
+        self.counts: dict[Message, int] = {}
+        """How often each was put off that is not settled yet."""
+        self.timers: dict[Message, asyncio.TimerHandle] = {}
         self._storing: dict[asyncio.Task[None], Message] = {}
 
     def add(
@@ -46,15 +47,15 @@ class PutOffs:
         A dead letter is stored again, and a retry whose delay is not over. Else the retry happens in this process.
         """
         self.reason = why
-        count = self._counts[message] = self._counts.get(message, 0) + 1
+        count = self.counts[message] = self.counts.get(message, 0) + 1
         pause = backoff_seconds(count, FIRST_SECONDS, LONGEST_SECONDS)
         pause = max(pause, min(delay_seconds, LONGEST_SECONDS))
-        self._timers[message] = asyncio.get_running_loop().call_later(
+        self.timers[message] = asyncio.get_running_loop().call_later(
             pause, self._due, message, settlement, reason, delay_seconds - pause
         )
 
     def _due(self, message: Message, settlement: str, reason: str, delay_seconds: float) -> None:
-        del self._timers[message]
+        del self.timers[message]
         if not self._held(message):
             self._release(message)
         elif settlement == "retry" and delay_seconds <= 0:
@@ -67,25 +68,18 @@ class PutOffs:
 
     def forget(self, message: Message) -> None:
         """The message is settled, or the broker has taken it back."""
-        if self._counts.pop(message, None) is not None:
-            if (timer := self._timers.pop(message, None)) is not None:
+        if self.counts.pop(message, None) is not None:
+            if (timer := self.timers.pop(message, None)) is not None:
                 timer.cancel()
-            if not self._counts:
+            if not self.counts:
                 self.reason = ""
-
-    def __contains__(self, message: Message) -> bool:
-        """Whether it was put off before, and is not settled yet."""
-        return message in self._counts
-
-    def waiting(self) -> list[Message]:
-        return list(self._timers)
 
     async def end(self) -> list[Message]:
         """No further try: returns the messages that are still here."""
-        messages = self.waiting()
-        for timer in self._timers.values():
+        messages = list(self.timers)
+        for timer in self.timers.values():
             timer.cancel()
-        self._timers.clear()
+        self.timers.clear()
         if self._storing:
             await asyncio.wait(self._storing, timeout=END_SECONDS)
         for task in self._storing:
@@ -93,7 +87,9 @@ class PutOffs:
         return [*messages, *self._storing.values()]
 
 
-def backoff_seconds(attempt: int, first: float, longest: float) -> float:
-    """Exponential, with jitter: between half of the delay and all of it."""
-    exponential = first * 2.0 ** min(attempt - 1, 60)
-    return min(exponential, longest) * random.uniform(0.5, 1)
+def backoff_seconds(
+    attempt: int, first: float, longest: float, factor: float = 2.0, least: float = 0.5
+) -> float:
+    """Exponential, with jitter: between ``least`` of the delay and all of it."""
+    exponential = first * factor ** min(attempt - 1, 60)
+    return min(exponential, longest) * random.uniform(least, 1)

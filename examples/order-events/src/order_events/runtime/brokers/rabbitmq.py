@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """RabbitMQ 3.10 or later, by aio-pika: a quorum queue, its dead letters, and retry queues.
 
 ``amqp://user:password@host:5672/vhost``, or ``amqps://`` with ``?cafile=ca.pem&certfile=me.pem&keyfile=me.key``.
@@ -17,31 +17,34 @@ import math
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import structlog
 from aio_pika import Connection
 from aiormq import exceptions as amqp
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from pamqp import commands, constants, decode, encode
 from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from ..cancellation import cancellable_sleep
-from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable, MendableRefusal
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
 from . import delivery
-from .delivery import ATTEMPTS, DEAD_LETTERED_AT, REASON
-from .requests import Requests, Rule
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
-from .url import TLS_OPTIONS, BrokerUrl
+from .amqp import COUNTS, PERSISTENT, Copy
+from .connectivity import Connectivity
+from .dead_letters import Page
+from .delivery import ATTEMPTS, DEAD_LETTERED_AT, KEY, REASON
+from .requests import Requests, Rule, to_the_end
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
+from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
 T = TypeVar("T")
 
@@ -61,9 +64,13 @@ hands over a delivery every few turns (measured: batches of 7 instead of 50, and
 UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
+REQUEUE_SECONDS = 5.0
+"""How long the requeue of dead letters that were read may take."""
+QUIET_SECONDS = 0.5
+FEW_LETTERS, MOST_LETTERS = 100, 2_000
+"""The prefetch of a consumer that reads dead letters, unless they are large: a look at few of them holds so many."""
 LARGE_BODY_BYTES = 2**20
 """A body above this may be refused by the broker, whose limit is not told before."""
-PERSISTENT = 2
 CONTENT_HEADER_BYTES = 12  # of a frame with properties, before these
 NOT_CONFIRMING = "it confirms no message; it may be short of memory or disk"
 
@@ -77,12 +84,9 @@ MOST_DELAYS = 12
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
 """Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
 dead letters, and stores it without end."""
-OF_THE_DELIVERY = {"CC", "x-delivery-count", "x-acquired-count"}
-"""Headers that no copy has: the broker would deliver to the queues of CC again; the counts are of the old delivery."""
-
-SIZES = dict.fromkeys(b"tbB", 1) | dict.fromkeys(b"su", 2) | dict.fromkeys(b"Iif", 4)
-SIZES |= dict.fromkeys(b"lLdT", 8) | dict.fromkeys(b"D", 5) | dict.fromkeys(b"V\0", 0)
-"""The length of a header's value by its type; the values of other types begin with their length."""
+ORIGIN = f"{delivery.PREFIX}origin"
+"""Header: the exchange and the routing key of a message that was published again to its queue."""
+KOMBU_COMPRESSION = "compression"
 
 FAILURES = (amqp.AMQPError, PAMQPException, RuntimeError, StopAsyncIteration)
 """The exceptions of a request that failed, besides OSError."""
@@ -90,6 +94,7 @@ LOGIN_ERRORS = (amqp.AuthenticationError, amqp.ProbableAuthenticationError)
 RULES = (
     Rule(amqp.ChannelAccessRefused, BrokerDenied, "{error}"),
     Rule(amqp.ChannelPreconditionFailed, BrokerRefused, "refused: {error}"),
+    Rule(amqp.ChannelNotFoundEntity, BrokerRefused, "{error}"),
     Rule(amqp.PublishError, BrokerRefused, "no queue for the message: {error}"),
     Rule(amqp.DeliveryError, BrokerRefused, "the queue refused the message: it is full"),
     Rule(RuntimeError, BrokerUnavailable, "the connection was lost"),
@@ -97,7 +102,7 @@ RULES = (
 CONNECT_RULES = (
     Rule(LOGIN_ERRORS, BrokerDenied, "the user name or the password was refused: {error}"),
     Rule(amqp.ConnectionClosed, BrokerUnavailable, "refused for now: {error}", r"limit \(|is down"),
-    Rule(amqp.ConnectionClosed, BrokerRefused, "no such virtual host: {error}", "not found"),
+    Rule(amqp.ConnectionClosed, MendableRefusal, "no such virtual host: {error}", "not found"),
     Rule(amqp.ConnectionClosed, BrokerDenied, "refused: {error}", "NOT_ALLOWED"),
     *RULES,
 )
@@ -110,93 +115,6 @@ for _name in ("aio_pika", "aiormq"):
         logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-# -- the wire
-
-
-def _short_text(value: bytes) -> tuple[int, str]:
-    """Invalid UTF-8 becomes \N{REPLACEMENT CHARACTER}, and the text stays short enough to be sent again."""
-    end = 1 + value[0]
-    text = value[1:end].decode(errors="replace")
-    return end, text.encode()[:255].decode(errors="ignore")
-
-
-def _fields(table: bytes) -> dict[str, bytes]:
-    """The bytes of each field of a table; they begin with its name."""
-    fields, start = {}, 4
-    while start < len(table):
-        size, name = _short_text(table[start : start + 256])
-        kind, length = table[start + size], table[start + size + 1 :][:4]
-        size += 1 + SIZES.get(kind, 4 + int.from_bytes(length))
-        fields[name] = table[start : start + size]
-        start += size
-    return fields
-
-
-def _table(value: bytes) -> tuple[int, Any]:
-    """None for a field that Python cannot represent or that is nested too deeply; names in any encoding."""
-    with suppress(ValueError, ArithmeticError, RecursionError):
-        return decode.field_table(value)
-    end = 4 + int.from_bytes(value[:4])
-    table: dict[str, Any] = {}
-    for name, field in _fields(value[:end]).items():
-        table[name] = None
-        with suppress(ValueError, ArithmeticError, RecursionError):
-            _, table[name] = decode.embedded_value(field[1 + field[0] :])
-    return end, table
-
-
-def _timestamp(value: bytes) -> tuple[int, Any]:
-    """None beyond the year 9999."""
-    with suppress(ValueError, ArithmeticError, OSError):
-        return decode.timestamp(value)
-    return 8, None
-
-
-def _unmarshal(self: Any, flags: int, data: bytes) -> None:
-    self.wire = flags, data
-    _unmarshal_properties(self, flags, data)
-
-
-def _table_value(value: Any) -> bytes:
-    """A float as a double, in place of 32 bits."""
-    return b"d" + encode.double(value) if isinstance(value, float) else _encode_value(value)
-
-
-# Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
-decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
-_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]  # replaced on purpose
-_encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
-constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
-# The answer then has the reason of a refusal.
-commands.Connection.Open.valid_responses = ["Connection.OpenOk", "Connection.Close"]
-
-
-class _Copy(Basic.Properties):
-    """The properties of a message, to publish it again with these headers: what came is sent byte for byte."""
-
-    def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
-        super().__init__()
-        flags, data = original.wire
-        for name in self.__slots__:
-            if flags & self.flags[name]:
-                size, _ = decode.by_type(data, self.amqp_type(name))
-                setattr(self, name, data[:size])
-                data = data[size:]
-        came, table = original.headers or {}, b""
-        fields = _fields(self.headers) if came else {}
-        for name, value in headers.items():
-            if name not in OF_THE_DELIVERY:
-                unchanged = name in fields and came[name] is value
-                table += fields[name] if unchanged else encode.field_table({name: value})[4:]
-        self.headers: Any = len(table).to_bytes(4) + table
-        self.message_id = id or original.message_id
-        self.delivery_mode = PERSISTENT
-        self.expiration = self.user_id = None  # the broker refuses any user but our own
-
-    def encode_property(self, name: str, value: Any) -> bytes:
-        return value if isinstance(value, bytes) else super().encode_property(name, value)
-
-
 def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
     """A task whose failure asyncio does not log."""
     task = asyncio.create_task(work, name=f"rabbitmq: {name}")
@@ -204,11 +122,30 @@ def _task(work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
     return task
 
 
-class _Socket(TransportFactory):
-    """Opens the sockets of a connection, and can cut them: a graceful close waits long for an unresponsive peer."""
+class _Url(BrokerUrl):
+    def __init__(self, text: str) -> None:
+        options = ["auth", "heartbeat", *TLS_OPTIONS]
+        super().__init__(text, like="amqp://user:password@host:5672/vhost", options=options)
+        if len(self.hosts) != 1:
+            raise self.unreadable()
+        heartbeat = self.whole_number("heartbeat", HEARTBEAT_SECONDS, at_least=0, at_most=65534)
+        address, _, query = text.partition("?")
+        self.text = f"{address}?heartbeat={heartbeat}&{query}"
+        """For aio-pika, which takes the first ``heartbeat`` of it."""
 
-    def __init__(self) -> None:
+
+class _Client(TransportFactory):
+    """One connection, made when it is needed, and made again when it was lost.
+
+    It opens the sockets itself, to cut them: a graceful close waits long for an unresponsive peer.
+    """
+
+    def __init__(self, current_url: CurrentUrl[_Url], name: str) -> None:
+        self._current_url = current_url
+        self._name = name
         self._writer: asyncio.StreamWriter | None = None
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
 
     async def create(
         self, url: Any, **kwargs: Any
@@ -220,18 +157,6 @@ class _Socket(TransportFactory):
     def cut(self) -> None:
         if self._writer is not None:
             self._writer.transport.abort()
-
-
-class _Client:
-    """One connection, made when it is needed, and made again when it was lost."""
-
-    def __init__(self, url: BrokerUrl, text: str, name: str) -> None:
-        self._url = url
-        self._text = text
-        self._name = name
-        self._socket = _Socket()
-        self._connection: Connection | None = None
-        self._opening = asyncio.Lock()
 
     @property
     def opened(self) -> bool:
@@ -252,16 +177,16 @@ class _Client:
         return await opening  # type: ignore[no-any-return]  # aio-pika has no type for it
 
     async def _connect(self) -> Connection:
-        connection = None
+        url, connection = self._current_url(), None
         with suppress(ValueError):
             connection = Connection(
-                URL(self._text),
-                ssl_context=self._url.tls_context() if self._url.scheme == "amqps" else None,
+                URL(url.text),
+                ssl_context=url.tls_context() if url.scheme == "amqps" else None,
                 client_properties={"connection_name": self._name},
             )
-            connection.kwargs["transport_factory"] = self._socket
+            connection.kwargs["transport_factory"] = self
         if connection is None:  # raised here, so that the parser's error is not its context
-            raise self._url.unreadable()
+            raise url.unreadable()
         connecting = _task(connection.connect(), "connect")
         try:
             await asyncio.wait({connecting})
@@ -283,8 +208,12 @@ class _Client:
             self.cut()  # in an alarm the broker does not answer
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
 
-    def cut(self) -> None:
-        self._socket.cut()
+
+class _Outgoing(NamedTuple):
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Basic.Properties
 
 
 class _Publisher:
@@ -300,6 +229,8 @@ class _Publisher:
         self._opening = asyncio.Lock()
         self._unconfirmed: dict[str, tuple[float, asyncio.Future[None]]] = {}
         """By message id, the oldest first: the event loop's time when it was sent, and its end."""
+        self._exchanges = {""}
+        """Those that exist. A message to any other goes on a channel of its own, which a refusal closes."""
         self.most_body_bytes = math.inf  # the broker tells it only when it refuses a body
 
     @property
@@ -309,23 +240,31 @@ class _Publisher:
         sent_at, _ = next(iter(self._unconfirmed.values()), (now, None))
         return now - sent_at > ANSWER_SECONDS
 
+    @property
+    def opened(self) -> bool:
+        channel = self._channel
+        return channel is not None and not channel.is_closed and self.client.opened
+
     async def open(self) -> None:
         async with self._opening:
-            if self._channel is None or self._channel.is_closed or not self.client.opened:
+            if not self.opened:
                 self._channel = await self.client.channel(publisher_confirms=True)
 
     def too_large(self, body: bytes, properties: Basic.Properties) -> str:
         """Why the broker would close the channel, or the connection, for this message; else empty. It must be open."""
         channel: Any = self._channel
         most = channel.max_content_size - CONTENT_HEADER_BYTES
-        if 0 < most < (size := len(properties.marshal())):
+        # Without headers there is nothing long in them.
+        if properties.headers and 0 < most < (size := len(properties.marshal())):
             return f"its headers have {size} bytes, the broker takes {most}"
         if len(body) > self.most_body_bytes:
             return f"its body has {len(body)} bytes, the broker takes {self.most_body_bytes}"
         return ""
 
-    async def publish(self, queue: str, body: bytes, properties: Basic.Properties) -> None:
-        """Returns when the broker has confirmed it; it must be open. Raises PublishError without such a queue."""
+    async def publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
+    ) -> None:
+        """Returns when the broker has confirmed it; it must be open. Raises PublishError if it reaches no queue."""
         assert self._channel is not None
         if reason := self.too_large(body, properties):
             raise ValueError(reason)
@@ -335,11 +274,14 @@ class _Publisher:
             await asyncio.wait({earlier[1]})
         loop = asyncio.get_running_loop()
         self._unconfirmed[message_id] = loop.time(), loop.create_future()
-        large = len(body) > LARGE_BODY_BYTES
-        publish = self._publish_alone if large else self._channel.basic_publish
-        options: Any = {"routing_key": queue, "properties": properties, "mandatory": True}
+        risky = len(body) > LARGE_BODY_BYTES or exchange not in self._exchanges
+        publish = self._publish_alone if risky else self._channel.basic_publish
+        options: Any = {"exchange": exchange, "routing_key": routing_key}
+        # Only the confirmation is waited for, not also until each message is written before the next one.
+        options |= {"properties": properties, "mandatory": True, "wait": False}
         try:
             await publish(body, **options)
+            self._exchanges.add(exchange)
         except amqp.PublishError:
             raise
         except amqp.DeliveryError:  # a channel may keep refusing when the queue has room again
@@ -348,6 +290,13 @@ class _Publisher:
             if found := re.search(r"larger than configured max size (\d+)", str(error)):
                 self.most_body_bytes = int(found[1])
             raise
+        except amqp.ChannelNotFoundEntity:
+            self._exchanges.discard(exchange)
+            if risky:
+                raise
+            await self._publish_alone(
+                body, **options
+            )  # the missing exchange may be another message's
         finally:
             self._unconfirmed.pop(message_id)[1].set_result(None)
 
@@ -372,6 +321,7 @@ class _Deliveries:
         self.ended = asyncio.Event()
         """Set when no more deliveries come: the channel was closed, or the broker has cancelled the consumer."""
         self.end_reason = "the broker has cancelled the consumer"
+        self.consumers: dict[str, int] = {}  # the prefetch of each, by its tag
         self._most_acks = max(1, prefetch // 2)
         self._unacked: dict[int, Message | None] = {}  # by delivery tag, in that order
         self._last_tag = 0
@@ -382,7 +332,7 @@ class _Deliveries:
         self._work = asyncio.Event()
         self.written = asyncio.Event()
         self.written.set()
-        self.writer = _task(self._write(), "write settlements")
+        self.tasks: set[asyncio.Task[Any]] = {_task(self._write(), "write settlements")}
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(lambda _: self.ended.set())
 
@@ -412,7 +362,8 @@ class _Deliveries:
     def close(self) -> None:
         """Drop the settlements that are not written yet: with the channel, the deliveries are gone."""
         self.ended.set()
-        self.writer.cancel()
+        for task in self.tasks:
+            task.cancel()
         self.written.set()
         reason = "the channel was closed before the ack was sent"
         if self._blocked_seconds:
@@ -477,32 +428,37 @@ class _Receipt(NamedTuple):
 class RabbitBroker(Broker):
     """See the module."""
 
-    capabilities = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
+    capabilities = Capabilities()
+    destinations: ClassVar = {"queue": "queue:NAME", "exchange": "exchange:NAME/ROUTING.KEY"}
+    origins = ("routing-key",)
+    longest_hold_seconds = (
+        300.0  # the broker closes the channel of a delivery unacked for 30 minutes
     )
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""
         super().__init__(settings, prefetch)
         self._name = settings.source
-        url, text = _parse_url(settings.broker_url.get_secret_value())
+        url = (current_url := CurrentUrl(settings, _Url))()
         self._requests = Requests(url.redacted, FAILURES, RULES, ANSWER_SECONDS)
         self._connecting = Requests(url.redacted, FAILURES, CONNECT_RULES, CONNECT_SECONDS)
         self.connectivity = Connectivity(url.redacted)
-        self._client = _Client(url, text, self._name)
-        self._publisher = _Publisher(_Client(url, text, f"{self._name}, publishing"))
+        self._client = _Client(current_url, self._name)
+        self._publisher = _Publisher(_Client(current_url, f"{self._name}, publishing"))
         self._dead = f"{self._name}.dead"
         delays = delays_ms(settings.retry_seconds, settings.retry_max_seconds)
         self._retries = {ms: f"{self._name}.retry.{ms}" for ms in delays}
         self._queues = self._topology(self._retries)
+        self._needed = [self._dead, self._name] if settings.declare else [*self._queues]
+        """Before a retry needs one of the others."""
+        self._bindings = _parse_bindings(settings.bindings)
+        self._is_foreign = False
         longest = max(self._queues, key=lambda name: len(name.encode()))
         if len(longest.encode()) > 255:
             msg = f"CONSUMER_SOURCE: a queue's name has at most 255 bytes, but {longest!r} has more"
             raise BrokerRefused(msg)
-        self._consumer_tag = uuid.uuid4().hex
         self._deliveries: _Deliveries | None = None
         self._fetcher: asyncio.Task[None] | None = None
-        self._cancelling: asyncio.Task[Any] | None = None
         self._exited = asyncio.Event()
 
     # -- connecting and closing
@@ -526,14 +482,8 @@ class RabbitBroker(Broker):
         return self.connectivity.up and self._client.opened
 
     async def _connect(self) -> Connection:
-        try:
-            async with self._connecting.bounded():
-                return await self._client.open()
-        except BrokerRefused as refusal:
-            if self._fetcher is None:
-                raise
-            # The login was accepted before: the outage lasts until it is accepted again.
-            raise BrokerUnavailable(str(refusal)) from refusal
+        async with self._connecting.bounded():
+            return await self._client.open()
 
     async def _close(self) -> None:
         tasks: set[asyncio.Task[Any]] = set()
@@ -548,12 +498,9 @@ class RabbitBroker(Broker):
             if not closing.done():
                 self._client.cut()
                 self._publisher.client.cut()
-        if self._cancelling is not None:
-            self._cancelling.cancel()
-            tasks.add(self._cancelling)
         if self._deliveries is not None:
             self._deliveries.close()
-            tasks.add(self._deliveries.writer)
+            tasks |= self._deliveries.tasks
         await asyncio.wait(tasks, timeout=CLOSE_CONNECTION_SECONDS)
 
     async def _close_gracefully(self) -> None:
@@ -603,20 +550,54 @@ class RabbitBroker(Broker):
         }
 
     async def declare(self) -> None:
-        for name, arguments in self._queues.items():
-            try:
-                async with self._channel() as channel, self._requests.bounded():
-                    await channel.queue_declare(name, durable=True, arguments=arguments)
-            except BrokerRefused as refusal:
-                cause, problem = refusal.__cause__, "cannot be created"
-                if "inequivalent" in str(cause):
-                    problem = "already exists with other arguments"
-                elif isinstance(cause, amqp.ChannelAccessRefused):
-                    if await self._count(name) is not None:
-                        continue  # created by another user
-                    problem = "does not exist, and cannot be created"
-                msg = f"the queue {name!r} {problem}: {cause}"
-                raise type(refusal)(msg) from cause
+        await self._declare(self._queues)
+
+    async def delete(self) -> None:
+        for name in self._queues:
+            async with self._channel() as channel, self._requests.bounded():
+                await channel.queue_delete(name)
+
+    async def prepare(self) -> None:
+        if self.settings.declare:
+            await self._declare(self._needed)
+        else:
+            await super().prepare()
+
+    async def _declare(self, names: Iterable[str]) -> None:
+        await self._connect()  # a refusal of the login is not one of a queue
+        for name in names:
+            await self._declare_queue(name)
+        for exchange, routing_key in self._bindings:
+            async with self._channel() as channel, self._requests.bounded():
+                await channel.queue_bind(self._name, exchange, routing_key)
+
+    async def _declare_queue(self, name: str) -> None:
+        arguments = self._queues[name]
+        is_source = name == self._name
+        if is_source and self._is_foreign and await self._count(name) is None:
+            msg = (
+                f"the queue {name!r} {MISSING}, and it was of another kind than this service makes"
+            )
+            raise BrokerRefused(msg)
+        try:
+            async with self._channel() as channel, self._requests.bounded():
+                await channel.queue_declare(name, durable=True, arguments=arguments)
+        except BrokerRefused as refusal:
+            cause, problem = refusal.__cause__, "cannot be created"
+            if "inequivalent" in str(cause):
+                if is_source and "'stream'" not in str(cause):  # which has no acknowledgements
+                    self._is_foreign = True
+                    return
+                problem = "already exists with other arguments"
+            elif isinstance(cause, amqp.ChannelAccessRefused):
+                exists = True  # to look may be refused, too: since RabbitMQ 4.2.6
+                with suppress(BrokerDenied):
+                    exists = await self._count(name) is not None
+                if exists:
+                    return  # created by another user
+                problem = "does not exist, and cannot be created"
+            msg = f"the queue {name!r} {problem}: {cause}"
+            raise type(refusal)(msg) from cause
 
     async def _count(self, name: str) -> tuple[int, int] | None:
         """The number of ready messages, and of consumers; None if the queue does not exist."""
@@ -633,15 +614,19 @@ class RabbitBroker(Broker):
         transport: Any = (await self._connect()).transport
         server = transport.connection.server_properties
         described: dict[str, int | str] = {"server": f"{server['product']} {server['version']}"}
-        for name in self._queues:
-            described[name], consumers = await self._count(name) or (MISSING, 0)
+        for name in self._needed:
+            try:
+                described[name], consumers = await self._count(name) or (MISSING, 0)
+            except BrokerDenied as denial:  # since RabbitMQ 4.2.6
+                described[name] = f"cannot be looked at: {denial.__cause__}"
+                continue
             if name == self._name:
                 described[f"{name} consumers"] = consumers
         return described
 
     # -- consuming
 
-    def __anext__(self) -> Awaitable[Message]:
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
         return self._next_held()
 
     async def start(self) -> None:
@@ -672,9 +657,9 @@ class RabbitBroker(Broker):
 
     async def _resubscribe(self) -> _Deliveries:
         try:
-            await self.declare()
+            await self.prepare()
             deliveries = await self._subscribe()
-        except BrokerUnavailable:
+        except (BrokerUnavailable, MendableRefusal):
             self._client.cut()  # the next attempt opens a new connection
             raise
         self.connectivity.established()
@@ -686,16 +671,22 @@ class RabbitBroker(Broker):
             deliveries = self._deliveries
             if deliveries is None or deliveries.channel.is_closed:
                 channel = await self._client.channel(publisher_confirms=False)
-                await channel.basic_qos(prefetch_count=self.prefetch)
                 deliveries = self._deliveries = _Deliveries(channel, self.prefetch)
             deliveries.ended.clear()
-            if not self.stopped:
-                await deliveries.channel.basic_consume(
-                    self._name, self._on_delivery, consumer_tag=self._consumer_tag
-                )
-                if self.stopped:  # meanwhile
-                    await deliveries.channel.basic_cancel(self._consumer_tag)
+            deliveries.consumers.clear()
+            await self._ask(deliveries)
         return deliveries
+
+    async def _ask(self, deliveries: _Deliveries) -> None:
+        """For as many as there is room for, by one more consumer."""
+        more = self._room() + len(self.unacked) - sum(deliveries.consumers.values())
+        if more > 0 and not self.stopped:
+            channel, tag = deliveries.channel, uuid.uuid4().hex
+            deliveries.consumers[tag] = more
+            await channel.basic_qos(prefetch_count=more)
+            await channel.basic_consume(self._name, self._on_delivery, consumer_tag=tag)
+            if self.stopped:  # meanwhile
+                await channel.basic_cancel(tag)
 
     async def _on_delivery(self, delivered: DeliveredMessage) -> None:
         deliveries, tag = self._deliveries, delivered.delivery_tag
@@ -709,20 +700,31 @@ class RabbitBroker(Broker):
             type=properties.message_type,
             headers=headers,
             failures=headers.get(ATTEMPTS),
+            published_at=properties.timestamp,
             receipt=_Receipt(deliveries, tag, properties),
+            origin=_origin(delivered, headers),
+            properties=_properties(properties, headers),
         )
-        known = self._still_in_flight(message) if delivered.redelivered else None
+        known = None
+        if delivered.redelivered:
+            # Not left to the handler: they differ between deliveries of one message.
+            message.deliveries += max(delivery.count_of(headers.pop(name, 0)) for name in COUNTS)
+            known = self._still_in_flight(message)
         deliveries.add(tag, known or message)
         if known is None and not self._deliver(message):
             await self.requeue(message)
+        elif sum(deliveries.consumers.values()) <= len(self.unacked) < self.prefetch:
+            await self._ask(deliveries)
 
     async def _stop_fetching(self) -> None:
-        if self._deliveries is not None and not self._deliveries.ended.is_set():
-            cancel = self._deliveries.channel.basic_cancel(self._consumer_tag)
-            self._cancelling = _task(cancel, "cancel")
-            await asyncio.wait({self._cancelling}, timeout=CANCEL_SECONDS)
+        deliveries = self._deliveries
+        if deliveries is not None and deliveries.consumers and not deliveries.ended.is_set():
+            cancel = deliveries.channel.basic_cancel
+            cancels = {_task(cancel(tag), "cancel") for tag in deliveries.consumers}
+            deliveries.tasks |= cancels
+            await asyncio.wait(cancels, timeout=CANCEL_SECONDS)
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         if self._deliveries is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
@@ -737,20 +739,31 @@ class RabbitBroker(Broker):
         message.receipt.deliveries.ack(message.receipt.tag)
 
     async def _requeue(self, message: Message) -> None:
-        message.receipt.deliveries.requeue(message.receipt.tag)
+        deliveries, tag, properties = message.receipt
+        # The queue counts requeues too: a copy has a count of its own.
+        if self.suspects.may_kill(message):
+            copy = Copy(properties, {**message.headers, **_origin_of(message)}, message.id)
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._publish(self._name, message.body, copy)
+                deliveries.ack(tag)
+                return
+        deliveries.requeue(tag)
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Behind others of the same queue a message may wait as long as that queue delays them."""
         ms, longest = max(1, math.ceil(delay_seconds * 1000)), max(self._retries)
-        while (
-            longest < ms
-        ):  # beyond the back-off: one more queue for each doubling, when it is needed
+        while longest < ms:  # beyond the back-off: one more queue for each doubling
             longest *= 2
             self._retries[longest] = f"{self._name}.retry.{longest}"
         step = next(step for step in self._retries if step >= ms)
         self._queues = self._queues | self._topology({step: self._retries[step]})
-        headers = _without_history(message.headers) | {ATTEMPTS: message.attempt, REASON: reason}
-        copy = _Copy(message.receipt.properties, headers, message.id)
+        if self._retries[step] not in self._needed:
+            await self._declare_queue(self._retries[step])
+            self._needed.append(self._retries[step])
+        headers = _without_history(message.headers) | _origin_of(message)
+        headers |= {ATTEMPTS: message.attempt, REASON: reason}
+        copy = Copy(message.receipt.properties, headers, message.id)
         copy.expiration = str(min(ms, step))
         publishing = self._publish_copy(self._retries[step], message.body, copy)
         await self._move(message, "retry", publishing)
@@ -759,116 +772,147 @@ class RabbitBroker(Broker):
         original: Basic.Properties = message.receipt.properties
 
         def fits(body: bytes, headers: dict[str, Any]) -> bool:
-            return not self._publisher.too_large(body, _Copy(original, headers, message.id))
+            return not self._publisher.too_large(body, Copy(original, headers, message.id))
 
         async with self._connecting.bounded():
             await self._publisher.open()
         history = {ATTEMPTS: message.attempt, REASON: reason, DEAD_LETTERED_AT: time.time()}
-        headers = _without_history(message.headers) | history
+        headers = _without_history(message.headers) | _origin_of(message) | history
         body, headers = delivery.fit_dead_letter(message.body, headers, fits)
-        copy = _Copy(original, headers, message.id)
+        copy = Copy(original, headers, message.id)
         await self._move(message, "reject", self._publish_copy(self._dead, body, copy))
 
-    async def _publish_copy(self, queue: str, body: bytes, copy: _Copy) -> None:
+    async def _publish_copy(self, queue: str, body: bytes, copy: Copy) -> None:
         """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
         try:
-            await self._publish(queue, body, copy, math.inf)
+            await self._publish(queue, body, copy, seconds=math.inf)
         except BrokerRefused as refusal:
             if not isinstance(refusal.__cause__, amqp.PublishError):
                 raise
-            await self.declare()
-            await self._publish(queue, body, copy, math.inf)
+            await self.prepare()
+            await self._publish(queue, body, copy, seconds=math.inf)
 
     # -- publishing
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
-            outcomes = await self._publish_all(
-                (
-                    message.body,
-                    Basic.Properties(
-                        headers=dict(message.headers),
-                        message_id=message.id,
-                        message_type=message.type or None,
-                        delivery_mode=PERSISTENT,
-                    ),
-                )
-                for message in messages[start : start + PUBLISH_AT_ONCE]
-            )
+            batch = messages[start : start + PUBLISH_AT_ONCE]
+            outcomes = await self._publish_batch(map(self._outgoing, batch))
             for failure in filter(None, outcomes):
                 raise failure
 
-    async def _publish_all(self, messages: Iterable[tuple[bytes, Basic.Properties]]) -> list[Any]:
-        """Why each of them was not published, or None."""
-        publishing = [self._publish(self._name, *message) for message in messages]
-        return await asyncio.gather(*publishing, return_exceptions=True)
+    def _outgoing(self, message: OutgoingMessage) -> _Outgoing:
+        kind, name = self.destination_of(message)
+        exchange, _, routing_key = name.partition("/") if kind == "exchange" else ("", "", name)
+        headers = dict(message.headers)
+        if message.key:
+            headers[KEY] = message.key
+        properties = Basic.Properties(
+            content_type=message.content_type or None,
+            headers=headers,
+            delivery_mode=PERSISTENT,
+            correlation_id=message.correlation_id or None,
+            message_id=message.id,
+            timestamp=datetime.now(UTC),
+            message_type=message.type or None,
+        )
+        return _Outgoing(exchange, routing_key, message.body, properties)
 
     async def _publish(
         self, queue: str, body: bytes, properties: Basic.Properties, seconds: float | None = None
     ) -> None:
         """Returns when the broker has confirmed it. Raises BrokerRefused if there is no such queue."""
-        async with self._connecting.bounded():
-            await self._publisher.open()
+        [failure] = await self._publish_batch([_Outgoing("", queue, body, properties)], seconds)
+        if failure is not None:
+            raise failure
+
+    async def _publish_batch(
+        self, messages: Iterable[_Outgoing], seconds: float | None = None
+    ) -> list[Exception | None]:
+        """Why each of them was not published, or None. Raises BrokerUnavailable."""
+        if not self._publisher.opened:
+            async with self._connecting.bounded():
+                await self._publisher.open()
         async with self._requests.bounded(seconds):
+            publishing = [self._publisher.publish(*message) for message in messages]
+            outcomes: list[BaseException | None] = [None]
             try:
-                await self._publisher.publish(queue, body, properties)
-            except (TypeError, ValueError, OverflowError) as error:
-                msg = f"this message cannot be sent: {error}"
-                raise BrokerRefused(msg) from error
+                if len(publishing) == 1:  # without a task
+                    await publishing[0]
+                else:
+                    outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            except Exception as error:
+                outcomes = [error]
+        return [self._failure(outcome) for outcome in outcomes]
+
+    def _failure(self, outcome: BaseException | None) -> Exception | None:
+        """Of one message; it has the client's exception as its cause."""
+        failure: Exception
+        match outcome:
+            case None:
+                return None
+            case asyncio.CancelledError():  # of a connection that was lost
+                failure = self._requests.lost()
+            case OSError() | amqp.AMQPError() | PAMQPException() | RuntimeError():
+                failure = self._requests.translated(outcome)
+            case TypeError() | ValueError() | OverflowError():
+                failure = BrokerRefused(f"this message cannot be sent: {outcome}")
+            case _:
+                raise outcome
+        failure.__cause__ = outcome
+        return failure
 
     # -- dead letters
 
-    async def _letters(
-        self, channel: AbstractChannel, limit: int
-    ) -> AsyncIterator[DeliveredMessage]:
-        """Unacked letters are requeued when the channel closes."""
-        for _ in range(limit):
-            async with self._requests.bounded():
-                letter = await channel.basic_get(self._dead)
-            if isinstance(letter.delivery, Basic.GetEmpty):
-                return
-            yield letter
-
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        if await self._count(self._dead) is None:
-            return
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator["_Reading"]:
+        """Keeps every letter unacked, so that it is read once; the end of the channel requeues the others."""
         async with self._channel() as channel:
-            async for letter in self._letters(channel, limit):
-                yield _dead_letter(letter)
+            reading = _Reading(channel, self._dead)
+            try:
+                yield reading
+            finally:
+                with suppress(OSError, TimeoutError, *FAILURES):  # every step was confirmed before
+                    await to_the_end(reading.end(), REQUEUE_SECONDS)
+
+    async def _present_letters(self, reading: "_Reading") -> AsyncGenerator[DeadLetter, None]:
+        for _ in range(await self.count_dead_letters()):
+            give_up_at = time.monotonic() + ANSWER_SECONDS
+            while not reading.ahead:
+                async with self._requests.bounded():
+                    await reading.wait()
+                    if reading.channel.is_closed:
+                        raise amqp.ChannelInvalidStateError
+                if not reading.ahead and (
+                    time.monotonic() > give_up_at or not await self.count_dead_letters()
+                ):
+                    return  # others have taken them
+            yield _dead_letter(reading.ahead.popleft())
 
     async def count_dead_letters(self) -> int:
         messages, _ = await self._count(self._dead) or (0, 0)
         return messages
 
-    async def replay_dead_letters(self) -> AsyncIterator[int]:
-        left = await self.count_dead_letters()
-        moved = 0
-        while left > 0:
-            # A channel for each step, as its last requests may take letters of the next one.
-            async with self._channel() as channel:
-                step = min(left, PUBLISH_AT_ONCE)
-                letters = [letter async for letter in self._letters(channel, step)]
-                if not letters:
-                    return
-                outcomes = await self._publish_all(
-                    (
-                        letter.body,
-                        _Copy(old := letter.header.properties, _without_history(old.headers)),
-                    )
-                    for letter in letters
-                )
-                async with self._requests.bounded():
-                    for letter, outcome in zip(letters, outcomes, strict=True):
-                        if outcome is None:
-                            await channel.basic_ack(letter.delivery_tag or 0, wait=False)
-                            moved += 1
-                    await _wait_until_stored(channel, self._dead)
-            left -= len(letters)
-            yield moved
-            for failure in filter(None, outcomes):
-                raise failure
+    async def _take_letters(
+        self, reading: "_Reading", letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        outcomes: list[Exception | None] = [None] * len(letters)
+        if replay:
+            outcomes = await self._publish_batch(
+                _Outgoing("", self._name, letter.body, Copy(old, _without_history(old.headers)))
+                for letter in letters
+                for old in (letter.receipt[1],)
+            )
+        async with self._requests.bounded():
+            for letter, outcome in zip(letters, outcomes, strict=True):
+                if outcome is None:
+                    await reading.ack(letter.receipt[0])
+            await reading.confirm()
+        yield outcomes.count(None)
+        for failure in filter(None, outcomes):
+            raise failure
 
-    async def purge_dead_letters(self) -> AsyncIterator[int]:
+    async def _purge_all(self) -> AsyncIterator[int]:
         if await self._count(self._dead) is None:
             return
         async with self._channel() as channel, self._requests.bounded():
@@ -881,15 +925,16 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
     return RabbitBroker(settings, prefetch)
 
 
-def _parse_url(text: str) -> tuple[BrokerUrl, str]:
-    """The checked URL, and its text for aio-pika, which takes the first ``heartbeat`` of it. Raises BrokerRefused."""
-    options = ["auth", "heartbeat", *TLS_OPTIONS]
-    url = BrokerUrl(text, like="amqp://user:password@host:5672/vhost", options=options)
-    if len(url.hosts) != 1:
-        raise url.unreadable()
-    heartbeat = url.whole_number("heartbeat", HEARTBEAT_SECONDS, at_least=0, at_most=65534)
-    address, _, query = text.partition("?")
-    return url, f"{address}?heartbeat={heartbeat}&{query}"
+def _parse_bindings(text: str) -> list[tuple[str, str]]:
+    """The exchange and the routing key of each. Raises BrokerRefused."""
+    bindings = []
+    for binding in filter(None, (part.strip() for part in text.split(","))):
+        exchange, separator, routing_key = binding.partition("/")
+        if not (exchange and separator):
+            msg = f"CONSUMER_BINDINGS: {binding!r} is not exchange/routing.key"
+            raise BrokerRefused(msg)
+        bindings.append((exchange, routing_key))
+    return bindings
 
 
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
@@ -898,6 +943,84 @@ def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
     delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]
     return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*delays, longest_seconds]})
+
+
+class _Reading:
+    """A channel on which dead letters are read, by consumers.
+
+    Of one consumer, a queue requeues what is unacked in order, also when the connection is lost; of single requests in any.
+    So each consumer is cancelled when it has as many as it may, and the next one, for more, goes on behind it.
+    """
+
+    def __init__(self, channel: AbstractChannel, queue: str) -> None:
+        self.channel = channel
+        self.ahead: deque[DeliveredMessage] = deque()
+        self._page = Page(FEW_LETTERS, MOST_LETTERS)
+        self._queue = queue
+        self._unacked: dict[int, None] = {}
+        self._consumers: list[str] = []
+        self._window = self._held = self._first = 0
+        """Of the present consumer: how many it may have unacked (0: there is none), how many it has, its first delivery tag."""
+        self._arrived = asyncio.Event()
+        self._asking: asyncio.Future[None] | None = None
+
+    async def _on_delivery(self, letter: DeliveredMessage) -> None:
+        self._unacked[letter.delivery_tag or 0] = None
+        self._held += 1
+        self._page.saw(len(letter.body))
+        self.ahead.append(letter)
+        self._arrived.set()
+
+    async def wait(self) -> None:
+        """Until a letter has come, or a moment has passed."""
+        if self._held >= self._window:
+            await self._ask_shielded()
+        self._arrived.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_SECONDS):
+                await self._arrived.wait()
+        if len(self._consumers) == 1 and self.ahead:  # the first, which says how large they are
+            await self._ask_shielded()
+
+    async def _ask_shielded(self) -> None:
+        """As aiormq closes the channel of a request that is cancelled."""
+        if self._consumers:
+            self._page.turn()
+        self._asking = asyncio.ensure_future(self._ask())
+        await asyncio.shield(self._asking)
+
+    async def _ask(self, most: int = MOST_LETTERS) -> None:
+        await self._cancel()
+        self._held, self._first = 0, max(self._unacked, default=0) + 1
+        self._consumers.append(f"{len(self._consumers):05d}-{uuid.uuid4().hex}")
+        self._window = min(self._page.count, most)
+        await self.channel.basic_qos(prefetch_count=self._window)
+        await self.channel.basic_consume(
+            self._queue, self._on_delivery, consumer_tag=self._consumers[-1]
+        )
+
+    async def _cancel(self) -> None:
+        if self._window:
+            self._window = 0
+            await self.channel.basic_cancel(self._consumers[-1])
+
+    async def ack(self, tag: int) -> None:
+        await self.channel.basic_ack(tag, wait=False)
+        del self._unacked[tag]
+        self._held -= tag >= self._first
+
+    async def confirm(self) -> None:
+        """Returns when the queue has the acks."""
+        if not self._window:
+            await self._ask(1)
+        await self.end()
+
+    async def end(self) -> None:
+        """As `confirm`, if a consumer is present: the channel, when it is closed, requeues the rest and drops what it kept."""
+        if self._asking is not None:
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self._cancel()  # the answer comes behind those that were passed on
+        await self.channel.queue_declare(self._queue, passive=True)  # behind the others, too
 
 
 async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
@@ -915,6 +1038,29 @@ def _without_history(headers: Any) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if not name.startswith(HISTORY)}
 
 
+def _properties(properties: Basic.Properties, headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "key": headers.get(KEY),
+        "content_type": properties.content_type,
+        "content_encoding": headers.get(KOMBU_COMPRESSION) or properties.content_encoding,
+        "correlation_id": properties.correlation_id,
+        "reply_to": properties.reply_to,
+    }
+
+
+def _origin(delivered: DeliveredMessage, headers: dict[str, Any]) -> dict[str, Any]:
+    """As it was before a retry, which comes from a queue of ours."""
+    first = headers.get(ORIGIN)
+    if isinstance(first, dict) and not delivered.exchange:
+        return {name: delivery.text_of(first.get(name)) for name in ("exchange", "routing_key")}
+    return {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
+
+
+def _origin_of(message: Message) -> dict[str, Any]:
+    """The header for a copy of a message that came through an exchange."""
+    return {ORIGIN: dict(message.origin)} if message.origin.get("exchange") else {}
+
+
 def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
     properties = letter.header.properties
     headers: dict[str, Any] = properties.headers or {}
@@ -925,10 +1071,18 @@ def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
                 reason = f"dead-lettered by the broker: {cause}"
                 at = death.get("time")
                 dead_lettered_at = at.timestamp() if isinstance(at, datetime) else at
-    return delivery.make_dead_letter(
+    message = delivery.make_message(
         letter.body,
         id=properties.message_id,
         type=properties.message_type,
+        headers=_without_history(headers),
+        published_at=properties.timestamp,
+        origin=_origin(letter, headers),
+        properties=_properties(properties, headers),
+    )
+    return delivery.make_dead_letter(
+        message,
+        (letter.delivery_tag or 0, properties),
         reason=reason,
         attempts=headers.get(ATTEMPTS),
         dead_lettered_at=dead_lettered_at,

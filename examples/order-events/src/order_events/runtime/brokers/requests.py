@@ -1,15 +1,16 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Requests to a broker: bounded in time, with the client library's exceptions translated by one table."""
 
 import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
+from ..errors import BrokerError, BrokerUnavailable, MendableRefusal
+from ..redaction import redacted
 
 
 class Rule(NamedTuple):
@@ -27,10 +28,8 @@ COMMON_RULES = (
     Rule(  # the peer closed the connection in a handshake, as when it restarts
         (ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "no TLS connection: {error}"
     ),
-    Rule(ssl.SSLError, BrokerRefused, "no TLS connection: {error}"),
-    Rule(
-        (FileNotFoundError, PermissionError), BrokerRefused, "a file of the URL's options: {error}"
-    ),
+    Rule(ssl.SSLError, MendableRefusal, "no TLS connection: {error}"),
+    Rule((FileNotFoundError, PermissionError), MendableRefusal, "a file of the URL: {error}"),
     Rule(Exception, BrokerUnavailable, "{error}"),
 )
 """The last rules of every broker."""
@@ -77,18 +76,20 @@ class Requests:
             raise self.lost() from error
         except self._exceptions as error:
             if timeout.expired():
-                raise self.timed_out(seconds) from None
+                msg = f"{self.address}: timed out after {seconds:g} seconds"
+                raise BrokerUnavailable(msg) from None
             raise self.translated(error) from error
 
     def translated(self, error: BaseException) -> BrokerError:
         """The BrokerError of the first rule for this exception, or for its cause."""
-        rule, text = next(
-            (rule, text)
+        rule, found = next(
+            (rule, candidate)
             for rule in self._rules
             for candidate in (error, error.__cause__)  # clients wrap the errors of ssl
             if isinstance(candidate, rule.exceptions)
-            and re.search(rule.pattern, text := _first_line(candidate))
+            and re.search(rule.pattern, _first_line(str(candidate)))
         )
+        text = _first_line(redacted(str(found))) or type(found).__name__  # masked before it is cut
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
@@ -97,10 +98,21 @@ class Requests:
             f"{self.address}: the connection was lost{f': {reason}' if reason else ''}"
         )
 
-    def timed_out(self, seconds: float) -> BrokerUnavailable:
-        """The broker is unresponsive."""
-        return BrokerUnavailable(f"{self.address}: timed out after {seconds:g} seconds")
+
+async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
+    """Do it, also while this task is cancelled again and again. Raises TimeoutError after so many seconds."""
+    task = asyncio.create_task(asyncio.wait_for(work, seconds))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    task.result()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

@@ -1,57 +1,68 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
-"""The interfaces of a broker: `Source` for the consumer, `Publisher` and `DeadLetters` for the commands.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""The interfaces of a broker: `Publisher`, `Source` for the consumer, and `DeadLetters` for the commands.
 
-One class may implement all three, as `Broker` does. `Source` carries what a graceful shutdown promises on every
+A source publishes too, what its messages lead to; `Broker` is all three. `Source` carries what a graceful shutdown promises on every
 broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
 that cannot reach the broker is one ``settlement_lost`` in the log. How settlements are written is each broker's own.
 """
 
 import asyncio
-import time
+import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import structlog
 
-from ..cancellation import cancellable_sleep
-from ..errors import BrokerError, BrokerRefused, BrokerUnavailable
-from ..message import DeadLetter, Message, OutgoingMessage
-from ..ordering import OrderedBuffer, key_reader
+from ..errors import BrokerRefused
+from ..message import Message, OutgoingMessage
+from ..ordering import Gate, OrderedBuffer
 from ..settings import ConsumerSettings
+from ..suspects import Suspects
 from .buffer import Buffer
-from .put_off import PutOffs, backoff_seconds
+from .connectivity import Connectivity
+from .dead_letters import DeadLetters
+from .delivery import MadeUpId, text_of, value_reader
+from .put_off import PutOffs
 
 log = structlog.get_logger()
 
-FIRST_PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 5.0
-"""Between two attempts to reach a broker during an outage."""
-REFUSAL_SECONDS = 60.0
-"""How often a login that is refused in an outage is logged at warning: somebody has to act."""
+MOST_BYTES = 48 * 2**20
+"""Of the bodies that are unacked in this process, where the broker lets it choose how many to ask for."""
 MISSING = "does not exist"
 """What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The abilities of a broker. One that it lacks is declared here, never silently emulated."""
+    """The abilities of a broker. One that it lacks is declared as False, never silently emulated."""
 
-    delayed_retry: bool
+    delayed_retry: bool = True
     """`Source.retry` delivers the message again after its delay; else at once."""
-    attempts: bool
+    attempts: bool = True
     """``attempt`` counts failures, also across processes."""
-    requeue: bool
+    requeue: bool = True
     """A message that shutdown requeues goes to another consumer at once."""
-    dead_letters: bool
+    dead_letters: bool = True
     """Rejected messages are stored, and can be listed, replayed and purged."""
-    order: bool
+    order: bool = True
     """One consumer with a prefetch of 1 gets messages in the order of publishing, except retries."""
     retains_before_first_consumer: bool = True
     """The broker stores messages that are published before a consumer has ever started."""
     competing_consumers: bool = True
     """A waiting message goes to any consumer with room; else consumers have fixed shares, or buffer it at once."""
+    counts_crashes: bool = True
+    """``deliveries`` counts crashes, so that a message that kills its process becomes a dead letter."""
+    delayed_publish: bool = False
+    """A message can be published with ``delay_seconds``."""
     queue_metrics: bool = True
     """The broker reports the number of waiting messages and of consumers."""
 
@@ -60,7 +71,7 @@ class Connected(ABC):
     """An open connection to one queue (stream, topic) of one broker, as an async context manager."""
 
     capabilities: ClassVar[Capabilities]
-    connectivity: "Connectivity"
+    connectivity: Connectivity
     """Made by each subclass, with the broker's address."""
     largest_body_bytes: ClassVar[int | None] = None
     """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
@@ -80,38 +91,58 @@ class Connected(ABC):
     async def declare(self) -> None:
         """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
 
+    async def prepare(self) -> None:
+        """Before consuming or publishing: `declare`, or with CONSUMER_DECLARE=no look whether all exists. Raises as `__aenter__`."""
+        if self.settings.declare:
+            return await self.declare()
+        missing = [name for name, value in (await self.describe()).items() if value == MISSING]
+        if missing:
+            msg = f"{self.connectivity.address}: {', '.join(missing)} {MISSING}: run `declare`, or set CONSUMER_DECLARE=yes"
+            raise BrokerRefused(msg)
+
+    async def delete(self) -> None:  # noqa: B027 # some brokers keep nothing
+        """Delete what `declare` has made, and the messages in it: only a rehearsal does that, to a source of its own."""
+
     @abstractmethod
     async def describe(self) -> dict[str, int | str]:
         """The topology and its counts, for `check`: name to number, text or `MISSING`. Raises as `__aenter__`."""
 
 
 class Publisher(Connected):
-    @abstractmethod
+    destinations: ClassVar[Mapping[str, str]]
+    """How each kind of destination is written: ``{"queue": "queue:NAME"}``. The first is one that can be consumed."""
+
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Publish to this queue; returns when the broker has confirmed every message."""
+        """Publish each message to its destination; returns when the broker has confirmed every one.
 
-
-class DeadLetters(Connected):
-    @abstractmethod
-    def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        """The oldest dead letters, which stay where they are."""
-
-    @abstractmethod
-    async def count_dead_letters(self) -> int: ...
-
-    @abstractmethod
-    def replay_dead_letters(self) -> AsyncIterator[int]:
-        """Move the present dead letters back to the queue, as new messages with attempt 1.
-
-        Yields the number moved so far, after each confirmed step.
+        Raises BrokerUnavailable, or BrokerRefused: a destination that does not exist or is full, or a message that the
+        broker does not take. Then some of the messages may be published.
         """
+        for message in messages:
+            self.destination_of(message)
+        await self._publish_all(messages)
 
     @abstractmethod
-    def purge_dead_letters(self) -> AsyncIterator[int]:
-        """Delete all dead letters. Yields the number deleted so far, after each step."""
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        """As `publish`, with destinations that were checked."""
+
+    def destination_of(self, message: OutgoingMessage) -> tuple[str, str]:
+        """The kind and the name of its destination; by default this source. Raises BrokerRefused for a wrong one."""
+        kind, _, name = message.to.partition(":")
+        problem = ""
+        if message.delay_seconds and not self.capabilities.delayed_publish:
+            problem = "this broker cannot delay a message: publish it without delay_seconds"
+        if not message.to:
+            kind, name = next(iter(self.destinations)), self.settings.sources[0]
+        elif not (kind in self.destinations and name):
+            known = ", ".join(self.destinations.values())
+            problem = f"unknown destination {message.to[:200]!r}; known are {known}"
+        if problem:
+            raise BrokerRefused(f"{self.connectivity.address}: {problem}")
+        return kind, name
 
 
-class Source(Connected):
+class Source(Publisher):
     """One queue to consume, and an iterator that many workers share. Used once.
 
     Life: ``async with source`` connects; `declare` makes the topology; `start` asks for deliveries; `stop`
@@ -122,40 +153,64 @@ class Source(Connected):
     A retry or a dead letter that cannot be stored is put off: see `_put_off`.
     """
 
+    origins: ClassVar[Collection[str]] = ()
+    """Which parts of `Message.origin` CONSUMER_TYPE_FROM may name."""
+    longest_hold_seconds: ClassVar = math.inf
+    """In a pause, buffered messages are requeued this often."""
+    has_patterns = False  # whether a source may be a pattern, such as ``^orders.*``
+    acks_late = False  # whether an ack is correct also after the broker has taken the delivery back
+
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings)
         self.prefetch = prefetch
         """How many deliveries may be unacked at a time, in the buffer and in flight together."""
         order_by = settings.order_by
-        self.buffer = OrderedBuffer(key_reader(order_by)) if order_by else Buffer()
+        most = settings.max_body_bytes or math.inf
+        self.buffer = OrderedBuffer(Gate(value_reader(order_by, most))) if order_by else Buffer()
+        self._large_bytes = settings.max_body_bytes or 2**20
+        """The largest body of late; at first a guess."""
         self.unacked: set[Message] = set()
         """Delivered to this process, and not settled yet."""
-        self.in_flight: Collection[Message] = ()
+        self.in_flight: Iterable[Message] = ()
         """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
-        self.put_offs = PutOffs(self._is_held, self._release, self.buffer.put, self._try_to_store)
+        self.put_offs = PutOffs(
+            self._is_held, self._release, self._buffer_again, self._try_to_store
+        )
         """Messages whose retry or dead letter the broker did not store."""
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
+        self.suspects = Suspects(settings)
+        """Where the broker counts requeues like crashes, `_requeue` begins a new count for these."""
         self.stopped = False
         """Whether `stop` was called: later deliveries are requeued."""
+        self.parts: Sequence[Source] = [self]
+        """The sources of this process, if it has several; each knows how many."""
+        self.share_count = 1
+        place = settings.type_from
+        if place and ":" not in place and place not in self.origins:
+            known = ", ".join((*self.origins, "header:NAME", "body:FIELD"))
+            msg = f"CONSUMER_TYPE_FROM: this broker has no {place}; it has {known}"
+            raise BrokerRefused(msg)
+        self._type_of = value_reader(place, most) if place else None
+        if settings.source.startswith("^") and not self.has_patterns:
+            msg = f"CONSUMER_SOURCE: {settings.source!r} is a pattern, which only Kafka has"
+            raise BrokerRefused(msg)
+        if settings.bindings and "exchange" not in self.destinations:
+            msg = "CONSUMER_BINDINGS: this broker has no bindings"
+            raise BrokerRefused(msg)
 
     # -- taking
 
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> Awaitable[Message]:
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
         return self.buffer.get()
 
     @property
-    @abstractmethod
     def connected(self) -> bool:
         """Whether deliveries can arrive now; False during an outage."""
-
-    @property
-    def outage_count(self) -> int:
-        """How many times the broker was lost since the start."""
-        return self.connectivity.outage_count
+        return self.connectivity.up
 
     @abstractmethod
     async def start(self) -> None:
@@ -173,41 +228,91 @@ class Source(Connected):
             return
         self.stopped = True
         await self._stop_fetching()
-        for message in [*self.buffer.take_all(), *await self.put_offs.end()]:
-            if self._lost_because(message):
-                self._release(message)
-            else:
-                await self.requeue(message)
+        await self.requeue_buffered(*await self.put_offs.end())
         self.buffer.close()
-        await self._flush()
+        await self.flush()
+
+    async def requeue_buffered(self, *others: Message) -> None:
+        """Requeue every message that no worker took, and these."""
+        messages = [*others, *self._take_back()]
+        for lost in [one for one in messages if not self._is_held(one)]:
+            self._release(lost)
+        # Concurrently: what some brokers await for each shares one bound.
+        await asyncio.gather(*map(self.requeue, filter(self._is_held, messages)))
 
     @abstractmethod
     async def _stop_fetching(self) -> None:
         """Tell the broker that no more deliveries are wanted, and wait for its answer. Bounded in time."""
 
-    async def _flush(self) -> None:
-        """Wait until every requeue has reached the broker. Bounded in time."""
+    async def flush(self) -> None:
+        """Wait until every settlement has reached the broker. Bounded in time."""
+
+    async def begin_alone(self, message: Message) -> None:
+        """The handler of this suspect begins: stored where a broker may redeliver one first that only waited."""
+
+    def _buffer_again(self, message: Message) -> None:
+        self.buffer.put(message)  # of today: several sources, and limits of handlers, replace it
+
+    def _is_ours(self, message: Message) -> bool:
+        return message.source is self
+
+    def _has_takeable(self) -> bool:
+        return any(map(self._is_ours, self.buffer.takeable))
+
+    def _take_back(self) -> list[Message]:
+        """Those of its messages that no handler has yet, to requeue or drop them."""
+        messages = self.buffer.take_all()
+        for other in messages:
+            if other.source is not self:
+                self.buffer.put(other)
+        waiting, suspects = self.suspects.waiting, self.suspects
+        suspects.waiting = [one for one in waiting if not self._is_ours(one)]
+        aside = [*filter(self._is_ours, waiting)]
+        for suspect in aside:
+            self.buffer.settled(suspect)  # it has passed the gates
+        return [*aside, *filter(self._is_ours, messages)]
+
+    def _room(self) -> int:
+        """How many messages to ask the broker for, where it lets us choose."""
+        most = MOST_BYTES // self.share_count // self._large_bytes
+        return min(self.prefetch, most or 1) - len(self.unacked)
 
     def _deliver(self, message: Message) -> bool:
         """Offer a delivery to the workers; False after `stop`: then the fetcher must requeue it."""
+        if self._type_of is not None:
+            self._complete(message)
+        message.source = self
+        if "source" not in message.origin:
+            message.origin = {**message.origin, "source": self.settings.source}
         self.unacked.add(message)
+        size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
+        self._large_bytes = size if size > shrunk else shrunk
         if not self.stopped:
             self.buffer.put(message)
         return not self.stopped
+
+    def _complete(self, message: Message) -> None:
+        """Give it the type that CONSUMER_TYPE_FROM says, if it has none."""
+        if not message.type and self._type_of is not None:
+            message.type = text_of(self._type_of(message))
 
     def _is_held(self, message: Message) -> bool:
         return message in self.unacked and not self._lost_because(message)
 
     def _some_in_flight_is_lost(self) -> bool:
         """Whether `_still_in_flight` can find one: to ask once for many deliveries."""
-        return not all(map(self._is_held, self.in_flight))
+        known = (*self.in_flight, *self.suspects.waiting)
+        return not all(map(self._is_held, filter(self._is_ours, known)))
 
     def _still_in_flight(self, message: Message) -> Message | None:
         """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
-        for known in self.in_flight:
-            same = (known.id, known.type, known.body) == (message.id, message.type, message.body)
-            if same and not self._is_held(known):
-                known.receipt = message.receipt
+        self._complete(message)
+        for known in (*self.in_flight, *self.suspects.waiting):
+            made_up = isinstance(known.id, MadeUpId) and isinstance(message.id, MadeUpId)
+            same = known.headers == message.headers if made_up else known.id == message.id
+            same = same and (known.type, known.body) == (message.type, message.body)
+            if same and known.source is self and not self._is_held(known):
+                known.receipt, known.deliveries = message.receipt, message.deliveries
                 self.unacked.add(known)
                 return known
         return None
@@ -222,21 +327,43 @@ class Source(Connected):
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
         while True:
             message = await self.buffer.get()
-            if not self._lost_because(message):
+            if self._is_taken(message):
                 return message
-            self._release(message)
-            self.buffer.settled(message)
+
+    def _is_taken(self, message: Message) -> bool:
+        """A worker takes this message: False if the broker has taken the delivery back."""
+        if not self._lost_because(message):
+            return True
+        self._release(message)
+        self.buffer.settled(message)
+        return False
 
     # -- settling
 
     def ack(self, message: Message) -> Coroutine[Any, Any, None]:
         """Acknowledge the message. May be sent later, together with others."""
-        # No coroutine of its own: this runs for each message.
+        # No coroutine of its own, and few calls: this runs for each message.
         self.buffer.settled(message)
-        if not self._holds(message, "ack"):
-            return _nothing()
-        self._release(message)
-        return self._ack(message)
+        if message in self.unacked and (self.acks_late or not self._lost_because(message)):
+            self._release(message)
+            return self._ack(message)
+        self._holds(message, "ack")  # it does not: that is logged
+        return _nothing()
+
+    async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
+        """Publish what follows from the message, then acknowledge it; in one step where the broker can.
+
+        Raises as `publish`: then the message is still to be settled.
+        """
+        await self.publish(outgoing)
+        await self.ack(message)
+
+    def put_back(self, message: Message) -> None:
+        """Buffer the message again, as it was delivered: nothing changes at the broker."""
+        if self._holds(message, "requeue"):
+            self.buffer.put_back(message)
+        else:
+            self.buffer.settled(message)
 
     async def retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Deliver the message again after the delay, with ``attempt`` one higher."""
@@ -258,7 +385,9 @@ class Source(Connected):
                 await self._retry(message, delay_seconds, reason)
             else:
                 await self._reject(message, reason)
-        except BrokerError as error:
+        except (
+            Exception
+        ) as error:  # also what an encoder says of a hostile message: no other suffers
             await self._put_off(message, settlement, error, reason, delay_seconds)
         else:
             self._release(message)
@@ -300,8 +429,8 @@ class Source(Connected):
         self,
         message: Message,
         settlement: str,
-        publishing: Awaitable[object],
-        settle: Callable[[Message], Awaitable[None]] | None = None,
+        publishing: Coroutine[Any, Any, object],
+        settle: Callable[[Message], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
@@ -319,7 +448,7 @@ class Source(Connected):
         self,
         message: Message,
         settlement: str,
-        error: BrokerError,
+        error: Exception,
         reason: str,
         delay_seconds: float = 0.0,
     ) -> None:
@@ -334,51 +463,8 @@ class Source(Connected):
             self.put_offs.add(message, why, settlement, reason, delay_seconds)
 
 
-class Broker(Source, Publisher, DeadLetters):
+class Broker(Source, DeadLetters):
     """All three on one connection."""
-
-
-class Connectivity:
-    """Whether the broker can be reached: logs each change once, and keeps trying through outages."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        """The broker's, without credentials."""
-        self.up = False
-        self.reason = ""  # of the outage
-        self.outage_count = self._failures = 0
-        self._refusal_due_at = 0.0
-
-    def established(self) -> None:
-        self._failures = 0
-        if not self.up:
-            self.up = True
-            log.info("connected", broker=self.address)
-
-    def lost(self, reason: object) -> None:
-        self.reason = str(reason)
-        refused = isinstance(getattr(reason, "__cause__", None), BrokerRefused)
-        if self.up or (refused and time.monotonic() > self._refusal_due_at):
-            self._refusal_due_at = time.monotonic() + refused * REFUSAL_SECONDS
-            self.outage_count += self.up
-            self.up = False
-            log.warning("reconnecting", broker=self.address, reason=self.reason)
-        else:
-            log.debug("reconnect_failed", broker=self.address, reason=self.reason)
-
-    async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
-        """Repeat the work until the event is set; after BrokerUnavailable with growing pauses.
-
-        The work calls `established` once it is connected. It is not cancelled; other exceptions pass through.
-        """
-        while not until.is_set():
-            try:
-                await work()
-            except BrokerUnavailable as outage:
-                self.lost(outage)
-                self._failures += 1
-                pause = backoff_seconds(self._failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-                await cancellable_sleep(pause, until)
 
 
 async def _nothing() -> None:
@@ -387,4 +473,4 @@ async def _nothing() -> None:
 
 def log_settlement_lost(message: Message, settlement: str, reason: Any) -> None:
     """The broker does not know how the message was settled, and will deliver it again."""
-    log.warning("settlement_lost", id=message.id, settlement=settlement, reason=str(reason))
+    log.warning("settlement_lost", message_id=message.id, settlement=settlement, reason=str(reason))

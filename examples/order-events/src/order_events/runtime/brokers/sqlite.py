@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The embedded broker: durable queues in one SQLite file, shared by the processes of one machine.
 
 ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``sqlite:///C:/windows.db``. One file may have many queues,
@@ -22,17 +22,19 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from ..errors import BrokerDenied, BrokerError, BrokerRefused, BrokerUnavailable
-from ..message import DeadLetter, Message, OutgoingMessage
+from ..message import LONGEST_DELAY_SECONDS, DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
-from .delivery import json_object, make_dead_letter, make_message, text_of
-from .source import MISSING, Broker, Capabilities, Connectivity, log_settlement_lost
+from .connectivity import Connectivity
+from .dead_letters import Page
+from .delivery import count_of, headers_of, json_object, make_dead_letter, make_message, text_of
+from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import BrokerUrl
 
 T = TypeVar("T")
@@ -46,10 +48,6 @@ PATIENCE_SECONDS = LONGEST_PAUSE_SECONDS = 5.0
 """How long other programs may keep the file locked before that is an outage."""
 STOP_SECONDS = 2.0
 CLOSE_SECONDS = 3.0
-CRASH_LIMIT = 100
-"""When this many consumers died with a message in flight, the message counts as the cause."""
-STEP = 500
-"""Rows per transaction in long work, so that other processes get a turn."""
 
 APPLICATION_ID = 0x63637131  # in the file's header: it belongs to this broker
 SCHEMA_VERSION = 1
@@ -72,6 +70,7 @@ CREATE TABLE IF NOT EXISTS messages (
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     headers TEXT NOT NULL, -- JSON, or empty
+    published_at REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400), -- Unix time
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS messages_waiting ON messages (source, due_at) WHERE consumer IS NULL;
@@ -93,14 +92,23 @@ PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
 
-PUBLISH = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
+PUBLISH = """
+INSERT INTO messages (source, id, type, headers, body, due_at)
+VALUES (:source, :id, :type, :headers, :body, :due_at)
+"""
+# With the ack of the message that leads to it, if that is still held.
+PUBLISH_TOO = """
+INSERT INTO messages (source, id, type, headers, body, due_at)
+SELECT :source{0}, :id{0}, :type{0}, :headers{0}, :body{0}, :due_at{0}
+FROM messages WHERE seq = :seq AND consumer = :consumer
+"""
 
 ANYTHING_TO_DO = """
 SELECT EXISTS (SELECT 1 FROM messages WHERE source = :source AND consumer IS NULL AND due_at <= :now)
     OR EXISTS (SELECT 1 FROM consumers WHERE expires_at <= :now AND id != :consumer)
 """
 FIND = """
-SELECT CAST(body AS BLOB), id, type, headers, failures, seq FROM messages
+SELECT CAST(body AS BLOB), id, type, headers, failures, published_at, crashes, seq FROM messages
 WHERE source = :source AND consumer IS NULL AND {} LIMIT :limit
 """
 FIND_DUE = FIND.format("due_at > 0 AND due_at <= :now ORDER BY due_at")
@@ -111,10 +119,12 @@ TAKE = "UPDATE messages SET consumer = ? WHERE seq = ?"
 # Settling counts only while the lease does: the last statement changes one row, or none.
 ACK = ("DELETE FROM messages WHERE seq = :seq AND consumer = :consumer",)
 RETRY = (
-    """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = failures + 1
+    """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = :failures, crashes = 0
     WHERE seq = :seq AND consumer = :consumer""",
 )
-REQUEUE = ("UPDATE messages SET consumer = NULL WHERE seq = :seq AND consumer = :consumer",)
+REQUEUE = (
+    "UPDATE messages SET consumer = NULL, crashes = 0 WHERE seq = :seq AND consumer = :consumer",
+)
 REJECT = (
     """INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
     SELECT source, :reason, failures + 1, :now, id, type, headers, body
@@ -135,15 +145,7 @@ FIND_STRANDED = """
 SELECT DISTINCT consumer FROM messages
 WHERE consumer IS NOT NULL AND consumer NOT IN (SELECT id FROM consumers)
 """
-RECLAIM = (
-    "UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer",
-    f"""INSERT INTO dead_letters (source, reason, attempts, dead_lettered_at, id, type, headers, body)
-    SELECT source, '{CRASH_LIMIT} consumers died with it in flight', failures, :now,
-        id, type, headers, body
-    FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}""",
-    f"DELETE FROM messages WHERE consumer = :consumer AND crashes >= {CRASH_LIMIT}",
-    *LEAVE,
-)
+RECLAIM = ("UPDATE messages SET crashes = crashes + 1 WHERE consumer = :consumer", *LEAVE)
 
 COUNTS = """
 SELECT
@@ -153,29 +155,19 @@ SELECT
     (SELECT count(*) FROM dead_letters WHERE source = :source),
     (SELECT count(*) FROM consumers WHERE source = :source AND expires_at > :now)
 """
+COUNTED = ("", " delayed", " in flight", " dead letters", " consumers")
 COUNT_DEAD = "SELECT count(*), max(seq) FROM dead_letters WHERE source = :source"
-ABOUT_DEAD = ("id", "type", "reason", "attempts", "dead_lettered_at")
+ABOUT_DEAD = ("reason", "attempts", "dead_lettered_at")
 NEXT_DEAD = f"""
-SELECT seq, body, {", ".join(ABOUT_DEAD)} FROM dead_letters
-WHERE source = :source AND seq > :after ORDER BY seq LIMIT 1
-"""
-OLDEST_DEAD = f"""
-SELECT seq FROM dead_letters WHERE source = :source AND seq <= :last ORDER BY seq LIMIT {STEP}
-"""
-PURGE = (f"DELETE FROM dead_letters WHERE seq IN ({OLDEST_DEAD})",)
+SELECT seq, body, id, type, headers, {", ".join(ABOUT_DEAD)} FROM dead_letters
+WHERE source = :source AND seq > :after AND seq <= :last ORDER BY seq LIMIT :count
+"""  # nosec B608 # constants
+PURGE = ("DELETE FROM dead_letters WHERE source = :source AND seq = :seq",)
 REPLAY = (
-    f"""INSERT INTO messages (source, id, type, headers, body)
-    SELECT source, id, type, headers, body FROM dead_letters
-    WHERE seq IN ({OLDEST_DEAD}) ORDER BY seq""",
+    """INSERT INTO messages (source, id, type, headers, body)
+    SELECT source, id, type, headers, body FROM dead_letters WHERE source = :source AND seq = :seq""",
     *PURGE,
 )
-
-
-class Lease(NamedTuple):
-    """The receipt of a delivery: the message's row, and the consumer that got it."""
-
-    seq: int
-    consumer: int
 
 
 class Settlement(NamedTuple):
@@ -188,13 +180,14 @@ class Settlement(NamedTuple):
 class SqliteBroker(Broker):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
-    capabilities = Capabilities(
-        delayed_retry=True, attempts=True, requeue=True, dead_letters=True, order=True
-    )
+    capabilities = Capabilities(delayed_publish=True)
+    dead_letters_at_once = 500
+    destinations: ClassVar = {"source": "source:NAME"}
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings, prefetch)
         self._name = settings.source
+        self._origin = {"source": settings.source}
         self._file, self._lease_seconds = _parse(settings.broker_url.get_secret_value())
         self._file_identity: tuple[int, int] | None = None
         self._thread: ThreadPoolExecutor | None = None  # the only user of the connection
@@ -249,10 +242,6 @@ class SqliteBroker(Broker):
                 self._fetcher.cancel()
             self._end_thread()
 
-    @property
-    def connected(self) -> bool:
-        return self.connectivity.up
-
     def _open(self, declaring: bool) -> None:
         """Without ``declaring``, a file that does not exist or is empty stays so, and is not open."""
         _check_rights(self._file)
@@ -264,6 +253,7 @@ class SqliteBroker(Broker):
         if (connection := self._connection) is None:
             connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
             connection.text_factory = bytes  # other programs' text may be invalid UTF-8
+            connection.execute("PRAGMA synchronous = FULL")  # of each connection
             self._connection = connection
             self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
             self._file_identity = _identity(self._file)
@@ -296,7 +286,6 @@ class SqliteBroker(Broker):
         if journal_mode != b"wal":
             msg = f"{self._file} is on a file system that cannot share it between processes"
             raise BrokerRefused(msg)
-        connection.execute("PRAGMA synchronous = FULL")
         # Also when the tables exist: a read-only or locked file is reported now, not at the first message.
         connection.executescript(SCHEMA)
 
@@ -322,7 +311,7 @@ class SqliteBroker(Broker):
     async def _stop_fetching(self) -> None:
         self._fetching = False
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         if self._fetcher is None or self._fetcher.done():
             return
         self._flushed.clear()  # until the transaction in progress has been answered too
@@ -358,15 +347,14 @@ class SqliteBroker(Broker):
         finally:
             self._flushed.set()
 
-    @property
     def _room(self) -> int:
-        return self.prefetch - len(self.unacked) if self._fetching else 0
+        return super()._room() if self._fetching else 0
 
     def _has_work(self) -> bool:
         """Whether a transaction is needed. Looking takes no lock, and happens 20 times a second."""
         if self._settlements or time.monotonic() >= self._renew_at:
             return True
-        if not self._room:
+        if self._room() <= 0:
             return False
         assert self._watch is not None
         what = {"source": self._name, "consumer": self._consumer, "now": time.time()}
@@ -377,27 +365,29 @@ class SqliteBroker(Broker):
 
     async def _exchange_once(self) -> None:
         settlements = self._settlements.copy()
-        consumer, lost, rows = await self._call(self._exchange, settlements, self._room)
+        consumer, lost, rows = await self._call(self._exchange, settlements, self._room())
         # Not earlier: during an outage they are kept, and written again.
         del self._settlements[: len(settlements)]
         if consumer != self._consumer:
             # The lease expired, and the messages are redelivered: drop those that no worker took.
             self._consumer = consumer
-            for message in [*self.buffer.take_all(), *self.unacked]:
+            for message in [*self._take_back(), *self.unacked]:
                 self._release(message)
         for settlement in lost:
             log_settlement_lost(settlement.message, settlement.verb, "its lease had expired")
         some_lost = self._some_in_flight_is_lost()
-        for body, id, type, text, failures, seq in rows:
-            headers = json_object(text) if text else {}
+        for body, id, type, text, failures, at, crashes, seq in rows:
             message = make_message(
                 body,
                 id=id,
                 type=type,
-                headers=headers,
+                headers=json_object(text) if text else {},
                 failures=failures,
-                receipt=Lease(seq, consumer),
+                published_at=at,
+                receipt={"seq": seq, "consumer": consumer},  # its row, and who got it
+                origin=self._origin,
             )
+            message.deliveries += count_of(crashes)
             if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 
@@ -423,13 +413,10 @@ class SqliteBroker(Broker):
             if renewing:
                 dead_consumers += connection.execute(FIND_STRANDED).fetchall()
             for (dead,) in dead_consumers:
-                _execute(connection, RECLAIM, {"consumer": dead, "now": now})
+                _execute(connection, RECLAIM, {"consumer": dead})
             rows: list[Any] = []
-            for find in (
-                FIND_DUE,
-                FIND_READY,
-                FIND_ODD,
-            ):  # a delayed message is older than a ready one
+            # A delayed message is older than a ready one.
+            for find in (FIND_DUE, FIND_READY, FIND_ODD):
                 what = {"source": self._name, "now": now, "limit": max(0, room - len(rows))}
                 rows += connection.execute(find, what).fetchall()
             connection.executemany(TAKE, [(consumer, row[-1]) for row in rows])
@@ -454,7 +441,8 @@ class SqliteBroker(Broker):
         self._settle(message, "ack", ACK)
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        self._settle(message, "retry", RETRY, due_at=time.time() + delay_seconds)
+        due_at = time.time() + delay_seconds
+        self._settle(message, "retry", RETRY, due_at=due_at, failures=message.attempt)
 
     async def _reject(self, message: Message, reason: str) -> None:
         self._settle(message, "reject", REJECT, reason=text_of(reason), now=time.time())
@@ -465,78 +453,93 @@ class SqliteBroker(Broker):
     def _settle(
         self, message: Message, verb: str, statements: tuple[str, ...], **parameters: Any
     ) -> None:
-        parameters |= message.receipt._asdict()
+        parameters |= message.receipt
         self._settlements.append(Settlement(message, verb, statements, parameters))
         self._flushed.clear()
         self._wake.set()
 
     # -- publishing, queue metrics, dead letters
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
-        rows = [
-            (self._name, m.id, m.type, json.dumps(dict(m.headers)) if m.headers else "", m.body)
-            for m in messages
-        ]
-        await self._call(self._publish, rows)
+    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
+        await self._call(self._write, (PUBLISH,), *[self._row(message) for message in messages])
         self._wake.set()
 
-    def _publish(self, rows: list[tuple[str, str, str, str, bytes]]) -> None:
-        with self._transaction() as connection:
-            connection.executemany(PUBLISH, rows)
+    async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
+        rows = {
+            f"{name}{place}": value
+            for place, one in enumerate(outgoing)
+            for name, value in self._row(one).items()
+        }
+        statements = [PUBLISH_TOO.format(place) for place in range(len(outgoing))]
+        self.buffer.settled(message)
+        if self._holds(message, "ack"):
+            self._release(message)
+            self._settle(message, "ack", (*statements, *ACK), **rows)
+
+    def _row(self, message: OutgoingMessage) -> dict[str, Any]:
+        """Raises BrokerRefused for headers that are not JSON."""
+        headers = headers_of(message)
+        _, source = self.destination_of(message)
+        try:  # here: what SQLite cannot take would end the transaction of everybody's settlements
+            for text in (source, message.id, message.type):
+                text.encode()
+            packed = json.dumps(headers) if headers else ""
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            msg = f"this message cannot be sent: {error}"
+            raise BrokerRefused(msg) from error
+        delay = min(max(0.0, message.delay_seconds), LONGEST_DELAY_SECONDS)
+        return {
+            "source": source,
+            "id": message.id,
+            "type": message.type,
+            "headers": packed,
+            "body": message.body,
+            "due_at": time.time() + delay if delay else 0,
+        }
 
     async def describe(self) -> dict[str, int | str]:
         counts = await self._read(COUNTS, now=time.time())
         if counts is None:
             return {"file": str(self._file), self._name: MISSING}
-        ready, delayed, in_flight, dead, consumers = counts
-        return {
-            "file": str(self._file),
-            self._name: ready,
-            f"{self._name} delayed": delayed,
-            f"{self._name} in flight": in_flight,
-            f"{self._name} dead letters": dead,
-            f"{self._name} consumers": consumers,
-        }
+        names = [f"{self._name}{kind}" for kind in COUNTED]
+        return {"file": str(self._file), **dict(zip(names, counts, strict=True))}
 
-    async def dead_letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        after = 0
-        for _ in range(limit):
-            row = await self._read(NEXT_DEAD, after=after)
-            if row is None:
-                return
-            after, body, *about = row
-            yield make_dead_letter(body, **dict(zip(ABOUT_DEAD, about, strict=True)))
+    async def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
+        found = await self._read(COUNT_DEAD)
+        after, last, page = 0, found and found[1], Page()
+        while last and (
+            rows := await self._read_all(NEXT_DEAD, after=after, last=last, count=page.count)
+        ):
+            for after, body, id, type, text, *about in rows:
+                page.saw(len(body) if isinstance(body, bytes | str) else 0)
+                headers = json_object(text) if text else {}
+                message = make_message(body, id=id, type=type, headers=headers)
+                yield make_dead_letter(message, after, **dict(zip(ABOUT_DEAD, about, strict=True)))
+            page.turn()
+
+    async def _take_letters(
+        self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
+    ) -> AsyncIterator[int]:
+        rows = [{"source": self._name, "seq": letter.receipt} for letter in letters]
+        yield await self._call(self._write, REPLAY if replay else PURGE, *rows)
 
     async def count_dead_letters(self) -> int:
         found = await self._read(COUNT_DEAD)
         return int(found[0]) if found else 0
 
-    def replay_dead_letters(self) -> AsyncIterator[int]:
-        return self._in_steps(REPLAY)
-
-    def purge_dead_letters(self) -> AsyncIterator[int]:
-        return self._in_steps(PURGE)
-
-    async def _in_steps(self, statements: tuple[str, ...]) -> AsyncIterator[int]:
-        """Process the present dead letters in steps; yields the number processed so far."""
-        done = 0
-        if not (found := await self._read(COUNT_DEAD)):
-            return
-        parameters = {"source": self._name, "last": found[1]}
-        while changed := await self._call(self._write, statements, parameters):
-            done += changed
-            yield done
-
     async def _read(self, query: str, **parameters: Any) -> Any:
         """The first row; None if there is none, or no file."""
+        return next(iter(await self._read_all(query, **parameters)), None)
+
+    async def _read_all(self, query: str, **parameters: Any) -> list[Any]:
         return await self._call(self._query, query, {"source": self._name, **parameters})
 
-    def _query(self, query: str, parameters: dict[str, Any]) -> Any:
-        return self._connection and self._connection.execute(query, parameters).fetchone()
+    def _query(self, query: str, parameters: dict[str, Any]) -> list[Any]:
+        return self._connection.execute(query, parameters).fetchall() if self._connection else []
 
-    def _write(self, statements: tuple[str, ...], parameters: dict[str, Any]) -> int:
+    def _write(self, statements: tuple[str, ...], *rows: dict[str, Any]) -> int:
         with self._transaction() as connection:
-            return _execute(connection, statements, parameters)
+            return sum([_execute(connection, statements, parameters) for parameters in rows])
 
     # -- the database's thread
 

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Reads ``CONSUMER_BROKER_URL``: address, credentials, options and TLS files, with one sentence for each mistake.
 
 No sentence quotes the URL or its parser's error, since each may hold a part of the password.
@@ -6,11 +6,17 @@ No sentence quotes the URL or its parser's error, since each may hold a part of 
 
 import math
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..errors import BrokerRefused
+from ..errors import BrokerRefused, MendableRefusal
+from ..redaction import keep_secret
+from ..settings import ConsumerSettings
+
+U = TypeVar("U")
 
 TLS_OPTIONS = ("cafile", "certfile", "keyfile")
 """Options that name PEM files: the CA, and the client's certificate with its key."""
@@ -50,10 +56,13 @@ class BrokerUrl:
         self.path = unquote(parts.path.removeprefix("/"))
         self.redacted = f"{self.scheme}://{','.join(self.hosts)}"
         """The address, without credentials: for logs and errors."""
-        for option in () if options is None else self.options.keys() - set(options):
+        for option in (one for one in self.options if options is not None and one not in options):
             known = ", ".join(sorted(options or ())) or "none"
             msg = f"CONSUMER_BROKER_URL: unknown option {option[:40]!r}; known options: {known}"
             raise BrokerRefused(msg)
+
+    def __str__(self) -> str:
+        return f"{self.redacted}/{self.path}"
 
     def unreadable(self) -> BrokerRefused:
         """The refusal of a URL that does not look like the documented one."""
@@ -72,10 +81,8 @@ class BrokerUrl:
             number = float(text)
             if at_least <= number <= at_most and math.isfinite(number):
                 return number
-        bounds = f"of at least {at_least:g}" + (
-            "" if at_most == math.inf else f", at most {at_most:g}"
-        )
-        msg = f"CONSUMER_BROKER_URL: {option} must be a number {bounds}"
+        most = "" if at_most == math.inf else f", at most {at_most:g}"
+        msg = f"CONSUMER_BROKER_URL: {option} must be a number of at least {at_least:g}{most}"
         raise BrokerRefused(msg)
 
     def whole_number(
@@ -88,35 +95,42 @@ class BrokerUrl:
             raise BrokerRefused(msg)
         return int(number)
 
-    def flag(self, option: str, default: bool = False) -> bool:
-        """The option as true or false. Raises BrokerRefused."""
-        text = self.options.get(option, str(default).lower())
-        if text not in ("true", "false"):
-            msg = f"CONSUMER_BROKER_URL: {option} must be true or false"
-            raise BrokerRefused(msg)
-        return text == "true"
-
-    @property
-    def names_tls_files(self) -> bool:
-        return any(option in self.options for option in TLS_OPTIONS)
-
     def tls_context(self) -> ssl.SSLContext:
-        """To be called for each connection, since certificates are renewed on disk. Raises BrokerRefused."""
-        return tls_context(*map(self.options.get, TLS_OPTIONS))
+        """A client's context that verifies the broker. Raises BrokerRefused.
+
+        To be called for each connection, since certificates are renewed on disk.
+        """
+        cafile, certfile, keyfile = map(self.options.get, TLS_OPTIONS)
+        try:
+            context = ssl.create_default_context(cafile=cafile)
+            if certfile is not None:
+                context.load_cert_chain(certfile, keyfile, password="")  # else OpenSSL asks for one
+        except (OSError, ValueError) as error:
+            msg = (
+                f"CONSUMER_BROKER_URL: cafile, certfile or keyfile (without a passphrase): {error}"
+            )
+            raise MendableRefusal(msg) from error
+        return context
 
 
-def tls_context(
-    cafile: str | None, certfile: str | None = None, keyfile: str | None = None
-) -> ssl.SSLContext:
-    """A client's context that verifies the broker; paths of PEM files. Raises BrokerRefused."""
-    try:
-        context = ssl.create_default_context(cafile=cafile)
-        if certfile is not None:
-            context.load_cert_chain(certfile, keyfile, password="")  # else OpenSSL asks for one
-    except (OSError, ValueError) as error:
-        msg = f"CONSUMER_BROKER_URL: cafile, certfile or keyfile (without a passphrase): {error}"
-        raise BrokerRefused(msg) from error
-    return context
+class CurrentUrl(Generic[U]):
+    """To be called for each attempt to connect: CONSUMER_BROKER_URL_FILE has another password when it was rotated.
+
+    ``parse`` makes the broker's URL of the text, and raises BrokerRefused; its ``str`` is the address.
+    """
+
+    def __init__(self, settings: ConsumerSettings, parse: Callable[[str], U]) -> None:
+        self._file, self._parse = settings.broker_url_file, parse
+        self._text = settings.broker_url.get_secret_value()
+        self._url = parse(self._text)
+
+    def __call__(self) -> U:
+        with suppress(OSError, UnicodeError, BrokerRefused):  # then the last one may still be right
+            if (text := Path(self._file).read_text("utf-8").strip()) != self._text:
+                keep_secret({"secret": text})
+                if str(url := self._parse(text)) == str(self._url):  # no other broker gets it
+                    self._text, self._url = text, url
+        return self._url
 
 
 def _host(text: str, default_port: int | None) -> str:

@@ -1,44 +1,53 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The command line: run, demo, publish, declare, check, dead-letters; new-handler, in a checkout of the service."""
 
 import argparse
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
 from signal import Signals
-from typing import TypeVar
+from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from ..brokers import make_source
+from ..brokers import MODULE_OF_SCHEME, known_schemes, make_source
+from ..brokers.dead_letters import EVERY
 from ..brokers.source import MISSING, Broker
-from ..cancellation import (
-    CancellationEvent,
-    CancellationRequested,
-    make_cancellation_event,
-)
+from ..cancellation import CancellationRequested, make_cancellation_event
 from ..consumer import Lifespan, unless_set
 from ..errors import ExitCode, ServiceError, UsageError, forced_exit_code
-from ..handlers import HandlerFunction, Router
-from ..logs import configure_logs, secrets_of, without_credentials
+from ..formats import Decoder
+from ..handlers import Around, HandlerFunction, Router
+from ..limits import stacks_of_threads
+from ..logs import configure_logs
 from ..message import OutgoingMessage
-from ..service import serve
-from ..settings import ConsumerSettings, load_settings
+from ..redaction import install, redacted
+from ..service import serve, tell_failed_start
+from ..settings import TEMPLATE_VERSION, ConsumerSettings, load_settings, wanted_log_format
 from ..signals import SHUTDOWN_SIGNALS, forces
 from ..telemetry import make_telemetry
+from .browse import browse
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
+from .letters import add_filters, add_rate, closing, selection_of, shown, try_handlers
+from .rehearse import run_rehearsal
+from .reload import run_reloading
 from .timeline import Timeline
 from .vendored import CHECKOUT, find_drift
 
-T = TypeVar("T")
-
+Use = Callable[[Broker], Coroutine[Any, Any, int]]
+ABOUT_REHEARSE = """Each handler works some thirty times on its example, for real: it writes to the databases and calls
+the services that the environment and .env name. Name those of a development machine. The service's own queue is not
+touched: what is rehearsed is in a file, and with --broker in a queue of its own, which is deleted in the end. What
+handlers publish is not sent."""
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 
@@ -50,10 +59,14 @@ class Service:
     handlers: Mapping[str, HandlerFunction]
     settings_class: type[BaseSettings] | None
     lifespan: Lifespan | None
+    around: Around | None
+    decoders: Mapping[str, Decoder]
     examples: Mapping[str, bytes]
+    effects: Callable[[], Any] | None = None
+    failure: BaseException | type[BaseException] = ConnectionError
 
     def router(self) -> Router:
-        return Router(self.handlers)
+        return Router(self.handlers, self.decoders, self.around)
 
     def settings(self, **overrides: object) -> ConsumerSettings:
         """The runtime's settings; the service's own are checked too, before anything starts."""
@@ -64,24 +77,34 @@ class Service:
         return settings.model_copy(update=names)
 
 
+Command = Callable[[Service, argparse.Namespace], int]
+
+
 def main(
     *,
     name: str,
     handlers: Mapping[str, HandlerFunction],
     settings: type[BaseSettings] | None = None,
     lifespan: Lifespan | None = None,
+    around: Around | None = None,
+    decoders: Mapping[str, Decoder] | None = None,
     examples: Mapping[str, bytes] | None = None,
+    effects: Callable[[], Any] | None = None,
+    failure: BaseException | type[BaseException] = ConnectionError,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run the service's command line; returns the exit code.
 
     ``name`` is the service's name and its default queue; ``settings`` are the service's own; ``lifespan``
-    opens and closes what handlers share; ``examples`` are messages for the demo, by type.
+    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
+    than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
+    returns what handlers did, and ``failure`` is what they raise when a dependency fails.
     """
-    service = Service(name, handlers, settings, lifespan, examples or {})
+    optional: tuple[Any, ...] = (decoders or {}, examples or {}, effects, failure)
+    service = Service(name, handlers, settings, lifespan, around, *optional)
     replace_closed_streams()
     arguments = _make_parser(name).parse_args(argv)
-    secrets = secrets_of(os.environ.get("CONSUMER_BROKER_URL", ""))
+    install()
     try:
         exit_code: int = arguments.command(service, arguments)
     except CancellationRequested as stop:
@@ -90,8 +113,11 @@ def main(
         exit_code = EXIT_BROKEN_PIPE
     except ServiceError as error:
         exit_code = error.exit_code
-        print(f"{name}: {without_credentials(str(error), secrets)}", file=sys.stderr)
+        if not error.is_shown:
+            print(f"{name}: {redacted(str(error))}", file=sys.stderr)
     flush_output()
+    if stacks_of_threads():  # a handler that nobody waits for any more: the interpreter would
+        os._exit(exit_code)
     return exit_code
 
 
@@ -100,59 +126,87 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
         prog=name,
         description="Message consumer with graceful shutdown.",
         epilog="Settings are CONSUMER_... environment variables; see .env.example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # so the version is one line
     )
+    parser.add_argument("--version", action="version", version=_versions(name))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="consume until SIGINT or SIGTERM, then drain")
-    run.set_defaults(command=_run)
+    def add(name: str, command: Command, help: str, to: Any = commands) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = to.add_parser(name, help=help)
+        added.set_defaults(command=command)
+        return added
 
-    demo = commands.add_parser("demo", help="run on the embedded broker with sample messages")
+    run = add("run", _run, "consume until SIGINT or SIGTERM, then drain")
+    about_reload = "start again when a file of the service changes (development only)"
+    run.add_argument("--reload", action="store_true", help=about_reload)
+    demo = add("demo", _demo, "run on the embedded broker with sample messages")
     demo.add_argument("--timeline", action="store_true", help="draw the shutdown at the end")
-    demo.set_defaults(command=_demo)
-
-    publish = commands.add_parser("publish", help="publish one JSON message, or JSON lines from -")
+    rehearse = add(
+        "rehearse", run_rehearsal, "prove the handlers: SIGTERM, SIGKILL, double delivery"
+    )
+    rehearse.description = ABOUT_REHEARSE
+    about_messages = "JSON lines with type and body, or the output of dead-letters list --body"
+    rehearse.add_argument("--messages", type=Path, metavar="FILE", help=about_messages)
+    about_broker = "also on the broker of CONSUMER_BROKER_URL, in a queue of its own"
+    rehearse.add_argument("--broker", action="store_true", help=about_broker)
+    seed = random.randrange(10_000)
+    rehearse.add_argument("--seed", type=int, default=seed, help="repeat that rehearsal")
+    rehearse.add_argument("--seconds", type=float, default=30, help="for each message (default 30)")
+    rehearse.add_argument("--json", action="store_true", help="for CI")
+    publish = add("publish", _publish, "publish one JSON message, or JSON lines from -")
     publish.add_argument("message", metavar="JSON", help="the message, or - to read JSON lines")
     publish.add_argument("--type", default=None, help="message type, which selects the handler")
-    publish.set_defaults(command=_publish)
-
-    declare = commands.add_parser("declare", help="create the queues that are missing")
-    declare.set_defaults(command=_declare)
-
-    check = commands.add_parser(
-        "check", help="validate settings, connection and queues; changes nothing"
-    )
+    add("declare", _declare, "create the queues that are missing")
+    check = add("check", _check, "validate settings, connection and queues; changes nothing")
     check.add_argument(
         "--vendored", action="store_true", help="verify instead that vendored files are unmodified"
     )
-    check.set_defaults(command=_check)
-
-    dead_letters = commands.add_parser(
-        "dead-letters", help="list, replay or purge dead-lettered messages"
-    )
+    about_dead_letters = "list, show, try, replay, purge or browse dead-lettered messages"
+    dead_letters = commands.add_parser("dead-letters", help=about_dead_letters)
     actions = dead_letters.add_subparsers(required=True, metavar="ACTION")
-    show = actions.add_parser("list", help="list the oldest ones without removing them")
-    show.add_argument("--limit", type=int, default=100, help="maximum number to list (default 100)")
-    show.set_defaults(command=_list_dead_letters)
-    replay = actions.add_parser("replay", help="move them back to the queue")
-    replay.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    replay.set_defaults(command=_replay_dead_letters)
-    purge = actions.add_parser("purge", help="delete them")
-    purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    purge.set_defaults(command=_purge_dead_letters)
-
-    new_handler = commands.add_parser(
-        "new-handler", help="add a handler, its test and its entry in HANDLERS (development only)"
-    )
+    listing = add("list", _list_dead_letters, "list the oldest ones, without changes", actions)
+    add_filters(listing, limit=100)
+    listing.add_argument("--body", action="store_true", help="with the bodies")
+    show = add("show", _show_dead_letter, "show one with its headers and its body", actions)
+    show.add_argument("ids", metavar="ID", nargs=1, help="message id, as listed")
+    about_try = "call this version's handlers on copies; settles and publishes nothing"
+    add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
+    replay = add("replay", _replay_dead_letters, "move them back to the queue", actions)
+    purge = add("purge", _purge_dead_letters, "delete them", actions)
+    for changing in (replay, purge):
+        add_filters(changing)
+        add_rate(changing)
+        changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    page = add("browse", _browse_dead_letters, "serve a page for them, on 127.0.0.1", actions)
+    page.add_argument("--port", type=int, default=0, help="port of the page (default any)")
+    about_new_handler = "add a handler, its test and its entry in HANDLERS (development only)"
+    new_handler = add("new-handler", _new_handler, about_new_handler)
     new_handler.add_argument("name", metavar="TYPE", help="message type, as producers write it")
-    new_handler.set_defaults(command=_new_handler)
     return parser
+
+
+def _versions(name: str) -> str:
+    """Of the service, if it is installed, and of the template; and the brokers beside the embedded one."""
+    version = next((found.version for found in metadata.distributions(name=name)), "unknown")
+    brokers = [*dict.fromkeys(MODULE_OF_SCHEME[scheme] for scheme in known_schemes())]
+    names = ", ".join(brokers[1:] or brokers)
+    return f"{name} {version} (cookiecutter-consumer {TEMPLATE_VERSION}, {names})"
 
 
 # -- the commands
 
 
-def _run(service: Service, _arguments: argparse.Namespace) -> int:
-    return serve(service.name, service.router(), service.settings(), service.lifespan)
+def _run(service: Service, arguments: argparse.Namespace) -> int:
+    if arguments.reload:
+        return run_reloading()
+    try:
+        router, settings = service.router(), service.settings()
+    except ServiceError as error:
+        log_format = wanted_log_format()
+        configure_logs(log_format, "error")
+        tell_failed_start(error, log_format)
+        raise
+    return serve(service.name, router, settings, service.lifespan)
 
 
 def _demo(service: Service, arguments: argparse.Namespace) -> int:
@@ -172,8 +226,9 @@ def _demo(service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _publish(service: Service, arguments: argparse.Namespace) -> int:
-    types, message_type = service.router().types, arguments.type
-    if len(types) > 1 and (message_type is None or not {message_type, "*"} & {*types}):
+    router, message_type = service.router(), arguments.type
+    types = router.types
+    if len(types) > 1 and (message_type is None or router.find(message_type) is None):
         missing = "--type is required with more than one handler"
         reason = missing if message_type is None else f"no handler takes the type {message_type!r}"
         raise UsageError(f"{reason}: {', '.join(types)}")
@@ -193,21 +248,23 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
             await telemetry.close()
         return ExitCode.DRAINED
 
-    return _with_source(service, publish, declare=True)
+    return _with_source(service, publish, lambda source: source.prepare())
 
 
 def _declare(service: Service, _arguments: argparse.Namespace) -> int:
     async def describe(source: Broker) -> int:
         for name, value in (await source.describe()).items():
-            print(f"{name}: {value}")
+            print(f"{name}: {redacted(str(value))}")
         return ExitCode.DRAINED
 
-    return _with_source(service, describe, declare=True)
+    return _with_source(service, describe, lambda source: source.declare())
 
 
 def _check(service: Service, arguments: argparse.Namespace) -> int:
     if arguments.vendored:
-        return _check_vendored()
+        drift, count = find_drift()
+        print("\n".join(drift) or f"vendored   ok, {count} files are unmodified")
+        return ExitCode.CRASHED if drift else ExitCode.DRAINED
     router = service.router()
 
     async def check(source: Broker) -> int:
@@ -217,7 +274,7 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
         print(f"broker     ok, {source.settings.broker_scheme}")
         described = await source.describe()
         for name, value in described.items():
-            print(f"           {name}: {value}")
+            print(f"           {name}: {redacted(str(value))}")
         for name, can in asdict(source.capabilities).items():
             answer = "yes" if can else "no"
             print(f"supports   {name.replace('_', ' ')}: {answer}")
@@ -230,47 +287,80 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
     return _with_source(service, check)
 
 
-def _check_vendored() -> int:
-    drift = find_drift()
-    print(drift or f"vendored   ok, {drift.file_count} files are unmodified")
-    return ExitCode.CRASHED if drift else ExitCode.DRAINED
-
-
 def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Broker) -> int:
         count = 0
         # Before listing: brokers do not count letters that are being listed.
         total = await source.count_dead_letters()
-        async for letter in source.dead_letters(arguments.limit):
-            count += 1
-            print(
-                json.dumps(
-                    {
-                        "id": letter.id,
-                        "type": letter.type,
-                        "dead_lettered_at": _time_of(letter.dead_lettered_at),
-                        "attempts": letter.attempts,
-                        "reason": letter.reason,
-                    }
-                )
-            )
+        async with closing(source.dead_letters(selection=selection_of(arguments))) as letters:
+            async for letter in letters:
+                count += 1
+                print(json.dumps(shown(letter, body=arguments.body)))
         print(f"{count} of {total} dead letters", file=sys.stderr)
         return ExitCode.DRAINED
 
     return _with_source(service, show)
 
 
+def _show_dead_letter(service: Service, arguments: argparse.Namespace) -> int:
+    async def show(source: Broker) -> int:
+        found = ExitCode.CRASHED
+        async with closing(source.dead_letters(selection=selection_of(arguments))) as letters:
+            async for letter in letters:
+                found = ExitCode.DRAINED
+                print(json.dumps(shown(letter, body=True, headers=True), indent=2))
+        if found != ExitCode.DRAINED:
+            print(f"{service.name}: no dead letter has this id", file=sys.stderr)
+        return found
+
+    return _with_source(service, show)
+
+
+def _try_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
+    router = service.router()
+
+    async def try_them(source: Broker) -> int:
+        exit_code = ExitCode.DRAINED
+        configure_logs("console", "critical")  # standard output has the outcomes
+        # All before the first is tried: what a broker hides while it is read is visible again.
+        async with closing(source.dead_letters(selection=selection_of(arguments))) as found:
+            letters = [one async for one in found]
+        async with closing(try_handlers(source, router, service.lifespan, letters)) as outcomes:
+            async for outcome in outcomes:
+                print(json.dumps(outcome), flush=True)
+                if outcome["outcome"] != "handled":
+                    exit_code = ExitCode.CRASHED
+        print(f"tried {len(letters)} copies: nothing was settled or published", file=sys.stderr)
+        return exit_code
+
+    return _with_source(service, try_them)
+
+
+def _browse_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
+    router = service.router()
+
+    async def serve_page(source: Broker) -> int:
+        await source.count_dead_letters()  # raises, where there are none
+        await browse(source, router, service.lifespan, arguments.port)
+        return ExitCode.DRAINED
+
+    with suppress(CancellationRequested):  # the way to end it
+        return _with_source(service, serve_page)
+    return ExitCode.DRAINED
+
+
 def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def replay(source: Broker) -> int:
-        await source.declare()
-        return await _show_steps(source, "replayed", "to", source.replay_dead_letters())
+        await source.prepare()
+        steps = source.replay_dead_letters(selection_of(arguments))
+        return await _show_steps(source, "replayed", "to", steps)
 
     return _after_confirmation(service, arguments, "Move", replay)
 
 
 def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def purge(source: Broker) -> int:
-        steps = source.purge_dead_letters()
+        steps = source.purge_dead_letters(selection_of(arguments))
         return await _show_steps(source, "deleted", "from the dead letters of", steps)
 
     return _after_confirmation(service, arguments, "Delete", purge)
@@ -279,8 +369,9 @@ def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
 async def _show_steps(source: Broker, verb: str, where: str, steps: AsyncIterator[int]) -> int:
     progress = Progress(verb)
     try:
-        async for done in steps:
-            progress.advance(done - progress.count)
+        async with closing(steps) as closed:
+            async for done in closed:
+                progress.advance(done - progress.count)
     finally:  # also when it is interrupted: so many are done
         progress.finish(f"{where} {source.settings.source}")
     return ExitCode.DRAINED
@@ -298,47 +389,46 @@ def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _with_source(
-    service: Service, use: Callable[[Broker], Awaitable[T]], declare: bool = False
-) -> T:
+    service: Service, use: Use, prepare: Callable[[Broker], Awaitable[None]] | None = None
+) -> int:
     """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
     source = make_source(settings)
 
-    async def connect_and_use() -> T:
+    async def connect_and_use() -> int:
         async with source:
-            if declare:
-                await source.declare()
+            if prepare is not None:
+                await prepare(source)
             return await use(source)
 
     def force(signum: Signals) -> None:
         if forces(signum, event.signals[-1][1] - event.signals[0][1]):
             os._exit(forced_exit_code(signum))
 
-    async def until_signal(event: CancellationEvent) -> T:
-        event.on_repeat = force
-        try:
-            return await unless_set(connect_and_use(), event)
-        except CancellationRequested:
-            raise CancellationRequested(event.reason) from None
-
     with (
         asyncio.Runner() as runner,
         make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
     ):
-        return runner.run(until_signal(event))
+        event.on_repeat = force
+        try:
+            return runner.run(unless_set(connect_and_use(), event))
+        except CancellationRequested:
+            raise CancellationRequested(event.reason) from None
 
 
 def _after_confirmation(
-    service: Service,
-    arguments: argparse.Namespace,
-    verb: str,
-    use: Callable[[Broker], Awaitable[int]],
+    service: Service, arguments: argparse.Namespace, verb: str, use: Use
 ) -> int:
-    async def count(source: Broker) -> int:
-        return await source.count_dead_letters()
-
     if not arguments.yes:
+        chosen = replace(selection_of(arguments), rate=EVERY.rate)
+
+        async def count(source: Broker) -> int:
+            if chosen == EVERY:
+                return await source.count_dead_letters()
+            async with closing(source.dead_letters(selection=chosen)) as letters:
+                return len([None async for _ in letters])
+
         number = _with_source(service, count)
         if number == 0:
             print("no dead letters")
@@ -354,9 +444,3 @@ def _after_confirmation(
             print("cancelled: no dead letter was changed")
             return ExitCode.DRAINED
     return _with_source(service, use)
-
-
-def _time_of(unix_seconds: float) -> str:
-    with suppress(ValueError, OverflowError, OSError):  # beyond the years of datetime
-        return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
-    return str(unix_seconds)

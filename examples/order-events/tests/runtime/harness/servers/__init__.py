@@ -1,24 +1,27 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Real brokers for the tests: one module for each. The tests run on every broker whose module lies here.
 
 Each module has ``shared(directory)``, a context manager that gives a `Server` which all tests may use at once, each
 with a queue of its own. A broker that is a program on the network also has ``private(directory)``, which gives a
-`PrivateServer` that a test may kill and restart. Both raise `ServerMissing` where no server is available.
+`PrivateServer` that a test may kill and restart, and ``most_repeated(prefetch)``: how many messages that were handled
+may be redelivered after that. Both raise `ServerMissing` where no server is available.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import NoReturn, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from .proxy import Proxy
+if TYPE_CHECKING:
+    from runtime.settings import ConsumerSettings
+
+    from .local import ServerProcess
 
 
 class ServerMissing(Exception):
@@ -39,25 +42,21 @@ class Counts:
 
 
 class Server(ABC):
-    """One server, and the facts of its broker that tests need: options of the URL, and missing features."""
+    """One server, and what the broker itself says of a queue."""
 
     url: str
     """For CONSUMER_BROKER_URL."""
     lease_option = ""
     """The option of the URL with the shortest time after which the messages of a dead consumer are redelivered."""
-    lease_seconds: float = 0
-    """That time. 0: the end of a connection requeues its messages at once."""
-    proxy_type: Callable[..., Proxy] = Proxy
-    lacks: Collection[str] = ()
-    """The features that the broker, or this server, lacks: words for the reason of a skipped test."""
-    requeues_on_disconnect = False
-    """Whether messages that are in flight on a connection are redelivered when it ends."""
-    silence_option = ""
-    """The option of the URL with which an unresponsive broker is noticed within a second, if there is one."""
 
     @property
     def impatient_url(self) -> str:
-        return with_options(self.url, self.lease_option)
+        separator = "&" if "?" in self.url else "?"
+        return f"{self.url}{separator}{self.lease_option}" if self.lease_option else self.url
+
+    async def introduce_consumer(self, settings: "ConsumerSettings") -> None:
+        """Start this consumer once, where a broker retains no messages for one that it has never seen."""
+        return
 
     @abstractmethod
     def counts(self, queue: str) -> Counts:
@@ -71,34 +70,21 @@ class Server(ABC):
     def delete(self, queue: str) -> None:
         """Remove the queue and all that belongs to it; no error if it does not exist."""
 
-    def need(self, ability: str) -> None:
-        """Skip the test if the feature is one of those that are lacking."""
-        if ability in self.lacks:
-            pytest.skip(f"the server of these tests lacks: {ability}")
-
 
 class PrivateServer(Server):
-    @abstractmethod
+    instance: "ServerProcess"
+
     def kill(self) -> None:
         """SIGKILL: the broker ends at once."""
+        self.instance.kill()
 
-    @abstractmethod
     def restart(self) -> None:
         """Restart it on the same address with its stored data; returns when it answers."""
+        self.instance.restart()
 
 
-class ServerModule(Protocol):
-    def shared(self, directory: Path) -> AbstractContextManager[Server]: ...
-
-    def private(self, directory: Path) -> AbstractContextManager[PrivateServer]: ...
-
-    def most_repeated(self, prefetch: int) -> float:
-        """How many messages that were handled may be redelivered after the server was killed and restarted."""
-
-
-def server_module(broker: str) -> ServerModule:
-    module: ServerModule = import_module(f".{broker}", __name__)
-    return module
+def server_module(broker: str) -> ModuleType:
+    return import_module(f".{broker}", __name__)
 
 
 def skip_without_server(missing: ServerMissing) -> NoReturn:
@@ -106,14 +92,6 @@ def skip_without_server(missing: ServerMissing) -> NoReturn:
     if os.environ.get("REQUIRE_BROKERS") == "1":
         pytest.fail(f"REQUIRE_BROKERS=1, but {missing}")
     pytest.skip(str(missing))
-
-
-def with_options(url: str, *given: str, **options: object) -> str:
-    """The URL with these options; ``given`` are like ``name=value``, or empty."""
-    query = "&".join(
-        [*filter(None, given), *(f"{name}={value}" for name, value in options.items())]
-    )
-    return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
 
 
 BROKERS = [name for _, name, _ in iter_modules(__path__) if name not in ("local", "proxy")]

@@ -1,4 +1,4 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Starts a private server for the tests: an installed program as a child process, or a Docker container."""
 
 import os
@@ -6,13 +6,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
-from . import Server, ServerMissing
+from . import ServerMissing
 
 START_SECONDS = 90
 DOCKER_SECONDS = 10
@@ -20,18 +19,6 @@ DOCKER_SECONDS = 10
 
 # When the tests are killed, the pipe to their children ends; and so does the group of each child.
 DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
-
-
-class Instance(Protocol):
-    """What `ServerProcess` and `ServerContainer` have in common."""
-
-    def kill(self) -> None: ...
-
-    def restart(self) -> None: ...
-
-    def send(self, signum: signal.Signals) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class ServerProcess:
@@ -47,20 +34,20 @@ class ServerProcess:
         answers: Callable[[], bool],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = command
+        self.command = command
         self._directory = directory
         self._answers = answers
-        self._environment = environment
+        self.environment = environment
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = spawn(self._command, self._directory, self._environment)
+        process = spawn(self.command, self._directory, self.environment)
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 kill_group(process)
                 output = (self._directory / "output").read_text(errors="replace")[-2000:]
-                msg = f"{self._command[0]} did not start: {output}"
+                msg = f"{self.command[0]} did not start: {output}"
                 raise RuntimeError(msg)
             time.sleep(0.05)
         return process
@@ -81,7 +68,7 @@ class ServerProcess:
         self.kill()
 
 
-class ServerContainer:
+class ServerContainer(ServerProcess):
     """A server in Docker: ``port`` of the container is published as ``local_port`` of 127.0.0.1."""
 
     def __init__(
@@ -89,44 +76,33 @@ class ServerContainer:
         image: str,
         port: int,
         local_port: int,
+        directory: Path,
         answers: Callable[[], bool],
         *options: str,
-        command: list[str] | None = None,
+        command: Sequence[str] = (),
     ) -> None:
-        self._image = image
-        self._answers = answers
         publish = f"127.0.0.1:{local_port}:{port}"
-        self._id = docker("run", "-d", "-p", publish, *options, image, *(command or []))
+        self.id = docker("create", "-p", publish, *options, image, *command)
         try:
-            self._wait()
-        except ServerMissing:
-            self.close()
+            super().__init__(["docker", "start", "--attach", self.id], directory, answers)
+        except BaseException:
+            self._remove()
             raise
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if time.monotonic() > deadline:
-                msg = f"{self._image} in docker did not answer within {START_SECONDS} seconds"
-                raise ServerMissing(msg)
-            time.sleep(0.2)
-
     def kill(self) -> None:
-        docker("kill", self._id)
-
-    def restart(self) -> None:
-        docker("restart", "-t", "0", self._id)
-        self._wait()
+        with suppress(ServerMissing):  # it does not run
+            docker("kill", self.id)
+        super().kill()
 
     def send(self, signum: signal.Signals) -> None:
-        docker("kill", f"--signal={signum.name}", self._id)
-
-    def run(self, *command: str) -> None:
-        """Run a program in the container."""
-        docker("exec", self._id, *command)
+        docker("kill", f"--signal={signum.name}", self.id)
 
     def close(self) -> None:
-        docker("rm", "-f", "-v", self._id)
+        super().close()
+        self._remove()
+
+    def _remove(self) -> None:
+        docker("rm", "-f", "-v", self.id)
 
 
 def spawn(
@@ -153,8 +129,9 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+def docker(*arguments: str, seconds: float | None = None) -> str:
+    command = ["docker", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     if done.returncode != 0:
         msg = f"no server for the tests: docker {arguments[0]}: {done.stderr.strip()[-500:]}"
         raise ServerMissing(msg)
@@ -164,10 +141,9 @@ def docker(*arguments: str) -> str:
 @cache
 def has_docker() -> bool:
     """Whether there is a client, and a daemon that answers it."""
-    with suppress(OSError, subprocess.TimeoutExpired):
-        asked = ["docker", "version"]
-        done = subprocess.run(asked, capture_output=True, timeout=DOCKER_SECONDS, check=False)
-        return done.returncode == 0
+    with suppress(OSError, subprocess.TimeoutExpired, ServerMissing):
+        docker("version", seconds=DOCKER_SECONDS)
+        return True
     return False
 
 
@@ -182,44 +158,3 @@ def free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
-
-
-_started_here: set[Path] = set()
-
-
-@contextmanager
-def one_for_all_workers(
-    broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
-) -> Iterator[str]:
-    """The URL of one server for all the processes of a test run: the first process starts it for the rest.
-
-    They find it next to the workers' own temporary folders, of which the directory must be a part.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        with start(directory) as server:
-            yield server.url
-        return
-    from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock  # not on Windows
-
-    common = directory.parents[1] / f"{broker}-of-all-workers"
-    common.mkdir(exist_ok=True)
-    url = common / "url"
-    if common in _started_here:  # by another fixture: that one must not wait for this one
-        yield url.read_text()
-        return
-    with (common / "using").open("w") as using, (common / "starting").open("w") as starting:
-        flock(using, LOCK_SH)
-        flock(starting, LOCK_EX)
-        if url.exists():
-            flock(starting, LOCK_UN)
-            yield url.read_text()
-            return
-        with start(directory) as server:
-            _started_here.add(common)
-            url.write_text(server.url)
-            flock(starting, LOCK_UN)
-            try:
-                yield server.url
-            finally:
-                flock(using, LOCK_EX)  # waits until no other process uses it
-                url.unlink()

@@ -1,15 +1,13 @@
-# cookiecutter-consumer 0.1.0 | vendored, identical in every service: do not edit it here.
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
 
 import asyncio
-import itertools
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,20 +18,11 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from runtime.brokers.rabbitmq import delays_ms
 
 from . import Counts, PrivateServer, Server, ServerMissing
-from .local import (
-    Instance,
-    ServerContainer,
-    ServerProcess,
-    free_ports,
-    has_docker,
-    kill_group,
-    one_for_all_workers,
-    spawn,
-)
+from .local import ServerContainer, ServerProcess, free_ports, has_docker, kill_group, spawn
 
 T = TypeVar("T")
 
-IMAGE = "rabbitmq:4"
+IMAGE = "rabbitmq:4.1.4"
 DISK_FREE_BYTES = 10**7
 """Less free disk than that is an alarm."""
 
@@ -52,87 +41,58 @@ SCRIPTS = (
 class RabbitServer(Server):
     """Reads the broker's own counts by its protocol."""
 
-    requeues_on_disconnect = True
-    silence_option = "heartbeat=1"
-
     def __init__(self, url: str) -> None:
         self.url = url
 
     def counts(self, queue: str) -> Counts:
-        async def count(connection: AbstractConnection) -> Counts:
-            ready, _ = await _declared(connection, queue)
-            dead, _ = await _declared(connection, f"{queue}.dead")
-            return Counts(max(ready, 0), await _delayed(connection, queue), max(dead, 0))
-
-        return self._ask(count)
+        ready, dead, *delayed = [count for count, _ in self._ask(_declared, *_queues(queue))]
+        return Counts(ready, sum(delayed), dead)
 
     def consumers(self, queue: str) -> int:
-        async def count(connection: AbstractConnection) -> int:
-            return max(0, (await _declared(connection, queue))[1])
-
-        return self._ask(count)
+        [(_, count)] = self._ask(_declared, queue)
+        return count
 
     def delete(self, queue: str) -> None:
-        async def delete(connection: AbstractConnection) -> None:
-            channel = await connection.channel()
-            for name in (queue, f"{queue}.dead", *itertools.chain(*_retry_queues(queue))):
-                await channel.queue_delete(name)
+        self._ask(_delete, *_queues(queue))
 
-        self._ask(delete)
-
-    def _ask(self, question: Callable[[AbstractConnection], Coroutine[Any, Any, T]]) -> T:
-        async def ask() -> T:
+    def _ask(
+        self, question: Callable[[AbstractConnection, str], Coroutine[Any, Any, T]], *names: str
+    ) -> list[T]:
+        async def ask() -> list[T]:
             async with await aio_pika.connect(self.url, timeout=10) as connection:
-                return await question(connection)
+                return [await question(connection, name) for name in names]
 
         with ThreadPoolExecutor(1) as thread:  # the test may have an event loop of its own
             return thread.submit(asyncio.run, ask()).result()
 
 
-def _retry_queues(queue: str) -> list[list[str]]:
-    """The names for each of the back-offs."""
-    return [
-        [f"{queue}.retry.{ms}" for ms in delays_ms(*back_off)] for back_off in BACK_OFFS_SECONDS
-    ]
-
-
-async def _delayed(connection: AbstractConnection, queue: str) -> int:
-    delayed = 0
-    for names in _retry_queues(queue):
-        for name in names:
-            ready, _ = await _declared(connection, name)
-            if ready < 0:
-                break  # not the back-off of this queue
-            delayed += ready
-    return delayed
+def _queues(queue: str) -> list[str]:
+    """All that the runtime may have made for it."""
+    retries = [f"{queue}.retry.{ms}" for one in BACK_OFFS_SECONDS for ms in delays_ms(*one)]
+    return [queue, f"{queue}.dead", *retries]
 
 
 async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
-    """The number of ready messages, and of consumers; -1 where there is no such queue."""
+    """The number of ready messages, and of consumers; 0 if there is no such queue."""
     try:
         async with connection.channel() as channel:
             queue = await channel.declare_queue(name, passive=True)
     except ChannelNotFoundEntity:
-        return -1, -1
+        return 0, 0
     return queue.declaration_result.message_count or 0, queue.declaration_result.consumer_count or 0
+
+
+async def _delete(connection: AbstractConnection, name: str) -> None:
+    async with connection.channel() as channel:
+        await channel.queue_delete(name)
 
 
 class PrivateRabbit(RabbitServer, PrivateServer):
     """A private RabbitMQ, on this port."""
 
-    def __init__(
-        self, port: int, instance: Instance, control: Callable[[str, str], object]
-    ) -> None:
+    def __init__(self, port: int, instance: ServerProcess) -> None:
         super().__init__(f"amqp://guest:guest@127.0.0.1:{port}/")
-        self.control = control
-        """Runs a command of rabbitmqctl."""
-        self._instance = instance
-
-    def kill(self) -> None:
-        self._instance.kill()
-
-    def restart(self) -> None:
-        self._instance.restart()
+        self.instance = instance
 
 
 def find_script() -> str | None:
@@ -172,31 +132,21 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
     epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, environment)
     try:
         node = ServerProcess([script], directory, lambda: _answers(port), environment)
-        ctl = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
-        output = subprocess.DEVNULL
-
-        def control(*command: str) -> None:
-            subprocess.run([*ctl, *command], env=environment, check=True, stdout=output)
-
-        try:
-            yield PrivateRabbit(port, node, control)
-        finally:
-            node.close()
+        with closing(node):
+            yield PrivateRabbit(port, node)
     finally:
         kill_group(epmd)
 
 
 @contextmanager
-def _in_docker() -> Iterator[PrivateRabbit]:
+def _in_docker(directory: Path) -> Iterator[PrivateRabbit]:
     (port,) = free_ports(1)
     # The data is found again under the host's name, so that must stay.
-    container = ServerContainer(IMAGE, 5672, port, lambda: _answers(port), "--hostname", "rabbitmq")
-    try:
-        yield PrivateRabbit(
-            port, container, lambda *command: container.run("rabbitmqctl", *command)
-        )
-    finally:
-        container.close()
+    container = ServerContainer(
+        IMAGE, 5672, port, directory, lambda: _answers(port), "--hostname", "rabbitmq"
+    )
+    with closing(container):
+        yield PrivateRabbit(port, container)
 
 
 def most_repeated(prefetch: int) -> float:
@@ -212,7 +162,7 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with _installed(script, directory) as server:
             yield server
     elif has_docker():
-        with _in_docker() as server:
+        with _in_docker(directory) as server:
             yield server
     else:
         msg = (
@@ -228,8 +178,8 @@ def shared(directory: Path) -> Iterator[Server]:
     if url.startswith("amqp"):
         yield RabbitServer(url)
     else:
-        with one_for_all_workers("rabbitmq", directory, private) as url:
-            yield RabbitServer(url)
+        with private(directory) as server:
+            yield server
 
 
 def _answers(port: int) -> bool:

@@ -1,0 +1,177 @@
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""Time limits of handlers, by one timer for all: `asyncio.timeout` would cost each message nine times as much.
+
+A coroutine past its limit is cancelled, and has failed. A call that cannot be ended, as it is a thread or swallows its
+cancellation, is *lost*: it is named in the log, and keeps its slot and its message until it returns or the process ends.
+"""
+
+import asyncio
+import math
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from .brokers.source import Source
+from .cancellation import CancellationEvent
+from .handlers import Handler, Router, call_in_thread, not_raised
+from .message import Message
+from .ordering import Gate, OrderedBuffer
+from .settings import ConsumerSettings
+
+log = structlog.get_logger()
+
+SWALLOWED_SECONDS = 5.0
+"""A call that runs this long after its cancellation is lost."""
+MOST_NAMES = 5
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    handler: Handler
+    messages: list[Message]
+    due_at: float  # time.monotonic(), of the next thing to do about it
+    is_cancelled: bool = False
+    is_lost: bool = False
+
+
+class Limits:
+    def __init__(
+        self,
+        router: Router,
+        source: Source,
+        settings: ConsumerSettings,
+        event: CancellationEvent,
+        judge: Callable[..., None],
+    ) -> None:
+        self._judge = judge
+        self._source, self._concurrency, self._event = source, settings.concurrency, event
+        for handler in router.handlers.values():
+            handler.limit(settings)
+        if router.most_calls:
+            gate = Gate(lambda m: getattr(router.find(m.type), "name", None), router.most_calls)
+            buffer = OrderedBuffer(*getattr(source.buffer, "gates", ()), gate)
+            for one in (source, *source.parts):
+                one.buffer = buffer
+        self._calls: dict[asyncio.Task[Any], Call] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_at = math.inf
+
+    def begin(self, task: asyncio.Task[Any], handler: Handler, messages: list[Message]) -> None:
+        """The task calls the handler next."""
+        ends_at = time.monotonic() + handler.seconds
+        for message in messages:
+            message.ends_at = ends_at
+        self._calls[task] = Call(handler, messages, ends_at)
+        if ends_at < self._next_at:
+            self._set_timer(ends_at)
+
+    def end(self, task: asyncio.Task[Any], failure: BaseException | None) -> BaseException | None:
+        """The call has ended; returns its failure. One that swallowed its cancellation and returned has failed too."""
+        call = self._calls.pop(task)
+        if call.is_cancelled:
+            task.uncancel()
+            if failure is None or isinstance(failure, asyncio.CancelledError):
+                cause, failure = failure, overrun(call.handler)
+                failure.__cause__ = cause  # its traceback says where the handler was
+        if not task.cancelling():  # by the drain deadline
+            for message in call.messages:
+                message.ends_at = math.inf
+        return failure
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next_at = at
+        delay = max(0.001, at - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        self._next_at, now = math.inf, time.monotonic()
+        for task, call in self._calls.items():
+            if call.due_at > now:
+                continue
+            if call.handler.in_thread or call.is_cancelled:
+                self._lose(task, call)
+            else:
+                call.is_cancelled, call.due_at = True, now + SWALLOWED_SECONDS
+                task.cancel()
+        next_at = min((call.due_at for call in self._calls.values()), default=math.inf)
+        if next_at < math.inf:
+            self._set_timer(next_at)
+
+    def _lose(self, task: asyncio.Task[Any], call: Call) -> None:
+        call.is_lost, call.due_at = True, math.inf
+        # For the breaker it has failed: if it is the probe, the next one is tried.
+        failure = overrun(call.handler)
+        self._judge(call.messages, dict.fromkeys(call.messages, failure), call.handler)
+        is_thread = not call.is_cancelled
+        message = call.messages if call.handler.batched else call.messages[0]
+        log.error(
+            "handler_overrun",
+            handler=call.handler.name,
+            message_ids=[message.id for message in call.messages[:MOST_NAMES]],
+            seconds=call.handler.seconds,
+            reason="a thread cannot be cancelled" if is_thread else "it swallows its cancellation",
+            stacks=stacks_of_threads(message) if is_thread else [stack_of_task(task)],
+        )
+
+    def why_stuck(self) -> str:
+        """Empty while a slot, of the service and of each handler with its own, is free or in a call that ends; and on shutdown."""
+        lost = [call for call in self._calls.values() if call.is_lost]
+        if not lost or self._event.is_set():
+            return ""
+        held = {message for call in lost for message in call.messages}
+        slots = Counter(call.handler.batched for call in lost)  # batches have as many of their own
+        own = Counter(call.handler for call in lost)
+        source = self._source
+        full = any(
+            Source._room(one) <= 0
+            and not one._has_takeable()
+            and held.issuperset(m for m in source.in_flight if one._is_ours(m))
+            for one in source.parts
+        )
+        suspects = source.suspects.waiting and any(map(source.suspects.is_one, held))
+        if (
+            max(slots.values()) < self._concurrency
+            and all(count < (h.own.concurrency or math.inf) for h, count in own.items())
+            and not full  # a broker delivers no more
+            and not suspects  # the others wait for this one
+        ):
+            return ""
+        names = [f"{one.handler.name} (message {one.messages[0].id})" for one in lost[:MOST_NAMES]]
+        return f"every slot is held by a handler past its time limit: {', '.join(names)}"
+
+
+def overrun(handler: Handler) -> BaseException:
+    seconds = f"{handler.seconds:g} s"
+    return not_raised(TimeoutError(f"the handler took longer than its time limit of {seconds}"))
+
+
+def stack_of_task(task: asyncio.Task[Any]) -> str:
+    """The stack of a suspended task, outermost first; asyncio's own get_stack() shows one frame only."""
+    lines = [task.get_name()]
+    awaited: Any = task.get_coro()
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
+        awaited = awaited.cr_await
+        if (generator := getattr(awaited, "gi_frame", None)) is not None:
+            awaited = generator.f_locals.get("call")  # see consumer._in_a_context_of_its_own
+    return "\n".join(lines)
+
+
+def stacks_of_threads(message: object = None) -> list[str]:
+    """Of the threads that handle messages; or only of the one that handles this message, or this batch."""
+    stacks = []
+    for thread in threading.enumerate():
+        frame = sys._current_frames().get(thread.ident or 0)
+        for one, _ in traceback.walk_stack(frame) if frame is not None else ():
+            if one.f_code is call_in_thread.__code__ and message in (None, one.f_locals["message"]):
+                stacks.append(f"{thread.name}\n{''.join(traceback.format_stack(frame))}")
+    return stacks

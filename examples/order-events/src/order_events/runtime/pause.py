@@ -1,0 +1,157 @@
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""Pauses the service while something that its handlers need is down: by `message.Pause`, or after many failures.
+
+In a pause no worker takes a message, but one at a time, the probe, each time a pause has passed. What was delivered
+stays unacked in the buffer, at most `prefetch` messages, and the fetcher keeps connection and leases alive. A message
+that asks for a pause is put back there. One that fails is retried by the broker with no attempt counted: poison messages
+would fill the buffer, and none that could end the pause would be delivered.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from .brokers.delivery import MadeUpId
+from .brokers.source import Source
+from .handlers import Handler
+from .message import Message, Pause, Reject, Retry
+from .settings import ConsumerSettings
+
+log = structlog.get_logger()
+
+FIRST_SECONDS = 1.0
+LONGEST_SECONDS = 60.0
+"""Of the pauses after failures, which double."""
+MOST_TRIED = 1000
+
+
+class Breaker:
+    def __init__(
+        self,
+        source: Source,
+        settings: ConsumerSettings,
+        start: Callable[[Coroutine[Any, Any, None], str], None],
+    ) -> None:
+        self.reason = ""
+        """Why, in a pause; else empty."""
+        self.alert = False
+        """Whether it must see each result: in a pause, and after a failure."""
+        self._source = source
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        most = settings.breaker_failures
+        self._most = max(most, 2 * settings.concurrency) if most else math.inf
+        self._failures: Counter[object] = Counter()  # since the last success, by message
+        self.tried: dict[str, None] = {}
+        """The ids of the last messages that failed with no attempt counted."""
+        self._probe: Message | None = None
+        self._next_seconds, self._pause_count = FIRST_SECONDS, 0
+        self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._ends_at - self._loop.time())
+
+    def taken(self, message: Message) -> None:
+        """In a pause: it is the probe, and the next one waits for its result."""
+        self._probe = message
+        self._source.buffer.hold()
+
+    def keeps(self, failure: BaseException) -> bool:
+        """Whether this failure counts no attempt. A retry with a delay of its own is planned."""
+        return isinstance(failure, Pause) or bool(self.reason and not _is_planned(failure))
+
+    def keep(self, message: Message) -> None:
+        message.was_tried, self.tried[message.id] = True, None
+        if len(self.tried) > MOST_TRIED:
+            del self.tried[next(iter(self.tried))]
+
+    def least_delay(self, longest: float) -> float:
+        """Of a retry that counts no attempt: grows, as some brokers deliver due retries before other messages."""
+        return min(self._pause_count * self.seconds_left, longest)
+
+    def judge(
+        self,
+        messages: Sequence[Message],
+        failures: Mapping[Message, BaseException],
+        handler: Handler | None = None,
+    ) -> None:
+        """The result of one call, or of a message that was refused; those without a failure were handled."""
+        self.alert = True
+        if is_probe := self._probe in messages:
+            self._probe = None
+        pauses = [one for one in failures.values() if isinstance(one, Pause)]
+        unplanned = [
+            one
+            for one, failure in failures.items()
+            if not (_is_planned(failure) or (handler and handler.rejects(failure)))
+        ]
+        if pauses:
+            longest = max(pauses, key=lambda one: one.seconds)
+            self._pause(longest.seconds, str(longest), is_new=is_probe or not self.reason)
+        elif len(failures) < len(messages):
+            self._failures.clear()
+            if is_probe and not self.seconds_left:
+                self._resume()
+            self.alert = bool(self.reason)
+        elif not unplanned:
+            if is_probe and not self.seconds_left:  # it tells nothing: the next one will
+                self._source.buffer.release()
+        elif not self.reason and self._most < math.inf:
+            first = unplanned[0]
+            self._failures[hash(first.body) if isinstance(first.id, MadeUpId) else first.id] += 1
+            count = self._failures.total()
+            if count >= self._most and len(self._failures) > 1:  # one message is no outage
+                self._pause_after(f"{count} failures in a row", failures[unplanned[0]])
+        elif is_probe:
+            self._pause_after("it failed again", failures[unplanned[0]])
+
+    def _pause_after(self, what: str, failure: BaseException) -> None:
+        seconds, self._pause_count = self._next_seconds, self._pause_count + 1
+        self._next_seconds = min(2 * seconds, LONGEST_SECONDS)
+        self._pause(seconds, f"{what}, last with {type(failure).__name__}", is_new=True)
+
+    def _pause(self, seconds: float, reason: str, *, is_new: bool) -> None:
+        now = self._loop.time()
+        if not self.reason:
+            self._began_at = self._buffered_at = now
+        self.reason = reason or "Pause"
+        self._ends_at = max(self._ends_at, now + max(seconds, FIRST_SECONDS))
+        self._source.buffer.hold()
+        if is_new:
+            log.warning("paused", seconds=round(self.seconds_left, 3), reason=self.reason)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = min(self.seconds_left or math.inf, self._source.longest_hold_seconds)
+        if seconds < math.inf:
+            self._timer = self._loop.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        if not self.reason or self._source.stopped:
+            return
+        if self._loop.time() - self._buffered_at >= self._source.longest_hold_seconds:
+            self._buffered_at = self._loop.time()
+            self._start(self._source.requeue_buffered(), "requeue-buffered")
+        if not self.seconds_left and self._probe is None:
+            self._source.buffer.release()
+        self._wait()
+
+    def _resume(self) -> None:
+        log.info("resumed", seconds=round(self._loop.time() - self._began_at, 3))
+        self.reason, self._next_seconds, self._pause_count = "", FIRST_SECONDS, 0
+        self._source.buffer.release()
+
+
+def _is_planned(failure: BaseException) -> bool:
+    """Whether the handler has decided about this message: that tells nothing of others."""
+    return isinstance(failure, Reject) or (
+        isinstance(failure, Retry) and failure.delay_seconds is not None
+    )

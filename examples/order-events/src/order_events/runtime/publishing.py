@@ -1,0 +1,95 @@
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""What handlers publish: the messages that they return, and those that they send by ``message.publish``."""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from copy import copy
+
+from .brokers.source import Source
+from .errors import BrokerUnavailable
+from .message import Failed, Message, OutgoingMessage
+from .telemetry import Telemetry
+
+NAMESPACE = uuid.UUID("6cbd2d5c-6dd0-4ea5-9ddd-e2c3a3c4ae35")
+
+
+class Publishing:
+    """On the connection of the source, so that a broker that can publishes and acknowledges in one step."""
+
+    def __init__(self, source: Source, group: str, telemetry: Telemetry) -> None:
+        self._source = source
+        self._group = group
+        self._telemetry = telemetry
+
+    async def send(
+        self, message: Message, outgoing: Sequence[OutgoingMessage], *, is_result: bool = False
+    ) -> None:
+        """Publish what a handler sends because of this message; with its result, acknowledge it. Raises BrokerError."""
+        outgoing = self._prepared(outgoing, [message])
+        with self._telemetry.publishing(outgoing):
+            if is_result:
+                await self._source.publish_and_ack(message, outgoing)
+            else:
+                await self._source.publish(outgoing)
+        self._telemetry.count_published(outgoing)
+
+    async def send_results(
+        self, messages: Sequence[Message], outgoing: Sequence[OutgoingMessage]
+    ) -> dict[Message, BaseException]:
+        """Publish what a handler returned for a batch; returns the failed messages. Raises BrokerError for all of them."""
+        failures: dict[Message, BaseException] = {}
+        outgoing = self._prepared(outgoing, messages)
+        with self._telemetry.publishing(outgoing):
+            try:
+                await self._source.publish(outgoing)
+            except BrokerUnavailable:
+                raise
+            except Exception:  # some may be published: once more, with the same ids, one by one
+                for one in outgoing:
+                    try:
+                        await self._source.publish([one])
+                    except BrokerUnavailable:
+                        raise
+                    except Exception as refusal:  # also what cannot be encoded
+                        cause = one.caused_by
+                        if cause is None or cause not in messages:
+                            raise
+                        failures[cause] = refusal
+        self._telemetry.count_published([one for one in outgoing if one.caused_by not in failures])
+        return failures
+
+    def _prepared(
+        self, outgoing: Iterable[OutgoingMessage], messages: Sequence[Message]
+    ) -> list[OutgoingMessage]:
+        """Copies, as a handler may send one object often, with ids that are the same when the messages are handled again."""
+        all_ids = "\n".join(message.id for message in messages)
+        prepared = [copy(one) for one in outgoing]
+        for one in prepared:
+            cause = one.caused_by or messages[0]
+            ids = one.caused_by.id if one.caused_by else all_ids
+            if not one.to:
+                msg = "an OutgoingMessage needs a destination: OutgoingMessage(..., to=...)"
+                raise ValueError(msg)
+            if one.has_random_id:
+                place = f"{self._group}\n{ids}\n{cause.published_count}"
+                one.id = uuid.uuid5(NAMESPACE, place).hex
+            cause.published_count += 1
+            one.correlation_id = one.correlation_id or cause.correlation_id or cause.id
+        return prepared
+
+
+def read_results(
+    result: object, batched: bool
+) -> tuple[list[OutgoingMessage], dict[Message, BaseException]]:
+    """What a handler returned: messages to publish, and the failed ones of a batch. Raises TypeError."""
+    several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Failed | dict)
+    results = list(result) if several and isinstance(result, Iterable) else [result]
+    outgoing = [one for one in results if isinstance(one, OutgoingMessage)]
+    failures: dict[Message, BaseException] = {
+        one.message: one.failure for one in results if isinstance(one, Failed)
+    }
+    for one in results:
+        if not isinstance(one, OutgoingMessage | Failed if batched else OutgoingMessage):
+            msg = f"the handler returned {type(one).__name__}: it may return OutgoingMessages, or nothing"
+            raise TypeError(msg)
+    return outgoing, failures

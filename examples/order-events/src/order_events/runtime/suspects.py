@@ -1,0 +1,51 @@
+# cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
+"""Messages that may kill this process: they are handled one after the other, and named while they are in flight."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from itertools import islice
+
+from .logs import leave_message
+from .message import Message, Reject
+from .redaction import redacted
+from .settings import ConsumerSettings
+
+MOST_NAMES = 40
+"""As many fit into a termination message; to name thousands again and again would block the event loop."""
+
+
+class Suspects:
+    """Too large, or delivered so often that half of CONSUMER_MAX_DELIVERIES ended with a crash."""
+
+    def __init__(self, settings: ConsumerSettings) -> None:
+        self.lock = asyncio.Lock()
+        """Each is settled at the broker before the next begins: so the first one that is redelivered killed the process."""
+        self.waiting: list[Message] = []
+        """Put aside, so that one worker is busy with suspects and not all; `Source.stop` requeues them too."""
+        self.most_bytes = settings.max_body_bytes or math.inf
+        self._most = settings.max_deliveries or math.inf
+        self.many = max(1, self._most / 2)
+        """A message with more of either is one of them: the consumer compares by itself, for each message."""
+        self._rejected = False
+
+    def may_kill(self, message: Message) -> bool:
+        return message.deliveries > self.many
+
+    def is_one(self, message: Message) -> bool:
+        return self.may_kill(message) or len(message.body) > self.most_bytes
+
+    def check(self, message: Message) -> None:
+        """Raises Reject; of those that were delivered too often, for the first: the others may have been beside it."""
+        if (size := len(message.body)) > self.most_bytes:
+            raise Reject(f"its body has {size} bytes, above CONSUMER_MAX_BODY_BYTES")
+        if (times := message.deliveries - 1) >= self._most and not self._rejected:
+            self._rejected = True
+            raise Reject(f"delivered {times} times without being settled: it may kill its process")
+
+
+def name_in_flight(in_flight: Mapping[Message, str]) -> None:
+    """For Kubernetes' termination message, also after SIGKILL: the redelivered messages among them, each with its handler."""
+    again = list(islice((one for one in in_flight.items() if one[0].deliveries > 1), MOST_NAMES))
+    names = (f"{redacted(m.id)[:100]} ({handler}, delivery {m.deliveries})" for m, handler in again)
+    leave_message(f"ended while it handled {', '.join(names)}" if again else "")
