@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from harness.contract import Connect, eventually, need, take
 from harness.process import Ledger, ServiceProcess, service_command, service_environment
 from harness.servers import Server
-from runtime.brokers import make_source
+from runtime.brokers import dead_letters, make_source
 from runtime.brokers.dead_letters import Selection
 from runtime.brokers.source import Broker
 from runtime.errors import BrokerRefused
@@ -177,13 +177,32 @@ async def test_two_commands_at_once_lose_none_and_delete_only_what_they_select(
         assert sorted(await numbers_of(one)) == list(range(1, 300, 2))
 
 
-async def test_a_rate_bounds_how_many_are_moved_a_second(connect: Connect) -> None:
+class Clock:
+    """In place of the modules time and asyncio: time passes only while one sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += max(0.0, seconds)
+
+
+async def test_a_rate_bounds_how_many_are_moved_a_second(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await make_dead(connect, 12, lambda n: "bad")
+    clock = Clock()
+    monkeypatch.setattr(dead_letters, "time", clock)
+    monkeypatch.setattr(dead_letters, "asyncio", clock)
     async with connect(prefetch=0) as source:
-        began = time.monotonic()
-        steps = [done async for done in source.replay_dead_letters(Selection(rate=10, limit=11))]
-        assert steps[-1] == 11
-        assert time.monotonic() - began >= 1
+        moved_at = [
+            (clock.now, moved)
+            async for moved in source.replay_dead_letters(Selection(rate=10, limit=11))
+        ]
+        assert moved_at == [(0, 10), (1, 11)]
+        assert clock.now == pytest.approx(1.1)
         await eventually(1, source.count_dead_letters)
 
 

@@ -60,6 +60,28 @@ async def test_the_mark_of_a_letter_is_kept_when_a_selection_ends_right_before_i
 
 
 @on("kafka")
+async def test_a_topic_that_a_refresh_of_the_metadata_leaves_out_is_still_written_to(
+    connect: Connect, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka asks for all topics first, and then only for those that were unknown when they were written to."""
+    await make_dead_in_one_partition(connect, 1)
+    async with connect(prefetch=0) as source:
+        client, accumulator = source._producer.client, source._producer._message_accumulator
+        client._topics.clear()
+        await client.force_metadata_update()
+        client._topics.add(queue)
+        add_message = accumulator.add_message
+
+        async def add_after_a_refresh(*arguments: Any, **fields: Any) -> Any:
+            monkeypatch.undo()
+            await client.force_metadata_update()
+            return await add_message(*arguments, **fields)
+
+        monkeypatch.setattr(accumulator, "add_message", add_after_a_refresh)
+        assert await last(source.replay_dead_letters(Selection(reason="bad"))) == 1
+
+
+@on("kafka")
 async def test_a_command_unites_its_marks_with_those_of_a_command_that_ends_meanwhile(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
