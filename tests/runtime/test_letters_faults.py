@@ -168,6 +168,35 @@ def test_a_pattern_that_would_match_something_else_is_one_sentence(
     assert str(refused.value).startswith("CONSUMER_SOURCE: ")
 
 
+# -- NATS
+
+
+@on("nats")
+async def test_a_letter_that_another_command_has_deleted_is_not_counted(connect: Connect) -> None:
+    """Behind others and below the first of the stream: the server has an answer for each."""
+    await make_dead(connect, 5, lambda n: "bad")
+    async with connect(prefetch=0) as one, connect(prefetch=0) as other, one._reading() as reading:
+        letters = [letter async for letter in one._present_letters(reading)]
+        for number, selection in ((2, Selection(ids={"id-2"})), (3, Selection())):
+            assert await last(other.purge_dead_letters(selection)) in (1, 4)
+            taking = one._take_letters(reading, letters[number : number + 1], replay=False)
+            assert await last(taking) == 0
+
+
+@on("nats")
+async def test_a_letter_that_the_stream_does_not_let_one_delete_is_no_deleted_one(
+    connect: Connect,
+) -> None:
+    await make_dead(connect, 3, lambda n: "bad")
+    async with connect(prefetch=0) as source:
+        connection = source._reachable()
+        config = (await connection.api(f"STREAM.INFO.{source._dead}"))["config"]
+        await connection.api(f"STREAM.UPDATE.{source._dead}", **{**config, "deny_delete": True})
+        with pytest.raises(BrokerRefused, match="message delete not permitted"):
+            await last(source.purge_dead_letters(Selection(ids={"id-1"})))
+        assert await source.count_dead_letters() == 3
+
+
 # -- SQS
 
 

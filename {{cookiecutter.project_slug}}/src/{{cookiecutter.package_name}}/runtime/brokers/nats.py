@@ -1346,20 +1346,28 @@ class NatsBroker(Broker):
     async def _take_letters(
         self, reading: set[int], letters: Sequence[DeadLetter], *, replay: bool
     ) -> AsyncIterator[int]:
-        connection = self._reachable()
         if replay:
+            connection = self._reachable()
             await _gather(connection.store(self._replayed(letter.receipt)) for letter in letters)
         sequences = [letter.receipt.sequence for letter in letters]
         reading.difference_update(sequences)
         if not any(sequence < sequences[-1] for sequence in reading):
             yield await self._purge_dead(seq=sequences[-1] + 1)  # all before it were taken
             return
-        delete = f"STREAM.MSG.DELETE.{self._dead}"
-        answers = await _gather(
-            connection.api_unless([NO_SEQUENCE, NOT_DELETED], delete, seq=sequence, no_erase=True)
-            for sequence in sequences
-        )
-        yield sum(answer is not None for answer in answers)
+        yield sum(await _gather(map(self._delete_dead_letter, sequences)))
+
+    async def _delete_dead_letter(self, sequence: int) -> bool:
+        """Returns whether it was there. Below the stream's first one, the server's answer is that of a stream that denies it."""
+        api, (delete, get) = self._reachable().api_unless, ("STREAM.MSG.DELETE", "STREAM.MSG.GET")
+        try:
+            answer = await api([NO_SEQUENCE], f"{delete}.{self._dead}", seq=sequence, no_erase=True)
+        except JetStreamRefused as refusal:
+            if refusal.code != NOT_DELETED or await api(
+                [NO_MESSAGE], f"{get}.{self._dead}", seq=sequence
+            ):
+                raise
+            return False
+        return answer is not None
 
     def _replayed(self, stored: StoredDeadLetter) -> Outgoing:
         subject = stored.subject
