@@ -32,6 +32,8 @@ from steps import over_the_network, start_once, with_options
 
 embedded = pytest.mark.parametrize("broker", ["sqlite"], indirect=True, scope="session")
 """Where the broker makes no difference."""
+RETRIES_FIRST = ("sqlite", "postgres", "redis")
+"""They deliver due retries before other messages."""
 MESSAGES = 12
 AT_ONCE_SECONDS = 5.0
 """For a shutdown whose service would pause for a minute."""
@@ -261,6 +263,31 @@ async def test_more_poison_messages_than_the_prefetch_do_not_keep_it_paused(
     assert consumer.handled_count > 0
     rejected = [entry["attempt"] for entry in events(logs, "message_rejected")]
     assert rejected == [2] * poison
+
+
+@pytest.mark.parametrize("broker", RETRIES_FIRST, indirect=True, scope="session")
+async def test_poison_messages_that_come_back_before_others_do_not_keep_it_paused(
+    settings_for: Callable[..., ConsumerSettings], compressed: None
+) -> None:
+    """More than fit in the buffer and in the ten pauses that the longest delay lasts."""
+    settings = settings_for(
+        concurrency=2, max_attempts=100, retry_seconds=0.05, retry_max_seconds=2
+    )
+    poison = [OutgoingMessage(b"poison", "a") for _ in range(MESSAGES + 30)]
+
+    async def handle(body: bytes) -> None:
+        if body == b"poison":
+            raise RuntimeError
+
+    await start_once(settings)
+    async with opened(make_source(settings)) as source:
+        await source.publish([*poison, *[OutgoingMessage(b"good", "a") for _ in range(3)]])
+    async with running(settings, handle) as consumer:
+        await until(lambda: consumer.breaker.reason)
+        async with asyncio.timeout(3 * WAIT_SECONDS):
+            while consumer.handled_count < 3:  # noqa: ASYNC110  # nothing tells when it changes
+                await asyncio.sleep(0.01)
+    assert consumer.rejected_count == 0
 
 
 # -- what trips it

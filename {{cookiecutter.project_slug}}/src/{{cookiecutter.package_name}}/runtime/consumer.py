@@ -177,17 +177,16 @@ class Consumer:
         return task.result()
 
     async def _run_on_source(self) -> int:
-        until = self._loop.time() + self.settings.connect_seconds
+        settings = self.settings
+        until = self._loop.time() + settings.connect_seconds
         await self._insist(self.source.__aenter__, until)
         try:
             await self._insist(self.source.prepare, until)
             await self._insist(self.source.start, until)
             self.state = "consuming"
             self.notify("READY=1", "STATUS=consuming")
-            log.info(
-                "consuming", source=self.settings.source, concurrency=self.settings.concurrency
-            )
-            for number in range(self.settings.concurrency):
+            log.info("consuming", source=settings.source, concurrency=settings.concurrency)
+            for number in range(settings.concurrency):
                 self._start(self._work(), name=f"worker-{number}")
             await self.event.wait()
             return await self._drain()
@@ -277,6 +276,8 @@ class Consumer:
             self.in_flight[message] = message.handler = name = handler.name
             if message.deliveries > 1:
                 name_in_flight(self.in_flight)
+            if message.was_tried:
+                self.breaker.pass_over(message)
             payload = handler.decode(message)
         except (Reject, Retry) as failure:
             self.in_flight[message] = name
@@ -294,8 +295,8 @@ class Consumer:
             await self._process(*call)
 
     async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
-        self.breaker.judge([message], {message: failure})
         self._settled(message, name, await self._fail(message, failure))
+        self.breaker.judge([message], {message: failure})
 
     async def _process(
         self, task: Any, handler: Handler, messages: list[Message], payloads: list[Any]
@@ -423,14 +424,13 @@ class Consumer:
                 message, f"failed {message.attempt} times, last with {reason}", failure
             )
         else:
-            delay = failure.delay_seconds if isinstance(failure, Retry) else None
+            planned = failure.delay_seconds if isinstance(failure, Retry) else None
             stays = isinstance(failure, Pause) or (kept and not self._delays_retries)
-            if stays:
-                delay = self.breaker.seconds_left
+            delay = self.breaker.seconds_left if stays else planned
             if delay is None:
                 first, longest = self.settings.retry_seconds, self.settings.retry_max_seconds
                 delay = backoff_seconds(message.attempt, first, longest, FACTOR, LEAST)
-                delay = max(delay, self.breaker.least_delay(longest) if kept else 0.0)
+                delay = max(delay, self.breaker.least_delay() if kept else 0.0)
             log.warning(
                 "message_retried",
                 message_id=message.id,
@@ -444,7 +444,7 @@ class Consumer:
             )
             message.published_count = 0
             if kept:
-                self.breaker.keep(message)
+                self.breaker.keep(message, stays=stays)
             if stays:
                 self.source.put_back(message)
             else:

@@ -29,6 +29,10 @@ LONGEST_SECONDS = 60.0
 MOST_TRIED = 1000
 
 
+class Passed(Retry):
+    """In place of a call: the message failed in this pause, and another one waits that may end it."""
+
+
 class Breaker:
     def __init__(
         self,
@@ -45,11 +49,14 @@ class Breaker:
         self._loop = asyncio.get_running_loop()
         most = settings.breaker_failures
         self._most = max(most, 2 * settings.concurrency) if most else math.inf
+        self._longest = settings.retry_max_seconds
         self._failures: Counter[object] = Counter()  # since the last success, by message
-        self.tried: dict[str, None] = {}
-        """The ids of the last messages that failed with no attempt counted."""
+        self.tried: dict[str, bool] = {}
+        """The ids of the last messages that failed with no attempt counted; whether in this pause, and then retried."""
         self._probe: Message | None = None
-        self._next_seconds, self._pause_count = FIRST_SECONDS, 0
+        self._passed = self._waited_after = 0
+        """How many were passed over since the last probe, and up to the last wait for what the broker delivers next."""
+        self._next_seconds, self._pause_number = FIRST_SECONDS, 1
         self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
         self._timer: asyncio.TimerHandle | None = None
 
@@ -64,16 +71,27 @@ class Breaker:
 
     def keeps(self, failure: BaseException) -> bool:
         """Whether this failure counts no attempt. A retry with a delay of its own is planned."""
-        return isinstance(failure, Pause) or bool(self.reason and not _is_planned(failure))
+        return isinstance(failure, Pause | Passed) or bool(self.reason and not _is_planned(failure))
 
-    def keep(self, message: Message) -> None:
-        message.was_tried, self.tried[message.id] = True, None
+    def keep(self, message: Message, *, stays: bool) -> None:
+        message.was_tried, self.tried[message.id] = True, not stays
         if len(self.tried) > MOST_TRIED:
             del self.tried[next(iter(self.tried))]
 
-    def least_delay(self, longest: float) -> float:
-        """Of a retry that counts no attempt: grows, as some brokers deliver due retries before other messages."""
-        return min(self._pause_count * self.seconds_left, longest)
+    def pass_over(self, message: Message) -> None:
+        """Raises Passed: some brokers deliver due retries before other messages, of which one may end the pause."""
+        others = bool(self._source.buffer.takeable)
+        more = (others or self._passed > self._waited_after) and self._passed < len(self.tried)
+        if self.reason and self.tried.get(message.id) and more:
+            delay, self._passed = self.least_delay(), self._passed + 1
+            if not others:
+                self._waited_after, self._ends_at = self._passed, self._loop.time() + FIRST_SECONDS
+                self._wait()
+            raise Passed("others are tried first", delay_seconds=delay)
+
+    def least_delay(self) -> float:
+        """Of a retry that counts no attempt: it grows."""
+        return min(self._pause_number * (self.seconds_left or self._next_seconds), self._longest)
 
     def judge(
         self,
@@ -112,8 +130,9 @@ class Breaker:
             self._pause_after("it failed again", failures[unplanned[0]])
 
     def _pause_after(self, what: str, failure: BaseException) -> None:
-        seconds, self._pause_count = self._next_seconds, self._pause_count + 1
+        seconds, self._pause_number = self._next_seconds, self._pause_number + 1
         self._next_seconds = min(2 * seconds, LONGEST_SECONDS)
+        self._passed = self._waited_after = 0
         self._pause(seconds, f"{what}, last with {type(failure).__name__}", is_new=True)
 
     def _pause(self, seconds: float, reason: str, *, is_new: bool) -> None:
@@ -146,7 +165,8 @@ class Breaker:
 
     def _resume(self) -> None:
         log.info("resumed", seconds=round(self._loop.time() - self._began_at, 3))
-        self.reason, self._next_seconds, self._pause_count = "", FIRST_SECONDS, 0
+        self.tried = dict.fromkeys(self.tried, False)
+        self.reason, self._next_seconds, self._pause_number = "", FIRST_SECONDS, 1
         self._source.buffer.release()
 
 

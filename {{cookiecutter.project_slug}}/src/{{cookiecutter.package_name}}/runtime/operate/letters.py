@@ -39,15 +39,12 @@ def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> No
     parser.add_argument("--id", dest="ids", metavar="ID", action="append", help=about_ids)
     parser.add_argument("--type", help="only of this message type; * stands for any text")
     parser.add_argument("--reason", default="", help="only with this text in the reason")
-    about_time = "TIME is 2026-11-30T08:15 (UTC), or 15m, 3h or 2d ago"
-    before = f"only those dead-lettered before TIME; {about_time}"
+    before = "only those dead-lettered before TIME: 2026-11-30T08:15 (UTC), or 15m, 3h or 2d ago"
     parser.add_argument("--before", metavar="TIME", type=time_of, help=before)
     after = "only those dead-lettered at TIME or later"
     parser.add_argument("--after", metavar="TIME", type=time_of, help=after)
-    about_limit = "all" if limit is None else limit
-    parser.add_argument(
-        "--limit", type=_number, default=limit, help=f"maximum number (default {about_limit})"
-    )
+    about_limit = f"maximum number (default {'all' if limit is None else limit})"
+    parser.add_argument("--limit", type=_number, default=limit, help=about_limit)
 
 
 def add_rate(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +101,16 @@ def _text_of_time(unix_seconds: float) -> str:
     with suppress(ValueError, OverflowError, OSError):  # beyond the years of datetime
         return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds")
     return str(unix_seconds)
+
+
+async def change(source: Broker, selection: Selection, *, replay: bool) -> AsyncIterator[int]:
+    """Replay or purge; yields how many so far, after each step."""
+    if replay:
+        await source.prepare()
+    changing = source.replay_dead_letters if replay else source.purge_dead_letters
+    async with closing(changing(selection)) as steps:
+        async for done in steps:
+            yield done
 
 
 class _Recorder(Settlements):

@@ -27,7 +27,7 @@ from ..errors import ServiceError, UsageError
 from ..handlers import Router
 from ..message import DeadLetter
 from ..redaction import redacted
-from .letters import closing, shown, try_handlers
+from .letters import change, closing, shown, try_handlers
 
 PAGE = Path(__file__).with_suffix(".html")
 MOST_LETTERS = 10_000
@@ -110,12 +110,9 @@ class Browser:
         writer: asyncio.StreamWriter,
     ) -> None:
         _, token, name, *_ = [*target.split("/"), "", "", ""]
-        origin = headers.get("origin", "")
+        origin = headers.get("origin", "").removeprefix("http://")
         answer = self._answers.get((method, name))
-        if headers.get("host") not in self.hosts or origin.removeprefix("http://") not in (
-            "",
-            *self.hosts,
-        ):
+        if headers.get("host") not in self.hosts or (origin and origin not in self.hosts):
             _head(writer, HTTPStatus.MISDIRECTED_REQUEST)
         elif not secrets.compare_digest(token.encode(), self.token.encode()):
             _head(writer, HTTPStatus.FORBIDDEN)
@@ -138,8 +135,8 @@ class Browser:
 
     async def _letters(self, _chosen: Selection) -> Lines:
         async with self._using:
-            yield {"source": self.source.settings.source}
-            yield {"total": await self.source.count_dead_letters()}
+            total = await self.source.count_dead_letters()
+            yield {"source": self.source.settings.source, "total": total}
             async with closing(self.source.dead_letters(MOST_LETTERS)) as letters:
                 async for letter in letters:
                     yield {**shown(letter), "key": _key_of(letter)}
@@ -160,11 +157,8 @@ class Browser:
 
     async def _change(self, chosen: Selection, *, replay: bool) -> Lines:
         async with self._using:
-            if replay:
-                await self.source.prepare()
-            change = self.source.replay_dead_letters if replay else self.source.purge_dead_letters
             yield {"done": 0}
-            async with closing(change(chosen)) as steps:
+            async with closing(change(self.source, chosen, replay=replay)) as steps:
                 async for done in steps:
                     yield {"done": done}
 

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -37,7 +37,7 @@ from ..telemetry import make_telemetry
 from .browse import browse
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
-from .letters import add_filters, add_rate, closing, selection_of, shown, try_handlers
+from .letters import add_filters, add_rate, change, closing, selection_of, shown, try_handlers
 from .rehearse import run_rehearsal
 from .reload import run_reloading
 from .timeline import Timeline
@@ -171,9 +171,9 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     show.add_argument("ids", metavar="ID", nargs=1, help="message id, as listed")
     about_try = "call this version's handlers on copies; settles and publishes nothing"
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
-    replay = add("replay", _replay_dead_letters, "move them back to the queue", actions)
-    purge = add("purge", _purge_dead_letters, "delete them", actions)
-    for changing in (replay, purge):
+    for action, about in (("replay", "move them back to the queue"), ("purge", "delete them")):
+        changing = add(action, _change_dead_letters, about, actions)
+        changing.set_defaults(action=action)
         add_filters(changing)
         add_rate(changing)
         changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
@@ -276,8 +276,7 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
         for name, value in described.items():
             print(f"           {name}: {redacted(str(value))}")
         for name, can in asdict(source.capabilities).items():
-            answer = "yes" if can else "no"
-            print(f"supports   {name.replace('_', ' ')}: {answer}")
+            print(f"supports   {name.replace('_', ' ')}: {'yes' if can else 'no'}")
         if MISSING in described.values():
             advice = "run `declare` or `run` to create what does not exist"
             print(f"{service.name}: {advice}", file=sys.stderr)
@@ -349,32 +348,21 @@ def _browse_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     return ExitCode.DRAINED
 
 
-def _replay_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    async def replay(source: Broker) -> int:
-        await source.prepare()
-        steps = source.replay_dead_letters(selection_of(arguments))
-        return await _show_steps(source, "replayed", "to", steps)
+def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
+    replay = arguments.action == "replay"
+    verb, where = ("replayed", "to") if replay else ("deleted", "from the dead letters of")
 
-    return _after_confirmation(service, arguments, "Move", replay)
+    async def change_them(source: Broker) -> int:
+        progress = Progress(verb)
+        try:
+            async with closing(change(source, selection_of(arguments), replay=replay)) as steps:
+                async for done in steps:
+                    progress.advance(done - progress.count)
+        finally:  # also when it is interrupted: so many are done
+            progress.finish(f"{where} {source.settings.source}")
+        return ExitCode.DRAINED
 
-
-def _purge_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    async def purge(source: Broker) -> int:
-        steps = source.purge_dead_letters(selection_of(arguments))
-        return await _show_steps(source, "deleted", "from the dead letters of", steps)
-
-    return _after_confirmation(service, arguments, "Delete", purge)
-
-
-async def _show_steps(source: Broker, verb: str, where: str, steps: AsyncIterator[int]) -> int:
-    progress = Progress(verb)
-    try:
-        async with closing(steps) as closed:
-            async for done in closed:
-                progress.advance(done - progress.count)
-    finally:  # also when it is interrupted: so many are done
-        progress.finish(f"{where} {source.settings.source}")
-    return ExitCode.DRAINED
+    return _after_confirmation(service, arguments, "Move" if replay else "Delete", change_them)
 
 
 def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:

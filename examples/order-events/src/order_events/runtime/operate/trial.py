@@ -52,12 +52,7 @@ class Trial(Telemetry):
     """Disturbs a consumer, whose telemetry it is, and ends it when ``expected`` messages are settled."""
 
     def __init__(
-        self,
-        kind: Kind,
-        moment: int,
-        expected: int,
-        failure: BaseException,
-        traced: bool,
+        self, kind: Kind, moment: int, expected: int, failure: BaseException, traced: bool
     ) -> None:
         """The first moment is 1; in 0, nothing happens."""
         super().__init__()
