@@ -11,7 +11,7 @@ lint      ruff and mypy
 docs      docs/reference.md, then the documentation site in .cache/site; a broken link is an error
 example   examples/order-events, rendered again
 fleet     a table of services: version, drift, broker, drain seconds
-pictures  the drawings in docs/pictures, from the log of a graceful shutdown
+pictures  the drawings in docs/pictures, from the log of a graceful shutdown and the metrics of a service
 release   X.Y.Z: the version in all its places, if CHANGELOG.md has upgrade notes for it
 
 Each name is a module of tools/, or two: see COMMANDS. Needs Python 3.11 and pip, or uv; installs the rest into .venv.
@@ -63,7 +63,7 @@ COMMANDS = {
     "docs": [["-m", "tools.reference"], ["-m", "tools.site"]],
     "example": [["-m", "tools.example"]],
     "fleet": [["-m", "tools.fleet"]],
-    "pictures": [["-m", "tools.pictures"]],
+    "pictures": [["-m", "tools.pictures"], ["-m", "tools.dashboard"]],
     "release": [["-m", "tools.release"]],
 }
 """The arguments of Python for each command; what it needs installed is its group in pyproject.toml."""

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -23,6 +25,7 @@ from harness.servers.local import ServerProcess, free_ports
 from harness.servers.sqlite import SqliteFile
 from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Render, parse_yaml
 from tools import reference
+from tools.dashboard import drawn
 
 FOLDER = "deploy/prometheus"
 OPTIONAL = "NoMessages"
@@ -407,7 +410,29 @@ def test_a_prometheus_that_scrapes_a_service_has_data_for_each_rule_and_panel_an
         wait_until(lambda: states()["DeadLetters"]["state"] == "firing")
         wait_until(lambda: panels_without_data() == [])
         assert len(dashboard["panels"]) >= 11
+        picture = drawn(dashboard["panels"], asked, time.time() - 30, time.time(), "1m")
+        assert titles_with_curves(picture) == [panel["title"] for panel in dashboard["panels"]]
         assert {rule.get("lastError", "") for rule in states().values()} == {""}
     finally:
         server.close()
         process.close()
+
+
+def titles_with_curves(picture: str) -> list[str]:
+    """The titles of the panels, each followed by at least one curve with points."""
+    titles: list[str] = []
+    with_curves = set()
+    for element in ElementTree.fromstring(picture):  # our own
+        if element.get("class") == "title":
+            titles.append(element.text or "")
+        elif element.get("points"):
+            with_curves.add(titles[-1])
+    assert with_curves == set(titles)
+    return titles
+
+
+def test_the_picture_in_the_runbook_has_the_present_panels(render: Render) -> None:
+    dashboard = render(broker="sqlite", deploy="none").read(f"{FOLDER}/dashboard.json")
+    picture = (TEMPLATE / "docs/pictures/dashboard.svg").read_text(encoding="utf-8")
+    titles = [panel["title"] for panel in json.loads(dashboard)["panels"]]
+    assert titles_with_curves(picture) == titles

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from chromium import Chromium, chromium
-from harness.contract import opened
+from harness.contract import eventually, opened
 from harness.process import Ledger, ServiceProcess, service_command, service_environment
+from harness.scene import wait_until
 from harness.servers import Server
 from harness.servers.local import free_port
 from runtime.brokers import make_source
@@ -39,12 +40,14 @@ def settings_of(broker: Server, queue: str, **more: Any) -> ConsumerSettings:
 async def make_dead(broker: Server, queue: str, *letters: Letter) -> None:
     """Each is the id, the reason and the body; its type is `work`, or the reason if that is hostile."""
     async with opened(make_source(settings_of(broker, queue), 10)) as source:
+        before = await source.count_dead_letters()
         await source.start()
         for id, reason, body in letters:
             kind = HOSTILE if reason == HOSTILE else "work"
             await source.publish([OutgoingMessage(body, kind, id, {"note": kind})])
             await source.reject(await anext(source), reason)
         await source.stop()
+        await eventually(before + len(letters), source.count_dead_letters)
 
 
 @pytest.fixture
@@ -108,9 +111,12 @@ def wait_until_idle(browser: Chromium) -> None:
     browser.wait_for(lambda: browser.run(look), "it is still running")
 
 
-def test_letters_are_grouped_shown_tried_and_replayed_by_the_keyboard(
-    page: str, browser: Chromium, broker: Server, queue: str
-) -> None:
+def use_by_keyboard(page: str, browser: Chromium, broker: Server, queue: str) -> None:
+    """Group, show, try, replay and purge seven letters; some brokers count what was requeued a little later."""
+
+    def wait_for_counts(ready: int, dead: int) -> None:
+        wait_until(lambda: (broker.counts(queue).ready, broker.counts(queue).dead) == (ready, dead))
+
     browser.open(page)
     browser.wait_for_text("#status", "7 of 7 dead letters read")
     assert "6: no customer #" in browser.text("#groups")
@@ -121,19 +127,25 @@ def test_letters_are_grouped_shown_tried_and_replayed_by_the_keyboard(
     assert '"note": "work"' in browser.text("#letter")
     browser.press_button("#try")
     browser.wait_for_text("#letter", '"outcome": "handled"')
-    assert broker.counts(queue).dead == 7
+    wait_for_counts(0, 7)
     browser.press_button("#groups button")
     browser.press_button("#replay")
     browser.wait_for_text("#question", f"replay 6 dead letters of {queue}?")
     assert browser.run("return document.activeElement.id") == "no"
     browser.press_button("#yes")
     browser.wait_for_text("#status", "replay: 6 of 6 done")
-    assert (broker.counts(queue).ready, broker.counts(queue).dead) == (6, 1)
+    wait_for_counts(6, 1)
     browser.press_button("#groups button")
     browser.press_button("#purge")
     browser.press_button("#yes")
     browser.wait_for_text("#status", "purge: 1 of 1 done")
-    assert broker.counts(queue).dead == 0
+    wait_for_counts(6, 0)
+
+
+def test_letters_are_grouped_shown_tried_and_replayed_by_the_keyboard(
+    page: str, browser: Chromium, broker: Server, queue: str
+) -> None:
+    use_by_keyboard(page, browser, broker, queue)
 
 
 def test_hostile_bodies_headers_and_reasons_are_text(page: str, browser: Chromium) -> None:

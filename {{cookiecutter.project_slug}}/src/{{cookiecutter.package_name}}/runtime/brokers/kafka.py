@@ -1380,7 +1380,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     ) -> None:
         """Returns when the broker has confirmed every record."""
         async with self._requests.bounded():
-            self._producer.client.add_topic(topic)  # else a refresh may leave it out, and sends hang
+            # Else a refresh of the metadata may leave it out, and what is sent hangs.
+            self._producer.client.add_topic(topic)
             if partition is not None:
                 partition = min(partition, len(await self._producer.partitions_for(topic)) - 1)
             confirmations = []

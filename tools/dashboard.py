@@ -1,0 +1,201 @@
+"""Draws the panels of a service's dashboard, for ``python3 tasks.py pictures [FOLDER]``; needs prometheus.
+
+A rendered service runs for a minute and a half: what it calls is away for a while, some messages are rejected, some block
+the event loop, then SIGTERM. A Prometheus scrapes it, and answers the queries of the service's own dashboard.json.
+"""
+
+import json
+import math
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from tools.demo import Run
+from tools.pictures import FOLDER, text
+from tools.scaffold import install, scaffold, user_environment
+
+HANDLER = '''"""The picture's handler: each message says how it ends."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from ..runtime.message import Reject
+
+EXAMPLE = b"0.2"
+
+
+async def handle(body: bytes) -> None:
+    if body == b'"block"':
+        time.sleep(1.5)
+    elif body == b'"reject"':
+        raise Reject("no such customer")
+    else:
+        await asyncio.sleep(float(body))
+        if Path(os.environ["AWAY"]).exists():
+            raise ConnectionError("the carrier is away")
+'''
+PROMETHEUS = """\
+global: {scrape_interval: 1s}
+scrape_configs: [{job_name: order-events, static_configs: [{targets: ["127.0.0.1:PORT"]}]}]
+"""
+AWAY, BACK, BLOCKING, STOPPED = 20, 30, 60, 75  # seconds after the start
+
+Ask = Callable[..., Any]
+"""A path of Prometheus's API and the parameters of the query; returns the data of its answer."""
+
+
+def main(arguments: list[str]) -> int:
+    if (program := shutil.which("prometheus")) is None:
+        print("dashboard.svg: not drawn, since prometheus is not installed")
+        return 0
+    folder = Path(arguments[0]) if arguments else FOLDER
+    with tempfile.TemporaryDirectory(prefix="dashboard-") as scratch:
+        answers = ("broker=sqlite", "handler_stub=raw", "deploy=none")
+        (home := Path(scratch) / "prometheus").mkdir()
+        (rendered := Path(scratch) / "rendered").mkdir()
+        project = scaffold(rendered, *answers, handler=HANDLER)
+        service = install(project)
+        probe_port, port = free_port(), free_port()
+        (home / "p.yml").write_text(PROMETHEUS.replace("PORT", str(probe_port)), encoding="utf-8")
+        options = (
+            "--config.file=p.yml",
+            "--storage.tsdb.path=data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        )
+        with subprocess.Popen([program, *options], cwd=home, stderr=subprocess.DEVNULL) as server:
+            try:
+                began = time.time()
+                live(service, home, probe_port)
+                dashboard = (project / "deploy/prometheus/dashboard.json").read_text("utf-8")
+                panels = json.loads(dashboard)["panels"]
+                drawing = drawn(panels, asking(port), began, time.time(), "10s")
+            finally:
+                server.terminate()
+    (folder / "dashboard.svg").write_text(drawing, encoding="utf-8", newline="\n")
+    print("dashboard.svg: drawn")
+    return 0
+
+
+def live(service: Path, folder: Path, probe_port: int) -> None:
+    """The minute and a half of the picture."""
+    away = folder / "away"
+    environment = {
+        **user_environment(),
+        "CONSUMER_BROKER_URL": f"sqlite:///{(folder / 'queue.db').as_posix()}",
+        "CONSUMER_PROBE_PORT": str(probe_port),
+        "AWAY": str(away),
+    }
+    command = [service, "publish", "-"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as publisher:
+        assert publisher.stdin
+        run, began, second = Run(service, environment), time.monotonic(), 0
+        while second < STOPPED:
+            if second in (AWAY, BACK):
+                (away.touch if second == AWAY else away.unlink)()
+            lines = ["0.2"] * 20 + ['"reject"'] * (second % 7 == 0)
+            lines += ['"block"'] * (second in (BLOCKING, BLOCKING + 5)) + ["8"] * (
+                second == STOPPED - 2
+            )
+            publisher.stdin.write("".join(f"{line}\n" for line in lines))
+            publisher.stdin.flush()
+            second += 1
+            time.sleep(max(0, began + second - time.monotonic()))
+    run.process.send_signal(signal.SIGTERM)
+    run.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def asking(port: int) -> Ask:
+    def ask(path: str, **query: object) -> Any:
+        url = f"http://127.0.0.1:{port}/api/v1/{path}?{urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    return ask
+
+
+WIDTH, HEIGHT, GAP, HEAD, FOOT = 372, 96, 16, 24, 34
+MOST_NAMES = 4
+UNITS = {"cps": "/s", "s": " s"}
+STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600; font-size: 13px }
+polyline { fill: none; stroke-width: 1.5 } .frame { fill: none; stroke: #8c959f; stroke-width: .5 }
+.c0 { stroke: #0969da; fill: #0969da } .c1 { stroke: #bf8700; fill: #9a6700 } .c2 { stroke: #cf222e; fill: #cf222e } .c3 { stroke: #1a7f37; fill: #1a7f37 }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .c0 { stroke: #58a6ff; fill: #58a6ff }
+.c1 { stroke: #d29922; fill: #d29922 } .c2 { stroke: #f85149; fill: #f85149 } .c3 { stroke: #3fb950; fill: #3fb950 } }
+text.c0, text.c1, text.c2, text.c3 { stroke: none; font-size: 11px } polyline.c0, polyline.c1, polyline.c2, polyline.c3 { fill: none }
+"""
+
+Curve = tuple[str, list[tuple[float, float]]]
+
+
+def drawn(panels: list[dict[str, Any]], ask: Ask, began: float, ended: float, rate: str) -> str:
+    """The SVG: two panels beside each other, each with the curves that Prometheus answers its queries with."""
+    rows = math.ceil(len(panels) / 2)
+    height = rows * (HEAD + HEIGHT + FOOT)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + GAP} {height}" role="img"'
+        f' aria-label="The panels of the dashboard"><style>{STYLE}</style>'
+    ]
+    for number, panel in enumerate(panels):
+        left, top = number % 2 * (WIDTH + GAP), number // 2 * (HEAD + HEIGHT + FOOT) + HEAD
+        curves = list(curves_of(panel, ask, began, ended, rate))
+        most = max((value for _, points in curves for _, value in points), default=0) or 1
+        unit = UNITS.get(panel["fieldConfig"]["defaults"]["unit"], "")
+        parts += [
+            text(left, top - 7, panel["title"], "title"),
+            text(left + WIDTH, top - 7, f"{most:.3g}{unit}", "small", "end"),
+            f'<rect class="frame" x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}"/>',
+        ]
+        x = float(left)
+        for place, (name, points) in enumerate(curves):
+            path = " ".join(
+                f"{left + WIDTH * (at - began) / (ended - began):.1f},{top + HEIGHT * (1 - value / most):.1f}"
+                for at, value in points
+            )
+            parts.append(f'<polyline class="c{place % 4}" points="{path}"/>')
+            if place < MOST_NAMES:
+                parts.append(text(x, top + HEIGHT + 15, name, f"c{place % 4}"))
+                x += 14 + 5.9 * len(name)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def curves_of(
+    panel: dict[str, Any], ask: Ask, began: float, ended: float, rate: str
+) -> Iterator[Curve]:
+    for target in panel["targets"]:
+        query = target["expr"].replace("$__rate_interval", rate).replace("$instance", ".+")
+        asked = {
+            "query": query,
+            "start": began,
+            "end": ended,
+            "step": max(1, (ended - began) / 180),
+        }
+        for one in ask("query_range", **asked)["result"]:
+            points = [(float(at), float(value)) for at, value in one["values"]]
+            points = [(at, value) for at, value in points if math.isfinite(value)]
+            labels = {k: v for k, v in one["metric"].items() if k not in ("instance", "pod")}
+            legend = "" if target["legendFormat"] == "__auto" else target["legendFormat"]
+            if points:
+                yield legend or " ".join(labels.values()) or "the process", points
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
