@@ -1,6 +1,6 @@
 """Draws the panels of a service's dashboard, for ``python3 tasks.py pictures [FOLDER]``; needs prometheus.
 
-A rendered service runs for a minute and a half: what it calls is away for a while, some messages are rejected, some block
+A rendered service runs for a minute and a quarter: what it calls is away for a while, some messages are rejected, some block
 the event loop, then SIGTERM. A Prometheus scrapes it, and answers the queries of the service's own dashboard.json.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -28,6 +29,7 @@ HANDLER = '''"""The picture's handler: each message says how it ends."""
 import asyncio
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from ..runtime.message import Reject
@@ -49,7 +51,9 @@ PROMETHEUS = """\
 global: {scrape_interval: 1s}
 scrape_configs: [{job_name: order-events, static_configs: [{targets: ["127.0.0.1:PORT"]}]}]
 """
-AWAY, BACK, BLOCKING, STOPPED = 20, 30, 60, 75  # seconds after the start
+AWAY, BACK, BLOCKING, STOPPED = 20, 30, (60, 65), 75  # seconds after the start
+
+DASHBOARD = "deploy/prometheus/dashboard.json"
 
 Ask = Callable[..., Any]
 """A path of Prometheus's API and the parameters of the query; returns the data of its answer."""
@@ -62,24 +66,18 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else FOLDER
     with tempfile.TemporaryDirectory(prefix="dashboard-") as scratch:
         answers = ("broker=sqlite", "handler_stub=raw", "deploy=none")
-        (home := Path(scratch) / "prometheus").mkdir()
-        (rendered := Path(scratch) / "rendered").mkdir()
-        project = scaffold(rendered, *answers, handler=HANDLER)
+        project = scaffold(Path(scratch), *answers, handler=HANDLER)
         service = install(project)
         probe_port, port = free_port(), free_port()
-        (home / "p.yml").write_text(PROMETHEUS.replace("PORT", str(probe_port)), encoding="utf-8")
-        options = (
-            "--config.file=p.yml",
-            "--storage.tsdb.path=data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        )
-        with subprocess.Popen([program, *options], cwd=home, stderr=subprocess.DEVNULL) as server:
+        (project / "p.yml").write_text(PROMETHEUS.replace("PORT", str(probe_port)))
+        options = ("--config.file=p.yml", "--storage.tsdb.path=data")
+        command = [program, *options, f"--web.listen-address=127.0.0.1:{port}"]
+        with subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL) as server:
             try:
                 began = time.time()
-                live(service, home, probe_port)
-                dashboard = (project / "deploy/prometheus/dashboard.json").read_text("utf-8")
-                panels = json.loads(dashboard)["panels"]
-                drawing = drawn(panels, asking(port), began, time.time(), "10s")
+                live(service, project, probe_port)
+                panels = json.loads((project / DASHBOARD).read_text("utf-8"))["panels"]
+                drawing = drawn(panels, partial(ask, port), began, time.time(), "10s")
             finally:
                 server.terminate()
     (folder / "dashboard.svg").write_text(drawing, encoding="utf-8", newline="\n")
@@ -88,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
 
 def live(service: Path, folder: Path, probe_port: int) -> None:
-    """The minute and a half of the picture."""
+    """The minute and a quarter of the picture."""
     away = folder / "away"
     environment = {
         **user_environment(),
@@ -96,23 +94,19 @@ def live(service: Path, folder: Path, probe_port: int) -> None:
         "CONSUMER_PROBE_PORT": str(probe_port),
         "AWAY": str(away),
     }
-    command = [service, "publish", "-"]
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as publisher:
+    run = Run(service, environment)
+    publish = [str(service), "publish", "-"]
+    with subprocess.Popen(publish, env=environment, stdin=subprocess.PIPE, text=True) as publisher:
         assert publisher.stdin
-        run, began, second = Run(service, environment), time.monotonic(), 0
-        while second < STOPPED:
+        began = time.monotonic()
+        for second in range(STOPPED):
             if second in (AWAY, BACK):
                 (away.touch if second == AWAY else away.unlink)()
             lines = ["0.2"] * 20 + ['"reject"'] * (second % 7 == 0)
-            lines += ['"block"'] * (second in (BLOCKING, BLOCKING + 5)) + ["8"] * (
-                second == STOPPED - 2
-            )
-            publisher.stdin.write("".join(f"{line}\n" for line in lines))
+            lines += ['"block"'] * (second in BLOCKING) + ["8"] * (second == STOPPED - 2)
+            publisher.stdin.write("\n".join([*lines, ""]))
             publisher.stdin.flush()
-            second += 1
-            time.sleep(max(0, began + second - time.monotonic()))
+            time.sleep(max(0, began + second + 1 - time.monotonic()))
     run.process.send_signal(signal.SIGTERM)
     run.wait()
 
@@ -122,25 +116,21 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def asking(port: int) -> Ask:
-    def ask(path: str, **query: object) -> Any:
-        url = f"http://127.0.0.1:{port}/api/v1/{path}?{urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    return ask
+def ask(port: int, path: str, **query: object) -> Any:
+    url = f"http://127.0.0.1:{port}/api/v1/{path}?{urlencode(query)}"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)["data"]
 
 
 WIDTH, HEIGHT, GAP, HEAD, FOOT = 372, 96, 16, 24, 34
 MOST_NAMES = 4
 UNITS = {"cps": "/s", "s": " s"}
 STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600; font-size: 13px }
-polyline { fill: none; stroke-width: 1.5 } .frame { fill: none; stroke: #8c959f; stroke-width: .5 }
-.c0 { stroke: #0969da; fill: #0969da } .c1 { stroke: #bf8700; fill: #9a6700 } .c2 { stroke: #cf222e; fill: #cf222e } .c3 { stroke: #1a7f37; fill: #1a7f37 }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .c0 { stroke: #58a6ff; fill: #58a6ff }
-.c1 { stroke: #d29922; fill: #d29922 } .c2 { stroke: #f85149; fill: #f85149 } .c3 { stroke: #3fb950; fill: #3fb950 } }
-text.c0, text.c1, text.c2, text.c3 { stroke: none; font-size: 11px } polyline.c0, polyline.c1, polyline.c2, polyline.c3 { fill: none }
+text { font: 12px system-ui, sans-serif; fill: var(--c, #24292f) } .title { font-weight: 600 } text[class^=c] { font-size: 11px }
+polyline { fill: none; stroke: var(--c); stroke-width: 1.5 } .frame { fill: none; stroke: #8c959f; stroke-width: .5 }
+.c0 { --c: #0969da } .c1 { --c: #9a6700 } .c2 { --c: #cf222e } .c3 { --c: #1a7f37 }
+@media (prefers-color-scheme: dark) { text { fill: var(--c, #e6edf3) }
+.c0 { --c: #58a6ff } .c1 { --c: #d29922 } .c2 { --c: #f85149 } .c3 { --c: #3fb950 } }
 """
 
 Curve = tuple[str, list[tuple[float, float]]]
@@ -173,7 +163,7 @@ def drawn(panels: list[dict[str, Any]], ask: Ask, began: float, ended: float, ra
             parts.append(f'<polyline class="c{place % 4}" points="{path}"/>')
             if place < MOST_NAMES:
                 parts.append(text(x, top + HEIGHT + 15, name, f"c{place % 4}"))
-                x += 14 + 5.9 * len(name)
+                x += 12 + 6 * len(name)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -182,13 +172,9 @@ def curves_of(
 ) -> Iterator[Curve]:
     for target in panel["targets"]:
         query = target["expr"].replace("$__rate_interval", rate).replace("$instance", ".+")
-        asked = {
-            "query": query,
-            "start": began,
-            "end": ended,
-            "step": max(1, (ended - began) / 180),
-        }
-        for one in ask("query_range", **asked)["result"]:
+        step = max(1, (ended - began) / 180)
+        answer = ask("query_range", query=query, start=began, end=ended, step=step)
+        for one in answer["result"]:
             points = [(float(at), float(value)) for at, value in one["values"]]
             points = [(at, value) for at, value in points if math.isfinite(value)]
             labels = {k: v for k, v in one["metric"].items() if k not in ("instance", "pod")}

@@ -524,6 +524,39 @@ def test_a_pause_has_seconds(seconds: float) -> None:
 # -- its parts
 
 
+@embedded
+async def test_between_two_probes_each_message_is_passed_over_once_at_most(
+    settings_for: Callable[..., ConsumerSettings], compressed: None
+) -> None:
+    """However fast they come back: one of them is tried."""
+    source = make_source(settings := settings_for())
+    breaker = pause_module.Breaker(source, settings, lambda *_: None)
+    failed = [Message(b"", f"id-{number}") for number in range(3)]
+    breaker.judge(failed[:1], {failed[0]: Pause(1)})
+    for message in failed:
+        breaker.keep(message, stays=False)
+    source.buffer.put(Message(b""))
+    for _ in failed:
+        with pytest.raises(pause_module.Passed):
+            breaker.pass_over(failed[0])
+    breaker.pass_over(failed[0])
+    breaker.pass_over(Message(b"", "another"))
+
+
+@embedded
+async def test_a_message_that_only_waited_for_its_pause_is_not_passed_over(
+    settings_for: Callable[..., ConsumerSettings], compressed: None
+) -> None:
+    """It is in the buffer, in the order of its key."""
+    source = make_source(settings := settings_for())
+    breaker = pause_module.Breaker(source, settings, lambda *_: None)
+    message = Message(b"", "id")
+    breaker.judge([message], {message: Pause(1)})
+    breaker.keep(message, stays=True)
+    source.buffer.put(Message(b""))
+    breaker.pass_over(message)
+
+
 def test_a_message_that_is_put_back_stays_before_the_others_of_its_key() -> None:
     buffer = OrderedBuffer(Gate(value_reader("header:key", 1000)))
     first, second, other = (Message(b"", id, headers={"key": id[0]}) for id in ("a1", "a2", "b1"))

@@ -171,9 +171,10 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     show.add_argument("ids", metavar="ID", nargs=1, help="message id, as listed")
     about_try = "call this version's handlers on copies; settles and publishes nothing"
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
-    for action, about in (("replay", "move them back to the queue"), ("purge", "delete them")):
-        changing = add(action, _change_dead_letters, about, actions)
-        changing.set_defaults(action=action)
+    replay = add("replay", _change_dead_letters, "move them back to the queue", actions)
+    purge = add("purge", _change_dead_letters, "delete them", actions)
+    for changing in (replay, purge):
+        changing.set_defaults(replay=changing is replay)
         add_filters(changing)
         add_rate(changing)
         changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
@@ -349,7 +350,7 @@ def _browse_dead_letters(service: Service, arguments: argparse.Namespace) -> int
 
 
 def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
-    replay = arguments.action == "replay"
+    replay = arguments.replay
     verb, where = ("replayed", "to") if replay else ("deleted", "from the dead letters of")
 
     async def change_them(source: Broker) -> int:
