@@ -208,7 +208,10 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
 
         def change(password: str) -> None:
             (folder / "passwords").write_text(f"user:{mqtt._password_hash(password)}\n")
-            server.instance.send(signal.SIGHUP)
+            # After SIGHUP, 2.0.11 ends connections of any user, "due to out of memory".
+            server.instance.send(signal.SIGTERM)
+            server.instance._process.wait(20)
+            server.instance.restart()
 
         with proxy_type(server.url)(server.url) as proxy:
             change(PASSWORD)

@@ -50,6 +50,8 @@ class Breaker:
         """The ids of the last messages that failed with no attempt counted."""
         self._probe: Message | None = None
         self._next_seconds, self._pause_count = FIRST_SECONDS, 0
+        self.seconds = 0.0
+        """Of the last pause."""
         self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
         self._timer: asyncio.TimerHandle | None = None
 
@@ -121,7 +123,8 @@ class Breaker:
         if not self.reason:
             self._began_at = self._buffered_at = now
         self.reason = reason or "Pause"
-        self._ends_at = max(self._ends_at, now + max(seconds, FIRST_SECONDS))
+        self.seconds = max(seconds, FIRST_SECONDS)
+        self._ends_at = max(self._ends_at, now + self.seconds)
         self._source.buffer.hold()
         if is_new:
             log.warning("paused", seconds=round(self.seconds_left, 3), reason=self.reason)
