@@ -50,8 +50,7 @@ class Breaker:
         """The ids of the last messages that failed with no attempt counted."""
         self._probe: Message | None = None
         self._next_seconds, self._pause_count = FIRST_SECONDS, 0
-        self.seconds = 0.0
-        """Of the last pause."""
+        self.seconds = 0.0  # of the last pause
         self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
         self._timer: asyncio.TimerHandle | None = None
 
