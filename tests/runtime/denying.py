@@ -274,14 +274,15 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
             "right": "sqs:ReceiveMessage",
             "ack": "sqs:DeleteMessage*",
         }[what]
+        visibility_seconds = 30 if what == "ack" else 3  # an ack that waits must not be too late
         with closing(client(root)) as iam, closing(SqsServer(url_of(root))) as server:
             yield Access(
                 server,
-                with_options(url_of(user), visibility_seconds=3),
+                with_options(url_of(user), visibility_seconds=visibility_seconds),
                 lambda: change(policy(denied)),
                 lambda: change(policy()),
                 "AccessDenied|not authorized",
-                with_options(url_of(root), visibility_seconds=3),
+                with_options(url_of(root), visibility_seconds=visibility_seconds),
             )
 
 
