@@ -39,6 +39,9 @@ from steps import Event  # noqa: E402
 
 fixtures.server_module = server_module
 
+# With rich, which cookiecutter installs, structlog works for a second on each traceback.
+structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that kill a server of their own are the longest: they start first, beside the others."""

@@ -208,7 +208,10 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
 
         def change(password: str) -> None:
             (folder / "passwords").write_text(f"user:{mqtt._password_hash(password)}\n")
-            server.instance.send(signal.SIGHUP)
+            # After SIGHUP, 2.0.11 ends connections of any user, "due to out of memory".
+            server.instance.send(signal.SIGTERM)
+            server.instance._process.wait(20)
+            server.instance.restart()
 
         with proxy_type(server.url)(server.url) as proxy:
             change(PASSWORD)
@@ -271,14 +274,15 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
             "right": "sqs:ReceiveMessage",
             "ack": "sqs:DeleteMessage*",
         }[what]
+        visibility_seconds = 30 if what == "ack" else 3  # an ack that waits must not be too late
         with closing(client(root)) as iam, closing(SqsServer(url_of(root))) as server:
             yield Access(
                 server,
-                with_options(url_of(user), visibility_seconds=3),
+                with_options(url_of(user), visibility_seconds=visibility_seconds),
                 lambda: change(policy(denied)),
                 lambda: change(policy()),
                 "AccessDenied|not authorized",
-                with_options(url_of(root), visibility_seconds=3),
+                with_options(url_of(root), visibility_seconds=visibility_seconds),
             )
 
 

@@ -46,7 +46,7 @@ def broker(access: Access) -> Server:
 
 @pytest.fixture
 def queue() -> str:
-    """Not deleted: the server is this test's own, and Mosquitto 2.0.11 may crash when it reads its passwords again."""
+    """Not deleted: the server is this test's own."""
     return f"ccc-test-{uuid.uuid4().hex[:12]}"
 
 

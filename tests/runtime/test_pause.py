@@ -215,11 +215,12 @@ async def test_no_lease_expires_in_a_pause(
 
 @over_the_network
 async def test_an_outage_of_the_broker_in_a_pause_ends_with_it(
-    settings_for: Callable[..., ConsumerSettings], proxy: Any
+    settings_for: Callable[..., ConsumerSettings], proxy: Any, broker: Server
 ) -> None:
     """Its deliveries are lost meanwhile: the probe is the first one that is still valid."""
-    settings = settings_for(broker_url=proxy.url, concurrency=2)
-    await publish(settings_for())
+    url = with_options(proxy.url, broker.lease_option)  # the answer with a delivery may be lost
+    settings = settings_for(broker_url=url, concurrency=2)
+    await publish(settings)
     failures = [Pause(1, "down"), Pause(1, "down")]
 
     async def handle(body: bytes) -> None:

@@ -57,6 +57,7 @@ class Breaker:
         self._passed = self._waited_after = 0
         """How many were passed over since the last probe, and up to the last wait for what the broker delivers next."""
         self._next_seconds, self._pause_number = FIRST_SECONDS, 1
+        self.seconds = 0.0  # of the last pause
         self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
         self._timer: asyncio.TimerHandle | None = None
 
@@ -140,7 +141,8 @@ class Breaker:
         if not self.reason:
             self._began_at = self._buffered_at = now
         self.reason = reason or "Pause"
-        self._ends_at = max(self._ends_at, now + max(seconds, FIRST_SECONDS))
+        self.seconds = max(seconds, FIRST_SECONDS)
+        self._ends_at = max(self._ends_at, now + self.seconds)
         self._source.buffer.hold()
         if is_new:
             log.warning("paused", seconds=round(self.seconds_left, 3), reason=self.reason)

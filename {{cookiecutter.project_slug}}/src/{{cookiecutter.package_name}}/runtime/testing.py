@@ -132,8 +132,8 @@ class Settlements:
         self.settled[message] = Delivered("retried", "requeued", 0.0)
 
     def put_back(self, message: Message) -> None:
-        seconds = round(self._breaker.seconds_left, 1)
-        self.settled[message] = Delivered("retried", f"Pause: {self._breaker.reason}", seconds)
+        reason = f"Pause: {self._breaker.reason}"
+        self.settled[message] = Delivered("retried", reason, self._breaker.seconds)
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         self.published += messages

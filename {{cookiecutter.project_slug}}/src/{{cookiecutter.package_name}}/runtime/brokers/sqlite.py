@@ -250,14 +250,14 @@ class SqliteBroker(Broker):
         if not self._file.parent.is_dir():
             msg = f"the directory of {self._file} {MISSING}"
             raise BrokerRefused(msg)
-        if (connection := self._connection) is None:
-            connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
-            connection.text_factory = bytes  # other programs' text may be invalid UTF-8
-            connection.execute("PRAGMA synchronous = FULL")  # of each connection
-            self._connection = connection
-            self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
-            self._file_identity = _identity(self._file)
         try:
+            if (connection := self._connection) is None:
+                connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
+                self._connection = connection
+                connection.text_factory = bytes  # other programs' text may be invalid UTF-8
+                connection.execute("PRAGMA synchronous = FULL")  # of each connection
+                self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
+                self._file_identity = _identity(self._file)
             exists = self._find_tables(connection)
             if declaring:
                 self._create_tables(connection)

@@ -149,8 +149,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     rehearse.add_argument("--messages", type=Path, metavar="FILE", help=about_messages)
     about_broker = "also on the broker of CONSUMER_BROKER_URL, in a queue of its own"
     rehearse.add_argument("--broker", action="store_true", help=about_broker)
-    seed = random.randrange(10_000)
-    rehearse.add_argument("--seed", type=int, default=seed, help="repeat that rehearsal")
+    rehearse.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeat it")
     rehearse.add_argument("--seconds", type=float, default=30, help="for each message (default 30)")
     rehearse.add_argument("--json", action="store_true", help="for CI")
     publish = add("publish", _publish, "publish one JSON message, or JSON lines from -")
@@ -425,10 +424,9 @@ def _after_confirmation(
         if not sys.stdin.isatty():
             msg = "standard input is not a terminal: pass --yes"
             raise UsageError(msg)
-        try:
+        answer = ""
+        with suppress(EOFError, KeyboardInterrupt):
             answer = input(f"{verb} {number} dead letters of {service.settings().source}? [y/N] ")
-        except (EOFError, KeyboardInterrupt):
-            answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             print("cancelled: no dead letter was changed")
             return ExitCode.DRAINED
