@@ -295,8 +295,8 @@ class Consumer:
             await self._process(*call)
 
     async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
-        self._settled(message, name, await self._fail(message, failure))
         self.breaker.judge([message], {message: failure})
+        self._settled(message, name, await self._fail(message, failure))
 
     async def _process(
         self, task: Any, handler: Handler, messages: list[Message], payloads: list[Any]
