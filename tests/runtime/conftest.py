@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NoReturn
 
+import hypothesis
 import pytest
 import structlog
 
@@ -39,6 +40,9 @@ from steps import Event  # noqa: E402
 
 fixtures.server_module = server_module
 
+# A slow machine is no counterexample.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # With rich, which cookiecutter installs, structlog works for a second on each traceback.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 

@@ -291,7 +291,6 @@ def check(max_examples: int, steps: int) -> None:
         settings=settings(
             max_examples=max_examples,
             stateful_step_count=steps,
-            deadline=None,
             database=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),

@@ -750,7 +750,6 @@ class TestOtherProducers:
     @pytest.mark.filterwarnings("ignore:Generating overly large repr")
     @settings(
         max_examples=5,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -1113,7 +1113,6 @@ class TestForeignMessages:
     @pytest.mark.filterwarnings("ignore:Generating overly large repr")
     @settings(
         max_examples=20,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -1071,7 +1071,7 @@ class TestRows:
                 assert taken[-1:] == published
             assert await publisher.count_dead_letters() == (crashes > 0)
 
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     @given(
         st.lists(st.tuples(TEXT, TEXT, OBJECTS, st.binary(), INT32, TIMES)),
         st.lists(st.tuples(TEXT, TEXT, JSON, st.binary(), INT32, TIMES, TEXT)),

@@ -200,7 +200,6 @@ async def travel(
 @settings(
     max_examples=5,
     phases=[Phase.generate],  # each example takes seconds: too long to shrink one
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(published=st.lists(st.fixed_dictionaries({}, optional=PROPERTIES), min_size=20, max_size=40))

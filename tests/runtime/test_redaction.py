@@ -64,7 +64,7 @@ def forms_of(secret: str) -> list[str]:
 @example("\\\\\\n\n", "\\\\", "\\")
 @example("%25%", "%", "25")
 @example("käse\U0001f600\x7f", "", "")
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_known_secret_leaves_in_no_form(secret: str, before: str, after: str) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("runtime.redaction._known", set())

@@ -753,7 +753,6 @@ class TestForeignEntries:
     @pytest.mark.filterwarnings("ignore:Generating overly large repr")
     @settings(
         max_examples=20,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
