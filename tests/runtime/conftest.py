@@ -41,7 +41,8 @@ from steps import Event  # noqa: E402
 fixtures.server_module = server_module
 
 # A slow machine is no counterexample.
-hypothesis.settings.register_profile("untimed", deadline=None)
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("untimed")
 # With rich, which cookiecutter installs, structlog works for a second on each traceback.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
