@@ -37,6 +37,14 @@ from secured import (  # noqa: E402
 from sharing import one_for_all_workers, server_module  # noqa: E402
 from steps import Event  # noqa: E402
 
+# Rich would draw each traceback with all locals, and block the event loop for seconds, or twenty on a loaded machine.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
 fixtures.server_module = server_module
 
 
