@@ -27,13 +27,17 @@ PARTS: dict[str, dict[str, str]] = {
     "rabbitmq": {
         "aio_pika:Connection": "kwargs transport",
         "aio_pika.connection:UnderlayConnection": "connection",
-        "aiormq.channel:Channel": "max_content_size loop on_consumer_cancel_callbacks",
+        "aiormq.channel:Channel": "confirmations create_future delivery_tag loop max_content_size message_id_delivery_tag"
+        " number on_consumer_cancel_callbacks",
         "aiormq.connection:Connection": "connection_tune server_properties",
         "aiormq.connection:TransportFactory": "create",
+        "pamqp.body": "ContentBody",
         "pamqp.commands:Basic.Properties": "amqp_type encode_property flags marshal unmarshal",
         "pamqp.commands:Connection.Open": "valid_responses",
         "pamqp.constants": "DOMAIN_REGEX",
         "pamqp.decode": "METHODS by_type embedded_value field_table timestamp",
+        "pamqp.frame": "marshal",
+        "pamqp.header": "ContentHeader",
         "pamqp.encode": "double encode_table_value field_table",
     },
     "nats": {

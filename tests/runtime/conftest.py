@@ -44,7 +44,7 @@ fixtures.server_module = server_module
 slow = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("untimed")
-# With rich, which cookiecutter installs, structlog works for a second on each traceback.
+# With rich, which cookiecutter installs, each traceback would block the event loop for a second, or twenty on a loaded machine.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 

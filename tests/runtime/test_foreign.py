@@ -33,6 +33,13 @@ class Order(BaseModel):
     id: str
 
 
+ORDER = '{"id": "o-1"}'
+
+
+def attribute(value: str) -> dict[str, str]:
+    return {"DataType": "String", "StringValue": value}
+
+
 class Received:
     """A service with one handler for each of these types; it keeps what they got."""
 
@@ -248,6 +255,64 @@ async def test_an_empty_body_is_a_tombstone_for_a_handler_that_takes_none(
     assert await received.consume(settings) == [("order", "")]
 
 
+# -- a type that the producer says needs no setting; Kafka, NATS and MQTT have CloudEvents in files of their own
+
+
+def type_by_pika(url: str, queue: str) -> None:
+    pika = pytest.importorskip("pika")
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    properties = pika.BasicProperties(type="order.created")
+    connection.channel().basic_publish("", queue, ORDER, properties)
+    connection.close()
+
+
+def type_by_redis_py(url: str, queue: str) -> None:
+    with pytest.importorskip("redis").Redis.from_url(url) as client:
+        client.xadd(queue, {"type": "order.created", "id": "o-1"})
+
+
+def type_by_boto3(url: str, queue: str) -> None:
+    arguments = import_module("runtime.brokers.sqs").parse_url(url).client_arguments
+    client = pytest.importorskip("boto3").client("sqs", **arguments)
+    client.send_message(
+        QueueUrl=client.get_queue_url(QueueName=queue)["QueueUrl"],
+        MessageBody=ORDER,
+        MessageAttributes={"type": attribute("order.created")},
+    )
+    client.close()
+
+
+def type_by_asyncpg(url: str, queue: str) -> None:
+    asyncpg = pytest.importorskip("asyncpg")
+    insert = "INSERT INTO consumer.messages (source, type, body) VALUES ($1, 'order.created', $2)"
+
+    async def produce() -> None:
+        connection = await asyncpg.connect(url)
+        await connection.execute(insert, queue, ORDER.encode())
+        await connection.close()
+
+    asyncio.run(produce())
+
+
+TYPED = {
+    "rabbitmq": type_by_pika,
+    "redis": type_by_redis_py,
+    "sqs": type_by_boto3,
+    "postgres": type_by_asyncpg,
+}
+
+
+@pytest.mark.parametrize("broker", [*TYPED], indirect=True, scope="session")
+async def test_a_type_that_the_producer_says_needs_no_setting(
+    settings_for: SettingsFor, broker_name: str, broker: Server, queue: str
+) -> None:
+    async with opened(make_source(settings := settings_for())):
+        assert settings.type_from == ""
+    await asyncio.to_thread(TYPED[broker_name], broker.url, queue)
+    received = Received("order.created", "other")
+    assert await received.consume(settings) == [("order.created", "o-1")]
+
+
 # -- RabbitMQ: pika, kombu, and py-amqp as Celery uses it
 
 
@@ -432,11 +497,6 @@ async def test_redis_py_adds_entries_with_and_without_a_body(
 
 
 sqs = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
-ORDER = '{"id": "o-1"}'
-
-
-def attribute(value: str) -> dict[str, str]:
-    return {"DataType": "String", "StringValue": value}
 
 
 @pytest.fixture

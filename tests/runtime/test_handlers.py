@@ -286,6 +286,15 @@ def test_the_longest_pattern_that_fits_a_type_picks_its_handler(
     assert router.route(Message(b"", type=message_type)).name == name
 
 
+def test_a_type_that_no_pattern_takes_is_one_sentence() -> None:
+    async def handle(body: bytes) -> None: ...
+
+    router = Router({"order.*": handle, "*.paid": handle})
+    for unknown in ("invoice.created", "order", ""):
+        with pytest.raises(Reject, match=f"^unknown type '{unknown}'$"):
+            router.route(Message(b"", type=unknown))
+
+
 def test_a_pattern_is_no_regular_expression() -> None:
     async def handle(body: bytes) -> None: ...
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewPartitions
 
-from harness.contract import Connect, eventually, ids, publish, take
+from harness.contract import Connect, eventually, ids, opened, publish, take
 from harness.servers import Counts, Server
 from harness.servers import kafka as kafka_server
 from harness.servers.local import ServerProcess, free_ports
@@ -238,6 +239,45 @@ class TestBeginning:
         async with connect(broker_url=url) as source:
             assert Counter(await ack_all(source, 20)) == Counter(published)
         assert not find(events, "messages_trimmed")
+
+    async def test_what_is_added_while_the_service_runs_begins_at_its_start(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        source_for: Callable[..., Any],
+        shorten: Callable[..., None],
+    ) -> None:
+        """A topic that a pattern matches, and a partition: else what they get before they are found would be lost."""
+        shorten(1, "DISCOVER_SECONDS")
+        old, new, group = f"{queue}.old", f"{queue}.new", f"{queue}-group"
+        url = with_options(broker.url, auto_offset_reset="latest")
+        try:
+            async with opened(source_for(source=old)) as publisher:
+                await publish(publisher, 5)
+                pattern = {"source": rf"^{queue}\..*", "group": group}
+                async with connect(**pattern, broker_url=url) as source:
+
+                    async def known() -> bool:
+                        return len(source._partitions) == len(assigned(source)) >= 4
+
+                    await eventually(True, known)
+                    async with opened(source_for(source=new)) as later:
+                        of_the_topic = await publish(later, 5)
+                    async with publisher._admin() as admin:
+                        await admin.create_partitions({old: NewPartitions(5)})
+                    async with AIOKafkaProducer(
+                        bootstrap_servers=urlsplit(broker.url).netloc
+                    ) as one:
+                        await one.send_and_wait(old, b"of the partition", partition=4)
+                    messages = await take(source, 6)
+                    assert {*of_the_topic} < {*ids(messages)}
+                    assert b"of the partition" in [message.body for message in messages]
+                    for message in messages:
+                        await source.ack(message)
+        finally:
+            for name in (old, new, group):
+                broker.delete(name)
 
 
 # -- tokens

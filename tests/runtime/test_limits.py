@@ -520,6 +520,31 @@ async def test_a_slot_whose_handler_ends_after_all_is_free_again(
     assert (live[0], False in live, live[-1]) == (True, True, True)
 
 
+@pytest.mark.parametrize("broker", ["mqtt"], indirect=True, scope="session")
+async def test_where_the_broker_delivers_large_messages_too_few_lost_ones_are_no_standstill(
+    harness: ConsumerHarness, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MQTT has no credit in bytes: the broker delivers until the prefetch is unacked."""
+    monkeypatch.setattr("runtime.brokers.source.MOST_BYTES", 1)
+    why: set[str] = set()
+
+    def handle(event: Number) -> None:
+        if event.number == 0:
+            release.wait(20)
+
+    def until(consumer: Consumer) -> bool:
+        if harness.events("handler_overrun") and consumer.handled_count == 2:
+            why.add(why_not_live(consumer))
+            release.set()
+        return consumer.handled_count == 3
+
+    await start_once(harness.make_settings())
+    exit_code, _ = await harness.run(
+        numbers(3), until, handlers={"n": handle}, handler_seconds=LIMIT, concurrency=3
+    )
+    assert (exit_code, why) == (0, {""})
+
+
 @on_one_broker
 async def test_at_the_deadline_a_handler_past_its_limit_has_failed_and_the_others_are_requeued(
     harness: ConsumerHarness, release: threading.Event

@@ -29,7 +29,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricsData
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -434,7 +434,9 @@ class Bench:
         made = self.make_settings(**{"max_attempts": 1, **settings})
         tracers = TracerProvider(shutdown_on_exit=False, span_limits=span_limits(made))
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.telemetry = OpenTelemetry(made, tracers, MeterProvider(shutdown_on_exit=False))
+        self.reader = InMemoryMetricReader()
+        meters = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.telemetry = OpenTelemetry(made, tracers, meters)
         event = CancellationEvent(asyncio.get_running_loop())
         source = make_source(made, made.prefetch or 10)
         consumer = Consumer(source, Router({"n": handle}), event, made, None, self.telemetry)
@@ -447,6 +449,17 @@ class Bench:
         event.set("test")
         assert await consuming == 0
         return list(self.exporter.get_finished_spans())
+
+    def points(self, metric: str) -> dict[Any, Any]:
+        """The value, or the count, of each source or destination."""
+        [resource] = self.reader.get_metrics_data().resource_metrics  # type: ignore[union-attr]
+        [found] = [one for one in resource.scope_metrics[0].metrics if one.name == metric]
+        points: Any = found.data.data_points
+        return {
+            point.attributes["messaging.destination.name"]: getattr(point, "count", None)
+            or getattr(point, "value", 0)
+            for point in points
+        }
 
 
 @pytest.fixture
@@ -499,6 +512,34 @@ async def test_a_batch_is_one_span_with_a_link_for_each_message(bench: Bench) ->
         (1, {"messaging.message.id": "m-0"}),
         (2, {"messaging.message.id": "m-1"}),
     ]
+
+
+@on_one_broker
+async def test_each_span_and_metric_has_the_source_of_its_message_and_the_destination_of_what_follows(
+    bench: Bench, queue: str
+) -> None:
+    """Not all the names of CONSUMER_SOURCE; and a batch from several sources has none of them."""
+    one, two, third = f"{queue}-a", f"{queue}-b", f"{queue}-c"
+
+    async def handle(body: bytes) -> OutgoingMessage | None:
+        return OutgoingMessage(b"", to=f"source:{third}") if body == b"2" else None
+
+    messages = [OutgoingMessage(b"%d" % n, to=f"source:{(one, two, two)[n]}") for n in range(3)]
+    spans = await bench.run(messages, handle, source=f"{one},{two}", concurrency=1)
+    destinations = [span.attributes["messaging.destination.name"] for span in spans]  # type: ignore[index]
+    assert sorted(map(str, destinations)) == [one, two, two, third]
+    assert {span.name for span in spans} == {f"process {one}", f"process {two}", f"send {third}"}
+    assert bench.points("messaging.process.duration") == {one: 1, two: 2}
+    assert bench.points("messaging.client.consumed.messages") == {one: 1, two: 2}
+    assert bench.points("messaging.client.sent.messages") == {third: 1}
+
+    async def handle_batch(bodies: list[bytes]) -> None: ...
+
+    bench.exporter.clear()
+    settings = {"source": f"{one},{two}", "batch_size": 3, "batch_seconds": 5}
+    [span] = await bench.run(messages, handle_batch, **settings)
+    assert span.name == "process"
+    assert "messaging.destination.name" not in (span.attributes or {})
 
 
 @on_one_broker

@@ -11,7 +11,7 @@ from functools import reduce
 from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 from urllib.parse import quote, urlsplit
 
 import aio_pika
@@ -808,6 +808,28 @@ class TestMoving:
         delays = delays_ms(0.01, 86_400)
         assert len(delays) == 12
         assert (delays[0], delays[-1]) == (10, 86_400_000)
+
+
+class TestPublishing:
+    async def test_what_many_handlers_publish_at_once_is_one_write_and_each_hears_of_its_own(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """Also behind a message that cannot be written, and beside one that reaches no queue."""
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+            client = source._publisher.client
+            client.writer = Mock(wraps=client.writer)
+            wrong = {3: "exchange:/" + "x" * 256, 50: f"queue:{queue}-missing"}
+            sent = [OutgoingMessage(b"%d" % n, to=wrong.get(n, "")) for n in range(100)]
+            outcomes = await asyncio.gather(
+                *(source.publish([message]) for message in sent), return_exceptions=True
+            )
+            failures = {n: str(error) for n, error in enumerate(outcomes) if error is not None}
+            assert failures.keys() == wrong.keys()
+            assert "cannot be sent" in failures[3]
+            assert "no queue for the message" in failures[50]
+            client.writer.write.assert_called_once()
+        await eventually_counts(broker, queue, Counts(ready=99, delayed=0, dead=0))
 
 
 class TestDeadLetters:

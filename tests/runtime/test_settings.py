@@ -34,6 +34,11 @@ BAD_VALUES = [
     ("SOURCE", "orders,,payments", "has an empty name: write orders,payments"),
     ("SOURCE", "orders,", "has an empty name: write orders,payments"),
     ("SOURCE", "orders, orders", "has a name twice"),
+    (
+        "SOURCE",
+        "orders,kafka://host/payments",
+        "is a URL: all are of the broker of CONSUMER_BROKER",
+    ),
     ("CONCURRENCY", "many", "valid integer"),
     ("CONCURRENCY", "0", "greater than or equal to 1"),
     ("CONCURRENCY", "1000000", "less than or equal to 10000"),

@@ -306,6 +306,17 @@ async def test_a_pattern_is_one_sentence_where_the_broker_has_none(
         make_source(settings_for(source=f"payments,{wrong}"))
 
 
+@pytest.mark.parametrize("separator", [",", ", ", " "])
+async def test_two_kinds_of_brokers_are_one_sentence(
+    settings_for: Callable[..., ConsumerSettings], separator: str
+) -> None:
+    url = settings_for().broker_url.get_secret_value()
+    for other in ("amqp://me:hush@host", "kafka://host:9092"):
+        with pytest.raises(BrokerRefused, match="names one broker: for two kinds") as refusal:
+            make_source(settings_for(broker_url=f"{url}{separator}{other}"))
+        assert "hush" not in str(refusal.value)
+
+
 # -- Kafka's patterns
 
 

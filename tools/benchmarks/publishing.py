@@ -1,6 +1,8 @@
 """CPU time of publishing a message to RabbitMQ: the service's publisher beside the bare client's batched confirms.
 
 Both publish batches of 100 persistent messages of 200 bytes to a quorum queue, and wait for the confirms of each batch.
+Also the whole way of a message, from its delivery through a handler that returns another one to the ack, beside the
+bare client: it takes what has arrived, publishes it gathered, and acknowledges it together.
 """
 
 import asyncio
@@ -10,10 +12,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from harness.servers import ServerMissing, server_module
 from runtime.brokers.rabbitmq import RabbitBroker
+from runtime.cancellation import CancellationEvent
+from runtime.consumer import Consumer
+from runtime.handlers import Router
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
 from tools.benchmarks.figures import Figure
@@ -23,7 +29,12 @@ BATCH = 100
 BODY = b"x" * 200
 OURS = "a service's publisher"
 BARE = "aio-pika, 100 publishes gathered"
+THROUGH = "a service whose handler returns a message"
+BARE_THROUGH = "aio-pika: delivery, publishes gathered, one ack"
 AT_MOST = 1.0
+
+Measured = tuple[float, float]
+"""Microseconds of CPU per message, and messages per second."""
 
 
 def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
@@ -34,48 +45,118 @@ def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
     except ServerMissing as missing:
         raise Unavailable(str(missing)) from None
     part = f"RabbitMQ: publishing {messages:,} messages of 200 bytes, {BATCH} at a time"
-    for name, (cpu, per_second) in values.items():
-        yield Figure(part, name, cpu, "µs of CPU per message")
-        yield Figure(part, f"{name}, rate", per_second, "messages per second")
-    pairs = zip(values[OURS][0], values[BARE][0], strict=True)
-    yield Figure(part, f"{OURS} / {BARE}", [ours / bare for ours, bare in pairs], at_most=AT_MOST)
+    for name, measured in values.items():
+        cpu, per_second = zip(*measured, strict=True)
+        yield Figure(part, name, [*cpu], "µs of CPU per message")
+        yield Figure(part, f"{name}, rate", [*per_second], "messages per second")
+    cpus = {name: [cpu for cpu, _ in measured] for name, measured in values.items()}
+    for ours, bare in ((OURS, BARE), (THROUGH, BARE_THROUGH)):
+        ratio = [own / other for own, other in zip(cpus[ours], cpus[bare], strict=True)]
+        yield Figure(part, f"{ours} / {bare}", ratio, at_most=AT_MOST if ours == OURS else None)
 
 
-async def _measure(
-    url: str, messages: int, rounds: int
-) -> dict[str, tuple[list[float], list[float]]]:
-    """The microseconds of CPU per message, and the messages per second, of each."""
-    settings = ConsumerSettings(broker_url=SecretStr(url), source="published")
-    async with RabbitBroker(settings) as source, await aio_pika.connect(url) as connection:
-        await source.declare()
+async def _measure(url: str, messages: int, rounds: int) -> dict[str, list[Measured]]:
+    settings = ConsumerSettings(
+        broker_url=SecretStr(url), source="published", concurrency=BATCH, prefetch=BATCH
+    )
+    incoming = settings.model_copy(update={"source": "incoming"})
+    async with (
+        RabbitBroker(incoming) as before,
+        RabbitBroker(settings) as source,
+        await aio_pika.connect(url) as connection,
+    ):
+        for each in (before, source):
+            await each.declare()
         channel = await connection.channel()
         queue = await channel.get_queue(settings.source)
 
-        async def ours() -> None:
-            await source.publish(
-                [OutgoingMessage(BODY, "t", to="queue:published") for _ in range(BATCH)]
-            )
+        def batch() -> list[OutgoingMessage]:
+            return [OutgoingMessage(BODY, "t", to="queue:published") for _ in range(BATCH)]
 
-        async def bare() -> None:
+        async def bare(count: int = BATCH) -> None:
             persistent = aio_pika.DeliveryMode.PERSISTENT
             publishing = (
                 channel.default_exchange.publish(
                     aio_pika.Message(BODY, type="t", delivery_mode=persistent), "published"
                 )
-                for _ in range(BATCH)
+                for _ in range(count)
             )
             await asyncio.gather(*publishing)
 
-        contenders: dict[str, Callable[[], Awaitable[None]]] = {OURS: ours, BARE: bare}
-        values: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
-        for publish in contenders.values():
-            await publish()
+        async def ours() -> None:
+            await source.publish(batch())
+
+        async def published(publish: Callable[[], Awaitable[None]]) -> Measured:
+            cpu, clock = time.process_time(), time.perf_counter()
+            for _ in range(messages // BATCH):
+                await publish()
+            return _since(cpu, clock, messages)
+
+        async def through(consume: Callable[[], Awaitable[Measured]]) -> Measured:
+            for _ in range(messages // BATCH):
+                await before.publish([OutgoingMessage(BODY, "t") for _ in range(BATCH)])
+            return await consume()
+
+        contenders: dict[str, Callable[[], Awaitable[Measured]]] = {
+            OURS: lambda: published(ours),
+            BARE: lambda: published(bare),
+            THROUGH: lambda: through(lambda: _handled(incoming, messages)),
+            BARE_THROUGH: lambda: through(lambda: _handled_bare(url, bare, messages)),
+        }
+        values: dict[str, list[Measured]] = {name: [] for name in contenders}
+        await bare()
+        await ours()
         for _ in range(rounds):
             for name in random.sample(list(contenders), len(contenders)):
-                cpu, clock = time.process_time(), time.perf_counter()
-                for _ in range(messages // BATCH):
-                    await contenders[name]()
-                values[name][0].append((time.process_time() - cpu) * 1e6 / messages)
-                values[name][1].append(messages / (time.perf_counter() - clock))
+                values[name].append(await contenders[name]())
                 await queue.purge()
     return values
+
+
+async def _handled(settings: ConsumerSettings, messages: int) -> Measured:
+    """From the first message in its handler to the last."""
+    event = CancellationEvent(asyncio.get_running_loop())
+    times: list[float] = []
+    count, measured = 0, (0.0, 0.0)
+
+    async def handle(body: bytes) -> OutgoingMessage:
+        nonlocal count, measured
+        count += 1
+        if count == 1:
+            times.extend((time.process_time(), time.perf_counter()))
+        if count == messages:
+            measured = _since(times[0], times[1], messages)
+            event.set("the last message")
+        return OutgoingMessage(body, "t", to="queue:published")
+
+    source = RabbitBroker(settings, BATCH)
+    assert await Consumer(source, Router({"t": handle}), event, settings).run() == 0
+    return measured
+
+
+async def _handled_bare(
+    url: str, publish: Callable[[int], Awaitable[None]], messages: int
+) -> Measured:
+    """From the first delivery to the last ack."""
+    arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel(publisher_confirms=False)
+        await channel.set_qos(BATCH)
+        queue = await channel.get_queue("incoming")
+        await queue.consume(arrived.put)
+        last, count = await arrived.get(), 1
+        cpu, clock = time.process_time(), time.perf_counter()
+        while True:
+            taken = 1
+            while not arrived.empty():
+                last, taken = arrived.get_nowait(), taken + 1
+            await publish(taken)
+            await last.ack(multiple=True)
+            if (count := count + taken - 1) >= messages:
+                return _since(cpu, clock, messages)
+            last, count = await arrived.get(), count + 1
+
+
+def _since(cpu: float, clock: float, messages: int) -> Measured:
+    seconds = time.perf_counter() - clock
+    return (time.process_time() - cpu) * 1e6 / messages, messages / seconds

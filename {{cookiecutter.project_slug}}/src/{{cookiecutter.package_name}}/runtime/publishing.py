@@ -1,16 +1,14 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """What handlers publish: the messages that they return, and those that they send by ``message.publish``."""
 
-import uuid
 from collections.abc import Iterable, Sequence
 from copy import copy
+from hashlib import blake2b
 
 from .brokers.source import Source
 from .errors import BrokerUnavailable
 from .message import Failed, Message, OutgoingMessage
 from .telemetry import Telemetry
-
-NAMESPACE = uuid.UUID("6cbd2d5c-6dd0-4ea5-9ddd-e2c3a3c4ae35")
 
 
 class Publishing:
@@ -72,7 +70,7 @@ class Publishing:
                 raise ValueError(msg)
             if one.has_random_id:
                 place = f"{self._group}\n{ids}\n{cause.published_count}"
-                one.id = uuid.uuid5(NAMESPACE, place).hex
+                one.id = blake2b(place.encode(), digest_size=16).hexdigest()
             cause.published_count += 1
             one.correlation_id = one.correlation_id or cause.correlation_id or cause.id
         return prepared

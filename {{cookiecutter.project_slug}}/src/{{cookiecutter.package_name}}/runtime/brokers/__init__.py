@@ -1,6 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The brokers that this service can use, by the scheme of ``CONSUMER_BROKER_URL``."""
 
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -37,6 +38,9 @@ def make_source(settings: "ConsumerSettings", prefetch: int = 1) -> "Broker":
     scheme = settings.broker_scheme
     if scheme not in known_schemes():
         msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; known schemes: {', '.join(known_schemes())}"
+        raise BrokerRefused(msg)
+    if re.search(r"[,\s][\w+]+://", settings.broker_url.get_secret_value()):
+        msg = "CONSUMER_BROKER_URL names one broker: for two kinds, run two services"
         raise BrokerRefused(msg)
     # Imported only when it is used: the demo, on sqlite, needs no broker's client library.
     module = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__)

@@ -665,6 +665,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             url, "isolation_level", ("read_committed", "read_uncommitted")
         )
         self._latest = _choice(url, "auto_offset_reset", ("earliest", "latest")) == "latest"
+        self._first: set[TopicPartition] | None = None
+        """Those that existed when this member started, where a new group is to begin at their end."""
         self._assigned_at = -math.inf
         self.connectivity = Connectivity(url.redacted)
         self._requests = Requests(url.redacted, (KafkaError, EOFError), RULES, ANSWER_SECONDS)
@@ -961,9 +963,19 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     # -- fetching
 
     async def start(self) -> None:
+        if self._latest:
+            self._first = await self._present_partitions()
         await self._join()
         self._run(self._commit_regularly(), "commits")
         self._fetcher = self._run(self._fetch(), "fetcher")
+
+    async def _present_partitions(self) -> set[TopicPartition]:
+        matched = []
+        if self._pattern:
+            async with self._admin() as admin, self._requests.bounded():
+                matched = await self._matched(admin)
+        existing = await self._existing(*self._topics, *matched)
+        return {TopicPartition(topic, one) for topic, ones in existing.items() for one in ones}
 
     async def _join(self) -> None:
         """Join the group, if this user may read its topics."""
@@ -1116,9 +1128,10 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._commit_wanted.set()
 
     def _begins_at_the_end_of(self, topic_partition: TopicPartition) -> bool:
-        """Without an offset of the group. Its own topics have no history of others."""
+        """Without an offset of the group. Its own topics, and what is made later, have no history of before it."""
         own = (*self._retry_topics, *self._dead_topics)
-        return self._latest and topic_partition.topic not in own
+        old = self._first is None or topic_partition in self._first
+        return self._latest and old and topic_partition.topic not in own
 
     def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
         """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""

@@ -706,6 +706,7 @@ class MqttBroker(Broker):
         counts_crashes=False,
         queue_metrics=False,
     )
+    bounds_bytes = False
     destinations: ClassVar = {"topic": "topic:NAME"}
     origins = ("topic",)
 

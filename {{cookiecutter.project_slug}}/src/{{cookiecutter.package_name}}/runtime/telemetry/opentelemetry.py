@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -42,7 +43,7 @@ from ..logs import Seldom
 from ..message import Message, OutgoingMessage
 from ..redaction import redacted, redacted_value
 from ..settings import ConsumerSettings
-from . import CLOSE_SECONDS, Reading, Telemetry, queue_seconds
+from . import CLOSE_SECONDS, MOST_VALUES, OTHER, Reading, Telemetry, queue_seconds
 
 if TYPE_CHECKING:
     from ..consumer import Consumer
@@ -64,6 +65,7 @@ class Handling(NamedTuple):
     handler: str
     messages: int
     span: Span
+    about: "Attributes"
     started: float
 
 
@@ -77,13 +79,10 @@ class OpenTelemetry(Telemetry):
         self._providers = (meters, tracers)
         self._tracer = tracers.get_tracer(SCOPE)
         self._meter = meters.get_meter(SCOPE)
-        self._destination = settings.source
+        self._settings = settings
+        self._operations: dict[tuple[str, str], Attributes] = {}
+        self._consumed = Counter(dict.fromkeys(settings.sources, 0))
         bounds = sorted(settings.duration_buckets)
-        attributes = attributes_of_broker(settings)
-        self._process = {**attributes, "messaging.operation.name": "process"}
-        self._process_span = {**self._process, "messaging.operation.type": "process"}
-        self._send = {**attributes, "messaging.operation.name": "send"}
-        self._send.pop("messaging.consumer.group.name", None)
         self._duration = self._meter.create_histogram(
             "messaging.process.duration",
             "s",
@@ -115,7 +114,8 @@ class OpenTelemetry(Telemetry):
             self._observe(consumer, reading)
 
         def consumed(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(sum(self.outcomes.values()), self._process)
+            for source, count in self._consumed.copy().items():
+                yield Observation(count, self._about("process", source))
 
         self._meter.create_observable_counter(
             "messaging.client.consumed.messages",
@@ -140,6 +140,20 @@ class OpenTelemetry(Telemetry):
         else:
             self._meter.create_observable_gauge(*about)
 
+    def _about(self, operation: str, destination: str) -> Attributes:
+        """The attributes of an operation on this source or destination; of no name, if there are several in a batch."""
+        key = operation, destination
+        if key not in self._operations and len(self._operations) >= MOST_VALUES:
+            key = operation, OTHER
+        if key not in self._operations:
+            about = attributes_of_broker(self._settings.model_copy(update={"source": key[1]}))
+            self._operations[key] = {**about, "messaging.operation.name": operation}
+            if operation == "send":
+                self._operations[key].pop("messaging.consumer.group.name", None)
+            if not destination:
+                del self._operations[key]["messaging.destination.name"]
+        return self._operations[key]
+
     def handling(self, handler: str, messages: Sequence[Message]) -> Handling:
         for message in messages:
             if (seconds := queue_seconds(message)) is not None:
@@ -147,10 +161,13 @@ class OpenTelemetry(Telemetry):
         return self._begin(handler, messages)
 
     def _begin(self, handler: str, messages: Sequence[Message]) -> Handling:
-        attributes: Attributes = {**self._process_span, "consumer.handler": handler}
+        source = _only(str(message.origin.get("source", "")) for message in messages)
+        about: Attributes = {**self._about("process", source), "consumer.handler": handler}
+        attributes: Attributes = {**about, "messaging.operation.type": "process"}
         links = []
         sender = Context()
         for message in messages:
+            self._consumed[str(message.origin.get("source", ""))] += 1
             if not message.headers:
                 continue
             sender = Context()
@@ -165,7 +182,7 @@ class OpenTelemetry(Telemetry):
             attributes["messaging.batch.message_count"] = len(messages)
             sender = Context()  # a batch has no one sender, whose baggage it could carry
         span = self._tracer.start_span(
-            f"process {self._destination}",
+            _span_name(about),
             Context(),  # a trace of its own, whatever span may be current
             SpanKind.CONSUMER,
             attributes,
@@ -174,10 +191,10 @@ class OpenTelemetry(Telemetry):
         # Not detached: what the handler returned is published later. The next message has its own.
         context.attach(trace.set_span_in_context(span, sender))
         structlog.contextvars.bind_contextvars(**ids_of(span))
-        return Handling(handler, len(messages), span, time.perf_counter())
+        return Handling(handler, len(messages), span, about, time.perf_counter())
 
     def handled(self, handling: Handling, failure: BaseException | None) -> None:
-        attributes: Attributes = {**self._process, "consumer.handler": handling.handler}
+        attributes = handling.about
         # Only its type: its text is in the log, where passwords are masked.
         if failure is not None and (
             error := self.failed(handling.handler, failure, handling.messages)
@@ -193,19 +210,21 @@ class OpenTelemetry(Telemetry):
 
     @contextmanager
     def publishing(self, messages: Sequence[OutgoingMessage]) -> Iterator[None]:
-        attributes: Attributes = {**self._send, "messaging.operation.type": "send"}
+        first = self._settings.sources[0]
+        destination = _only(one.to.partition(":")[2] or first for one in messages)
+        metered = self._about("send", destination)
+        attributes: Attributes = {**metered, "messaging.operation.type": "send"}
         if len(messages) == 1:
             attributes["messaging.message.id"] = messages[0].id
         else:
             attributes["messaging.batch.message_count"] = len(messages)
         with self._tracer.start_as_current_span(
-            f"send {self._destination}",
+            _span_name(metered),
             kind=SpanKind.PRODUCER,
             attributes=attributes,
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            metered = self._send
             started = time.perf_counter()
             try:
                 for message in messages:
@@ -305,6 +324,17 @@ class FailedExports(logging.Handler):
 
 
 FAILED_EXPORTS = FailedExports()
+
+
+def _only(names: Iterable[str]) -> str:
+    """The name, if all have the same; else empty, as the conventions have none for several."""
+    found = {*names}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _span_name(about: Attributes) -> str:
+    destination = about.get("messaging.destination.name", "")
+    return f"{about['messaging.operation.name']} {destination}".rstrip()
 
 
 class _Headers(Getter[Mapping[str, Any]]):

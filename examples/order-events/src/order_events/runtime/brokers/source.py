@@ -9,7 +9,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -151,6 +151,7 @@ class Source(Publisher):
     longest_hold_seconds: ClassVar = math.inf
     """In a pause, buffered messages are requeued this often."""
     has_patterns = False  # whether a source may be a pattern, such as ``^orders.*``
+    bounds_bytes = True  # whether it asks for few large messages; else the broker delivers as many as the prefetch
     acks_late = False  # whether an ack is correct also after the broker has taken the delivery back
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
@@ -182,15 +183,13 @@ class Source(Publisher):
         place = settings.type_from
         if place and ":" not in place and place not in self.origins:
             known = ", ".join((*self.origins, "header:NAME", "body:FIELD"))
-            msg = f"CONSUMER_TYPE_FROM: this broker has no {place}; it has {known}"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"CONSUMER_TYPE_FROM: this broker has no {place}; it has {known}")
         self._type_of = value_reader(place, most) if place else None
         if settings.source.startswith("^") and not self.has_patterns:
             msg = f"CONSUMER_SOURCE: {settings.source!r} is a pattern, which only Kafka has"
             raise BrokerRefused(msg)
         if settings.bindings and "exchange" not in self.destinations:
-            msg = "CONSUMER_BINDINGS: this broker has no bindings"
-            raise BrokerRefused(msg)
+            raise BrokerRefused("CONSUMER_BINDINGS: this broker has no bindings")
 
     # -- taking
 
@@ -267,7 +266,8 @@ class Source(Publisher):
 
     def _room(self) -> int:
         """How many messages to ask the broker for, where it lets us choose."""
-        most = MOST_BYTES // self.share_count // self._large_bytes
+        known = self.share_count * self._large_bytes
+        most = MOST_BYTES // known if self.bounds_bytes else self.prefetch
         return min(self.prefetch, most or 1) - len(self.unacked)
 
     def _deliver(self, message: Message) -> bool:
@@ -378,9 +378,7 @@ class Source(Publisher):
                 await self._retry(message, delay_seconds, reason)
             else:
                 await self._reject(message, reason)
-        except (
-            Exception
-        ) as error:  # also what an encoder says of a hostile message: no other suffers
+        except Exception as error:  # also an encoder's, of a hostile message: no other suffers
             await self._put_off(message, settlement, error, reason, delay_seconds)
         else:
             self._release(message)
@@ -419,11 +417,7 @@ class Source(Publisher):
         return ""
 
     async def _move(
-        self,
-        message: Message,
-        settlement: str,
-        publishing: Coroutine[Any, Any, object],
-        settle: Callable[[Message], Coroutine[Any, Any, None]] | None = None,
+        self, message: Message, settlement: str, publishing: Awaitable[object], settle: Any = None
     ) -> None:
         """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
@@ -438,12 +432,7 @@ class Source(Publisher):
             await (settle or self._ack)(message)
 
     async def _put_off(
-        self,
-        message: Message,
-        settlement: str,
-        error: Exception,
-        reason: str,
-        delay_seconds: float = 0.0,
+        self, message: Message, settlement: str, error: Exception, reason: str, seconds: float = 0.0
     ) -> None:
         """The broker did not store a retry or a dead letter of this message: try again later, unless it stops."""
         log_settlement_lost(message, settlement, error)
@@ -453,7 +442,7 @@ class Source(Publisher):
             await self.requeue(message)
         else:
             why = f"a message could not be stored ({settlement}): {error}"
-            self.put_offs.add(message, why, settlement, reason, delay_seconds)
+            self.put_offs.add(message, why, settlement, reason, seconds)
 
 
 class Broker(Source, DeadLetters):
