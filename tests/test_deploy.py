@@ -1192,6 +1192,7 @@ def test_the_patch_of_the_documents_gives_each_source_a_trigger(
     scaled = kustomized(service, overlay)["ScaledObject"]
     assert unknown_fields(scaled) == ""
     assert {one["name"]: one for one in scaled["spec"]["triggers"]} == expected
+    assert TRIGGERS["kafka"]["topic"] == "metadata", "not required: the page removes it"
     modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
     assert modifiers["formula"] == " + ".join(expected)
     assert modifiers["target"] in trigger["metadata"].values()
