@@ -13,7 +13,19 @@ import pytest
 from jinja2 import Environment
 
 from support import repositories
-from support.rendered import PUBLIC_QUESTIONS, SPREAD, Combination, Prove, Render, Service
+from support.rendered import (
+    BIN,
+    PUBLIC_QUESTIONS,
+    SPREAD,
+    TEMPLATE,
+    Combination,
+    Prove,
+    Render,
+    Service,
+    environment_of,
+    run,
+)
+from tasks import requirements
 
 pytest.register_assert_rewrite("harness")  # before it is imported, hence E402 below
 
@@ -86,6 +98,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repositories.write_template(
         tmp_path_factory.mktemp("repository") / "cookiecutter-consumer"
     )
+
+
+@pytest.fixture(scope="session")
+def reviewers() -> Path:
+    """The folder of checkov, bandit and others, in an environment of their own; what it downloads is kept."""
+
+    def make(environment: Path) -> None:
+        run("uv", "venv", "--quiet", str(environment), cwd=TEMPLATE)
+        install = ["uv", "pip", "install", "--quiet", "--python", str(environment / BIN / "python")]
+        run(*install, *requirements("review"), cwd=TEMPLATE)
+
+    return environment_of(requirements("review"), make) / BIN
 
 
 @pytest.fixture

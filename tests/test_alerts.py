@@ -23,7 +23,7 @@ from harness.scene import Scene, wait_until
 from harness.servers import ServerMissing, skip_without_server
 from harness.servers.local import ServerProcess, free_ports
 from harness.servers.sqlite import SqliteFile
-from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Render, parse_yaml
+from support.rendered import CHOICES, QUESTIONS, TEMPLATE, Render, parse_yaml, run
 from tools import reference
 from tools.dashboard import drawn
 
@@ -301,6 +301,51 @@ def test_every_service_with_prometheus_has_valid_rules_and_a_dashboard(
         assert has_backlog == (deploy == "kubernetes" and scaled)
         if deploy != "kubernetes":  # the file is one that Prometheus reads
             assert promtool_accepts(service.path / FOLDER / "alerts.yaml")
+
+
+IN_GRAFANAS_MODELS = """
+import json, sys
+from grafana_foundation_sdk.cog import encoder, plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+plugins.register_default_plugins()
+print(encoder.JSONEncoder().encode([Dashboard.from_json(one) for one in json.load(sys.stdin)]))
+"""
+
+
+def unknown(mine: Any, known: Any, at: str = "") -> list[str]:
+    """The places in a dashboard that are not among what Grafana's models have read of it."""
+    if isinstance(mine, Mapping):
+        pairs = [(mine[name], (known or {}).get(name), f"{at}/{name}") for name in mine]
+    elif isinstance(mine, list):
+        pairs = [(one, known[place], f"{at}/{place}") for place, one in enumerate(mine)]
+    else:
+        return [] if mine == known else [at]
+    return [found for one, read, place in pairs for found in unknown(one, read, place)]
+
+
+@pytest.mark.very_slow
+def test_grafanas_schema_knows_each_field_of_the_dashboard(
+    render: Render, reviewers: Path, tmp_path: Path
+) -> None:
+    dashboards = [
+        json.loads(render(broker=broker, deploy=deploy).read(f"{FOLDER}/dashboard.json"))
+        for broker in CHOICES["broker"]
+        for deploy in CHOICES["deploy"]
+    ]
+    assert all(one["annotations"] == {"list": []} for one in dashboards), "the schema requires it"
+    wrong = json.loads(json.dumps(dashboards[0]))
+    wrong["panels"][0]["fieldConfig"]["defaults"]["units"] = "s"
+    wrong["panels"][1]["targets"][0]["expresion"] = "up"
+    program = [str(reviewers / "python"), "-c", IN_GRAFANAS_MODELS]
+    read = run(*program, cwd=tmp_path, stdin=json.dumps([*dashboards, wrong])).stdout
+    *known, of_wrong = json.loads(read)
+    assert [unknown(mine, theirs) for mine, theirs in zip(dashboards, known, strict=True)] == (
+        [[]] * len(dashboards)
+    )
+    assert unknown(wrong, of_wrong) == [
+        "/panels/0/fieldConfig/defaults/units",
+        "/panels/1/targets/0/expresion",
+    ]
 
 
 def promtool_accepts(file: Path) -> bool:

@@ -33,42 +33,95 @@ CI = [ci for ci in QUESTIONS["ci"] if ci != "none"]
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
 
 
-def has_schema(folder: Path, file: str) -> Result:
-    check = ["check-jsonschema", "--verbose", "--builtin-schema", *SCHEMAS[file], file]
-    return run(*check, cwd=folder, check=False)
+def has_schema(file: str, *folders: Path) -> Result:
+    check = ["check-jsonschema", "--verbose", "--builtin-schema", *SCHEMAS[file]]
+    files = [str(folder / file) for folder in folders]
+    return run(*check, *files, cwd=TEMPLATE, check=False)
 
 
-def zizmor(folder: Path, settings: Path) -> Result:
+def zizmor(settings: Path, *folders: Path) -> Result:
     settings.write_text(ZIZMOR_SETTINGS)
     check = ["zizmor", "--offline", "--no-progress", "--pedantic", "--strict-collection"]
-    return run(*check, "--config", str(settings), ".github", cwd=folder, check=False)
+    checked = [str(folder / ".github") for folder in folders]
+    return run(*check, "--config", str(settings), *checked, cwd=TEMPLATE, check=False)
 
 
-def actionlint(folder: Path) -> Result:
-    files = [str(path) for path in (folder / ".github/workflows").glob("*.yml")]
-    return run("actionlint", *files, cwd=folder, check=False)
+def actionlint(*folders: Path, shellcheck: Path | str = "") -> Result:
+    files = [str(path) for folder in folders for path in (folder / ".github/workflows").glob("*")]
+    return run("actionlint", f"-shellcheck={shellcheck}", *files, cwd=TEMPLATE, check=False)
 
 
 def parsed(folder: Path, file: str) -> Any:
     return parse_yaml((folder / file).read_text("utf-8"))
 
 
-@pytest.mark.parametrize(("broker", "ci"), [*product(QUESTIONS["broker"], CI)])
+EACH_DEPLOY_AND_CI = pytest.mark.parametrize(("deploy", "ci"), [*product(QUESTIONS["deploy"], CI)])
+
+
+@EACH_DEPLOY_AND_CI
 def test_the_files_of_a_service_are_valid(
-    render: Render, prove: Prove, tmp_path: Path, broker: str, ci: str
+    render: Render, prove: Prove, tmp_path: Path, deploy: str, ci: str
 ) -> None:
-    service = render(broker=broker, ci=ci)
+    """With each broker."""
     files = QUESTIONS["_cis"][ci]
-    assert service.files.keys() - render(broker=broker, ci="none").files.keys() == set(files)
+    folders = []
+    for broker in QUESTIONS["broker"]:
+        service = render(broker=broker, deploy=deploy, ci=ci)
+        without = render(broker=broker, deploy=deploy, ci="none")
+        assert service.files.keys() - without.files.keys() == set(files)
+        folders.append(service.path)
     for file in files:
-        result = has_schema(service.path, file)
+        result = has_schema(file, *folders)
         assert result.returncode == 0, result.stdout
     if ci == "github":
-        result = zizmor(service.path, tmp_path / "zizmor.yml")
+        result = zizmor(tmp_path / "zizmor.yml", *folders)
         assert result.returncode == 0, result.stdout
-        result = actionlint(service.path)
+        result = actionlint(*folders)
         assert result.returncode == 0, result.stdout
-    prove("CI files that are valid", f"ci={ci}")
+    for _ in folders:
+        prove("CI files that are valid", f"ci={ci}")
+
+
+def shellcheck_of_gitlab(service: Service, program: Path) -> str:
+    """What ShellCheck says of the scripts, each as GitLab runs it: until the first command that fails."""
+    said = ""
+    for name, job in parsed(service.path, GITLAB).items():
+        if name not in ("workflow", "default", "variables"):
+            lines = [*job.get("before_script", []), *job.get("script", [])]
+            shell = "sh" if job.get("extends") == ".image" or name == "attest" else "bash"
+            check = [str(program), "--severity=warning", f"--shell={shell}", "-"]
+            script = "\n".join(["set -e", *lines])
+            said += run(*check, cwd=service.path, check=False, stdin=script).stdout
+    return said
+
+
+@pytest.mark.very_slow
+@EACH_DEPLOY_AND_CI
+def test_the_scripts_of_ci_pass_a_linter(
+    render: Render, reviewers: Path, deploy: str, ci: str
+) -> None:
+    """With each broker that has commands of its own."""
+    brokers = ("rabbitmq", "kafka", "mqtt")
+    services = [render(broker=broker, deploy=deploy, ci=ci) for broker in brokers]
+    program = reviewers / "shellcheck"
+    if ci == "github":
+        folders = [service.path for service in services]
+        assert actionlint(*folders, shellcheck=program).stdout == ""
+    else:
+        assert "".join(shellcheck_of_gitlab(service, program) for service in services) == ""
+
+
+@pytest.mark.very_slow
+@pytest.mark.parametrize("ci", CI)
+def test_the_linter_of_scripts_sees(render_own: Render, reviewers: Path, ci: str) -> None:
+    service, program = render_own(ci=ci), reviewers / "shellcheck"
+    if ci == "github":
+        spoil(service, UPDATE, r'"\$GITHUB_SHA\.\.template-update"', "$(cat sha)..template-update")
+        found = actionlint(service.path, shellcheck=program).stdout
+    else:
+        spoil(service, GITLAB, r'chmod 700 "\$CI_BUILDS_DIR"', "chmod 700 $(ls /builds)")
+        found = shellcheck_of_gitlab(service, program)
+    assert "SC2046" in found
 
 
 def test_no_ci_files_are_left_without_a_ci_provider(render: Render) -> None:
@@ -77,9 +130,9 @@ def test_no_ci_files_are_left_without_a_ci_provider(render: Render) -> None:
 
 def test_the_files_of_the_template_are_valid(tmp_path: Path) -> None:
     for file in (WORKFLOW, RELEASE, DEPENDABOT):
-        result = has_schema(TEMPLATE, file)
+        result = has_schema(file, TEMPLATE)
         assert result.returncode == 0, result.stdout
-    result = zizmor(TEMPLATE, tmp_path / "zizmor.yml")
+    result = zizmor(tmp_path / "zizmor.yml", TEMPLATE)
     assert result.returncode == 0, result.stdout
     result = actionlint(TEMPLATE)
     assert result.returncode == 0, result.stdout
@@ -113,7 +166,7 @@ def test_the_check_of_a_schema_sees(
 ) -> None:
     service = render_own(ci=ci)
     spoil(service, file, right, wrong)
-    assert has_schema(service.path, file).returncode == 1
+    assert has_schema(file, service.path).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -133,7 +186,7 @@ def test_the_check_of_security_sees(
 ) -> None:
     service = render_own(ci="github")
     spoil(service, file, right, wrong)
-    assert f"[{finding}]" in zizmor(service.path, tmp_path / "zizmor.yml").stdout
+    assert f"[{finding}]" in zizmor(tmp_path / "zizmor.yml", service.path).stdout
 
 
 def spoil(service: Service, file: str, right: str, wrong: str) -> None:
@@ -368,6 +421,15 @@ def test_gitlab_com_signs_the_digest_that_was_published_and_its_bill_of_material
         "the_PASSWORD",
         f"sign --yes {pushed}",
         f"attest --yes --type cyclonedx --predicate sbom.json {pushed}",
+    ]
+
+
+@pytest.mark.parametrize("ci", CI)
+def test_the_image_has_the_same_labels_from_both(render: Render, ci: str) -> None:
+    """tests/test_image.py has their values."""
+    text = render(ci=ci).read(WORKFLOW if ci == "github" else GITLAB)
+    assert re.findall(r'label[: ]"?org\.opencontainers\.image\.(\w+)=', text) == [
+        *("created", "licenses", "revision", "source", "version")
     ]
 
 

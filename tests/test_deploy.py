@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
@@ -26,7 +27,6 @@ from runtime.errors import BrokerUnavailable
 from runtime.settings import ConsumerSettings
 from support.image import BuildFailed, Stage, build, instructions, why_not_here
 from support.rendered import (
-    BIN,
     QUESTIONS,
     TEMPLATE,
     TREE,
@@ -38,10 +38,10 @@ from support.rendered import (
     parse_yaml,
     run,
 )
-from tasks import requirements
 
 BROKERS: list[str] = QUESTIONS["broker"]
 TELEMETRIES: list[str] = QUESTIONS["telemetry"]
+DEPLOYS: list[str] = QUESTIONS["deploy"]
 SCRAPED = ("prometheus", "both")
 """The telemetries whose metrics Prometheus scrapes."""
 DRAIN_SECONDS, GRACE_SECONDS = QUESTIONS["_drain_seconds"], QUESTIONS["_grace_seconds"]
@@ -748,6 +748,8 @@ def test_a_start_may_block_for_five_minutes_and_a_crash_says_why(
     [container] = spec["template"]["spec"]["containers"]
     probe = container["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 300
+    times = [container["livenessProbe"][name] for name in ("periodSeconds", "timeoutSeconds")]
+    assert times == [10, 3], "tests/runtime/test_probes.py floods the port with this timeout"
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert spec["revisionHistoryLimit"] == 3
     assert spec["minReadySeconds"] == 5
@@ -1096,10 +1098,13 @@ def test_how_its_pods_are_replaced_suits_the_broker(render: Render, broker: str)
     if broker == "mqtt":  # a session, and what waits in it, belongs to the pod's name
         assert found["kind"] == "StatefulSet"
         assert found["spec"]["replicas"] == 2
+        assert found["spec"]["podManagementPolicy"] == "Parallel"
     elif broker == "sqlite":
         assert found["spec"]["strategy"] == {"type": "Recreate"}
         assert found["spec"]["replicas"] == 1
         claim = {"claimName": manifests["PersistentVolumeClaim"]["metadata"]["name"]}
+        assert manifests["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOncePod"]
+        assert found["spec"]["template"]["spec"]["securityContext"]["fsGroup"] == 10001
         assert {"name": "data", "persistentVolumeClaim": claim} in found["spec"]["template"][
             "spec"
         ]["volumes"]
@@ -1154,6 +1159,45 @@ def test_keda_knows_each_parameter_where_it_stands_and_misses_none(
     assert required <= {*trigger["metadata"], *secrets}
 
 
+OF_A_SOURCE = {
+    "rabbitmq": "queueName",
+    "nats": "stream",
+    "redis": "stream",
+    "kafka": "topic",
+    "sqs": "queueURL",
+    "postgres": "query",
+}
+"""The parameter of the trigger that names the source."""
+
+
+@each_overlay
+@pytest.mark.parametrize("broker", KEDA)
+def test_the_patch_of_the_documents_gives_each_source_a_trigger(
+    render_own: Render, broker: str, overlay: str
+) -> None:
+    page = (TEMPLATE / "docs/scaling.md").read_text(encoding="utf-8")
+    [patch] = re.findall(r"(?s)### Several sources\n.*?```yaml\n(.*?)```", page)
+    assert f"`{OF_A_SOURCE[broker]}`" in page.partition("### Several sources")[2]
+    trigger: dict[str, Any] = KEDA[broker]
+    expected: dict[str, Any] = {}
+    for source in ("orders", "payments"):
+        parameter, metadata = OF_A_SOURCE[broker], dict(trigger["metadata"])
+        metadata[parameter] = metadata[parameter].replace("order-events", source)
+        expected[source] = {**trigger, "name": source, "metadata": metadata}
+        theirs = f"{parameter}, value: {json.dumps(metadata[parameter])}"
+        patch = patch.replace(f"queueName, value: {source}", theirs)
+    service = render_own(broker=broker, deploy="kubernetes")
+    file = f"deploy/kubernetes/overlays/{overlay}/kustomization.yaml"
+    service.write(file, service.read(file) + patch)
+    scaled = kustomized(service, overlay)["ScaledObject"]
+    assert unknown_fields(scaled) == ""
+    assert {one["name"]: one for one in scaled["spec"]["triggers"]} == expected
+    assert TRIGGERS["kafka"]["topic"] == "metadata", "not required: the page removes it"
+    modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
+    assert modifiers["formula"] == " + ".join(expected)
+    assert modifiers["target"] in trigger["metadata"].values()
+
+
 def test_a_trigger_with_a_login_gets_it_from_the_secret_with_tls_and_a_client_certificate() -> None:
     """NATS's has none, and SQS's is a role: the test fails when KEDA gives them one."""
     login = {"username", "password", "sasl", "connection", *TLS}
@@ -1175,18 +1219,6 @@ ACCEPTED = {"CKV_K8S_11"}
 CHECKOV = ["--skip-download", "--quiet", "--compact", "-o", "json", "--framework"]
 FILES = ("dockerfile", "github_actions", "gitlab_ci", "secrets")
 """What checkov reads of a whole service, besides its manifests as kustomize makes them."""
-
-
-@pytest.fixture(scope="session")
-def reviewers() -> Path:
-    """The folder of checkov and bandit, in an environment of their own; what it downloads is kept."""
-
-    def make(environment: Path) -> None:
-        run("uv", "venv", "--quiet", str(environment), cwd=TEMPLATE)
-        install = ["uv", "pip", "install", "--quiet", "--python", str(environment / BIN / "python")]
-        run(*install, *requirements("review"), cwd=TEMPLATE)
-
-    return environment_of(requirements("review"), make) / BIN
 
 
 def found_by(reviewers: Path, folder: Path, *frameworks: str) -> tuple[set[str], int]:
@@ -1215,14 +1247,53 @@ def test_a_security_review_of_every_combination_finds_nothing(
 def test_a_security_review_of_the_other_files_finds_nothing(
     render: Render, reviewers: Path, tmp_path: Path
 ) -> None:
-    for broker, ci in itertools.product(BROKERS, ("github", "gitlab")):
-        service = render(broker=broker, deploy="compose", ci=ci)
+    deploys = itertools.cycle(["compose", "kubernetes", "systemd"])
+    for (broker, ci), deploy in zip(
+        itertools.product(BROKERS, ("github", "gitlab")), deploys, strict=False
+    ):
+        service = render(broker=broker, deploy=deploy, ci=ci)
         service.copy_to(tmp_path / f"{broker}-{ci}")
     failed, passed = found_by(reviewers, tmp_path, *FILES)
     assert failed == set()
     assert passed > 50 * len(BROKERS)
     (tmp_path / "planted.yaml").write_text("url: amqp://orders:hunter2hunter2@broker:5672/\n")
     assert found_by(reviewers, tmp_path, "secrets")[0] == {"CKV_SECRET_4"}
+
+
+GITLEAKS = "github.com/zricethezav/gitleaks/v8@v8.30.1"
+
+
+@pytest.fixture(scope="session")
+def gitleaks() -> str:
+    """The program, where it is installed, else made by Go and kept."""
+
+    def make(environment: Path) -> None:
+        variables = {name: text for name, text in os.environ.items() if name.startswith("GO")}
+        variables["GOBIN"] = str(environment)
+        run(program("go"), "install", GITLEAKS, cwd=TEMPLATE, env=variables)
+
+    return shutil.which("gitleaks") or str(environment_of(GITLEAKS, make) / "gitleaks")
+
+
+def test_a_scanner_of_secrets_finds_none_in_any_file(
+    render: Render, gitleaks: str, tmp_path: Path
+) -> None:
+    """Each content once: most files are those of every service."""
+    others = itertools.cycle(itertools.product(("github", "gitlab"), TELEMETRIES))
+    for (broker, deploy), (ci, telemetry) in zip(
+        itertools.product(BROKERS, DEPLOYS), others, strict=False
+    ):
+        service = render(broker=broker, deploy=deploy, ci=ci, telemetry=telemetry)
+        for name, content in service.files.items():
+            folder = tmp_path / sha256(content).hexdigest()[:8]
+            folder.mkdir(exist_ok=True)
+            (folder / Path(name).name).write_bytes(content)
+    scan = [gitleaks, "dir", "--no-banner", "--log-level=error", "--report-format=json"]
+    scan += ["--report-path=-", "."]
+    found = json.loads(run(*scan, cwd=tmp_path, check=False).stdout)
+    assert [(one["RuleID"], one["File"], one["Match"]) for one in found] == []
+    (tmp_path / "planted").write_text("The Secret: `CONSUMER_BROKER_URL=... pytest tests/deploy`\n")
+    assert "generic-api-key" in run(*scan, cwd=tmp_path, check=False).stdout
 
 
 def test_a_security_review_of_the_code_finds_nothing_above_low(

@@ -199,6 +199,7 @@ def test_each_line_of_the_checklist_names_its_test_or_says_that_it_is_yours() ->
     rows = [line for line in rows if not line.startswith("| asked ")]
     assert len(rows) > 45
     assert [row for row in rows if not NAMED.search(row) and "By you" not in row] == []
+    assert [row for row in rows if "`" not in row.split("|")[3] and "| By you: " not in row] == []
 
 
 def test_each_file_of_the_checklist_is_one_of_a_service_or_of_the_template(render: Render) -> None:

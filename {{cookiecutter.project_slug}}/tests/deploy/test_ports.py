@@ -1,8 +1,8 @@
 # cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The network policy allows every port that the pods connect to.
 
-The broker's URL is in a Secret: `CONSUMER_BROKER_URL=... pytest tests/deploy` checks the URL that you are about to put
-there; without it, that of `.env.example` is checked.
+`CONSUMER_BROKER_URL=... pytest tests/deploy` checks the URL that you are about to put into the cluster; without it,
+that of `.env.example` is checked.
 """
 
 import os
