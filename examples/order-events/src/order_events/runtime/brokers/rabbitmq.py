@@ -713,8 +713,11 @@ class RabbitBroker(Broker):
         deliveries.add(tag, known or message)
         if known is None and not self._deliver(message):
             await self.requeue(message)
-        elif sum(deliveries.consumers.values()) <= len(self.unacked) < self.prefetch:
-            await self._ask(deliveries)
+        elif (asked := sum(deliveries.consumers.values())) < self.prefetch:
+            # Quick handlers never have all of few messages unacked: then once twice as many fit, or all.
+            fit = self._room() + len(self.unacked)
+            if asked <= len(self.unacked) or min(2 * asked, self.prefetch) <= fit:
+                await self._ask(deliveries)
 
     async def _stop_fetching(self) -> None:
         deliveries = self._deliveries

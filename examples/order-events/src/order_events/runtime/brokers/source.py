@@ -9,14 +9,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import (
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -343,7 +336,8 @@ class Source(Publisher):
     def ack(self, message: Message) -> Coroutine[Any, Any, None]:
         """Acknowledge the message. May be sent later, together with others."""
         # No coroutine of its own, and few calls: this runs for each message.
-        self.buffer.settled(message)
+        if self.buffer.gates:
+            self.buffer.settled(message)
         if message in self.unacked and (self.acks_late or not self._lost_because(message)):
             self._release(message)
             return self._ack(message)
@@ -385,9 +379,7 @@ class Source(Publisher):
                 await self._retry(message, delay_seconds, reason)
             else:
                 await self._reject(message, reason)
-        except (
-            Exception
-        ) as error:  # also what an encoder says of a hostile message: no other suffers
+        except Exception as error:  # also of an encoder, for a hostile message: no other suffers
             await self._put_off(message, settlement, error, reason, delay_seconds)
         else:
             self._release(message)

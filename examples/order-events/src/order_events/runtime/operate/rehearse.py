@@ -463,7 +463,7 @@ def _as_text(report: dict[str, Any], findings: list[Finding], effects: object) -
     for name, about in report["handlers"].items():
         broken = {one.kind for one in findings if one.handler == name}
         verdict = ", ".join(sorted(broken)) or ("kept" if about["trials"] else "not rehearsed")
-        facts = f"{about['trials']} trials, {about['moments']} moments, {about['longest_seconds']:.2f} s"
+        facts = f"trials: {about['trials']}, moments: {about['moments']}, longest: {about['longest_seconds']:.2f} s"
         lines += [f"{name}: {verdict} ({facts})", *(f"    note: {one}" for one in about["hints"])]
     result = f"{len(findings)} broken" if findings else KEPT_ALL
     where = f"seed {report['seed']}, {report['seconds']} s on {' and '.join(report['brokers'])}"
