@@ -238,8 +238,7 @@ class Consumer:
             elif (handling := self._begin(message, call)) is not None:
                 await handling
         if not self.event.is_set():
-            msg = "the source ended without a shutdown"
-            raise SourceFailed(msg)
+            raise SourceFailed("the source ended without a shutdown")
 
     async def _handle_alone(self, message: Message, call: Call) -> None:
         """By one worker, which also takes those that the others put aside meanwhile."""

@@ -163,8 +163,7 @@ class Message:
     def seconds_left(self) -> float:
         """Seconds until the handler is cancelled: by its time limit, or by a shutdown; before that, after the whole drain time."""
         drain = math.inf if self.context is None else self.context.seconds_left()
-        ends_at = math.inf if self.call is None else self.call.ends_at
-        return min(drain, max(0.0, ends_at - time.monotonic()))
+        return min(drain, max(0.0, getattr(self.call, "ends_at", math.inf) - time.monotonic()))
 
     async def publish(self, *messages: OutgoingMessage) -> None:
         """Publish at once; returns when the broker has confirmed all. Raises BrokerError.

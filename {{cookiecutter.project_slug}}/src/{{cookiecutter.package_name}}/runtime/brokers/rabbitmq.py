@@ -714,8 +714,7 @@ class RabbitBroker(Broker):
         if known is None and not self._deliver(message):
             await self.requeue(message)
         elif (asked := sum(deliveries.consumers.values())) < self.prefetch:
-            # Quick handlers never have all of few messages unacked: then once twice as many fit, or all.
-            fit = self._room() + len(self.unacked)
+            fit = self._room() + len(self.unacked)  # quick handlers have few unacked: ask by this
             if asked <= len(self.unacked) or min(2 * asked, self.prefetch) <= fit:
                 await self._ask(deliveries)
 

@@ -157,8 +157,7 @@ class Source(Publisher):
         super().__init__(settings)
         self.prefetch = prefetch
         """How many deliveries may be unacked at a time, in the buffer and in flight together."""
-        order_by = settings.order_by
-        most = settings.max_body_bytes or math.inf
+        order_by, most = settings.order_by, settings.max_body_bytes or math.inf
         self.buffer = OrderedBuffer(Gate(value_reader(order_by, most))) if order_by else Buffer()
         self._large_bytes = settings.max_body_bytes or 2**20
         """The largest body of late; at first a guess."""
@@ -318,10 +317,9 @@ class Source(Publisher):
 
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
-        while True:
-            message = await self.buffer.get()
-            if self._is_taken(message):
-                return message
+        while not self._is_taken(message := await self.buffer.get()):
+            pass
+        return message
 
     def _is_taken(self, message: Message) -> bool:
         """A worker takes this message: False if the broker has taken the delivery back."""
