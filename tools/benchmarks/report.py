@@ -76,7 +76,9 @@ EARLIER = """## Beside an earlier commit
 
 Written by `python3 tasks.py bench --against COMMIT --publish`: the service of that commit and this one, each rendered from its own template and
 run with the same libraries, in turns. The ratio is that of each round. The first part is the consumer alone, on a source in
-memory. What is above the target pays for promises that the earlier commit does not make: [Decisions](decisions.md#speed).
+memory. What is above the target pays, for each message, for what that commit does not promise: an id, a type, a time or a header of another
+program may be anything; the unacked bodies have a bound in bytes; handlers have time limits; a pause, and a message that may kill
+its process, are looked for.
 """
 
 
