@@ -713,10 +713,8 @@ class RabbitBroker(Broker):
         deliveries.add(tag, known or message)
         if known is None and not self._deliver(message):
             await self.requeue(message)
-        elif (asked := sum(deliveries.consumers.values())) < self.prefetch:
-            fit = self._room() + len(self.unacked)  # quick handlers have few unacked: ask by this
-            if asked <= len(self.unacked) or min(2 * asked, self.prefetch) <= fit:
-                await self._ask(deliveries)
+        elif sum(deliveries.consumers.values()) <= len(self.unacked) < self.prefetch:
+            await self._ask(deliveries)
 
     async def _stop_fetching(self) -> None:
         deliveries = self._deliveries
