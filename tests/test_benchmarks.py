@@ -46,6 +46,17 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
         prove("benchmarks that run", f"broker={broker}")
 
 
+def test_a_service_is_measured_beside_that_of_another_commit(tmp_path: Path) -> None:
+    output = tmp_path / "benchmarks.jsonl"
+    arguments = ("--quick", "--against", "HEAD", "--broker", "sqlite", "--output", str(output))
+    run_task("bench", *arguments, caches=tmp_path)
+    _, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    ratios = {figure["part"]: figure["values"] for figure in figures if "/" in figure["name"]}
+    parts = [f"{what}: CPU per message against HEAD" for what in ("the worker loop", "sqlite")]
+    assert list(ratios) == parts
+    assert all(value > 0 for values in ratios.values() for value in values)
+
+
 def test_the_benchmarks_hold_what_the_pages_say_of_others(tmp_path: Path) -> None:
     """In a run as short as possible."""
     output = tmp_path / "beside.jsonl"

@@ -7,20 +7,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tools import ROOT
 
 BIN = "Scripts" if os.name == "nt" else "bin"
 
 
-def scaffold(folder: Path, *answers: str, handler: str | None = None) -> Path:
+def scaffold(
+    folder: Path, *answers: str, handler: str | None = None, template: Path = ROOT
+) -> Path:
     """Render a service into the empty folder, with answers like ``broker=nats``; returns its path.
 
     A question without an answer gets its default; ``handler`` replaces the text of its one handler.
     """
-    command = ["cookiecutter", str(ROOT), "--no-input", "--default-config", "-o", str(folder)]
+    command = [
+        "cookiecutter",
+        str(template),
+        "--no-input",
+        "--default-config",
+        "-o",
+        str(folder.resolve()),
+    ]
     # Its output is what a user would do next.
-    _python(*command, *answers, stdout=subprocess.DEVNULL)
+    # In the folder whose local_extensions.py it needs.
+    _python(*command, *answers, stdout=subprocess.DEVNULL, cwd=template)
     [project] = folder.iterdir()
     if handler is not None:
         [file] = (project / "src").glob("*/handlers/order_created.py")
@@ -42,9 +53,9 @@ def user_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def _python(module: str, *arguments: str, stdout: int | None = None) -> None:
+def _python(module: str, *arguments: str, **options: Any) -> None:
     """Run the module; if it fails it has printed the reason, and this program ends with its exit code."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=stdout)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], **options)
     if done.returncode != 0:
         print(f"{module} {arguments[0]} failed; see above.", file=sys.stderr)
         sys.exit(done.returncode)

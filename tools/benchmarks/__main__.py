@@ -20,6 +20,7 @@ from typing import Any
 
 from tools import ROOT
 from tools.benchmarks import (
+    against,
     behaviour,
     contest,
     defaults,
@@ -90,8 +91,12 @@ def main() -> int:
     with redirect_stdout(sys.stderr):  # for the runtime's logs in this process
         defaults.check()
         parts, brokers = arguments.only or PARTS, arguments.broker or BROKERS
-        server, beside = measure_beside(parts, sizes) if "rabbitmq" in brokers else ("", [])
-        figures = list(measure(parts, brokers, sizes))
+        others = "rabbitmq" in brokers and not arguments.against
+        server, beside = measure_beside(parts, sizes) if others else ("", [])
+        if arguments.against:
+            figures = [*against.measure(arguments.against, brokers, sizes.messages, sizes.rounds)]
+        else:
+            figures = [*measure(parts, brokers, sizes)]
     print(table([*beside, *figures]))
     versions = {"Python": platform.python_version(), **dict(found_versions())}
     versions |= {"RabbitMQ": server} if server else {}
@@ -107,7 +112,8 @@ def main() -> int:
         "sizes": asdict(sizes),
     }
     if arguments.publish:
-        for results, measured in ((report.BESIDE, beside), (page.RESULTS, figures)):
+        own = report.AGAINST if arguments.against else page.RESULTS
+        for results, measured in ((report.BESIDE, beside), (own, figures)):
             if measured:
                 write(results, *report.with_what_stays(results, about, measured))
         page.write()
@@ -192,6 +198,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--broker", action="append", choices=BROKERS, help="this broker; may be repeated"
+    )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="only the CPU per message, beside that commit's service"
     )
     parser.add_argument(
         "--rounds", type=int, help=f"turns of what is compared (default {FULL.rounds})"

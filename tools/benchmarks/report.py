@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md, its chart and the README's table: ``python3 tasks.py bench --publish`` runs it at its end.
 
-beside.jsonl has what the service did beside other consumers, results.jsonl the rest. No other file has figures.
+beside.jsonl has what the service did beside other consumers, against.jsonl its cost beside an earlier commit, results.jsonl the rest.
 """
 
 import json
@@ -21,6 +21,7 @@ Results = list[Figure | Outcome]
 
 BESIDE = Path(__file__).with_name("beside.jsonl")
 RESULTS = Path(__file__).with_name("results.jsonl")
+AGAINST = Path(__file__).with_name("against.jsonl")
 DOCS = ROOT / "docs"
 PAGE = DOCS / "benchmarks.md"
 CHARTS = DOCS / "pictures"
@@ -71,6 +72,15 @@ The handlers of all consumers call the same stopwatch. CPU time is that of the c
 until the last acknowledgement is written. **Quote the ratios**: the microseconds belong to one machine at one time.
 """
 
+EARLIER = """## Beside an earlier commit
+
+Written by `python3 tasks.py bench --against COMMIT --publish`: the service of that commit and this one, each rendered from its own template and
+run with the same libraries, in turns. The ratio is that of each round. The first part is the consumer alone, on a source in
+memory. What is above the target pays, for each message, for what that commit does not promise: an id, a type, a time or a header of another
+program may be anything; the unacked bodies have a bound in bytes; handlers have time limits; a pause, and a message that may kill
+its process, are looked for.
+"""
+
 
 def read(results: Path) -> tuple[dict[str, Any], list[Figure]]:
     about, everything = read_all(results)
@@ -86,6 +96,8 @@ def with_what_stays(
     results: Path, about: dict[str, Any], measured: Sequence[Figure | Outcome]
 ) -> tuple[dict[str, Any], Results]:
     """What was measured, and of the other kind, times or behaviour, what is published: with its date and load."""
+    if not results.exists():
+        return about, [*measured]
     published, before = read_all(results)
     kinds = {type(one) for one in measured}
     stays = [one for one in before if type(one) not in kinds]
@@ -204,6 +216,11 @@ def page() -> str:
         f"![{CHART}](pictures/benchmarks-cpu.svg)\n",
         *sections(figures),
     ]
+    if AGAINST.exists():
+        about, figures = read(AGAINST)
+        sizes = about["sizes"]
+        rounds = f"{sizes['rounds']} rounds of {sizes['messages']:,} messages."
+        parts += [EARLIER, f"{about_run(about)} {rounds}\n", *sections(figures)]
     return "\n".join(parts)
 
 

@@ -37,11 +37,15 @@ class Service:
     It is not installed: this interpreter runs it, and has its dependencies.
     """
 
-    def __init__(self, scratch: Path, broker: str, handler: str = "handler.py") -> None:
+    def __init__(
+        self, scratch: Path, broker: str, handler: str = "handler.py", template: Path = ROOT
+    ) -> None:
         self.scratch = scratch
         self.broker = broker
         text = (HERE / handler).read_text(encoding="utf-8")
-        project = scaffold(scratch, f"broker={broker}", "handler_stub=raw", handler=text)
+        project = scaffold(
+            scratch, f"broker={broker}", "handler_stub=raw", handler=text, template=template
+        )
         # The handler imports the stopwatch from here.
         self.python_path = os.pathsep.join(map(str, (project / "src", ROOT)))
         self.ledger = Ledger(scratch / "ledger")
@@ -55,7 +59,9 @@ class Service:
             with (
                 patch.dict(os.environ, variables_for(self.broker)),
                 server_module(self.broker).shared(folder) as server,
-                Queue(self, server, f"ccc-bench-{os.getpid()}").deleted_afterwards() as queue,
+                Queue(
+                    self, server, f"ccc-bench-{self.scratch.name}-{os.getpid()}"
+                ).deleted_afterwards() as queue,
             ):
                 yield queue
         except ServerMissing as missing:

@@ -1,21 +1,22 @@
 """The runtime's own cost for each message, on any broker: the worker loop on a source in memory.
 
 From the buffer of the source, through a trivial raw handler, to the ack, which puts the message into the buffer
-again. No service can be cheaper than its client and this.
+again. No service can be cheaper than its client and this. As a program, ``python -m tools.benchmarks.worker_loop MESSAGES``, it
+measures the runtime on PYTHONPATH, which may be that of another commit: see against.py.
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Self
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
 
-from runtime.brokers.connectivity import Connectivity
-from runtime.brokers.source import Capabilities, Source
+from runtime.brokers.source import Source
 from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
 from runtime.handlers import Router
-from runtime.message import Message, OutgoingMessage
+from runtime.message import Message
 from runtime.settings import ConsumerSettings
 from tools.benchmarks.figures import Figure
 
@@ -24,13 +25,10 @@ PREFETCH = 100
 
 
 class MemorySource(Source):
-    """Delivers the same messages again and again."""
+    """Delivers the same messages again and again; what else a source can do, no one asks of it."""
 
-    capabilities = Capabilities(
-        delayed_retry=False, attempts=False, requeue=False, dead_letters=False, order=True
-    )
-    destinations: ClassVar = {}
-    connectivity = Connectivity("memory")
+    capabilities: ClassVar[Any] = SimpleNamespace(delayed_retry=False)
+    connectivity: Any = SimpleNamespace(outage_count=0)
     connected = True
 
     async def __aenter__(self) -> Self:
@@ -39,33 +37,21 @@ class MemorySource(Source):
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
-    async def declare(self) -> None:
+    async def prepare(self) -> None:
         pass
-
-    async def describe(self) -> dict[str, int | str]:
-        return {}
-
-    async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
-        raise NotImplementedError  # its handler publishes nothing
 
     async def start(self) -> None:
         for number in range(self.prefetch):
-            self._deliver(Message(b"x" * 200, str(number)))
+            self.buffer.put(Message(b"x" * 200, str(number)))
 
-    async def _stop_fetching(self) -> None:
-        pass
+    async def stop(self) -> None:
+        self.buffer.close()
 
-    async def _ack(self, message: Message) -> None:
-        self._deliver(message)
+    async def ack(self, message: Message) -> None:
+        self.buffer.put(message)
 
-    async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        raise NotImplementedError  # its handler never fails
 
-    async def _reject(self, message: Message, reason: str) -> None:
-        raise NotImplementedError  # its handler rejects nothing
-
-    async def _requeue(self, message: Message) -> None:
-        pass
+MemorySource.__abstractmethods__ = frozenset()
 
 
 async def microseconds_per_message(messages: int) -> float:
@@ -85,8 +71,8 @@ async def microseconds_per_message(messages: int) -> float:
     settings = ConsumerSettings.model_validate(
         {"broker_url": "sqlite:///unused", "source": "memory", "concurrency": PREFETCH}
     )
-    source, router = MemorySource(settings, PREFETCH), Router({"memory": handle})
-    assert await Consumer(source, router, event, settings).run() == 0
+    source = MemorySource(settings, PREFETCH)  # type: ignore[abstract]
+    assert await Consumer(source, Router({"memory": handle}), event, settings).run() == 0
     started, ended = times
     return (ended - started) * 1e6 / (messages - 1)
 
@@ -95,3 +81,8 @@ def measure(messages: int, rounds: int) -> Iterator[Figure]:
     print(f"worker loop: {rounds} rounds of {messages:,} messages", file=sys.stderr)
     values = [asyncio.run(microseconds_per_message(messages)) for _ in range(rounds)]
     yield Figure("The worker loop, without a broker", "CPU per message", values, "µs")
+
+
+if __name__ == "__main__":
+    result = asyncio.run(microseconds_per_message(int(sys.argv[1])))
+    print(result, file=sys.stderr)  # standard output has the log

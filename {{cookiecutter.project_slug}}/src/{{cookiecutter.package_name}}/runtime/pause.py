@@ -66,9 +66,11 @@ class Breaker:
         return max(0.0, self._ends_at - self._loop.time())
 
     def taken(self, message: Message) -> None:
-        """In a pause: it is the probe, and the next one waits for its result."""
-        self._probe = message
-        self._source.buffer.hold()
+        """By a worker. In a pause it is the probe, and the next one waits for its result."""
+        message.was_tried = message.id in self.tried
+        if self.reason:
+            self._probe = message
+            self._source.buffer.hold()
 
     def keeps(self, failure: BaseException) -> bool:
         """Whether this failure counts no attempt. A retry with a delay of its own is planned."""

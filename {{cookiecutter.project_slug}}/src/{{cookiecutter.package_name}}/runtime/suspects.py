@@ -2,7 +2,7 @@
 """Messages that may kill this process: they are handled one after the other, and named while they are in flight."""
 
 import asyncio
-import math
+import sys
 from collections.abc import Mapping
 from itertools import islice
 
@@ -23,9 +23,9 @@ class Suspects:
         """Each is settled at the broker before the next begins: so the first one that is redelivered killed the process."""
         self.waiting: list[Message] = []
         """Put aside, so that one worker is busy with suspects and not all; `Source.stop` requeues them too."""
-        self.most_bytes = settings.max_body_bytes or math.inf
-        self._most = settings.max_deliveries or math.inf
-        self.many = max(1, self._most / 2)
+        self.most_bytes = settings.max_body_bytes or sys.maxsize
+        self._most = settings.max_deliveries or sys.maxsize
+        self.many = max(1, self._most // 2)
         """A message with more of either is one of them: the consumer compares by itself, for each message."""
         self._rejected = False
 

@@ -111,8 +111,9 @@ class Settlements:
             if stopping:
                 event.set("test")
                 consumer._fetching_stopped.set()
+            call = consumer.limits.calls_of(asyncio.current_task())
             for message in messages:
-                handling = consumer._begin(message, asyncio.current_task(), alone=alone)
+                handling = consumer._begin(message, call, alone=alone)
                 if handling is not None:
                     await handling
             await asyncio.gather(*consumer._tasks)

@@ -13,12 +13,13 @@ requeued, never acked and never dead-lettered; settlements are flushed and every
 
 import asyncio
 import contextvars
-import time
+import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from signal import Signals
+from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
@@ -35,7 +36,7 @@ from .cancellation import (
 )
 from .errors import BrokerUnavailable, ExitCode, HandlerError, SourceFailed, forced_exit_code
 from .handlers import Handler, Router, not_raised
-from .limits import Limits, overrun, stack_of_task, stacks_of_threads
+from .limits import Call, Limits, overrun, stack_of_task, stacks_of_threads
 from .logs import Seldom, Tracebacks
 from .message import REASON_CHARACTERS, HandlerContext, Message, Pause, Reject, Retry
 from .pause import Breaker
@@ -229,17 +230,16 @@ class Consumer:
             self.event.set("failure")  # do not idle: the other workers finish, the process exits
 
     async def _work(self) -> None:
-        suspects, task = self.source.suspects, asyncio.current_task()
+        suspects, call = self.source.suspects, self.limits.calls_of(asyncio.current_task())
         async for message in cancellable_aiter(self.source, self.event):
             if message.deliveries > suspects.many or len(message.body) > suspects.most_bytes:
-                await self._handle_alone(message, task)
-            elif (handling := self._begin(message, task)) is not None:
+                await self._handle_alone(message, call)
+            elif (handling := self._begin(message, call)) is not None:
                 await handling
         if not self.event.is_set():
-            msg = "the source ended without a shutdown"
-            raise SourceFailed(msg)
+            raise SourceFailed("the source ended without a shutdown")
 
-    async def _handle_alone(self, message: Message, task: Any) -> None:
+    async def _handle_alone(self, message: Message, call: Call) -> None:
         """By one worker, which also takes those that the others put aside meanwhile."""
         suspects = self.source.suspects
         suspects.waiting.append(message)
@@ -255,18 +255,17 @@ class Consumer:
                         self.source.buffer.settled(suspect)
                         continue
                     await self.source.begin_alone(suspect)
-                    if (handling := self._begin(suspect, task, alone=True)) is not None:
+                    if (handling := self._begin(suspect, call, alone=True)) is not None:
                         await handling
                         await self.source.flush()
 
     def _begin(
-        self, message: Message, task: Any, *, alone: bool = False
+        self, message: Message, call: Call, *, alone: bool = False
     ) -> Coroutine[Any, Any, None] | None:
         """What is to be awaited; None for a batch. No coroutine of its own: this runs for each message."""
         _message_id.set(message.id)
-        message.context, message.taken_at = self._context, time.monotonic()
-        message.was_tried = message.id in self.breaker.tried
-        if self.breaker.reason:
+        message.context, message.call, message.taken_at = self._context, call, monotonic()
+        if self.breaker.tried or self.breaker.reason:
             self.breaker.taken(message)
         name = NO_HANDLER
         try:
@@ -287,48 +286,54 @@ class Consumer:
             self._add_to_batch(handler, message, payload)
             return None
         if handler.batched and handler.slots:
-            return self._process_within(handler.slots, task, handler, [message], [payload])
-        return self._process(task, handler, [message], [payload])
+            return self._process_within(handler.slots, call, handler, [message], [payload])
+        return self._process(call, handler, [message], [payload])
 
-    async def _process_within(self, slots: list[asyncio.Semaphore], *call: Any) -> None:
+    async def _process_within(self, slots: list[asyncio.Semaphore], *arguments: Any) -> None:
         async with slots[0]:
-            await self._process(*call)
+            await self._process(*arguments)
 
     async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
         self.breaker.judge([message], {message: failure})
         self._settled(message, name, await self._fail(message, failure))
 
     async def _process(
-        self, task: Any, handler: Handler, messages: list[Message], payloads: list[Any]
+        self, call: Call, handler: Handler, messages: list[Message], payloads: list[Any]
     ) -> None:
-        result, failure = None, None
-        for message in messages if self._debugs else ():
-            log.debug("handling", message_id=message.id, handler=handler.name)
+        result, failure, task = None, None, call.task
+        if self._debugs:
+            for message in messages:
+                log.debug("handling", message_id=message.id, handler=handler.name)
         handling = self.telemetry.handling(handler.name, messages)
-        self.limits.begin(task, handler, messages)
+        call.handler, call.messages = handler, messages
+        call.ends_at = monotonic() + handler.seconds
         try:
-            call = handler.call(payloads, messages, self._threads)
-            result = await _in_a_context_of_its_own(call, has_result=handler.has_result)
+            calling = handler.call(payloads, messages, self._threads)
+            result = await _in_a_context_of_its_own(calling, has_result=handler.has_result)
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
-        failure = self.limits.end(task, failure)
+        if call.look_at:
+            failure = self.limits.end(call, failure)
         self.telemetry.handled(handling, failure)
         if task.cancelling():
             if self._cancelling_handlers:
+                call.look_at = math.inf  # it has ended; its `ends_at` says whether in time
                 # Also after a swallowed cancellation: the handler's progress is unknown.
                 await self._requeue(messages)
                 raise asyncio.CancelledError
+            call.ends_at = math.inf
             # The handler cancelled its own task without `uncancel`.
             while task.uncancel():
                 pass
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
-        acked = False
-        failures = {} if failure is None else dict.fromkeys(messages, failure)
-        if result is not None and failure is None:
+        call.ends_at, call.messages, acked, failures = math.inf, (), False, None
+        if failure is not None:
+            failures = dict.fromkeys(messages, failure)
+        elif result is not None:
             acked, failures = await self._publish_results(handler, messages, result)
         if failures or self.breaker.alert:
-            self.breaker.judge(messages, failures, handler)
+            self.breaker.judge(messages, failures or {}, handler)
         for message in messages:
             outcome: Outcome = "handled"
             if failures and (cause := failures.get(message)) is not None:
@@ -371,8 +376,9 @@ class Consumer:
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
         if batch is None:
-            batch = self._open_batches[handler] = _Batch()
+            batch = self._open_batches[handler] = _Batch(self.limits.calls_of(None))
             self._start(self._process_batch(handler, batch), name=f"batch-{handler.name}")
+        message.call = batch.call
         batch.messages.append(message)
         batch.payloads.append(payload)
         if len(batch.messages) >= self.settings.batch_size:
@@ -394,7 +400,8 @@ class Consumer:
             await self._requeue(batch.messages)
             raise
         try:
-            await self._process(asyncio.current_task(), handler, batch.messages, batch.payloads)
+            batch.call.task = asyncio.current_task()
+            await self._process(batch.call, handler, batch.messages, batch.payloads)
         finally:
             for each in slots:
                 each.release()
@@ -473,7 +480,7 @@ class Consumer:
         await asyncio.gather(*map(self._requeue_or_fail, ours))
 
     async def _requeue_or_fail(self, message: Message) -> None:
-        if message.ends_at > time.monotonic():
+        if message.call.ends_at > monotonic():
             return await self.source.requeue(message)
         # It would hang each process that gets it, for ever.
         await self._fail(message, overrun(self.router.handlers[message.handler]), may_keep=False)
@@ -483,7 +490,7 @@ class Consumer:
     async def _drain(self) -> int:
         requested_at = self.event.set_at if self.event.set_at is not None else self._loop.time()
         deadline = requested_at + self.settings.drain_seconds
-        self._context.deadline = time.monotonic() + deadline - self._loop.time()
+        self._context.deadline = monotonic() + deadline - self._loop.time()
         self.state, self.at_signal = "draining", self.counts()
         self.notify("STOPPING=1", f"STATUS=draining, {len(self.in_flight)} in flight")
         log.info("stop_requested", reason=name_of(self.event.reason))
@@ -575,7 +582,8 @@ async def unless_set(work: Coroutine[Any, Any, T], event: asyncio.Event) -> T:
 class _Batch:
     """The messages of one call of a batch handler."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: Call) -> None:
+        self.call = call
         self.messages: list[Message] = []
         self.payloads: list[Any] = []
         self.full = asyncio.Event()
@@ -592,19 +600,16 @@ def _in_a_context_of_its_own(
     context, steps = contextvars.copy_context(), call.__await__()
     # `send` ends with an exception, at twice the cost of all this.
     step: Any = (steps.send, None) if has_result else (next, steps, call)
-    thrown: BaseException | None = None
-    while True:
-        try:
-            awaited = context.run(*step) if thrown is None else context.run(steps.throw, thrown)
-        except StopIteration as end:
-            return end.value
-        if awaited is call:
-            return None
-        try:
-            yield awaited
-            thrown = None
-        except BaseException as error:
-            thrown = error
+    run = step
+    try:
+        while (awaited := context.run(*run)) is not call:
+            try:
+                yield awaited
+                run = step
+            except BaseException as error:
+                run = (steps.throw, error)
+    except StopIteration as end:
+        return end.value
 
 
 def _text_of(failure: BaseException) -> str:

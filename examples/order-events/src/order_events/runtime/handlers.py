@@ -72,7 +72,7 @@ class Handler:
         self.own = _checked(name, function) if isinstance(function, Handles) else Handles(function)
         self.function = function = self.own.function
         self.blocking = self.in_thread = not inspect.iscoroutinefunction(function)
-        self._decoders = decoders
+        self._decoders, self._decodes_all = decoders, "" in decoders
         self._around = around
         flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
         self._is_plain = bool(flags & inspect.CO_COROUTINE)  # no partial, none that is only marked
@@ -111,6 +111,7 @@ class Handler:
             )
             raise HandlerError(msg) from error
         self._arguments = [None] * len(self._wanted)
+        self._is_simple = self._is_plain and not (self.batched or self._wanted or around)
 
     def _read_payload_type(self, kind: Any) -> None:
         self.batched = get_origin(kind) is list
@@ -150,9 +151,9 @@ class Handler:
     def decode(self, message: Message) -> Any:
         """The payload of the message. Raises Reject with the reason if it does not validate; Retry if a decoder does."""
         body: Any = message.body
-        if body and (message.content_encoding or message.content_type or "" in self._decoders):
+        if body and (message.content_encoding or message.content_type or self._decodes_all):
             body = unpack(message, {} if self._adapter is None else self._decoders)
-        if not body and self._takes_tombstones:
+        if self._takes_tombstones and not body:
             return None
         if self._adapter is None:
             return body
@@ -175,13 +176,15 @@ class Handler:
 
     def call(self, payloads: list[Any], messages: list[Message], threads: Executor) -> Any:
         """What is to be awaited: the handler, on one message, or on all of them if it takes a batch. It gives its result."""
+        if self._is_simple:  # no coroutine of its own, as this runs for each message
+            return self.function(payloads[0])
         message: Any = messages if self.batched else messages[0]
         arguments = [payloads if self.batched else payloads[0], *self._arguments]
         if self._message_at:
             arguments[self._message_at] = message
         if self._around is not None:
             return self._around(lambda: self._run(arguments, threads, message), message)
-        if self._is_plain:  # no coroutine of its own: this runs for each message
+        if self._is_plain:
             return self.function(*arguments)
         return self._run(arguments, threads, message)
 
@@ -241,7 +244,7 @@ class Router:
 
     def route(self, message: Message) -> Handler:
         """The handler of this message. Raises Reject for a type that the service does not know."""
-        handler = self.handlers.get(message.type) or self._only or self.find(message.type)
+        handler = self._only or self.handlers.get(message.type) or self.find(message.type)
         if handler is None:
             raise Reject(f"unknown type {redacted(message.type)[:100]!r}")
         return handler

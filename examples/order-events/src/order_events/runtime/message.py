@@ -134,7 +134,7 @@ class Message:
     """Where it comes from, such as exchange and routing_key, subject, topic, partition and offset."""
     handler: str = ""  # the key of HANDLERS that took it
     taken_at: float = 0.0  # by a worker; time.monotonic()
-    ends_at: float = math.inf  # the time limit of its handler; time.monotonic()
+    call: Any = None  # of its handler: see `limits.Call`
     receipt: Any = None
     """The broker's own handle of this delivery, for its source only."""
     source: Any = None
@@ -163,7 +163,7 @@ class Message:
     def seconds_left(self) -> float:
         """Seconds until the handler is cancelled: by its time limit, or by a shutdown; before that, after the whole drain time."""
         drain = math.inf if self.context is None else self.context.seconds_left()
-        return min(drain, max(0.0, self.ends_at - time.monotonic()))
+        return min(drain, max(0.0, getattr(self.call, "ends_at", math.inf) - time.monotonic()))
 
     async def publish(self, *messages: OutgoingMessage) -> None:
         """Publish at once; returns when the broker has confirmed all. Raises BrokerError.

@@ -87,7 +87,7 @@ def make_message(
     return Message(
         body,
         text_of(id or fallback_id) or MadeUpId(uuid.uuid4().hex),
-        text_of(type),
+        text_of(type) if type else "",
         headers,
         count_of(failures) + 1 if failures else 1,
         time_of(published_at),
@@ -198,7 +198,7 @@ def text_of(value: object) -> str:
             return value
         return value.encode(errors="replace").decode()  # JSON may hold lone surrogates
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).decode(errors="replace")
+        return str(value, "utf-8", "replace")
     return "" if value is None else str(value)
 
 

@@ -372,10 +372,11 @@ def _message(record: Any, partition: _Partition | None = None) -> Message:
             headers[name] = value.decode()
         except (UnicodeDecodeError, AttributeError):  # other bytes, or None
             headers[name] = value
-    id = headers.pop(ID, None)
-    type = headers.pop(TYPE, None)
-    if JSON_HEADERS in headers:
-        decode_json_values(headers, headers.pop(JSON_HEADERS))
+    id, type, published_at, first = headers.pop(ID, None), headers.pop(TYPE, None), None, None
+    if headers:
+        if JSON_HEADERS in headers:
+            decode_json_values(headers, headers.pop(JSON_HEADERS))
+        published_at, first = headers.pop(PUBLISHED_AT, None), headers.pop(ORIGIN, None)
     key = text_of(record.key)
     if record.key is not None and key != id:
         headers[KEY] = key
@@ -387,9 +388,9 @@ def _message(record: Any, partition: _Partition | None = None) -> Message:
         type=type,
         headers=headers,
         failures=headers.get(ATTEMPTS),
-        published_at=headers.pop(PUBLISHED_AT, None) or (record.timestamp or 0) / 1000,
+        published_at=published_at or (record.timestamp or 0) / 1000,
         receipt=(partition, record),
-        origin=_origin(record, headers.pop(ORIGIN, None)),
+        origin=_origin(record, first),
     )
     message.key = key or message.key
     return message
@@ -1290,10 +1291,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _ack(self, message: Message) -> None:
         partition, record = message.receipt
         del partition.unacked[record.offset]
-        self._to_commit.add(partition)
+        if partition not in self._to_commit:  # else its commit is wanted already
+            self._to_commit.add(partition)
+            self._commit_wanted.set()
         self._acked.append(message.id)
         self._settled.set()
-        self._commit_wanted.set()
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Behind others with the same back-off a message may wait for up to that back-off."""
@@ -1335,17 +1337,16 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         while await self._commit_wanted.wait():
             self._commit_wanted.clear()
             await asyncio.sleep(COMMIT_SECONDS)
-            if not await self._commit():
-                self._commit_wanted.set()
+            await self._commit()
 
-    async def _commit(self, seconds: float = ANSWER_SECONDS) -> bool:
-        """Commit, for each partition, the offset below which all is settled; False if that failed, and must be repeated."""
+    async def _commit(self, seconds: float = ANSWER_SECONDS) -> None:
+        """Commit, for each partition, the offset below which all is settled; if that fails, it is wanted again."""
         partitions, self._to_commit = self._to_commit, set()
         acked, self._acked = self._acked, []
         offsets = {partition: partition.settled_below() for partition in partitions}
         offsets = {partition: n for partition, n in offsets.items() if n > partition.committed}
         if not offsets or self._consumer is None:
-            return True
+            return
         committed = False
         try:
             async with self._requests.bounded(seconds):
@@ -1359,11 +1360,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if not committed:
                 _retrieve_commit_errors()
                 self._to_commit.update(p for p in partitions if not p.revoked)
+                self._commit_wanted.set()
                 self._acked = acked + self._acked
         if committed:
             for partition, offset in offsets.items():
                 partition.committed = offset
-        return committed
 
     # -- publishing
 

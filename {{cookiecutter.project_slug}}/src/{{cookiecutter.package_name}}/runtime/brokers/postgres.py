@@ -363,9 +363,7 @@ RULES = (
 )
 
 Connection = Any  # asyncpg.Connection: the package has no types
-Settlement = tuple[
-    Message, str, Any
-]  # the message, the verb, and the delay, the reason or `Published`
+Settlement = tuple[Message, str, Any]  # with the verb, and the delay, the reason or `Published`
 Row = tuple[str, str, str, str, bytes, float]
 """The source, id, type, headers, body and delay of a message to publish."""
 
@@ -380,7 +378,8 @@ class Published(NamedTuple):
 class Exchange(NamedTuple):
     """What one request has written and taken, for when it is committed."""
 
-    settlements: list[Settlement]
+    settled_count: int
+    settlements: list[Settlement]  # none if all are acks, in time
     lost: set[int]
     """The rows of settlements that came too late."""
     rows: list[Any]
@@ -572,9 +571,7 @@ class PostgresBroker(Broker):
             if self._fetcher is not None:
                 await self._check_rights(connection)
         now = asyncio.get_running_loop().time()
-        if (
-            self._connection is not None
-        ):  # after an outage the other consumers need time to reconnect, too
+        if self._connection is not None:  # other consumers need time to reconnect, too
             self._reclaim_at = now + self._lease_seconds
         self._renew_at = now
         self._connection = connection
@@ -584,14 +581,10 @@ class PostgresBroker(Broker):
     async def _open(self) -> Connection:
         """Try each host, and stop at the first refusal. Raises the error of the last one."""
         self._url = self._current_url()
-        hosts = self._url.hosts or [
-            ""
-        ]  # without a host asyncpg reads PGHOST, or looks for a socket
+        hosts = self._url.hosts or [""]  # without one asyncpg reads PGHOST, or looks for a socket
         seconds = CONNECT_SECONDS / len(hosts)
         outage = BrokerUnavailable(self._address)
-        for host in (
-            hosts
-        ):  # one by one: asyncpg would spend all of the time on the first unresponsive host
+        for host in hosts:  # else asyncpg would spend all of the time on an unresponsive one
             try:
                 async with self._requests.bounded(seconds):
                     return await self._open_host(host)
@@ -842,16 +835,15 @@ class PostgresBroker(Broker):
             ours += [message.receipt for message, _, _ in self._settlements[len(settlements) :]]
             ours += [row["seq"] for row in rows if row["seq"]]
             await self._rows(connection, REQUEUE_OTHERS, self._consumer, ours)
-        return Exchange(settlements, lost, rows, refused)
+        told = settlements if lost or len(acked) < len(settlements) else []
+        return Exchange(len(settlements), told, lost, rows, refused)
 
     def _written(self, exchange: Exchange) -> None:
         """The settlements are committed."""
-        settlements, lost, _, refused = exchange
-        del self._settlements[: len(settlements)]
+        _, settlements, lost, _, refused = exchange
+        del self._settlements[: exchange.settled_count]
         for message, verb, about in settlements:
-            if (
-                message.receipt in lost and not self._answer_lost
-            ):  # else it was written the first time
+            if message.receipt in lost and not self._answer_lost:  # else it was written before
                 told = "ack" if verb == "publish" else verb
                 log_settlement_lost(message, told, "its lease had expired")
             if verb == "publish" and not about.written.done():

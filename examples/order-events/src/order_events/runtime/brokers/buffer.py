@@ -8,7 +8,9 @@ worker's next `get` raise `SourceFailed`, so that no service idles.
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from ..errors import BrokerError, SourceFailed
 from ..message import Message
@@ -21,6 +23,8 @@ class Buffer:
     two more. So all handlers start within a few turns of the event loop, and yet a worker whose handler never waits
     empties the buffer by itself, without waking a hundred others in vain.
     """
+
+    gates: Sequence[Any] = ()  # of an OrderedBuffer, which alone must hear of settled messages
 
     def __init__(self) -> None:
         self.takeable: deque[Message] = deque()
@@ -39,11 +43,11 @@ class Buffer:
 
     def put(self, message: Message) -> None:
         self.takeable.append(message)
-        if not self._woken_count:
+        if self._waiters and not self._woken_count:
             self._wake(1)
 
     def settled(self, message: Message) -> None:
-        """A message that `get` returned is settled, or was dropped: see `ordering.OrderedBuffer`."""
+        """A message that `get` returned is settled, or was dropped."""
 
     def take_all(self) -> list[Message]:
         """Empty the buffer, to requeue or drop messages that no worker took."""

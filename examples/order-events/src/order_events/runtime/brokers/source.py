@@ -158,8 +158,7 @@ class Source(Publisher):
         super().__init__(settings)
         self.prefetch = prefetch
         """How many deliveries may be unacked at a time, in the buffer and in flight together."""
-        order_by = settings.order_by
-        most = settings.max_body_bytes or math.inf
+        order_by, most = settings.order_by, settings.max_body_bytes or math.inf
         self.buffer = OrderedBuffer(Gate(value_reader(order_by, most))) if order_by else Buffer()
         self._large_bytes = settings.max_body_bytes or 2**20
         """The largest body of late; at first a guess."""
@@ -318,10 +317,9 @@ class Source(Publisher):
 
     async def _next_held(self) -> Message:
         """For ``__anext__`` of brokers that take deliveries back: skips deliveries that the broker has taken back."""
-        while True:
-            message = await self.buffer.get()
-            if self._is_taken(message):
-                return message
+        while not self._is_taken(message := await self.buffer.get()):
+            pass
+        return message
 
     def _is_taken(self, message: Message) -> bool:
         """A worker takes this message: False if the broker has taken the delivery back."""
@@ -336,7 +334,8 @@ class Source(Publisher):
     def ack(self, message: Message) -> Coroutine[Any, Any, None]:
         """Acknowledge the message. May be sent later, together with others."""
         # No coroutine of its own, and few calls: this runs for each message.
-        self.buffer.settled(message)
+        if self.buffer.gates:
+            self.buffer.settled(message)
         if message in self.unacked and (self.acks_late or not self._lost_because(message)):
             self._release(message)
             return self._ack(message)
