@@ -171,8 +171,7 @@ class Message:
         For what must not wait for the end of the handler; what a handler returns is published if it succeeds only.
         """
         if self.context is None or self.context.publish is None:
-            msg = "publish() needs a message that the consumer delivered"
-            raise RuntimeError(msg)
+            raise RuntimeError("publish() needs a message that the consumer delivered")
         await self.context.publish(self, [*messages])
 
 

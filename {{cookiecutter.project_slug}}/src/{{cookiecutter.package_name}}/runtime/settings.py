@@ -108,8 +108,7 @@ class ConsumerSettings(BaseSettings):
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
                 fault = f"{file} cannot be read: {reason}"
         if not url:
-            msg = f"CONSUMER_BROKER_URL_FILE: {fault}"
-            raise ValueError(msg)
+            raise ValueError(f"CONSUMER_BROKER_URL_FILE: {fault}")
         return {**values, "broker_url": url}
 
     @field_validator("duration_buckets", mode="before")
@@ -147,8 +146,7 @@ class ConsumerSettings(BaseSettings):
         others = ORIGINS if info.field_name == "type_from" else ("key",)
         if value and value not in others and PLACE.fullmatch(value) is None:
             known = ", ".join((*others, "header:NAME or body:FIELD"))
-            msg = f"must be {known}, as in header:customer-id or body:customer.id"
-            raise ValueError(msg)
+            raise ValueError(f"must be {known}, as in header:customer-id or body:customer.id")
         return value
 
     @model_validator(mode="after")
@@ -157,8 +155,7 @@ class ConsumerSettings(BaseSettings):
             msg = "CONSUMER_RETRY_MAX_SECONDS must not be less than CONSUMER_RETRY_SECONDS"
             raise ValueError(msg)
         if self.bindings and "," in self.source:
-            msg = "CONSUMER_BINDINGS: CONSUMER_SOURCE must name the one queue to bind"
-            raise ValueError(msg)
+            raise ValueError("CONSUMER_BINDINGS: CONSUMER_SOURCE must name the one queue to bind")
         return self
 
 
@@ -168,8 +165,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         _warn_of_unknown(frozenset((*os.environ, *dotenv_values(".env"))))
         settings = settings_class(**overrides)
     except (OSError, UnicodeError) as error:
-        msg = f".env cannot be read: {error}"
-        raise SettingsError(msg) from None
+        raise SettingsError(f".env cannot be read: {error}") from None
     except pydantic_settings.SettingsError as error:  # a list or a model that is not JSON
         raise SettingsError(str(error)) from None
     except ValidationError as error:
@@ -187,8 +183,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         is_field = first["loc"][0] in settings_class.model_fields
         prefix = settings_class.model_config.get("env_prefix", "") if is_field else ""
         variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()
-        msg = f"{variable}: {redacted(reason)}"
-        raise SettingsError(msg) from None
+        raise SettingsError(f"{variable}: {redacted(reason)}") from None
     keep_secret(settings)
     return settings
 

@@ -104,12 +104,11 @@ class Handler:
                 raise TypeError("it has no parameter")
         except Exception as error:  # whatever the annotations, or pydantic, raise
             what = f"parameter {parameter!r}" if parameter else error
-            msg = (
+            raise HandlerError(
                 f"handler {name!r}: cannot use the signature of {_where(function)} ({what}); it takes an annotated"
                 " payload (a pydantic model, bytes, or a list of one of them), and optionally a Message"
                 " (list[Message] for a batch) and classes of what lifespan yields"
-            )
-            raise HandlerError(msg) from error
+            ) from error
         self._arguments = [None] * len(self._wanted)
         self._is_simple = self._is_plain and not (self.batched or self._wanted or around)
 
@@ -141,11 +140,10 @@ class Handler:
                 continue
             fitting = [one for one in found if isinstance(one, kind)]
             if len(fitting) != 1:
-                msg = (
+                raise HandlerError(
                     f"handler {self.name!r}: lifespan yields {len(fitting) or 'no'} {kind.__name__}"
                     f" for the parameter {name!r} of {_where(self.function)}"
                 )
-                raise HandlerError(msg)
             self._arguments[place] = fitting[0]
 
     def decode(self, message: Message) -> Any:
@@ -209,8 +207,7 @@ class Router:
         around: Around | None = None,
     ) -> None:
         if not functions:
-            msg = "HANDLERS in handlers/__init__.py is empty: add a handler"
-            raise HandlerError(msg)
+            raise HandlerError("HANDLERS in handlers/__init__.py is empty: add a handler")
         if around is not None and not inspect.iscoroutinefunction(around):
             msg = "around in handlers/__init__.py must be `async def around(call, message)`"
             raise HandlerError(msg)
@@ -278,8 +275,7 @@ def call_in_thread(message: Any, function: Callable[..., Any], *arguments: Any) 
         return function(*arguments)
     except StopIteration as error:
         # A future rejects StopIteration; before Python 3.11.8 and 3.12.2 it would stay pending.
-        msg = "the handler raised StopIteration"
-        raise RuntimeError(msg) from error
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _where(function: Callable[..., Any]) -> str:

@@ -83,11 +83,8 @@ def read_results(
     several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Failed | dict)
     results = list(result) if several and isinstance(result, Iterable) else [result]
     outgoing = [one for one in results if isinstance(one, OutgoingMessage)]
-    failures: dict[Message, BaseException] = {
-        one.message: one.failure for one in results if isinstance(one, Failed)
-    }
     for one in results:
         if not isinstance(one, OutgoingMessage | Failed if batched else OutgoingMessage):
             msg = f"the handler returned {type(one).__name__}: it may return OutgoingMessages, or nothing"
             raise TypeError(msg)
-    return outgoing, failures
+    return outgoing, {one.message: one.failure for one in results if isinstance(one, Failed)}

@@ -40,8 +40,7 @@ def make_source(settings: "ConsumerSettings", prefetch: int = 1) -> "Broker":
         msg = f"CONSUMER_BROKER_URL: unknown scheme {scheme!r}; known schemes: {', '.join(known_schemes())}"
         raise BrokerRefused(msg)
     if re.search(r"[,\s][\w+]+://", settings.broker_url.get_secret_value()):
-        msg = "CONSUMER_BROKER_URL names one broker: for two kinds, run two services"
-        raise BrokerRefused(msg)
+        raise BrokerRefused("CONSUMER_BROKER_URL names one broker: for two kinds, run two services")
     # Imported only when it is used: the demo, on sqlite, needs no broker's client library.
     module = import_module(f".{MODULE_OF_SCHEME[scheme]}", __name__)
     source: Broker

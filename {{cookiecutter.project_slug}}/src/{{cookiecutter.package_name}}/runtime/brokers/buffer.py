@@ -86,8 +86,7 @@ class Buffer:
             if (failure := self.failure) is not None:
                 # A broker's error is a sentence; the text of another exception needs its type.
                 kind = "" if isinstance(failure, BrokerError) else f"{type(failure).__name__}: "
-                msg = f"the source stopped delivering: {kind}{failure}"
-                raise SourceFailed(msg) from failure
+                raise SourceFailed(f"the source stopped delivering: {kind}{failure}") from failure
             if self._closed:
                 raise StopAsyncIteration
             await self._wait()

@@ -9,6 +9,5 @@ def flag(url: BrokerUrl, option: str, default: bool = False) -> bool:
     """The option as true or false. Raises BrokerRefused."""
     text = url.options.get(option, str(default).lower())
     if text not in ("true", "false"):
-        msg = f"CONSUMER_BROKER_URL: {option} must be true or false"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"CONSUMER_BROKER_URL: {option} must be true or false")
     return text == "true"

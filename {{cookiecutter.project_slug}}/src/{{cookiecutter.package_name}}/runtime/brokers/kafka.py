@@ -328,8 +328,7 @@ def _record(message: OutgoingMessage) -> Record:
             encoded.append((JSON_HEADERS, json.dumps(json_names).encode()))
         return key.encode(), message.body, encoded
     except (TypeError, ValueError) as error:
-        msg = f"this message cannot be sent: {error}"
-        raise BrokerRefused(msg) from error
+        raise BrokerRefused(f"this message cannot be sent: {error}") from error
 
 
 def _copy(message: Message, history: Mapping[str, str]) -> Record:
@@ -533,8 +532,7 @@ aiokafka_conn.OAuthAuthenticator = _TokenAuthenticator
 def _choice(url: BrokerUrl, option: str, choices: Sequence[str]) -> str:
     """The option as one of these, by default the first. Raises BrokerRefused."""
     if (text := url.options.get(option, choices[0])) not in choices:
-        msg = f"CONSUMER_BROKER_URL: {option} must be one of {', '.join(choices)}"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"CONSUMER_BROKER_URL: {option} must be one of {', '.join(choices)}")
     return text
 
 
@@ -547,8 +545,7 @@ def _security(url: BrokerUrl) -> dict[str, Any]:
         raise BrokerRefused(msg)
     protocol = "SSL" if url.scheme == "kafkas" else "PLAINTEXT"
     if {*TLS_OPTIONS} & url.options.keys() and protocol != "SSL":
-        msg = f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need kafkas://"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need kafkas://")
     if provider:
         login: dict[str, Any] = {"sasl_oauth_token_provider": _Tokens(provider)}
     elif url.user:
@@ -789,8 +786,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             async with self._requests.bounded():
                 if not await self._producer.client.force_metadata_update():
                     await self._reach_one_host()  # which says why
-                    msg = f"{self._url.redacted}: no broker can be reached"
-                    raise BrokerUnavailable(msg)
+                    raise BrokerUnavailable(f"{self._url.redacted}: no broker can be reached")
             if self._consumer is not None or self._fetcher is None:
                 self.connectivity.established()
             await cancellable_sleep(CHECK_SECONDS, self._closing)
@@ -821,8 +817,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if isinstance(error, MAY_NOT_CREATE):
                 msg = f"the topic {name!r} does not exist, and this user may not create it: {error}"
                 raise BrokerDenied(msg) from error
-            msg = f"the topic {name!r} cannot be created: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerRefused(f"the topic {name!r} cannot be created: {error}") from error
         for topic in topics:  # a new one is known to all brokers a little later
             async with self._requests.bounded():
                 await self._producer.partitions_for(topic.name)
@@ -1586,11 +1581,10 @@ def _metadata_of(first: int, offsets: set[int]) -> str:
         bits[place] |= 1 << bit
     text = base64.b64encode(zlib.compress(bits)).decode() if offsets else ""
     if len(text) > MOST_METADATA_BYTES:
-        msg = (
+        raise BrokerRefused(
             f"{len(offsets)} dead letters behind others were moved or deleted, and Kafka can mark no more: "
             "first replay or purge the oldest ones"
         )
-        raise BrokerRefused(msg)
     return text
 
 

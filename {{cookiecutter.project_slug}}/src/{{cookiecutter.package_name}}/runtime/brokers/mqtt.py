@@ -140,8 +140,7 @@ def _read_text(buffer: bytes, most: int) -> tuple[str, int]:
     """The text at the start of the buffer, and how many bytes it takes."""
     end = 2 + int.from_bytes(buffer[:2], "big")
     if end > most:
-        msg = "a text is longer than the properties"
-        raise ValueError(msg)
+        raise ValueError("a text is longer than the properties")
     return buffer[2:end].decode(), end
 
 
@@ -175,18 +174,15 @@ def _properties(values: Mapping[str, Any]) -> Any:
         for name, value in values.items():
             # Brokers close the connection on control characters.
             if not name.isprintable():
-                msg = f"the header {name!r} is not plain text"
-                raise ValueError(msg)
+                raise ValueError(f"the header {name!r} is not plain text")
             if not (isinstance(value, str) and value.isprintable()):
                 value = json.dumps(value)
                 in_json.append(name)
             if max(len(name.encode()), len(value.encode())) > MOST_BYTES_OF_TEXT:
-                msg = f"the header {name!r} is longer than {MOST_BYTES_OF_TEXT} bytes"
-                raise ValueError(msg)
+                raise ValueError(f"the header {name!r} is longer than {MOST_BYTES_OF_TEXT} bytes")
             pairs.append((name, value))
     except (TypeError, ValueError) as error:
-        msg = f"this message cannot be sent: {error}"
-        raise BrokerRefused(msg) from error
+        raise BrokerRefused(f"this message cannot be sent: {error}") from error
     if in_json:
         pairs.append((IN_JSON, json.dumps(in_json)))
     properties = _Properties(PacketTypes.PUBLISH)
@@ -207,11 +203,9 @@ def _outgoing_properties(message: OutgoingMessage) -> Any:
             msg = f"its content type or correlation id is longer than {MOST_BYTES_OF_TEXT} bytes"
             raise ValueError(msg)
         if not message.content_type.isprintable():
-            msg = "its content type is not plain text"
-            raise ValueError(msg)
+            raise ValueError("its content type is not plain text")
     except ValueError as error:
-        msg = f"this message cannot be sent: {error}"
-        raise BrokerRefused(msg) from error
+        raise BrokerRefused(f"this message cannot be sent: {error}") from error
     if message.content_type:
         properties.ContentType = message.content_type
     if correlation:
@@ -286,25 +280,22 @@ def _name_of(packet_type: int, code: int) -> str:
 def _check_names(group: str, topic: str, own_topics: list[str]) -> None:
     """Raises BrokerRefused."""
     if not topic or "\0" in topic or len(topic.encode()) > 60_000:
-        msg = f"CONSUMER_SOURCE is not an MQTT topic: {topic!r}"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"CONSUMER_SOURCE is not an MQTT topic: {topic!r}")
     levels = topic.split("/")
     if any(level not in ("+", "#") and ("+" in level or "#" in level) for level in levels) or (
         "#" in levels[:-1]
     ):
-        msg = f"CONSUMER_SOURCE: in {topic!r} a wildcard is not a level of its own"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"CONSUMER_SOURCE: in {topic!r} a wildcard is not a level of its own")
     if set(group) & set("/+#\0"):
         msg = f"CONSUMER_GROUP: the name of an MQTT group must not contain / + #, as in {group!r}"
         raise BrokerRefused(msg)
     pattern = "/".join("[^/]*" if level == "+" else re.escape(level) for level in levels)
     pattern = pattern.removesuffix(re.escape("#")) + (".*" if levels[-1] == "#" else "")
     if any(re.fullmatch(pattern, name) for name in own_topics):
-        msg = (
+        raise BrokerRefused(
             f"CONSUMER_SOURCE: {topic!r} matches {' and '.join(own_topics)}, the topics of its own "
             "retries and dead letters"
         )
-        raise BrokerRefused(msg)
 
 
 # -- one connection
@@ -326,8 +317,7 @@ class _Url(BrokerUrl):
         if len(self.hosts) != 1 or self.path:
             raise self.unreadable()
         if {*TLS_OPTIONS} & self.options.keys() and self.scheme != "mqtts":
-            msg = f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need mqtts://"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"CONSUMER_BROKER_URL: {', '.join(TLS_OPTIONS)} need mqtts://")
         host, _, port = self.hosts[0].rpartition(":")
         self.host, self.port = host.strip("[]"), int(port)
         self.client_id = self.options.get("client_id", "")
@@ -623,11 +613,10 @@ class _Connection:
         """
         async with self._room:
             if (size := _bytes_of_packet(topic, body, properties)) > self.largest_packet:
-                msg = (
+                raise BrokerRefused(
                     f"{self._url.redacted} takes no message to {topic} of {size} bytes, with its properties: "
                     f"at most {self.largest_packet}"
                 )
-                raise BrokerRefused(msg)
             sent = self._client.publish(topic, body, qos=1, properties=properties)
             self._bytes_sent[sent.mid] = size
             try:
@@ -815,11 +804,10 @@ class MqttBroker(Broker):
                 self._witness.end()
         self._short_connections += connection.consuming
         if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker says why
-            msg = (
+            raise BrokerRefused(
                 f"{self._url.redacted} ended {MOST_SHORT_CONNECTIONS} connections in a row as soon as they "
                 f"were established: does another consumer have the client id {self._client_id!r}?"
             )
-            raise BrokerRefused(msg)
         raise reason
 
     async def _open_witness(self) -> _Connection | None:
@@ -889,8 +877,7 @@ class MqttBroker(Broker):
         if granted != 1:
             reason = "only QoS 0" if granted == 0 else _name_of(PacketTypes.SUBACK, granted)
             kind = BrokerDenied if granted == NOT_AUTHORIZED else BrokerRefused
-            msg = f"{self._url.redacted} refused the subscription {name}: {reason}"
-            raise kind(msg)
+            raise kind(f"{self._url.redacted} refused the subscription {name}: {reason}")
 
     async def _prove_rights(self) -> None:
         """Publish to the topic of retries, and read it: some brokers confirm subscriptions and messages without the
@@ -1106,8 +1093,7 @@ class MqttBroker(Broker):
     async def _publish_one(self, connection: _Connection, message: OutgoingMessage) -> None:
         _, topic = self.destination_of(message)
         if fault := _fault_of_topic(topic):
-            msg = f"messages cannot be published to {topic[:200]!r}: it {fault}"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"messages cannot be published to {topic[:200]!r}: it {fault}")
         properties = _outgoing_properties(message)
         code = await self._publish(connection, topic, message.body, properties)
         if code == NO_SUBSCRIBER:
@@ -1143,8 +1129,7 @@ class MqttBroker(Broker):
         if code >= 128:
             reason = _name_of(PacketTypes.PUBACK, code)
             kind = BrokerDenied if code == NOT_AUTHORIZED else BrokerRefused
-            msg = f"{self._url.redacted} refused a message to {topic}: {reason}"
-            raise kind(msg)
+            raise kind(f"{self._url.redacted} refused a message to {topic}: {reason}")
         return code
 
     def _connected(self) -> _Connection:

@@ -208,8 +208,7 @@ class NatsUrl(BrokerUrl):
         self.deliver_policy = self.options.get("deliver_policy", DELIVER_POLICIES[0])
         if self.deliver_policy not in DELIVER_POLICIES:
             known = ", ".join(DELIVER_POLICIES)
-            msg = f"CONSUMER_BROKER_URL: deliver_policy must be one of {known}"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"CONSUMER_BROKER_URL: deliver_policy must be one of {known}")
 
     def connect_options(self) -> dict[str, Any]:
         """Of nats-py. Files are read for each connection, since they are renewed on disk."""
@@ -231,8 +230,7 @@ class NatsUrl(BrokerUrl):
             text = Path(self.options[option]).read_text()
             check(text)
         except (OSError, ValueError) as error:
-            msg = f"CONSUMER_BROKER_URL: {option}: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerRefused(f"CONSUMER_BROKER_URL: {option}: {error}") from error
         return text
 
 
@@ -240,8 +238,7 @@ def _check_creds(text: str) -> None:
     """Raises ValueError; nats-py would search an incomplete file forever."""
     seed = re.search(r"BEGIN USER NKEY SEED-+\s+(\S+)", text)
     if seed is None or not re.search(r"BEGIN NATS USER JWT-+\r?\n\S", text):
-        msg = "the file does not contain a JWT and a seed"
-        raise ValueError(msg)
+        raise ValueError("the file does not contain a JWT and a seed")
     _check_seed(seed[1])
 
 
@@ -412,10 +409,9 @@ class Connection(Client):
         if "error" in stored or "stream" not in stored:
             refusal = stored.get("error") or "another program answered, and no stream"
             why = refusal.get("description") if isinstance(refusal, dict) else refusal
-            msg = (
+            raise BrokerRefused(
                 f"{self._url.redacted}: no stream stored the message to {message.subject!r}: {why}"
             )
-            raise BrokerRefused(msg)
 
     # -- parts of nats-py, replaced: on an error, nats-py closes from tasks that are being cancelled here
 
@@ -546,8 +542,7 @@ def _headers_of(message: OutgoingMessage) -> dict[str, str]:
         try:
             headers[EXTRAS] = json.dumps(extras)
         except (TypeError, ValueError, RecursionError) as error:
-            msg = f"this message cannot be sent: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerRefused(f"this message cannot be sent: {error}") from error
     return headers
 
 
@@ -580,8 +575,7 @@ def _check_consumer(name: str, config: dict[str, Any]) -> None:
         "it delivers headers only": config.get("headers_only"),
     }
     for fault in filter(faults.get, faults):
-        msg = f"{name} cannot be used: {fault}"
-        raise BrokerRefused(msg)
+        raise BrokerRefused(f"{name} cannot be used: {fault}")
 
 
 def _matches(subject: str, pattern: str) -> bool:
@@ -714,8 +708,7 @@ class NatsBroker(Broker):
 
     def _reachable(self) -> Connection:
         if self._connection is None or not self.connected:
-            msg = f"{self._url.redacted}: the connection was lost"
-            raise BrokerUnavailable(msg)
+            raise BrokerUnavailable(f"{self._url.redacted}: the connection was lost")
         return self._connection
 
     async def _connect(self) -> Connection:

@@ -411,8 +411,7 @@ def _row(source: str, message: OutgoingMessage) -> Row:
         headers = headers_of(message)
         packed = json.dumps(headers, allow_nan=False) if headers else "{}"
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"this message cannot be sent: {error}"
-        raise BrokerRefused(msg) from error
+        raise BrokerRefused(f"this message cannot be sent: {error}") from error
     delay = min(max(0.0, message.delay_seconds), LONGEST_DELAY_SECONDS)
     return source, message.id, message.type, packed, message.body, delay
 
@@ -613,8 +612,7 @@ class PostgresBroker(Broker):
             return await asyncio.shield(opening)
         except ConnectionError as error:
             if "rejected SSL upgrade" in str(error):
-                msg = f"{self._address}: no TLS connection: {error}"
-                raise MendableRefusal(msg) from error
+                raise MendableRefusal(f"{self._address}: no TLS connection: {error}") from error
             raise
         except asyncio.CancelledError:
             # Cancelled in its first instants, asyncpg leaves an error that is never retrieved.
@@ -642,13 +640,11 @@ class PostgresBroker(Broker):
         """Whether this server, this pooler and its tables can be used."""
         version = connection.get_server_version()
         if version < (13,):
-            msg = (
+            raise BrokerRefused(
                 f"{self._address} is PostgreSQL {version.major}; the oldest supported version is 13"
             )
-            raise BrokerRefused(msg)
         if connection.get_settings().server_encoding != "UTF8":
-            msg = f"{self._address}: the encoding of this database is not UTF8"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"{self._address}: the encoding of this database is not UTF8")
         if not self._pgbouncer:
             await self._check_pooler(connection)
             await connection.execute(SESSION)
@@ -690,11 +686,10 @@ class PostgresBroker(Broker):
             msg = f"the table {schema}.messages belongs to another program: choose another schema with ?schema="
             raise BrokerRefused(msg)
         if comment != f"{LABEL}{SCHEMA_VERSION}":
-            msg = (
+            raise BrokerRefused(
                 f"the tables in {schema} have version {comment.removeprefix(LABEL)}; "
                 f"this version of the service knows {SCHEMA_VERSION}"
             )
-            raise BrokerRefused(msg)
         return True
 
     async def _create_tables(self, connection: Connection) -> None:
@@ -725,8 +720,7 @@ class PostgresBroker(Broker):
     async def _check_rights(self, connection: Connection) -> None:
         [(missing,)] = await connection.fetch(MISSING_RIGHTS, self._schema)
         if missing:
-            msg = f"{self._address}: this user lacks the right to {missing}"
-            raise BrokerDenied(msg)
+            raise BrokerDenied(f"{self._address}: this user lacks the right to {missing}")
 
     async def _stop_fetching(self) -> None:
         self._fetching = False

@@ -618,8 +618,7 @@ class RedisUrl(BrokerUrl):
         ):
             raise self.unreadable()
         if is_cluster and {database, self.options.get("db", "")} - {"", "0"}:
-            msg = "CONSUMER_BROKER_URL: a cluster has no other database than 0"
-            raise BrokerRefused(msg)
+            raise BrokerRefused("CONSUMER_BROKER_URL: a cluster has no other database than 0")
         self.lease_seconds = self.number("lease_seconds", LEASE_SECONDS, at_least=0.1)
         self.wait_replicas = self.whole_number("wait_replicas", 0, at_least=0)
         parts = urlsplit(text)
@@ -741,8 +740,7 @@ class NodeOfSlot:
         self._found = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
         if owners := nodes.slots_cache.get(key_slot(self._key.encode())):
             return owners[0].host, int(owners[0].port)
-        msg = f"no node has the slot of {self._key!r}"
-        raise ClusterDownError(msg)
+        raise ClusterDownError(f"no node has the slot of {self._key!r}")
 
 
 def _keys(stream: str, suffix: str, *, on_cluster: bool) -> tuple[str, ...]:
@@ -752,11 +750,10 @@ def _keys(stream: str, suffix: str, *, on_cluster: bool) -> tuple[str, ...]:
         keys = (stream, *beside)
         if not on_cluster or len({key_slot(key.encode()) for key in keys}) == 1:
             return keys
-    msg = (
+    raise BrokerRefused(
         f"CONSUMER_SOURCE: on a cluster, {stream!r} needs a part in braces, such as {{orders}}, so that the keys of its "
         "dead letters and its retries are in the same slot"
     )
-    raise BrokerRefused(msg)
 
 
 class Wire:
@@ -1579,8 +1576,7 @@ def _encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        msg = f"this message cannot be sent: {error}"
-        raise BrokerRefused(msg) from error
+        raise BrokerRefused(f"this message cannot be sent: {error}") from error
 
 
 def _fields(message: OutgoingMessage) -> list[bytes]:
@@ -1591,8 +1587,7 @@ def _fields(message: OutgoingMessage) -> list[bytes]:
         try:
             fields += [HEADERS, json.dumps(headers).encode()]
         except (TypeError, ValueError, RecursionError) as error:
-            msg = f"this message cannot be sent: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerRefused(f"this message cannot be sent: {error}") from error
     return fields
 
 

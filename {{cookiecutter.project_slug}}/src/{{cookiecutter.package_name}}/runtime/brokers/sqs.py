@@ -270,17 +270,15 @@ def parse_url(text: str) -> Address:
         name = parts.hostname or ""
         is_aws, is_here = AWS.fullmatch(name), LOOPBACK.fullmatch(name)
         if not (is_here or parts.port or "." in name or ":" in name):
-            msg = (
+            raise BrokerRefused(
                 f"CONSUMER_BROKER_URL: {host!r} is neither a region of AWS, like eu-central-1, "
                 "nor a host with its port, like localhost:4566"
             )
-            raise BrokerRefused(msg)
         of_host = [label for label in name.split(".") if is_aws and REGION.fullmatch(label)]
         region = url.path.strip("/") or (of_host or ["us-east-1"])[0]
         tls = flag(url, "tls", default=not is_here or "cafile" in url.options)
         if is_aws and not tls:
-            msg = "CONSUMER_BROKER_URL: AWS always uses TLS: leave out tls=false"
-            raise BrokerRefused(msg)
+            raise BrokerRefused("CONSUMER_BROKER_URL: AWS always uses TLS: leave out tls=false")
         endpoint = f"{'https' if tls else 'http'}://{host}"
     return Address(
         region,
@@ -649,11 +647,10 @@ class SqsBroker(Broker):
             msg = "CONSUMER_SOURCE: FIFO queues are not supported: a retry would break their order"
             raise BrokerRefused(msg)
         if not QUEUE_NAME.fullmatch(settings.source):
-            msg = (
+            raise BrokerRefused(
                 f"CONSUMER_SOURCE: {settings.source!r} cannot be a queue of SQS, whose names have letters, "
                 "digits, - and _, and here at most 75 of them"
             )
-            raise BrokerRefused(msg)
         self._client: Any = None
         self._sns: Any = None  # from the first message to a topic on
         self._origin = {"source": settings.source, "queue": settings.source}
@@ -763,8 +760,7 @@ class SqsBroker(Broker):
     ) -> Any:
         """One request, and its repetitions. Raises BrokerUnavailable or BrokerRefused."""
         if self._client is None:
-            msg = f"{self._address}: the connection is closed"
-            raise BrokerUnavailable(msg)
+            raise BrokerUnavailable(f"{self._address}: the connection is closed")
         client = self._sns if operation == PUBLISH else self._client
         async with self._requests.bounded(within_seconds):
             return await getattr(client, operation)(**parameters)
@@ -1265,8 +1261,7 @@ class SqsBroker(Broker):
         try:
             found = await self._call("get_queue_url", QueueName=name, **account)
         except QueueMissing as missing:
-            msg = f"{self._address}: the queue {name!r} {MISSING}"
-            raise BrokerRefused(msg) from missing
+            raise BrokerRefused(f"{self._address}: the queue {name!r} {MISSING}") from missing
         return str(found["QueueUrl"])
 
     async def _topic(self, name: str) -> str:

@@ -91,8 +91,7 @@ class BrokerUrl:
         """The option as a whole number between the two. Raises BrokerRefused."""
         number = self.number(option, default, at_least=at_least, at_most=at_most)
         if number != int(number):
-            msg = f"CONSUMER_BROKER_URL: {option} must be a whole number"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"CONSUMER_BROKER_URL: {option} must be a whole number")
         return int(number)
 
     def tls_context(self) -> ssl.SSLContext:
@@ -106,10 +105,9 @@ class BrokerUrl:
             if certfile is not None:
                 context.load_cert_chain(certfile, keyfile, password="")  # else OpenSSL asks for one
         except (OSError, ValueError) as error:
-            msg = (
+            raise MendableRefusal(
                 f"CONSUMER_BROKER_URL: cafile, certfile or keyfile (without a passphrase): {error}"
-            )
-            raise MendableRefusal(msg) from error
+            ) from error
         return context
 
 

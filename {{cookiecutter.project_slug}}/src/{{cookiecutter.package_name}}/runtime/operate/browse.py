@@ -189,8 +189,7 @@ def _key_of(letter: DeadLetter) -> str:
 def _chosen(*, keys: list[str], rate: float = math.inf) -> Chosen:
     """What a request says. Raises TypeError or ValueError."""
     if not rate >= 1:
-        msg = "rate is below 1"
-        raise ValueError(msg)
+        raise ValueError("rate is below 1")
     return Chosen(frozenset(keys), rate=rate)
 
 

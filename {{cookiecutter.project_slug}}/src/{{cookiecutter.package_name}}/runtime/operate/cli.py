@@ -422,8 +422,7 @@ def _after_confirmation(
             print("no dead letters")
             return ExitCode.DRAINED
         if not sys.stdin.isatty():
-            msg = "standard input is not a terminal: pass --yes"
-            raise UsageError(msg)
+            raise UsageError("standard input is not a terminal: pass --yes")
         answer = ""
         with suppress(EOFError, KeyboardInterrupt):
             answer = input(f"{verb} {number} dead letters of {service.settings().source}? [y/N] ")

@@ -228,8 +228,7 @@ class Rehearsal:
                 one.get("reason") or one["error"] for one in run.events("start_failed", "crashed")
             ]
             why.append(run.why(f"lifespan did not open within {RUN_SECONDS:g} s"))
-            msg = f"the service cannot start, so nothing was rehearsed: {why[0]}"
-            raise UsageError(msg)
+            raise UsageError(f"the service cannot start, so nothing was rehearsed: {why[0]}")
         if reasons := run.all("rejected"):
             self._find(name, "example fails", f"its own example became a dead letter: {reasons[0]}")
         elif run.left and run.exit_code == 0 and ended[-1:] == ["Retry"]:
@@ -333,8 +332,7 @@ class Rehearsal:
         run = self._fork(work)
         if not run.all("effects"):
             why = run.why(f"it did not return within {RUN_SECONDS:g} s")
-            msg = f"effects() failed: {why}"
-            raise UsageError(msg)
+            raise UsageError(f"effects() failed: {why}")
         return Counter(run.all("effects")[0])
 
     def _fork(
@@ -343,8 +341,7 @@ class Rehearsal:
         """Run it in a child process. In the end, that and all that it has started are killed."""
         sys.stdout.flush()
         if sys.platform == "win32":
-            msg = "rehearse needs fork and SIGKILL: run it on Linux or macOS"
-            raise UsageError(msg)
+            raise UsageError("rehearse needs fork and SIGKILL: run it on Linux or macOS")
         self._output.write_bytes(b"")
         fork = multiprocessing.get_context("fork")
         child = fork.Process(target=_be_a_child, args=(work, self._output))
@@ -423,8 +420,7 @@ def run_rehearsal(service: "Service", arguments: argparse.Namespace) -> int:
     own = [OutgoingMessage(body, one) for one, body in service.examples.items()]
     if not (examples := _read(arguments.messages) if arguments.messages else own):
         where = arguments.messages or "EXAMPLES in handlers/__init__.py"
-        msg = f"rehearse has no messages: {where} is empty"
-        raise UsageError(msg)
+        raise UsageError(f"rehearse has no messages: {where} is empty")
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: sys.exit(128 + number))
     os.environ |= {"OTEL_SDK_DISABLED": "true", "TERMINATION_MESSAGE_PATH": os.devnull}

@@ -32,11 +32,10 @@ def find_drift(checkout: Path = CHECKOUT, package: str = PACKAGE.name) -> tuple[
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        msg = (
+        raise UsageError(
             f"{MANIFEST} is missing: it was deleted, or the template's hooks did not run"
             " (cookiecutter --accept-hooks no); render the project again with its hooks"
-        )
-        raise UsageError(msg) from None
+        ) from None
     expected = {path: sha256 for sha256, path in (line.split("  ", 1) for line in lines)}
     found = {
         file.relative_to(checkout).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()

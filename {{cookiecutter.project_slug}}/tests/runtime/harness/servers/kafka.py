@@ -145,11 +145,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
             IMAGE, 9092, port, directory, lambda: _answers(port), *_environment(port)
         )
     else:
-        msg = (
+        raise ServerMissing(
             "there is no Kafka for the tests: CONSUMER_TEST_BROKER_URL names none, CONSUMER_TEST_BROKER_COMMAND "
             "says how to start none, and there is no docker"
         )
-        raise ServerMissing(msg)
     try:
         yield PrivateKafka(port, instance)
     finally:

@@ -206,11 +206,10 @@ def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
     """``autosave`` has it write its database whenever a message was queued, so that a kill loses none."""
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if program is None and not has_docker():
-        msg = (
+        raise ServerMissing(
             "there is no Mosquitto for the tests: none is installed, and there is no docker; one that only "
             "has a URL cannot be asked what waits in it"
         )
-        raise ServerMissing(msg)
     (port,) = free_ports(1)
     configuration = directory / "mosquitto.conf"
     (directory / "rights").write_text(RIGHTS.format(odd=ODD_USER[0]))

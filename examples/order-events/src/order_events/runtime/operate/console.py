@@ -43,8 +43,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
     rest: list[bytes] = []
     while chunk := await chunks.get():
         if isinstance(chunk, OSError):
-            msg = f"standard input cannot be read: {chunk}"
-            raise UsageError(msg)
+            raise UsageError(f"standard input cannot be read: {chunk}")
         room.release()
         if b"\n" not in chunk:  # a long line: joined once, not for each chunk
             rest.append(chunk)
@@ -71,8 +70,7 @@ def checked_json(text: bytes, where: str) -> bytes:
     try:
         json.loads(text.decode())  # given bytes, it accepts encodings that no handler does
     except (ValueError, RecursionError) as error:
-        msg = f"{where} is not JSON: {error}"
-        raise UsageError(msg) from None
+        raise UsageError(f"{where} is not JSON: {error}") from None
     return text.strip()
 
 

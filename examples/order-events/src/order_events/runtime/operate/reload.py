@@ -56,8 +56,7 @@ def run_reloading() -> int:
                 print(f"ended with exit code {code}; waiting for a change", file=sys.stderr)
     except (OSError, RuntimeError) as error:  # as at the limit of inotify
         child.terminate()
-        msg = f"run --reload cannot watch the files: {error}"
-        raise UsageError(msg) from error
+        raise UsageError(f"run --reload cannot watch the files: {error}") from error
     finally:
         code = child.wait()
     return code if code >= 0 else 128 - code

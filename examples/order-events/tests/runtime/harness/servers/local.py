@@ -47,8 +47,7 @@ class ServerProcess:
             if process.poll() is not None or time.monotonic() > deadline:
                 kill_group(process)
                 output = (self._directory / "output").read_text(errors="replace")[-2000:]
-                msg = f"{self.command[0]} did not start: {output}"
-                raise RuntimeError(msg)
+                raise RuntimeError(f"{self.command[0]} did not start: {output}")
             time.sleep(0.05)
         return process
 
