@@ -519,6 +519,15 @@ class TestSettlements:
         ack_bytes = 21
         assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
 
+    async def test_quick_handlers_get_the_whole_prefetch(self, connect: Connect) -> None:
+        """Also if never as many messages are unacked as the first guess at their size lets fit."""
+        async with connect(prefetch=40, max_body_bytes=10_000_000) as source:
+            for _ in range(10):
+                await publish(source, 1)
+                await ack_all(source, 1)
+            assert source._deliveries is not None
+            assert sum(source._deliveries.consumers.values()) == 40
+
     @pytest.mark.parametrize("prefetch", [UNSTORED_SETTLEMENTS, 100])
     async def test_no_ack_is_dropped_because_the_queue_is_slower_than_the_close(
         self, connect: Connect, broker: Server, queue: str, prefetch: int

@@ -339,6 +339,7 @@ class _Deliveries:
         """Set when no more deliveries come: the channel was closed, or the broker has cancelled the consumer."""
         self.end_reason = "the broker has cancelled the consumer"
         self.consumers: dict[str, int] = {}  # the prefetch of each, by its tag
+        self.asking = asyncio.Lock()
         self._most_acks = max(1, prefetch // 2)
         self._unacked: dict[int, Message | None] = {}  # by delivery tag, in that order
         self._last_tag = 0
@@ -694,14 +695,15 @@ class RabbitBroker(Broker):
 
     async def _ask(self, deliveries: _Deliveries) -> None:
         """For as many as there is room for, by one more consumer."""
-        more = self._room() + len(self.unacked) - sum(deliveries.consumers.values())
-        if more > 0 and not self.stopped:
-            channel, tag = deliveries.channel, uuid.uuid4().hex
-            deliveries.consumers[tag] = more
-            await channel.basic_qos(prefetch_count=more)
-            await channel.basic_consume(self._name, self._on_delivery, consumer_tag=tag)
-            if self.stopped:  # meanwhile
-                await channel.basic_cancel(tag)
+        async with deliveries.asking:  # a consumer has the last prefetch that was set before it
+            more = self._room() + len(self.unacked) - sum(deliveries.consumers.values())
+            if more > 0 and not self.stopped:
+                channel, tag = deliveries.channel, uuid.uuid4().hex
+                deliveries.consumers[tag] = more
+                await channel.basic_qos(prefetch_count=more)
+                await channel.basic_consume(self._name, self._on_delivery, consumer_tag=tag)
+                if self.stopped:  # meanwhile
+                    await channel.basic_cancel(tag)
 
     async def _on_delivery(self, delivered: DeliveredMessage) -> None:
         deliveries, tag = self._deliveries, delivered.delivery_tag
@@ -728,8 +730,11 @@ class RabbitBroker(Broker):
         deliveries.add(tag, known or message)
         if known is None and not self._deliver(message):
             await self.requeue(message)
-        elif sum(deliveries.consumers.values()) <= len(self.unacked) < self.prefetch:
-            await self._ask(deliveries)
+        elif (asked := sum(deliveries.consumers.values())) < self.prefetch:
+            # Quick handlers never have all of few messages unacked: then once twice as many fit, or all.
+            fit = self._room() + len(self.unacked)
+            if asked <= len(self.unacked) or min(2 * asked, self.prefetch) <= fit:
+                await self._ask(deliveries)
 
     async def _stop_fetching(self) -> None:
         deliveries = self._deliveries
@@ -819,9 +824,7 @@ class RabbitBroker(Broker):
     def _outgoing(self, message: OutgoingMessage) -> _Outgoing:
         kind, name = self.destination_of(message)
         exchange, _, routing_key = name.partition("/") if kind == "exchange" else ("", "", name)
-        headers = dict(message.headers)
-        if message.key:
-            headers[KEY] = message.key
+        headers = {**message.headers, **({KEY: message.key} if message.key else {})}
         properties = Basic.Properties(
             content_type=message.content_type or None,
             headers=headers,
