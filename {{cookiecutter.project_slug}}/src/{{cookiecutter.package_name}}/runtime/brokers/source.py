@@ -9,14 +9,7 @@ that cannot reach the broker is one ``settlement_lost`` in the log. How settleme
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import (
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
