@@ -164,7 +164,8 @@ def surroundings(name: str, folder: Path) -> Iterator[dict[str, str]]:
 def assert_no_finding(printed: Result, seeds: str) -> list[str]:
     """Returns the names of the handlers."""
     assert printed.returncode == 0, printed.stdout
-    reports = [json.loads(one) for one in re.split(r"\n(?=\{\n)", printed.stdout) if one[:1] == "{"]
+    starts = [found.start() for found in re.finditer(r"^\{$", printed.stdout, re.M)]
+    reports = [json.JSONDecoder().raw_decode(printed.stdout, start)[0] for start in starts]
     assert [str(one["seed"]) for one in reports] == seeds.split()
     for report in reports:
         assert report["findings"] == []
