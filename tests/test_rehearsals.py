@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.servers import ServerMissing, skip_without_server
 from support.answering import answering
 from support.crash import postgres_database, sqlite_database
 from support.documents import section_of, steps
@@ -28,7 +29,7 @@ RANGES = [
 ]
 PROGRAM = TEMPLATE / "tests/support/seeded.py"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # each trial has its own time limit
 
 
 STORED = """
@@ -150,7 +151,10 @@ def surroundings(name: str, folder: Path) -> Iterator[dict[str, str]]:
     answer = json.dumps({"schema": SCHEMA}).encode()
     with ExitStack() as running:
         if (database := DATABASES.get(name)) is not None:
-            variables, query = running.enter_context(database(folder))
+            try:
+                variables, query = running.enter_context(database(folder))
+            except ServerMissing as missing:
+                skip_without_server(missing)
             [schema] = re.findall(r"^```sql\n(.*?)^```", section_of(*page_of(name)), re.M | re.S)
             query(schema)
             yield variables
@@ -173,8 +177,8 @@ def assert_no_finding(printed: Result, seeds: str) -> list[str]:
     return list(reports[0]["handlers"])
 
 
-@pytest.mark.parametrize("seeds", RANGES)
 @pytest.mark.parametrize("name", [*MORE, *(f"stub-{one}" for one in CHOICES["handler_stub"])])
+@pytest.mark.parametrize("seeds", RANGES)
 def test_handlers_of_the_documentation_give_no_finding(
     name: str, seeds: str, written: Callable[[str], Service], tmp_path: Path
 ) -> None:
