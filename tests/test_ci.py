@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -497,6 +498,23 @@ def test_the_tests_of_a_service_have_their_broker(render: Render, broker: str) -
     assert github["env"]["CONSUMER_TEST_BROKER_URL"] == row["url"]
     at = "127.0.0.1" if broker == "kafka" else of_gitlab["alias"]
     assert gitlab["variables"]["CONSUMER_TEST_BROKER_URL"] == row["url"].replace("127.0.0.1", at)
+
+
+@pytest.mark.parametrize(
+    ("ci", "broker"), [("github", "rabbitmq"), ("gitlab", "rabbitmq"), ("gitlab", "kafka")]
+)
+def test_a_change_is_checked_by_a_rehearsal(render: Render, ci: str, broker: str) -> None:
+    """Among the tests that the command collects; on the real broker, as `REQUIRE_BROKERS` is set in each service."""
+    service = render(broker=broker, ci=ci)
+    if ci == "github":
+        job = parsed(service.path, WORKFLOW)["jobs"]["test"]
+        lines = [step["run"] for step in job["steps"] if "run" in step]
+    else:
+        lines = parsed(service.path, GITLAB)["test"]["script"]
+    [arguments] = [line.partition(" pytest ")[2] for line in lines if " pytest " in line]
+    command = f"{sys.executable} -m pytest {arguments} -n 0 --collect-only -q"
+    collected = run("sh", "-c", command, cwd=service.path, env={"PYTHONPATH": "src"}).stdout
+    assert "tests/test_rehearsal.py::test_no_handler_loses_or_doubles_its_work" in collected
 
 
 @BROKERS

@@ -1,6 +1,7 @@
 """``python3 tasks.py fleet`` shows the facts in each service's own files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_the_last_rehearsal_is_shown_with_its_result(service: Service) -> None:
     assert only_row(service)["rehearsed"] == "2026-11-30 08:15 on sqlite and redis: 2 broken"
     service.write(".rehearsal.json", "[]")
     assert only_row(service)["rehearsed"] == "never here"
+
+
+def test_the_rehearsal_of_a_services_tests_is_on_its_broker_and_is_shown(service: Service) -> None:
+    rehearsal = (sys.executable, "-m", "pytest", "-q", "tests/test_rehearsal.py")
+    result = run(*rehearsal, cwd=service.path, check=False, env={"PYTHONPATH": "src"})
+    assert result.returncode == 0, result.stdout
+    if not (os.environ.get("CONSUMER_TEST_BROKER_URL") or shutil.which("redis-server")):
+        pytest.skip("there is no Redis for the tests")
+    assert only_row(service)["rehearsed"].endswith(" on sqlite and redis: kept")
+    none = {"PYTHONPATH": "src", "PATH": "", "CONSUMER_TEST_BROKER_URL": "", "REQUIRE_BROKERS": "1"}
+    result = run(*rehearsal, cwd=service.path, check=False, env=none)
+    assert result.returncode == 1, "a missing broker is an error in CI"
 
 
 def test_an_older_version_is_behind(service: Service) -> None:

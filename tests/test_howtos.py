@@ -1,14 +1,10 @@
 """The how-to pages about handlers, followed to the letter in a new service on the embedded broker; mypy understands them."""
 
 import asyncio
-import gzip
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import redis.asyncio
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from harness.servers import ServerMissing, server_module, skip_without_server
+from support.answering import answering
 from support.documents import steps
 from support.rendered import TEMPLATE, Render, Service, run
 from support.terminal import run_until
@@ -102,35 +99,6 @@ def test_mypy_finds_each_mistake_and_nothing_else(render_own: Render) -> None:
     found = {int(line) for line in re.findall(r"mistakes.py:(\d+): error", checked.stdout)}
     lines = enumerate(MISTAKES.splitlines(), 1)
     assert found == {number for number, line in lines if line.endswith("# wrong")}, checked.stdout
-
-
-@contextmanager
-def answering(answer: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[str]:
-    """A server on loopback: from a path and a body to a status and a body."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            status, answered = answer(self.path, body)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answered)))
-            self.end_headers()
-            self.wfile.write(answered)
-
-        do_GET = do_POST
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_errors_are_reported_to_sentry_without_the_body(

@@ -7,16 +7,17 @@ import shutil
 
 import pytest
 
+from support.documents import section_of
 from support.rendered import TEMPLATE, Render, Service
 
 CRASH = TEMPLATE / "tests/support/crash.py"
-TEXT = (TEMPLATE / "docs/idempotency.md").read_text(encoding="utf-8")
-SECTIONS = {"postgres": "## PostgreSQL", "sqlite": "## SQLite"}
+PAGE = TEMPLATE / "docs/idempotency.md"
+SECTIONS = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
 
 
 def blocks(database: str, language: str) -> list[str]:
     """The code blocks of the section about this database."""
-    section = TEXT.partition(SECTIONS[database])[2].partition("\n## ")[0]
+    section = section_of(PAGE, SECTIONS[database])
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
 
 

@@ -50,6 +50,7 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_update_jobs.py": "the weekly update jobs, on a real remote",
     "tests/test_own_broker.py": "docs/own-broker.md, followed",
     "tests/test_idempotency.py": "docs/idempotency.md, followed",
+    "tests/test_rehearsals.py": "right handlers, those of the documentation too, rehearsed",
     "tests/test_mutation.py": "mutants of one function",
     "tests/test_benchmarks.py::test_the_benchmarks_hold": "each benchmark in short",
     "tests/test_scaling.py::test_two_processes_share": "the scaling benchmark in short",

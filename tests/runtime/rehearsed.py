@@ -1,7 +1,7 @@
 # ruff: noqa: ASYNC110, ASYNC251, SIM105
 """Handlers for test_rehearse.py: WRONG ones, each with the finding that names its fault, and RIGHT ones.
 
-A program: ``python rehearsed.py NAME,NAME rehearse``; variables make its effects() and its lifespan fail. What a handler does to the world is a line in the file WORLD, or a row
+A program: ``python rehearsed.py NAME,NAME rehearse``, or RIGHT for all of these; variables make its effects() and its lifespan fail. What a handler does to the world is a line in the file WORLD, or a row
 of the SQLite database beside it.
 """
 
@@ -334,6 +334,14 @@ async def checkpoints_by_retry(order: Order, message: Message) -> None:
         await asyncio.sleep(0.01)
 
 
+async def retries_later(order: Order, message: Message) -> None:
+    if message.attempt == 1:
+        raise Retry("not in stock yet", delay_seconds=60)
+    with transaction() as connection:
+        if is_new(connection, message):
+            add_row(connection, "shipment", order)
+
+
 async def next_step(order: Order, message: Message) -> int:
     """Does a step, and saves that it is done, in one transaction."""
     with transaction() as connection:
@@ -407,6 +415,8 @@ async def lifespan() -> AsyncIterator[Client]:
     match os.environ.get("LIFESPAN"):
         case "raises":
             raise ConnectionError("no database")
+        case "needs":
+            os.environ["DATABASE_URL"]
         case "hangs":
             await asyncio.sleep(60)
     with transaction() as connection:
@@ -456,6 +466,7 @@ RIGHT: list[Callable[..., Any]] = [
     has_a_key_of_its_own,
     sets_a_state,
     checkpoints_by_retry,
+    retries_later,
     publishes_what_follows,
     pauses_on_a_failure,
     cleans_up_when_cancelled,
@@ -468,6 +479,8 @@ if __name__ == "__main__":
     wanted = sys.argv.pop(1).split(",")
     rehearse.RUN_SECONDS = float(os.environ.get("RUN_SECONDS", rehearse.RUN_SECONDS))
     OWN = eval(os.environ.get("OWN", "{}"))
+    if wanted == ["RIGHT"]:
+        wanted = [one.__name__ for one in RIGHT]
     chosen = {one.__name__: one for one in (*WRONG, *RIGHT) if one.__name__ in wanted}
     HANDLERS = {name: Handles(one, **OWN) for name, one in chosen.items()}
     sys.exit(

@@ -1,4 +1,4 @@
-"""`rehearse` names the fault of each handler of rehearsed.py that is wrong, and finds none in those that are right."""
+"""`rehearse` names the fault of each wrong handler of rehearsed.py. That it finds none in right ones: tests/test_rehearsals.py."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import rehearsed
 from harness.process import IMPORTED_FROM
 from harness.servers import Server
+from listing import names_on
 from runtime.brokers import make_source
 from runtime.brokers.source import MISSING
 from runtime.errors import UsageError
@@ -24,7 +26,7 @@ from runtime.operate.letters import shown
 from runtime.settings import ConsumerSettings
 
 PROGRAM = Path(rehearsed.__file__)
-SEEDS = int(os.environ.get("REHEARSAL_SEEDS", "1"))
+NAMED = "made and deleted there"
 
 pytestmark = pytest.mark.slow
 
@@ -49,35 +51,45 @@ def run(directory: Path, *arguments: str, **variables: str) -> subprocess.Comple
     """Of this handler; nothing of it is left, neither a process nor a file."""
     result = subprocess.run(
         command(*arguments), cwd=directory, env=environment(directory, **variables),
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert not [*directory.glob("rehearsal-*")]
+    assert not processes_in(directory)
     return result
+
+
+def processes_in(directory: Path) -> list[str]:
+    """The numbers of those that work in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended, or is of another user
+            if process.joinpath("cwd").readlink() == directory:
+                found.append(process.name)
+    return found
 
 
 def report(directory: Path, *arguments: str, **variables: str) -> dict[str, Any]:
     result = run(directory, arguments[0], "rehearse", "--json", *arguments[1:], **variables)
+    assert result.returncode in (0, 1), result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     assert result.returncode == (1 if found["findings"] else 0), result.stderr
     return found
 
 
-@pytest.mark.parametrize(("handler", "kind"), [(h.__name__, k) for h, k in rehearsed.WRONG.items()])
-def test_a_wrong_handler_is_found_by_the_right_name(
-    handler: str, kind: str, tmp_path: Path
-) -> None:
-    findings = report(tmp_path, handler)["findings"]
-    assert kind in [one["kind"] for one in findings]
-    assert {one["kind"] for one in findings} <= {kind, *rehearsed.ALSO.get(handler, ())}
-    assert all(one["handler"] == handler and "/docs/" in one["advice"] for one in findings)
+@pytest.mark.parametrize("kind", dict.fromkeys(rehearsed.WRONG.values()))
+def test_wrong_handlers_are_found_by_the_right_name(kind: str, tmp_path: Path) -> None:
+    names = [handler.__name__ for handler, its in rehearsed.WRONG.items() if its == kind]
+    findings = report(tmp_path, ",".join(names))["findings"]
+    for name in names:
+        found = {one["kind"] for one in findings if one["handler"] == name}
+        assert {kind} <= found <= {kind, *rehearsed.ALSO.get(name, ())}, name
+    assert all("/docs/" in one["advice"] for one in findings)
 
 
-@pytest.mark.parametrize("handler", [handler.__name__ for handler in rehearsed.RIGHT])
-def test_a_right_handler_gives_no_finding(handler: str, tmp_path: Path) -> None:
-    for seed in range(SEEDS):
-        found = report(tmp_path, handler, "--seed", str(seed))
-        assert found["findings"] == [], seed
-        assert found["handlers"][handler]["trials"] > 0
+def test_the_page_says_how_many_handlers_are_right_and_wrong() -> None:
+    page = (PROGRAM.parents[2] / "docs/testing.md").read_text("utf-8")
+    assert f"has {len(rehearsed.WRONG)} wrong handlers" in page
+    assert f"{len(rehearsed.RIGHT)} right ones" in page
 
 
 def test_the_line_of_the_kill_and_what_to_do_are_one_line(tmp_path: Path) -> None:
@@ -168,7 +180,11 @@ def test_an_example_that_is_never_handled_is_a_finding(tmp_path: Path) -> None:
         ({"EFFECTS": "raises"}, "effects() failed: OSError: no table"),
         ({"EFFECTS": "random"}, "effects() is not repeatable: two calls in a row"),
         ({"EFFECTS": "hangs"}, "effects() failed: it did not return within 1 s"),
-        ({"LIFESPAN": "raises"}, "the service cannot start, so nothing was rehearsed: no database"),
+        (
+            {"LIFESPAN": "raises"},
+            "the service cannot start, so nothing was rehearsed: ConnectionError: no database",
+        ),
+        ({"LIFESPAN": "needs"}, "so nothing was rehearsed: KeyError: 'DATABASE_URL'"),
         ({"LIFESPAN": "hangs"}, "nothing was rehearsed: lifespan did not open within 1 s"),
         ({"FAILURE": "UnicodeDecodeError"}, "FAILURE in handlers/__init__.py cannot be made"),
         ({"ARGUMENTS": "--broker"}, "CONSUMER_BROKER_URL: is not set"),
@@ -261,12 +277,59 @@ async def test_what_a_rehearsal_makes_on_a_broker_is_gone_afterwards(
     assert after == before or counts == {0}  # the tables of PostgreSQL are shared
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "redis"], indirect=True, scope="session")
-def test_on_the_real_broker_the_same_is_found(broker: Server, tmp_path: Path) -> None:
-    for handler, kinds in (("inserts_a_row", ["effects doubled"]), ("inserts_with_the_id", [])):
-        found = report(tmp_path, handler, "--broker", CONSUMER_BROKER_URL=broker.url)
-        assert found["brokers"] == ["sqlite", broker.url.partition(":")[0]]
-        assert [one["kind"] for one in found["findings"]] == kinds * 2
+def made_for(stderr: str, broker: Server) -> set[str]:
+    """What exists on the broker of all that the rehearsal said that it would make."""
+    [name] = [line.split()[-2] for line in stderr.splitlines() if NAMED in line]
+    name = name.removesuffix("-0,")
+    found = names_on(broker, [f"{name}-{place}" for place in range(3)])
+    return {one for one in found if name in one}
+
+
+def test_on_the_real_broker_the_same_is_found_and_nothing_is_left(
+    broker: Server, tmp_path: Path
+) -> None:
+    names = "inserts_a_row,never_ends,retries_later"
+    result = run(
+        tmp_path, names, "rehearse", "--json", "--broker", CONSUMER_BROKER_URL=broker.impatient_url
+    )
+    assert result.returncode == 1, result.stderr
+    found = json.loads(result.stdout)
+    scheme = broker.url.partition(":")[0]
+    assert found["brokers"] == [*dict.fromkeys(["sqlite", scheme])]
+    kinds = [(one["handler"], one["kind"]) for one in found["findings"]]
+    wrong = [("inserts_a_row", "effects doubled"), ("never_ends", "shutdown ignored")]
+    assert kinds == wrong * len(found["brokers"]), found["findings"]
+    assert found["handlers"]["retries_later"]["trials"]
+    assert scheme == "sqlite" or made_for(result.stderr, broker) == set()
+    assert not [*tmp_path.glob("mqtt-*.lock")]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_rehearsal_leaves_on_the_broker_only_what_it_has_named(
+    signum: signal.Signals, broker: Server, tmp_path: Path
+) -> None:
+    if broker.url.startswith("sqlite:"):
+        pytest.skip("the file is the rehearsal's own")
+    arguments = {"CONSUMER_BROKER_URL": broker.url, "CONSUMER_SOURCE": "the-teams-own"}
+    before = names_on(broker, ["the-teams-own"])
+    with (tmp_path / "stderr").open("w+") as stderr:
+        process = subprocess.Popen(
+            command("never_ends", "rehearse", "--broker"), cwd=tmp_path,
+            env=environment(tmp_path, **arguments), stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
+        began = tmp_path / "began"
+        while NAMED not in (said := Path(stderr.name).read_text()):
+            began.unlink(missing_ok=True)
+            assert process.poll() is None, said
+            time.sleep(0.05)
+        while not began.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signum)
+        process.wait(60)
+    left = made_for(said, broker)
+    assert bool(left) == (signum == signal.SIGKILL), left
+    assert names_on(broker, ["the-teams-own"]) - left <= before
 
 
 def test_the_examples_of_a_message_vary_in_their_references_only() -> None:

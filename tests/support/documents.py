@@ -9,9 +9,15 @@ SOMEWHERE = "gh:OWNER/cookiecutter-consumer"
 """Where the pages say that the template is."""
 
 
-def steps(page: Path) -> Iterator[tuple[str, str]]:
+def section_of(page: Path, heading: str) -> str:
+    """The text below this heading; of all headings, without one."""
+    text = page.read_text(encoding="utf-8")
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] if heading else text
+
+
+def steps(page: Path, heading: str = "") -> Iterator[tuple[str, str]]:
     """In the order of the page, each file with its text; and each command, with an empty name of a file."""
-    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for language, block in BLOCK.findall(section_of(page, heading)):
         if language == "console":
             for line in block.splitlines():
                 assert line.startswith("$ "), line

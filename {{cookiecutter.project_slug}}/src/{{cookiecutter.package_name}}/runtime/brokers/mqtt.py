@@ -1142,6 +1142,17 @@ class MqttBroker(Broker):
     async def declare(self) -> None:
         """A topic is not created, and the session begins with `start`."""
 
+    async def delete(self) -> None:
+        client_id, lock = self._choose_client_id()
+        try:
+            connection = self._new_connection(client_id, None)  # its clean start ends the session
+            await connection.open()
+            await connection.close()
+        finally:
+            if lock is not None:
+                await _in_thread(Path(lock.name).unlink)
+                lock.close()
+
     async def describe(self) -> dict[str, int | str]:
         self._connected()
         return {

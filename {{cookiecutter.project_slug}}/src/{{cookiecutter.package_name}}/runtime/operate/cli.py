@@ -44,10 +44,8 @@ from .timeline import Timeline
 from .vendored import CHECKOUT, find_drift
 
 Use = Callable[[Broker], Coroutine[Any, Any, int]]
-ABOUT_REHEARSE = """Each handler works some thirty times on its example, for real: it writes to the databases and calls
-the services that the environment and .env name. Name those of a development machine. The service's own queue is not
-touched: what is rehearsed is in a file, and with --broker in a queue of its own, which is deleted in the end. What
-handlers publish is not sent."""
+ABOUT_REHEARSE = """Each handler works some thirty times on its example, for real, with what the environment and .env
+name: name databases of tests. What handlers publish is not sent, and the service's own queue is not touched."""
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 

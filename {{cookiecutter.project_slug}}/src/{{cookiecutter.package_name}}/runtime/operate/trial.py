@@ -29,7 +29,7 @@ from ..telemetry import Outcome, Telemetry
 RUNTIME, LIBRARY = str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).parent)
 LONGEST_RUN_SECONDS = 10.0
 """A handler that runs for longer, or for longer than the drain time, gets SIGTERM."""
-LONGEST_DELAY_SECONDS = 0.05
+LONGEST_DELAY_SECONDS = 0.02  # of the back-off too: RabbitMQ has a queue for each length
 MOST_MOMENTS = 10_000
 AFTER = -1
 """The moment between the work and its acknowledgement."""
@@ -71,8 +71,7 @@ class Trial(Telemetry):
 
     def watch(self, consumer: Consumer) -> None:
         super().watch(consumer)
-        self._event, self._source = consumer.event, consumer.source
-        self._drain_seconds = consumer.settings.drain_seconds
+        self._event, self._drain_seconds = consumer.event, consumer.settings.drain_seconds
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(self._make_task)
         for handler in consumer.router.handlers.values():

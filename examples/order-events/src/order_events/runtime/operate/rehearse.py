@@ -10,7 +10,6 @@ import asyncio
 import base64
 import inspect
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from random import Random
 from threading import Thread
@@ -37,7 +37,7 @@ from ..redaction import redacted
 from ..service import serve
 from ..settings import ConsumerSettings
 from .console import Progress
-from .trial import AFTER, Kind, Trial, is_ours, note
+from .trial import AFTER, LONGEST_DELAY_SECONDS, Kind, Trial, is_ours, note
 
 if TYPE_CHECKING:
     from .cli import Service
@@ -45,19 +45,16 @@ if TYPE_CHECKING:
 RUN_SECONDS = 20.0
 """Then a child process gets SIGTERM; it has `CLOSE_SECONDS` more than its drain time, a little more than by its watchdog."""
 CLOSE_SECONDS = 12.0
-LEASE_SECONDS = 90.0
-"""How much longer a server may take to deliver again what a killed process had."""
+LEASE_SECONDS = 90.0  # more, for a server to deliver again what a killed process had
 BLOCKED_SECONDS = 0.2
-MOST = {"SIGTERM": 4, "deadline": 2, "failure": 4, "SIGKILL": 12}
-"""How many moments of a handler are disturbed in each way."""
-KEPT = ".rehearsal.json"
-"""The report, in the folder of the service: for the template's `tasks.py fleet`."""
+MOST = {"SIGTERM": 4, "deadline": 2, "failure": 4, "SIGKILL": 12}  # moments of each handler
 KEPT_ALL = "nothing lost, nothing doubled, each shutdown in time"
 DOCS = "https://github.com/OWNER/cookiecutter-consumer/blob/main/docs"
 FOR_REAL = "note: handlers do their work for real, by the settings of the environment and of .env"
 SETTINGS: dict[str, Any] = {
     **{"broker_url_file": "", "bindings": "", "declare": True, "type_from": "", "prefetch": None},
-    **{"retry_seconds": 0.01, "retry_max_seconds": 0.01, "batch_seconds": 0.02, "probe_port": 0},
+    **dict.fromkeys(("retry_seconds", "retry_max_seconds"), LONGEST_DELAY_SECONDS),
+    **{"batch_seconds": 0.02, "probe_port": 0},
     **{"breaker_failures": 0, "connect_seconds": 10, "log_format": "json", "log_level": "info"},
 }
 """In place of the service's own: what would reach others, or make a trial slow."""
@@ -98,9 +95,7 @@ class Finding:
 
 
 @dataclass
-class Rehearsed:
-    """One handler."""
-
+class Rehearsed:  # one handler
     trials: int = 0
     moments: int = 0
     longest_seconds: float = 0.0
@@ -121,7 +116,8 @@ class Run:
         return [one[name] for one in self.lines if name in one and "event" not in one]
 
     def why(self, otherwise: str) -> str:
-        return str([*self.all("failed"), otherwise][0])
+        events = map(_with_type, self.events("start_failed", "crashed"))
+        return str([*events, *self.all("failed"), otherwise][0])
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         return [one for one in self.lines if one.get("event") in names]
@@ -146,9 +142,8 @@ class Rehearsal:
         self._service, self._embedded = service, not url
         self._seed, self._seconds = arguments.seed, arguments.seconds
         self._file, self._output = directory / "rehearsal.db", directory / "output"
-        name = f"{service.name}-rehearsal-{uuid.uuid4().hex[:8]}"
-        settings = service.settings(**SETTINGS, broker_url=url or f"sqlite:///{self._file}")
-        self.settings = settings.model_copy(update={"source": name, "group": name})
+        self.name = f"{service.name}-rehearsal-{uuid.uuid4().hex[:8]}"
+        self.settings = service.settings(**SETTINGS, broker_url=url or f"sqlite:///{self._file}")
         self._effects: Counter[str] = Counter()
         self._failure = _made(service.failure)
         self._count = 0
@@ -168,17 +163,22 @@ class Rehearsal:
                     raise UsageError(msg)
                 handler.limit(self.settings)
                 self._example, self._varies, self._counts_only = example, False, False
-                self._rehearse(handler, Random(f"{self._seed} {place}"))
+                own = dict.fromkeys(("source", "group"), f"{self.name}-{place}")
+                self.settings = self.settings.model_copy(update=own)
+                try:
+                    self._rehearse(handler, Random(f"{self._seed} {place}"))
+                finally:
+                    self._delete()
             for name in router.handlers.keys() - self.handlers.keys():
                 self.handlers[name] = Rehearsed(hints=["it was not rehearsed: it has no example"])
         finally:
             self._progress.finish(f"on {self.settings.broker_scheme}")
-            if not self._embedded and (run := self._fork(self._delete)).exit_code != 0:
-                why = redacted(run.why("it took too long"))
-                print(f"{self.settings.source} was not deleted: {why}", file=sys.stderr)
 
     def _delete(self) -> None:
-        asyncio.run(_on(self.settings, lambda source: source.delete()))
+        run = self._fork(lambda: asyncio.run(_on(self.settings, lambda source: source.delete())))
+        if run.exit_code != 0:
+            why = redacted(run.why("it took too long"))
+            print(f"{self.settings.source} was not deleted: {why}", file=sys.stderr)
 
     # -- one handler
 
@@ -213,7 +213,11 @@ class Rehearsal:
             return  # when its effects come is left to chance
         # If they differ, as by their times or numbers, only their count is compared.
         self._counts_only = second.effects != first.effects
-        for trial in self._plan(handler, moments, chance):
+        most = min(self.settings.concurrency, 3) if self._embedded and self._varies else 1
+        if handler.batched and most > 1:  # what it does for the batch is once, for three as for one
+            several = self._try(count=most, traced=False).effects.total()
+            most = most if several == most * second.effects.total() else 1
+        for trial in self._plan(handler, moments, most, chance):
             if time.monotonic() > until:
                 about.hints.append(f"not all trials in {self._seconds:g} s: --seconds gives more")
                 break
@@ -224,11 +228,8 @@ class Rehearsal:
         """Whether the example is handled; else that is a finding, or an error."""
         ended = run.all("ended")
         if not run.events("consuming"):
-            why = [
-                one.get("reason") or one["error"] for one in run.events("start_failed", "crashed")
-            ]
-            why.append(run.why(f"lifespan did not open within {RUN_SECONDS:g} s"))
-            raise UsageError(f"the service cannot start, so nothing was rehearsed: {why[0]}")
+            cause = run.why(f"lifespan did not open within {RUN_SECONDS:g} s")
+            raise UsageError(f"the service cannot start, so nothing was rehearsed: {cause}")
         if reasons := run.all("rejected"):
             self._find(name, "example fails", f"its own example became a dead letter: {reasons[0]}")
         elif run.left and run.exit_code == 0 and ended[-1:] == ["Retry"]:
@@ -241,7 +242,7 @@ class Rehearsal:
         return run.handled and run.exit_code == 0
 
     def _plan(
-        self, handler: Handler, moments: list[Any], chance: Random
+        self, handler: Handler, moments: list[Any], most: int, chance: Random
     ) -> list[tuple[Kind, int, int]]:
         """What is done to it at which moment, and to how many messages at a time. The first ones show most."""
         numbered = list(enumerate(moments, 1))
@@ -260,7 +261,7 @@ class Rehearsal:
             planned += [(kind, number, 1) for number in found[: MOST[kind]]]
         if not self._embedded:  # its leases are as long as they are
             return planned[:2] + chance.sample(planned[2:], min(len(planned) - 2, 2))
-        if (most := min(self.settings.concurrency, 3)) > 1 and self._varies:
+        if most > 1:
             number = chance.randint(1, most * len(moments) or 1)
             planned += [(kind, number, most) for kind in signals]
         return planned
@@ -276,8 +277,7 @@ class Rehearsal:
         names: dict[str, str] = {}
         for _ in range(count):
             self._count += 1
-            body = self._example.body
-            body, varied = _vary(body, self._count) if self._varies else (body, {})
+            body, varied = _vary(self._example.body, self._count if self._varies else 0)
             messages.append(replace(self._example, body=body, id=""))
             names |= {**varied, messages[-1].id: "ID"}
         self._progress.advance(count)
@@ -308,6 +308,9 @@ class Rehearsal:
 
         async def publish(source: Broker) -> None:
             await source.declare()
+            if not source.capabilities.retains_before_first_consumer:
+                await source.start()  # its session begins
+                await source.stop()
             await source.publish(messages)
 
         def work() -> int:
@@ -331,8 +334,8 @@ class Rehearsal:
 
         run = self._fork(work)
         if not run.all("effects"):
-            why = run.why(f"it did not return within {RUN_SECONDS:g} s")
-            raise UsageError(f"effects() failed: {why}")
+            msg = "effects() failed: " + run.why(f"it did not return within {RUN_SECONDS:g} s")
+            raise UsageError(msg)
         return Counter(run.all("effects")[0])
 
     def _fork(
@@ -343,8 +346,7 @@ class Rehearsal:
         if sys.platform == "win32":
             raise UsageError("rehearse needs fork and SIGKILL: run it on Linux or macOS")
         self._output.write_bytes(b"")
-        fork = multiprocessing.get_context("fork")
-        child = fork.Process(target=_be_a_child, args=(work, self._output))
+        child = get_context("fork").Process(target=_be_a_child, args=(work, self._output))
         try:
             child.start()
             child.join(RUN_SECONDS + more)
@@ -431,8 +433,10 @@ def run_rehearsal(service: "Service", arguments: argparse.Namespace) -> int:
     print(FOR_REAL, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as directory:
         for url in urls:
-            results.append(Rehearsal(service, url, Path(directory), arguments))
-            results[-1].run(examples)
+            results.append(rehearsal := Rehearsal(service, url, Path(directory), arguments))
+            if url:
+                print(f"note: made and deleted there: {rehearsal.name}-0, ...", file=sys.stderr)
+            rehearsal.run(examples)
     findings = [one for result in results for one in result.findings.values()]
     handlers = results[0].handlers
     longest = max(one.longest_seconds for one in handlers.values())
@@ -449,7 +453,7 @@ def run_rehearsal(service: "Service", arguments: argparse.Namespace) -> int:
     }
     text = json.dumps(report, indent=2)
     if Path(".template-answers.json").exists():
-        Path(KEPT).write_text(text, encoding="utf-8")
+        Path(".rehearsal.json").write_text(text, encoding="utf-8")  # for `tasks.py fleet`
     print(text if arguments.json else _as_text(report, findings, service.effects))
     return ExitCode.CRASHED if findings else ExitCode.DRAINED
 
@@ -467,9 +471,7 @@ def _as_text(report: dict[str, Any], findings: list[Finding], effects: object) -
     lines += [f"\n{where}: {result}"]
     lines += [f"drain: the longest run needs {needed} s; CONSUMER_DRAIN_SECONDS is {is_set:g}"]
     if effects is None:
-        lines += [
-            f"effects: seen only as far as handlers publish; three lines show more: {DOCS}/testing.md"
-        ]
+        lines += [f"effects: what handlers publish; three lines show more: {DOCS}/testing.md"]
     return "\n".join([*lines, *map(str, findings)])
 
 
@@ -526,9 +528,8 @@ def _be_a_child(work: Callable[[], int | None], output: Path) -> None:
         os._exit(exit_code)
 
 
-def _end_with_the_rehearsal() -> None:
-    """Also when that is killed."""
-    parent = multiprocessing.parent_process()
+def _end_with_the_rehearsal() -> None:  # also when that is killed
+    parent = parent_process()
     if sys.platform != "win32" and parent is not None:
         parent.join()
         os.killpg(0, signal.SIGKILL)
@@ -553,6 +554,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
         found = json.loads(line)
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _with_type(event: dict[str, Any]) -> str:
+    error = str(event.get("reason") or event["error"])
+    named = re.search(rf"^[ |]*(\S+: {re.escape(error)})", event.get("exception", ""), re.M)
+    return " ".join((named[1] if named else error).split())
 
 
 def _short(where: str) -> str:
