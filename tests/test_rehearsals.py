@@ -97,6 +97,7 @@ async def lifespan():
 """Each page with complete handlers, or its section; and what stands at the end of handlers/__init__.py beside what the
 page says: handlers that it does not register, examples, what `lifespan` yields, `effects`."""
 FRAGMENTS = {
+    "docs/first-incident.md": "its dependency is away: tests/test_first_incident.py runs it",
     "docs/retries.md": "what it calls, as `stock`, is left to the reader",
     "docs/tracing.md": "what it calls, `stock`, is left to the reader",
     "README.md": "a part of the stub, which is rehearsed",

@@ -800,10 +800,11 @@ class TestOtherProducers:
         async with connect(prefetch=0):
             pass  # which makes the topic
         await produce(broker, queue, compression_type="gzip", value=bytes(100_000_000))
-        async with connect() as source:
-            with little_memory(50_000_000), pytest.raises(SourceFailed):
-                await anext(source)
-            assert isinstance(source.buffer.failure, MemoryError)
+        with little_memory(50_000_000):
+            async with connect() as source:
+                with pytest.raises(SourceFailed):
+                    await anext(source)
+                assert isinstance(source.buffer.failure, MemoryError)
 
     @pytest.mark.parametrize("value", [{1, 2}, object()], ids=["set", "object"])
     async def test_a_header_that_cannot_be_sent_is_refused_in_one_sentence(

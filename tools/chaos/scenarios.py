@@ -1,6 +1,7 @@
 """The experiments without a plan: rolling restarts, SIGKILLs, failovers, and SIGTERM at every moment of the start."""
 
 import json
+import math
 import random
 import signal
 import time
@@ -131,7 +132,9 @@ class Failover(Experiment):
         self.log: list[str] = []
         self.reconciliation.graceful = False
         # Both processes may lose their connection, and the settlements on it; and again when the node is back.
-        self.reconciliation.most_repeated = kills * 4 * SLOTS * CONCURRENCY
+        # Redis replicates later: of the acks that a leader answered just before it died, no number holds.
+        most = math.inf if queue.testbed.broker.startswith("redis") else 4 * SLOTS * CONCURRENCY
+        self.reconciliation.most_repeated = kills * most
         self.at = [number * ids // 2 // (2 * kills + 1) for number in range(1, 2 * kills + 1)]
 
     def run(self) -> None:

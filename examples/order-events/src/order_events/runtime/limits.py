@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -64,13 +64,13 @@ class Limits:
             buffer = OrderedBuffer(*source.buffer.gates, gate)
             for one in (source, *source.parts):
                 one.buffer = buffer
-        self._calls: WeakSet[Call] = WeakSet()  # one ends with its task
+        self._calls = WeakKeyDictionary[Call, None]()  # one ends with its task
         # No call that has begun since the last look can be past its limit before the next one.
         self._period = min(handler.seconds for handler in router.handlers.values())
         self._timer: asyncio.TimerHandle | None = None
 
     def calls_of(self, task: Any) -> Call:
-        self._calls.add(call := Call(task))
+        self._calls[call := Call(task)] = None
         if self._timer is None:
             self._look()
         return call
