@@ -34,8 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # each trial has its
 
 STORED = """
 import os, sqlite3
+from contextlib import closing
 def effects():
-    with sqlite3.connect(os.environ["DATABASE"]) as database:
+    with closing(sqlite3.connect(os.environ["DATABASE"])) as database:
         return database.execute("SELECT reference FROM shipments").fetchall()
 """
 CONNECTED = """
@@ -72,7 +73,7 @@ EXAMPLES = {**EXAMPLES, "order_counted": b'{"reference": "A-1001", "pieces": 2}'
     "handlers": """
 EXAMPLES = {"order_created": b'{"product": "apple", "pieces": 2}'}
 def effects():
-    with sqlite3.connect("orders.db") as database:  # before `lifespan` makes the table, too
+    with closing(sqlite3.connect("orders.db")) as database:  # before `lifespan` makes the table, too
         made = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'orders'").fetchall()
         return made and database.execute("SELECT product, cents FROM orders").fetchall()
 """,
