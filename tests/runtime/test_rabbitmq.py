@@ -841,6 +841,29 @@ class TestPublishing:
         await eventually_counts(broker, queue, Counts(ready=99, delayed=0, dead=0))
 
 
+    async def test_another_client_reads_bodies_of_every_number_of_frames(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """The frames are ours; those at once in one write, of any size, do not run into each other."""
+        pika = pytest.importorskip("pika")
+        async with connect(prefetch=0) as source:
+            await publish(source, 1)
+            most = source._publisher._channel.max_content_size  # type: ignore[union-attr]
+            sizes = [0, 1, most - 1, most, most + 1, 2 * most, 1_000_000]
+            bodies = [bytes([n]) * size for n, size in enumerate(sizes)]
+            sent = [OutgoingMessage(body, "t", str(n)) for n, body in enumerate(bodies)]
+            await asyncio.gather(*(source.publish([message]) for message in sent))
+
+        def read() -> dict[str, bytes]:
+            with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+                channel = connection.channel()
+                found = [channel.basic_get(queue, auto_ack=True) for _ in range(len(sent) + 1)]
+            return {properties.message_id: body for _, properties, body in found}
+
+        found = await asyncio.to_thread(read)
+        assert [found[message.id] for message in sent] == bodies
+
+
 class TestDeadLetters:
     @pytest.mark.parametrize("count", [33, 250])
     async def test_a_replay_leaves_no_dead_letter_behind(
