@@ -840,7 +840,6 @@ class TestPublishing:
             client.writer.write.assert_called_once()
         await eventually_counts(broker, queue, Counts(ready=99, delayed=0, dead=0))
 
-
     async def test_another_client_reads_bodies_of_every_number_of_frames(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
