@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,19 +22,20 @@ _NAME = (
     r"|authorization|cookie|signature|credentials?"
 )
 _IS_SECRET = re.compile(rf"(?:{_NAME})$", re.I)
-# Each repetition takes what it can and gives nothing back (+), or is bounded: the time is linear.
+# The time is linear: a repetition is bounded, gives nothing back (of one character: ++), or has nothing required behind it. A group that
+# gives nothing back would be simpler, but matches less than it should before Python 3.11.5, which Debian 12 has.
 _NAMED = re.compile(
     rf"(?=[pstack])((?:{_NAME})(?:\\{{0,8}}[\"'])?\s{{0,3}}[=:]\s{{0,3}}"
     r"(?:(?:Bearer|Basic|Digest|Negotiate|Token)\s{1,3})?)"
     r"(?!(?<=:\s)(?-i:[A-Z][a-z]{1,20}\s[a-z]))"  # a sentence, as in "password: Field required"
-    r"(b?\"(?:[^\"\\]|\\.)*+\"?|b?'(?:[^'\\]|\\.)*+'?|\{[^{}]*+\}?"
-    r"|(?P<escape>\\{1,8})[\"'](?:[^\"'\\]|(?!(?P=escape)[\"'])\\++[\"']?)*+"
-    r"|(?:[^\s\"'&#;,()\[\]{}<>\\]|\\(?![\"'nrt]))++)",
+    r"(b?\"(?:[^\"\\]|\\.)*\"?|b?'(?:[^'\\]|\\.)*'?|\{[^{}]*+\}?"
+    r"|(?P<escape>\\{1,8})[\"'](?:[^\"'\\]|(?!(?P=escape)[\"'])\\++[\"']?)*"
+    r"|(?:[^\s\"'&#;,()\[\]{}<>\\]|\\(?![\"'nrt]))+)",
     re.I | re.S,
 )
 _IN_QUERY = re.compile(  # of a URL, also of one that is escaped in another one's query
     rf"((?:[?&]|%(?:25){{0,3}}(?:3f|26))(?:[\w.-]{{0,40}}(?:{_NAME})|(?:aws)?access_?key_?id|auth|code|hmac|jwt|key|otp"
-    r"|pass|pin|pw|session(?:_?id)?|sid|sig)(?:=|%(?:25){0,3}3d))((?:(?!%(?:25){0,3}26)[^\s&\"'<>#;])++)",
+    r"|pass|pin|pw|session(?:_?id)?|sid|sig)(?:=|%(?:25){0,3}3d))((?:(?!%(?:25){0,3}26)[^\s&\"'<>#;])+)",
     re.I,
 )
 _HAS_NO_PLACE = re.compile(r"[^=:\s]*+")
@@ -132,18 +134,20 @@ def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
 def _in_any_form(secret: str) -> str:
     """A regular expression: each character as it is, percent-encoded, or escaped as by JSON and by repr."""
     parts = re.findall(r"[A-Za-z0-9]+|\\+|.", secret, re.S)
-    return f"{re.escape(secret)}|{''.join(map(_form_of, parts))}"
+    forms = (_form_of(part, before) for before, part in pairwise(["", *parts]))
+    return f"{re.escape(secret)}|{''.join(forms)}"
 
 
-def _form_of(part: str) -> str:
+def _form_of(part: str, before: str) -> str:
     if part.isascii() and part.isalnum():
         return part
     if part[0] == "\\":  # each escape of an escape doubles them
-        return rf"(?:\\|%(?:25){{0,3}}5[Cc]){{{len(part)},{8 * len(part)}}}+"
+        return rf"(?:\\|%(?:25){{0,3}}5[Cc]){{{len(part)},{8 * len(part) + 8}}}"
     utf8, utf16 = (part.encode(code, "surrogatepass") for code in ("utf-8", "utf-16-be"))
     percent = "".join(rf"%(?:25){{0,3}}{byte:02x}" for byte in utf8) + "|\\+" * (part == " ")
     escapes = {part, repr(part)[1:-1].lstrip("\\"), json.dumps(part)[1:-1].lstrip("\\")}
     codes = [[f"x{byte:02x}" for byte in utf8]]
     codes.append([f"u{utf16[i : i + 2].hex()}" for i in range(0, len(utf16), 2)])
     escaped = "|".join([*map(re.escape, escapes), *map(r"\\{0,8}".join, codes)])
-    return rf"(?i:\\{{0,8}}+(?:{escaped})|{percent})"
+    own = "" if before[:1] == "\\" else r"\\{0,8}+"  # else they are taken already
+    return rf"(?i:{own}(?:{escaped})|{percent})"

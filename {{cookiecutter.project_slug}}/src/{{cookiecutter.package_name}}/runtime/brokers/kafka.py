@@ -100,7 +100,7 @@ from .delivery import (
     text_of,
 )
 from .json_values import decode_json_values
-from .requests import Requests, Rule
+from .requests import Requests, Rule, abort
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -579,7 +579,7 @@ async def _close(
         if not closing.done() or closing.cancelled() or closing.exception() is not None:
             for connection in list(client._conns.values()):
                 if connection._writer is not None:
-                    connection._writer.transport.abort()
+                    abort(connection._writer.transport)
                 connection.close()
             await _end([closing, client._sync_task, *tasks()])
             await _end(tasks(), 0)  # aiokafka's fetcher starts others until it is cancelled

@@ -68,7 +68,7 @@ from .delivery import (
     seconds_of,
     text_of,
 )
-from .requests import Requests, Rule
+from .requests import Requests, Rule, abort
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -323,7 +323,7 @@ class Connection(Client):
         self._pending.clear()
         self._pending_data_size = 0
         if (writer := getattr(self._transport, "_io_writer", None)) is not None:
-            writer.transport.abort()
+            abort(writer.transport)
 
     # -- requests
 

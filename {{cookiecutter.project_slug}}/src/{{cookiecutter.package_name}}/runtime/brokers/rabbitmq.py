@@ -45,7 +45,7 @@ from .amqp import COUNTS, PERSISTENT, Copy
 from .connectivity import Connectivity
 from .dead_letters import Page
 from .delivery import ATTEMPTS, DEAD_LETTERED_AT, KEY, REASON
-from .requests import Requests, Rule, to_the_end
+from .requests import Requests, Rule, abort, to_the_end
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -157,7 +157,7 @@ class _Client(TransportFactory):
 
     def cut(self) -> None:
         if self.writer is not None:
-            self.writer.transport.abort()
+            abort(self.writer.transport)
 
     @property
     def opened(self) -> bool:

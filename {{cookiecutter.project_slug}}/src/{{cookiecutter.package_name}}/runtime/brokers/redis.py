@@ -89,7 +89,7 @@ from .delivery import (
     text_of,
 )
 from .put_off import backoff_seconds
-from .requests import Requests, Rule
+from .requests import Requests, Rule, abort
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import BrokerUrl, CurrentUrl
 
@@ -849,7 +849,7 @@ class Wire:
         self.is_suspect = False
         await self._connection.disconnect(nowait=True)
         if self._transport is not None:
-            self._transport.abort()
+            abort(self._transport)
 
 
 class EntryId(bytes):

@@ -6,7 +6,7 @@ import math
 import re
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from ..errors import BrokerError, BrokerUnavailable, MendableRefusal
@@ -112,6 +112,12 @@ async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
         task.exception()
         raise cancelled
     task.result()
+
+
+def abort(transport: Any) -> None:
+    """Close it at once, also if it is closed: with TLS that raises in the first versions of Python 3.11."""
+    with suppress(AttributeError):
+        transport.abort()
 
 
 def _first_line(text: str) -> str:
