@@ -20,20 +20,24 @@ import aio_pika
 async def main():
     queue = f"invoices-{uuid.uuid4().hex}"
     env = {**os.environ, "INVOICES_QUEUE": queue, "INVOICES_SECONDS": "1"}
-    worker = subprocess.Popen([sys.executable, "-m", "invoices.worker"], env=env, stdout=subprocess.DEVNULL)
     async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
-        channel = await connection.channel(on_return_raises=True)
+        channel = await connection.channel()
+        await channel.declare_queue(queue, durable=True)  # as the worker does
         order = aio_pika.Message(json.dumps({"reference": "A-1", "cents": 100}).encode())
-        while True:  # until the worker has created its queue
-            try:
-                await channel.default_exchange.publish(order, queue)
-                break
-            except aio_pika.exceptions.DeliveryError:
-                await asyncio.sleep(0.05)
-        while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count:
-            await asyncio.sleep(0.05)  # until it is in flight in the worker
-        worker.send_signal(signal.SIGTERM)
-        print(await asyncio.to_thread(worker.wait))
+        await channel.default_exchange.publish(order, queue)
+        async def waiting():
+            return (await channel.declare_queue(queue, passive=True)).declaration_result.message_count
+        while True:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "invoices.worker"], env=env, stdout=subprocess.DEVNULL
+            )
+            while await waiting():
+                await asyncio.sleep(0.05)  # until the worker has it
+            worker.send_signal(signal.SIGTERM)
+            code = await asyncio.to_thread(worker.wait)
+            if code or not await waiting():
+                break  # else it went back, as the worker had not begun: once more
+        print(code)
         await channel.queue_delete(queue)
 
 asyncio.run(asyncio.wait_for(main(), 60))

@@ -22,6 +22,7 @@ import kubernetes_validate
 import pytest
 from pydantic import SecretStr
 
+from harness.servers.local import free_port
 from runtime.brokers import make_source
 from runtime.errors import BrokerUnavailable
 from runtime.settings import ConsumerSettings
@@ -252,12 +253,6 @@ def test_the_health_check_asks_livez(
     assert not healthy(check, probed.server_port)
     assert not healthy(check, 1)
     assert healthy(check, 0), "CONSUMER_PROBE_PORT=0 disables the probes, and so their check"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 BUILD = pytest.mark.skipif(

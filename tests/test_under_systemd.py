@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pytest
 
 from harness.scene import wait_until
 from harness.servers import ServerMissing, skip_without_server
+from harness.servers.local import free_port
 from support.boot import PACKAGES, Machine, booted
 from support.rendered import Render, run
 from tools.servers import roots
@@ -203,8 +203,7 @@ def seconds_of(span: str) -> float:
 
 
 def test_the_process_metrics_survive_the_hardening(unit: Unit) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     unit.configure(CONSUMER_PROBE_PORT=port)
     unit.systemctl("start")
     url = f"http://127.0.0.1:{port}/metrics"

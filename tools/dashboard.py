@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from harness.servers.local import free_port
 from tools.demo import Run
 from tools.pictures import FOLDER, text
 from tools.scaffold import install, scaffold, user_environment
@@ -109,11 +109,6 @@ def live(service: Path, folder: Path, probe_port: int) -> None:
             time.sleep(max(0, began + second + 1 - time.monotonic()))
     run.process.send_signal(signal.SIGTERM)
     run.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def ask(port: int, path: str, **query: object) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from harness.servers.local import free_port
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 ENTER, TAB, ESCAPE = "\ue007", "\ue004", "\ue00c"
@@ -67,8 +68,7 @@ def chromium(directory: Path) -> Iterator[Chromium]:
     driver = shutil.which("chromedriver")
     if driver is None or shutil.which("chromium") is None:
         pytest.skip("no chromium or no chromedriver here (Debian: chromium, chromium-driver)")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     options = {"args": [*arguments, f"--user-data-dir={directory}"], "binary": "/usr/bin/chromium"}
     with subprocess.Popen([driver, f"--port={port}", "--log-level=SEVERE"]) as process:

@@ -193,6 +193,16 @@ def of_postgres(directory: Path, what: str) -> Iterator[Access]:
         yield Access(server, url, deny, allow, refusal, rotated)
 
 
+def reread(server: PrivateMosquitto) -> None:
+    """Have it read its users and their rights: after SIGHUP, 2.0.11 ends connections "due to out of memory"."""
+    server.instance.send(signal.SIGTERM)
+    server.instance._process.wait(20)
+    server.instance.restart()
+    server._command(
+        mqtt.KEEPER, clean=False
+    )  # since its restart it stores nothing for that anonymous session
+
+
 def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
     if what == "right":
         pytest.skip(
@@ -208,10 +218,7 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
 
         def change(password: str) -> None:
             (folder / "passwords").write_text(f"user:{mqtt._password_hash(password)}\n")
-            # After SIGHUP, 2.0.11 ends connections of any user, "due to out of memory".
-            server.instance.send(signal.SIGTERM)
-            server.instance._process.wait(20)
-            server.instance.restart()
+            reread(server)
 
         with proxy_type(server.url)(server.url) as proxy:
             change(PASSWORD)

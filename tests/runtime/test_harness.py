@@ -31,6 +31,17 @@ def test_a_proxy_closes_the_connections_that_arrive_while_it_ends() -> None:
     gc.collect()  # a connection left open would warn, which is an error here
 
 
+def test_a_free_port_is_given_to_nobody_else_until_a_server_binds_it() -> None:
+    ports = local.free_ports(200)
+    others = set()
+    for _ in range(2_000):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            others.add(other.getsockname()[1])
+    assert not others & {*ports}
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
 def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -270,6 +270,7 @@ def little_memory(more_bytes: int) -> Iterator[None]:
         pytest.skip("only Linux holds a process to RLIMIT_AS")
     import resource  # not on every system
 
+    gc.collect()  # what it frees later would be more
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + more_bytes, limits[1]))

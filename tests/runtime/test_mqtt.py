@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from denying import reread
 from harness.contract import (
     eventually,
     length_of,
@@ -1160,16 +1160,8 @@ async def user_with(broker: PrivateMosquitto, rights: list[str]) -> tuple[str, s
     with (directory / "passwords").open("a") as passwords, (directory / "rights").open("a") as acl:
         passwords.write(f"{user[0]}:{mqtt_server._password_hash(user[1])}\n")
         acl.write(f"\nuser {user[0]}\n" + "".join(f"topic {right}\n" for right in rights))
-    broker.instance.send(signal.SIGHUP)
-    settings = {"broker_url": url_for(broker, user), "source": "s"}
-    give_up_at = time.monotonic() + 20
-    while True:
-        try:
-            async with MqttBroker(ConsumerSettings.model_validate(settings)):
-                return user
-        except BrokerDenied:
-            assert time.monotonic() < give_up_at
-            await asyncio.sleep(0.05)
+    await asyncio.to_thread(reread, broker)
+    return user
 
 
 async def is_connected(source: MqttBroker) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.servers.local import free_port
 from tasks import requirements
 from tools import ROOT, TREE, kafka
 from tools.servers import redis_sets, roots
@@ -266,8 +267,7 @@ def ministack() -> Iterator[tuple[str, str]]:
     asked = subprocess.run([*tool, "python", "-c", ask], capture_output=True, text=True)
     if asked.returncode != 0:
         raise RowMissing(asked.stderr.strip()[-500:])
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     LOGS.mkdir(parents=True, exist_ok=True)
     with (LOGS / "ministack-server.log").open("wb") as log:
         server = subprocess.Popen(
