@@ -8,6 +8,7 @@ import pytest
 
 from support.rendered import QUESTIONS, Prove, run_task
 from tools.benchmarks import report
+from tools.benchmarks.__main__ import write
 from tools.benchmarks.figures import Outcome
 
 ALWAYS = {
@@ -88,6 +89,10 @@ def test_a_run_of_one_kind_leaves_the_other_and_its_date(tmp_path: Path) -> None
     assert times["date"] in report.about_run(merged)
     assert "This run: 2031-01-01" in report.about_run(merged)
     assert report.with_what_stays(published, new, results) == (new, results)
+    write(published, merged, kept)
+    later = {**new, "date": "2031-01-02"}
+    again, _ = report.with_what_stays(published, later, behaviour)
+    assert again["stays"] == times, "the times are still of that run"
 
 
 def hold_the_claims(results: report.Results) -> None:
@@ -96,7 +101,9 @@ def hold_the_claims(results: report.Results) -> None:
     for name, cells in shutdown.items():
         finished, _, begun = cells["finished"].partition(" of ")
         assert finished == (begun if name in FINISHING else "0"), name
-        assert (cells["newly begun"], cells["lost"]) == ("0", "0"), name
+        assert cells["lost"] == "0", name
+        if name == "the generated service":  # a busy taskiq begins what it had prefetched
+            assert cells["newly begun"] == "0"
     for name, cells in timeout.items():
         ours = name.startswith("the generated service")
         assert (cells["back in the queue"], cells["lost"]) == ("10", "0"), name
@@ -104,7 +111,7 @@ def hold_the_claims(results: report.Results) -> None:
         if ours or name.startswith("FastStream"):
             assert "10 x ERROR" in cells["what the log says"], name
     for name, cells in failure.items():
-        assert cells["gone"] == ("0" if name == "the generated service" else "5"), name
+        assert cells["gone"] == ("0" if name.startswith("the generated service") else "1"), name
     assert {cells["lost"] for cells in kill.values()} == {"0"}
     assert "0" not in {cells["begun twice"] for cells in kill.values()}
 
