@@ -230,9 +230,10 @@ class Consumer:
             self.event.set("failure")  # do not idle: the other workers finish, the process exits
 
     async def _work(self) -> None:
-        suspects, call = self.source.suspects, self.limits.calls_of(asyncio.current_task())
+        many, most_bytes = self.source.suspects.many, self.source.suspects.most_bytes
+        call = self.limits.calls_of(asyncio.current_task())
         async for message in cancellable_aiter(self.source, self.event):
-            if message.deliveries > suspects.many or len(message.body) > suspects.most_bytes:
+            if message.deliveries > many or len(message.body) > most_bytes:
                 await self._handle_alone(message, call)
             elif (handling := self._begin(message, call)) is not None:
                 await handling
@@ -306,7 +307,8 @@ class Consumer:
                 log.debug("handling", message_id=message.id, handler=handler.name)
         handling = self.telemetry.handling(handler.name, messages)
         call.handler, call.messages = handler, messages
-        call.ends_at = monotonic() + handler.seconds
+        began = monotonic() if handler.batched else messages[0].taken_at
+        call.ends_at = began + handler.seconds
         try:
             calling = handler.call(payloads, messages, self._threads)
             result = await _in_a_context_of_its_own(calling, has_result=handler.has_result)

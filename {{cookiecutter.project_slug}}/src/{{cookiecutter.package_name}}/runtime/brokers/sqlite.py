@@ -385,7 +385,7 @@ class SqliteBroker(Broker):
                 receipt={"seq": seq, "consumer": consumer},  # its row, and who got it
                 origin=self._origin,
             )
-            message.deliveries += count_of(crashes)
+            message.deliveries += count_of(crashes) if crashes else 0
             if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 
