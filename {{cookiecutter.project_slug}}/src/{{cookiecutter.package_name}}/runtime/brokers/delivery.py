@@ -46,8 +46,6 @@ MOST_ID_BYTES = 255
 """Of a CloudEvent's id, which may have any length: AMQP's property takes no more."""
 CLOUD_EVENTS = ("ce_", "ce-", "cloudEvents:", "cloudEvents_")
 """How the headers of a CloudEvent begin: on Kafka; on NATS, SQS and HTTP; on AMQP."""
-
-
 MOST_EVENT_BYTES = 5_000_000
 """Of a structured event, whose id and type are read before CONSUMER_MAX_BODY_BYTES is looked at."""
 

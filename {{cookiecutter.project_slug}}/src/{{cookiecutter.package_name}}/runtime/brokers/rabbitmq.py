@@ -449,9 +449,7 @@ class RabbitBroker(Broker):
     capabilities = Capabilities()
     destinations: ClassVar = {"queue": "queue:NAME", "exchange": "exchange:NAME/ROUTING.KEY"}
     origins = ("routing-key",)
-    longest_hold_seconds = (
-        300.0  # the broker closes the channel of a delivery unacked for 30 minutes
-    )
+    longest_hold_seconds = 300.0  # the broker closes the channel of one unacked for 30 minutes
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""

@@ -126,7 +126,6 @@ REQUEUED, DELAYED = "requeued", "delayed"
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter has REASON, ATTEMPTS and
 DEAD_LETTERED_AT as well."""
-FIELDS = {BODY, ID, TYPE, HEADERS}
 ENTRY_ID = f"{PREFIX}id"
 """Field of an entry that was added again, and has no id of its producer: the first id that the server gave it."""
 MOST_WIRES = 20
@@ -1606,18 +1605,19 @@ def _make_message(
 ) -> Message:
     """Other fields than ours are headers. Without a body, they are a JSON object, and that is the body."""
     named = dict(zip(fields[::2], fields[1::2], strict=True))
-    packed = named.get(HEADERS)
+    body, producers_id = named.pop(BODY, None), named.pop(ID, None)
+    type, packed = named.pop(TYPE, None), named.pop(HEADERS, None)
     headers = json_object(text_of(packed)) if packed else {}  # json is slower with bytes
-    if (body := named.get(BODY)) is None:
-        theirs = _texts(named.items())
+    if body is None:
+        theirs, producers_id = _texts(_pairs(fields)), None
         body, headers = to_json(theirs), theirs | headers
-    elif not named.keys() <= FIELDS:
-        headers = _texts((name, named[name]) for name in named.keys() - FIELDS) | headers
+    elif named:
+        headers = _texts(named.items()) | headers
     return make_message(
         body,
-        id=named.get(ID) if BODY in named else None,
+        id=producers_id,
         fallback_id=named.get(ENTRY_FIELD) or id,
-        type=named.get(TYPE),
+        type=type,
         headers=headers,
         failures=attempt - 1,
         published_at=int(id.partition(b"-")[0]) / 1000,

@@ -31,7 +31,6 @@ log = structlog.get_logger()
 
 MOST_BYTES = 48 * 2**20
 """Of the bodies that are unacked in this process, where the broker lets it choose how many to ask for."""
-_SOURCE_OF = attrgetter("source")
 MISSING = "does not exist"
 """What `Connected.describe` says of a queue, topic, stream or table that is not there."""
 
@@ -154,7 +153,7 @@ class Source(Publisher):
     """In a pause, buffered messages are requeued this often."""
     has_patterns = False  # whether a source may be a pattern, such as ``^orders.*``
     bounds_bytes = True  # whether it asks for few large messages; else the broker delivers as many as the prefetch
-    acks_late = False  # whether an ack is correct also after the broker has taken the delivery back
+    acks_late = False  # whether an ack is correct also after `_lost_because`, or that says nothing
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings)
@@ -250,7 +249,7 @@ class Source(Publisher):
         return message.source is self
 
     def _has_takeable(self) -> bool:
-        return self in map(_SOURCE_OF, self.buffer.takeable)  # quick: for each message
+        return self in map(attrgetter("source"), self.buffer.takeable)  # quick, for each message
 
     def _take_back(self) -> list[Message]:
         """Those of its messages that no handler has yet, to requeue or drop them."""

@@ -181,6 +181,7 @@ class SqliteBroker(Broker):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(delayed_publish=True)
+    acks_late = True
     dead_letters_at_once = 500
     destinations: ClassVar = {"source": "source:NAME"}
 
