@@ -63,7 +63,7 @@ class Telemetry:
     """
 
     exports: ClassVar[str] = "off"
-    """What the log event `starting` says: prometheus, otlp, both or off."""
+    """What the log event `starting` says: prometheus, otlp, both or off, which keeps no time of the last settlement."""
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, Outcome], int] = {}
