@@ -490,7 +490,7 @@ class TestSettlements:
             assert client.zcard(f"{queue}.delayed") == 0
         (trimmed,) = find(events, "messages_trimmed")
         assert (trimmed["level"], trimmed["count"]) == ("warning", 1)
-        assert trimmed["ids"] == [message.receipt.decode()]
+        assert trimmed["ids"] == [message.receipt[0].decode()]
 
     async def test_an_entry_trimmed_in_flight_is_retried_with_its_attempts_and_its_delay(
         self, connect: Connect, broker: Server, client: Any, queue: str
@@ -873,7 +873,7 @@ class TestPublishing:
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (message,) = await take(source, 1)
-            client.xclaim(queue, queue, "another", 0, [message.receipt])  # its lease had expired
+            client.xclaim(queue, queue, "another", 0, [message.receipt[0]])  # its lease had expired
             await source.publish_and_ack(message, onward(message, f"{queue}-next"))
             [lost] = find(events, "settlement_lost")
             assert (lost["settlement"], lost["reason"]) == ("ack", "its lease had expired")

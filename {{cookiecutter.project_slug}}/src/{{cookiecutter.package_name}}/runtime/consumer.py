@@ -91,8 +91,7 @@ class Consumer:
         self.in_flight: dict[Message, str] = {}
         """Messages delivered to a handler and not settled yet, each with its handler's name."""
         source.in_flight = self.in_flight
-        self.handled_count = 0
-        self.rejected_count = self._requeued_count = 0
+        self.handled_count = self.rejected_count = self._requeued_count = 0
         self.abandoned: list[tuple[str, str]] = []
         """The id and the handler of each message that was requeued at the deadline."""
         self.at_signal: tuple[int, int, int] | None = None
@@ -260,7 +259,7 @@ class Consumer:
                         await self.source.flush()
 
     def _begin(
-        self, message: Message, call: Call, *, alone: bool = False
+        self, message: Message, call: Call, alone: bool = False
     ) -> Coroutine[Any, Any, None] | None:
         """What is to be awaited; None for a batch. No coroutine of its own: this runs for each message."""
         _message_id.set(message.id)
@@ -295,7 +294,11 @@ class Consumer:
 
     async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
         self.breaker.judge([message], {message: failure})
-        self._settled(message, name, await self._fail(message, failure))
+        outcome = await self._fail(message, failure)
+        self.telemetry.settled(name, outcome)
+        self.in_flight.pop(message, None)
+        if message.deliveries > 1:
+            name_in_flight(self.in_flight)
 
     async def _process(
         self, call: Call, handler: Handler, messages: list[Message], payloads: list[Any]
@@ -306,10 +309,10 @@ class Consumer:
                 log.debug("handling", message_id=message.id, handler=handler.name)
         handling = self.telemetry.handling(handler.name, messages)
         call.handler, call.messages = handler, messages
-        call.ends_at = monotonic() + handler.seconds
+        call.ends_at = handler.seconds + (monotonic() if handler.batched else messages[0].taken_at)
         try:
             calling = handler.call(payloads, messages, self._threads)
-            result = await _in_a_context_of_its_own(calling, has_result=handler.has_result)
+            result = await _in_a_context_of_its_own(calling, handler.has_result)
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
         if call.look_at:
@@ -342,7 +345,10 @@ class Consumer:
                 self.handled_count += 1
                 if not acked:
                     await self.source.ack(message)
-            self._settled(message, handler.name, outcome)
+            self.telemetry.settled(handler.name, outcome)
+            self.in_flight.pop(message, None)
+            if message.deliveries > 1:
+                name_in_flight(self.in_flight)
 
     async def _publish_results(
         self, handler: Handler, messages: list[Message], result: object
@@ -366,12 +372,6 @@ class Consumer:
         for failure in failures.values():
             self.telemetry.failed(handler.name, failure)
         return acked, failures
-
-    def _settled(self, message: Message, handler_name: str, outcome: Outcome) -> None:
-        self.telemetry.settled(handler_name, outcome)
-        self.in_flight.pop(message, None)
-        if message.deliveries > 1:
-            name_in_flight(self.in_flight)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
@@ -591,7 +591,7 @@ class _Batch:
 
 @types.coroutine
 def _in_a_context_of_its_own(
-    call: Coroutine[Any, Any, Any], *, has_result: bool
+    call: Coroutine[Any, Any, Any], has_result: bool
 ) -> Generator[Any, None, Any]:
     """Await the call with its own context: variables that it sets, or binds for the log, end with it.
 

@@ -81,10 +81,8 @@ class Handler:
         try:
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 raise TypeError("it is a generator")  # calling it would not run its body
-            annotations, parameters = (
-                get_type_hints(function),
-                inspect.signature(function).parameters,
-            )
+            annotations = get_type_hints(function)
+            parameters = inspect.signature(function).parameters
             self.has_result = annotations.get("return") is not type(None)
             for place, (parameter, declared) in enumerate(parameters.items()):
                 kind = annotations[parameter]

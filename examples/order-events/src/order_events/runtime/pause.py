@@ -44,8 +44,7 @@ class Breaker:
         """Why, in a pause; else empty."""
         self.alert = False
         """Whether it must see each result: in a pause, and after a failure."""
-        self._source = source
-        self._start = start
+        self._source, self._start = source, start
         self._loop = asyncio.get_running_loop()
         most = settings.breaker_failures
         self._most = max(most, 2 * settings.concurrency) if most else math.inf

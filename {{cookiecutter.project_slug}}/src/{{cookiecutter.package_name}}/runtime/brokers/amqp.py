@@ -26,7 +26,7 @@ def _short_text(value: bytes) -> tuple[int, str]:
     """Invalid UTF-8 becomes \N{REPLACEMENT CHARACTER}, and the text stays short enough to be sent again."""
     end = 1 + value[0]
     text = value[1:end].decode(errors="replace")
-    return end, text.encode()[:255].decode(errors="ignore")
+    return end, text if text.isascii() else text.encode()[:255].decode(errors="ignore")
 
 
 def _fields(table: bytes) -> dict[str, bytes]:
@@ -43,9 +43,10 @@ def _fields(table: bytes) -> dict[str, bytes]:
 
 def _table(value: bytes) -> tuple[int, Any]:
     """None for a field that Python cannot represent or that is nested too deeply; names in any encoding."""
-    with suppress(ValueError, ArithmeticError, RecursionError):
+    try:  # in place of `suppress`, which costs as much as an empty table
         return decode.field_table(value)
-    end = 4 + int.from_bytes(value[:4])
+    except (ValueError, ArithmeticError, RecursionError):
+        end = 4 + int.from_bytes(value[:4])
     table: dict[str, Any] = {}
     for name, field in _fields(value[:end]).items():
         table[name] = None
@@ -56,9 +57,10 @@ def _table(value: bytes) -> tuple[int, Any]:
 
 def _timestamp(value: bytes) -> tuple[int, Any]:
     """None beyond the year 9999."""
-    with suppress(ValueError, ArithmeticError, OSError):
+    try:
         return decode.timestamp(value)
-    return 8, None
+    except (ValueError, ArithmeticError, OSError):
+        return 8, None
 
 
 def _unmarshal(self: Any, flags: int, data: bytes) -> None:

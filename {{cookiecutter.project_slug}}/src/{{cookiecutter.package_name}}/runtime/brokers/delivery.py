@@ -46,8 +46,6 @@ MOST_ID_BYTES = 255
 """Of a CloudEvent's id, which may have any length: AMQP's property takes no more."""
 CLOUD_EVENTS = ("ce_", "ce-", "cloudEvents:", "cloudEvents_")
 """How the headers of a CloudEvent begin: on Kafka; on NATS, SQS and HTTP; on AMQP."""
-
-
 MOST_EVENT_BYTES = 5_000_000
 """Of a structured event, whose id and type are read before CONSUMER_MAX_BODY_BYTES is looked at."""
 
@@ -84,17 +82,18 @@ def make_message(
     if not (id and type) and (headers or texts):
         event = _cloud_event(body, headers, texts.get("content_type", ""))
         id, type = id or _short(event.get("id")), type or event.get("type")
-    return Message(
+    message = Message(  # without keywords, which would cost as much as all values
         body,
         text_of(id or fallback_id) or MadeUpId(uuid.uuid4().hex),
         text_of(type) if type else "",
         headers,
         count_of(failures) + 1 if failures else 1,
-        time_of(published_at),
-        receipt=receipt,
-        origin=origin,
-        **texts,
+        time_of(published_at) if published_at else 0.0,
     )
+    message.receipt, message.origin = receipt, origin
+    for name in texts:
+        setattr(message, name, texts[name])
+    return message
 
 
 def _cloud_event(body: bytes, headers: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:

@@ -367,18 +367,18 @@ class Connection(Client):
                 raise
             return None
 
-    async def publish(
+    def publish(  # no coroutine of its own: this runs for each ack
         self,
         subject: str,
         payload: bytes = b"",
         reply: str = "",
         headers: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         if reply and (token := reply.rpartition(".")[2]) in self._resp_map:
             if len(self._asked) > 2 * len(self._resp_map) + PUBLISH_AT_ONCE:
                 self._asked = {t: s for t, s in self._asked.items() if t in self._resp_map}
             self._asked[token] = subject
-        await super().publish(subject, payload, reply, headers)
+        return super().publish(subject, payload, reply, headers)
 
     async def ping(self) -> None:
         """Returns when the broker has read everything that was sent before."""
@@ -518,7 +518,7 @@ def _make_message(body: bytes, headers: Mapping[str, str], delivery: Delivery) -
         type=type,
         headers=values,
         failures=failures,
-        published_at=seconds_of(delivery.key.partition("-")[2]) / 1e9,
+        published_at=int(delivery.key.partition("-")[2] or 0) / 1e9,
         receipt=delivery,
         origin={"subject": delivery.subject},
     )
@@ -1072,8 +1072,8 @@ class NatsBroker(Broker):
         else:
             delivery = Delivery(key, msg.subject, int(tokens[at]), 0, msg.reply, held_until)
             message = self._by_key[key] = _make_message(msg.data, headers, delivery)
-            delay = min(seconds_of(headers.get(DUE)) - time.time(), RECORD_SECONDS)
-            if delay > 0 and delivery.deliveries == 1:
+            due_in = seconds_of(headers[DUE]) - time.time() if DUE in headers else 0
+            if (delay := min(due_in, RECORD_SECONDS)) > 0 and delivery.deliveries == 1:
                 del self._by_key[key]
                 await self._reachable().publish(msg.reply, _nak_later(delay))
             elif delivery.deliveries > 1 and not self.stopped:

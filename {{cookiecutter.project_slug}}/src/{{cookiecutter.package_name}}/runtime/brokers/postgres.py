@@ -448,6 +448,7 @@ class PostgresBroker(Broker):
     """One queue in the tables that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(delayed_publish=True)
+    acks_late = True
     dead_letters_at_once = STEP
     destinations: ClassVar = {"source": "source:NAME"}
 

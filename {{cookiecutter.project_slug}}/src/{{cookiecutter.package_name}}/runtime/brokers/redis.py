@@ -126,7 +126,6 @@ REQUEUED, DELAYED = "requeued", "delayed"
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
 """Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter has REASON, ATTEMPTS and
 DEAD_LETTERED_AT as well."""
-FIELDS = {BODY, ID, TYPE, HEADERS}
 ENTRY_ID = f"{PREFIX}id"
 """Field of an entry that was added again, and has no id of its producer: the first id that the server gave it."""
 MOST_WIRES = 20
@@ -135,7 +134,7 @@ DUE = f"{PREFIX}due"
 """Field of an entry that was trimmed in flight and added again: Unix milliseconds. It has ATTEMPTS too."""
 GROUP = f"{PREFIX}group"
 """Field of an entry that was added again for one of several groups."""
-DUE_FIELD, GROUP_FIELD = DUE.encode(), GROUP.encode()
+DUE_FIELD, GROUP_FIELD, ENTRY_FIELD = DUE.encode(), GROUP.encode(), ENTRY_ID.encode()
 
 SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 OWN_OPTIONS = ("lease_seconds", "wait_replicas", *SENTINEL_OPTIONS)
@@ -852,12 +851,6 @@ class Wire:
             abort(self._transport)
 
 
-class EntryId(bytes):
-    """The receipt of a message, with what the entry holds: it may be trimmed from the stream meanwhile."""
-
-    fields: list[bytes]
-
-
 class Published(NamedTuple):
     """What is published with the ack of a message: to the streams, these fields."""
 
@@ -869,16 +862,13 @@ class Settlement(NamedTuple):
     verb: str
     message: Message
     arguments: tuple[Any, ...]
-
-    @property
-    def id(self) -> bytes:
-        return self.message.receipt  # type: ignore[no-any-return]
+    id: bytes
 
     @property
     def fields(self) -> list[bytes]:
-        """Of the entry, but for what is ours."""
+        """Of the entry, but for what is ours; it may be trimmed from the stream meanwhile."""
         fields: list[bytes] = []
-        for name, value in _pairs(self.message.receipt.fields):
+        for name, value in _pairs(self.message.receipt[1]):
             if name not in (ATTEMPTS.encode(), DUE_FIELD, GROUP_FIELD):
                 fields += [name, value]
         return fields
@@ -888,6 +878,7 @@ class RedisBroker(Broker):
     """One stream and its group. Raises BrokerRefused if the URL cannot be used. Headers must be JSON values."""
 
     capabilities = Capabilities()
+    acks_late = True
     dead_letters_at_once = AT_ONCE
     destinations: ClassVar = {"stream": "stream:NAME"}
 
@@ -1179,7 +1170,8 @@ class RedisBroker(Broker):
         )
         for _, entries in streams or ():
             for id, fields in entries:
-                await self._receive(reader, id, fields, 1)
+                if (more := self._receive(reader, id, fields, 1)) is not None:
+                    await more
 
     async def _take(self, reader: Wire, room: int) -> tuple[float, bool]:
         """Requeued and due entries; the seconds until another is due, and whether there may be more now."""
@@ -1187,35 +1179,33 @@ class RedisBroker(Broker):
         ((taken, due_ms, gone),) = await reader.ask(self._eval(TAKE, min(room, AT_ONCE)))
         self._warn_of_gone(gone)
         for entry in taken:
-            await self._receive(reader, *entry)
+            if (more := self._receive(reader, *entry)) is not None:
+                await more
         return (due_ms / 1000 if due_ms >= 0 else math.inf), len(taken) == min(room, AT_ONCE)
 
-    async def _receive(
+    def _receive(
         self, reader: Wire, id: bytes, fields: list[bytes], attempt: int, crashes: int = 0
-    ) -> None:
+    ) -> Coroutine[Any, Any, object] | None:
+        """What is still to be awaited. No coroutine of its own: this runs for each message."""
         if id in self._by_id or id in self._unwritten:
-            return  # redelivered to this consumer, after it counted as dead
+            return None  # redelivered to this consumer, after it counted as dead
         if attempt == 1 and DUE_FIELD in fields:
             named = dict(_pairs(fields))
             failures = min(count_of(named.get(ATTEMPTS.encode())), ONE_CRASH - 2)
             due_ms = min(math.ceil(seconds_of(named.get(DUE_FIELD))), FAR_OFF_MS)
             if failures:
-                await reader.ask(self._eval(DELAY, id, failures + 1, due_ms))
-                return
+                return reader.ask(self._eval(DELAY, id, failures + 1, due_ms))
         if GROUP_FIELD in fields and dict(_pairs(fields))[GROUP_FIELD] != self._group.encode():
-            await reader.ask(self._eval(ACK, id))
-            return
+            return reader.ask(self._eval(ACK, id))
         message = self._by_id[id] = _make_message(id, fields, attempt, self._origin)
         message.deliveries += crashes
-        message.receipt = EntryId(id)
-        message.receipt.fields = fields
-        if not self._deliver(message):
-            await self.requeue(message)
+        message.receipt = (id, fields)
+        return None if self._deliver(message) else self.requeue(message)
 
     def _release(self, message: Message) -> None:
         super()._release(message)
-        if self._by_id.get(message.receipt) is message:
-            del self._by_id[message.receipt]
+        if self._by_id.get(id := message.receipt[0]) is message:
+            del self._by_id[id]
         self._wake.set()
 
     def _renew_command(self, *, sweep: bool) -> Command:
@@ -1231,7 +1221,7 @@ class RedisBroker(Broker):
         ((mine, *swept),) = await reader.ask(self._renew_command(sweep=sweep))
         ours = set(mine)
         for message in self._take_back():
-            if message.receipt in ours:
+            if message.receipt[0] in ours:
                 self.buffer.put(message)
             else:
                 self._release(message)
@@ -1282,7 +1272,7 @@ class RedisBroker(Broker):
         if message not in self.put_offs.counts:
             await self._settle(message, verb, *arguments)
             return
-        settlement = Settlement(verb, message, arguments)
+        settlement = Settlement(verb, message, arguments, message.receipt[0])
         (answer,) = await self._commands.ask(self._eval(SCRIPT_OF[verb], settlement.id, *arguments))
         if answer == 2:
             (answer,) = await self._commands.ask(self._restoring(settlement))
@@ -1290,9 +1280,11 @@ class RedisBroker(Broker):
             log_settlement_lost(message, verb, "its lease had expired")
 
     async def _settle(self, message: Message, verb: str, *arguments: Any) -> None:
-        self._unwritten[message.receipt] = Settlement(verb, message, arguments)
-        self._written.clear()
-        self._work.set()
+        if not self._unwritten:
+            self._written.clear()
+            self._work.set()
+        id = message.receipt[0]
+        self._unwritten[id] = Settlement(verb, message, arguments, id)
 
     async def _write(self) -> None:
         failures = 0
@@ -1389,12 +1381,12 @@ class RedisBroker(Broker):
         return written, kept, outage
 
     async def _on_refused(self, settlement: Settlement, error: BrokerError) -> None:
-        verb, message, arguments = settlement
+        verb, message, arguments, id = settlement
         if verb in ("ack", "requeue"):
             log_settlement_lost(message, verb, error)
             return
         self.unacked.add(message)
-        self._by_id[message.receipt] = message
+        self._by_id[id] = message
         if verb == "retry":
             await self._put_off(message, verb, error, "", arguments[0] / 1000)
         else:
@@ -1612,22 +1604,23 @@ def _make_message(
     id: bytes, fields: list[bytes], attempt: int, origin: Mapping[str, Any] = MappingProxyType({})
 ) -> Message:
     """Other fields than ours are headers. Without a body, they are a JSON object, and that is the body."""
-    named = dict(_pairs(fields))
-    packed = named.get(HEADERS)
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    body, producers_id = named.pop(BODY, None), named.pop(ID, None)
+    type, packed = named.pop(TYPE, None), named.pop(HEADERS, None)
     headers = json_object(text_of(packed)) if packed else {}  # json is slower with bytes
-    if (body := named.get(BODY)) is None:
-        theirs = _texts(named.items())
+    if body is None:
+        theirs, producers_id = _texts(_pairs(fields)), None
         body, headers = to_json(theirs), theirs | headers
-    elif others := named.keys() - FIELDS:
-        headers = _texts((name, named[name]) for name in others) | headers
+    elif named:
+        headers = _texts(named.items()) | headers
     return make_message(
         body,
-        id=named.get(ID) if BODY in named else None,
-        fallback_id=named.get(ENTRY_ID.encode()) or id,
-        type=named.get(TYPE),
+        id=producers_id,
+        fallback_id=named.get(ENTRY_FIELD) or id,
+        type=type,
         headers=headers,
         failures=attempt - 1,
-        published_at=seconds_of(id.partition(b"-")[0]) / 1000,
+        published_at=int(id.partition(b"-")[0]) / 1000,
         receipt=id,
         origin=origin,
     )

@@ -181,6 +181,7 @@ class SqliteBroker(Broker):
     """One queue in the file that ``CONSUMER_BROKER_URL`` names. Headers must be JSON values."""
 
     capabilities = Capabilities(delayed_publish=True)
+    acks_late = True
     dead_letters_at_once = 500
     destinations: ClassVar = {"source": "source:NAME"}
 
@@ -385,7 +386,7 @@ class SqliteBroker(Broker):
                 receipt={"seq": seq, "consumer": consumer},  # its row, and who got it
                 origin=self._origin,
             )
-            message.deliveries += count_of(crashes)
+            message.deliveries += count_of(crashes) if crashes else 0
             if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
                 await self.requeue(message)
 

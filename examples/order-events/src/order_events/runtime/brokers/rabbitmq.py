@@ -449,9 +449,7 @@ class RabbitBroker(Broker):
     capabilities = Capabilities()
     destinations: ClassVar = {"queue": "queue:NAME", "exchange": "exchange:NAME/ROUTING.KEY"}
     origins = ("routing-key",)
-    longest_hold_seconds = (
-        300.0  # the broker closes the channel of a delivery unacked for 30 minutes
-    )
+    longest_hold_seconds = 300.0  # the broker closes the channel of one unacked for 30 minutes
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""
@@ -706,7 +704,8 @@ class RabbitBroker(Broker):
                     await channel.basic_cancel(tag)
 
     async def _on_delivery(self, delivered: DeliveredMessage) -> None:
-        deliveries, tag = self._deliveries, delivered.delivery_tag
+        about: Any = delivered.delivery  # `delivered` checks its type for each attribute
+        deliveries, tag = self._deliveries, about.delivery_tag
         if delivered.channel.is_closed or deliveries is None or tag is None:
             return
         properties = delivered.header.properties
@@ -719,11 +718,11 @@ class RabbitBroker(Broker):
             failures=headers.get(ATTEMPTS),
             published_at=properties.timestamp,
             receipt=_Receipt(deliveries, tag, properties),
-            origin=_origin(delivered, headers),
+            origin=_origin(about, headers),
             properties=_properties(properties, headers),
         )
         known = None
-        if delivered.redelivered:
+        if about.redelivered:
             # Not left to the handler: they differ between deliveries of one message.
             message.deliveries += max(delivery.count_of(headers.pop(name, 0)) for name in COUNTS)
             known = self._still_in_flight(message)
@@ -1065,7 +1064,7 @@ def _properties(properties: Basic.Properties, headers: Mapping[str, Any]) -> dic
     }
 
 
-def _origin(delivered: DeliveredMessage, headers: dict[str, Any]) -> dict[str, Any]:
+def _origin(delivered: Any, headers: dict[str, Any]) -> dict[str, Any]:
     """As it was before a retry, which comes from a queue of ours."""
     first = headers.get(ORIGIN)
     if isinstance(first, dict) and not delivered.exchange:
