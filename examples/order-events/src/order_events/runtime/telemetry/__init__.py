@@ -63,7 +63,7 @@ class Telemetry:
     """
 
     exports: ClassVar[str] = "off"
-    """What the log event `starting` says: prometheus, otlp, both or off, which keeps no time of the last settlement."""
+    """What the log event `starting` says: prometheus, otlp, both or off."""
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, Outcome], int] = {}
@@ -107,8 +107,7 @@ class Telemetry:
     def settled(self, handler: str, outcome: Outcome) -> None:
         """One message is settled."""
         self.outcomes[handler, outcome] += 1
-        if self.exports != "off":
-            self._last_at = time.time()
+        self._last_at = time.time()
 
     def publishing(self, messages: Sequence[OutgoingMessage]) -> AbstractContextManager[object]:
         """Around the publishing of messages, to which it may add headers."""
