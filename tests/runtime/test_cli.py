@@ -82,9 +82,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     ) -> tuple[int, str, str]:
         capsys.readouterr()  # what the test itself logged before
         try:
-            exit_code = main(
-                name="orders", handlers=handlers, settings=Settings, argv=list(argv), **more
-            )
+            service = Service(name="orders", handlers=handlers, settings_class=Settings, **more)
+            exit_code = main(service, argv)
         except SystemExit as usage:  # argparse's own
             exit_code = int(usage.code or 0)
         output = capsys.readouterr()
@@ -269,7 +268,7 @@ def test_queue_and_group_are_named_after_the_service_unless_settings_name_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONSUMER_BROKER_URL", "sqlite:///queue.db")
-    of_orders = Service("orders", ONE, None, None, None, {}, {})
+    of_orders = Service(name="orders", handlers=ONE)
     assert (of_orders.settings().source, of_orders.settings().group) == ("orders", "orders")
     monkeypatch.setenv("CONSUMER_SOURCE", "q")
     monkeypatch.setenv("CONSUMER_GROUP", "g")

@@ -437,9 +437,9 @@ def test_an_interrupted_try_waits_for_no_handler_and_begins_no_other(
     asyncio.run(letters_of(settings_of(broker, queue), *letters))
     program = tmp_path / "program.py"
     program.write_text(
-        "import asyncio, sys, time\nfrom runtime.operate.cli import main\n\n"
+        "import asyncio, sys, time\nfrom runtime.operate.cli import Service, main\n\n"
         f'{kind} handle(body: bytes) -> None:\n    print(\'{{"event": "began"}}\', flush=True)\n'
-        f"    {wait}\n\nsys.exit(main(name='orders', handlers={{'x': handle}}))\n"
+        f"    {wait}\n\nsys.exit(main(Service(name='orders', handlers={{'x': handle}})))\n"
     )
     environment = service_environment(broker.url, queue, Ledger(tmp_path / "ledger"))
     trying = service_command("dead-letters", "try", service=program)

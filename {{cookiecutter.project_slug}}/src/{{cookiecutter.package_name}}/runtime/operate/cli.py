@@ -8,9 +8,9 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from signal import Signals
@@ -37,7 +37,7 @@ from ..telemetry import make_telemetry
 from .browse import browse
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
-from .letters import add_filters, add_rate, change, closing, selection_of, shown, try_handlers
+from .letters import add_filters, change, closing, selection_of, shown, try_handlers, whole_number
 from .rehearse import run_rehearsal
 from .reload import run_reloading
 from .timeline import Timeline
@@ -49,17 +49,23 @@ name: name databases of tests. What handlers publish is not sent, and the servic
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Service:
-    """The arguments of `main`."""
+    """What `main` runs.
+
+    ``name`` is the service's name and its default queue; ``settings_class`` are the service's own; ``lifespan``
+    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
+    than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
+    returns what handlers did, and ``failure`` is what they raise when a dependency fails.
+    """
 
     name: str
     handlers: Mapping[str, HandlerFunction]
-    settings_class: type[BaseSettings] | None
-    lifespan: Lifespan | None
-    around: Around | None
-    decoders: Mapping[str, Decoder]
-    examples: Mapping[str, bytes]
+    settings_class: type[BaseSettings] | None = None
+    lifespan: Lifespan | None = None
+    around: Around | None = None
+    decoders: Mapping[str, Decoder] | None = None
+    examples: Mapping[str, bytes] = field(default_factory=dict)
     effects: Callable[[], Any] | None = None
     failure: BaseException | type[BaseException] = ConnectionError
 
@@ -78,30 +84,10 @@ class Service:
 Command = Callable[[Service, argparse.Namespace], int]
 
 
-def main(
-    *,
-    name: str,
-    handlers: Mapping[str, HandlerFunction],
-    settings: type[BaseSettings] | None = None,
-    lifespan: Lifespan | None = None,
-    around: Around | None = None,
-    decoders: Mapping[str, Decoder] | None = None,
-    examples: Mapping[str, bytes] | None = None,
-    effects: Callable[[], Any] | None = None,
-    failure: BaseException | type[BaseException] = ConnectionError,
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Run the service's command line; returns the exit code.
-
-    ``name`` is the service's name and its default queue; ``settings`` are the service's own; ``lifespan``
-    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
-    than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
-    returns what handlers did, and ``failure`` is what they raise when a dependency fails.
-    """
-    optional: tuple[Any, ...] = (decoders or {}, examples or {}, effects, failure)
-    service = Service(name, handlers, settings, lifespan, around, *optional)
+def main(service: Service, argv: Sequence[str] | None = None) -> int:
+    """Run the service's command line; returns the exit code."""
     replace_closed_streams()
-    arguments = _make_parser(name).parse_args(argv)
+    arguments = _make_parser(service.name).parse_args(argv)
     install()
     try:
         exit_code: int = arguments.command(service, arguments)
@@ -112,7 +98,7 @@ def main(
     except ServiceError as error:
         exit_code = error.exit_code
         if not error.is_shown:
-            print(f"{name}: {redacted(str(error))}", file=sys.stderr)
+            print(f"{service.name}: {redacted(str(error))}", file=sys.stderr)
     flush_output()
     if stacks_of_threads():  # a handler that nobody waits for any more: the interpreter would
         os._exit(exit_code)
@@ -173,7 +159,8 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     for changing in (replay, purge):
         changing.set_defaults(replay=changing is replay)
         add_filters(changing)
-        add_rate(changing)
+        about_rate = "at most so many a second (default unlimited)"
+        changing.add_argument("--rate", type=whole_number, help=about_rate)
         changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     page = add("browse", _browse_dead_letters, "serve a page for them, on 127.0.0.1", actions)
     page.add_argument("--port", type=int, default=0, help="port of the page (default any)")
@@ -233,6 +220,7 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
     message_type = types[0] if message_type is None else message_type
 
     async def publish(source: Broker) -> int:
+        await source.prepare()
         progress = Progress("published")
         telemetry = make_telemetry(service.name, source.settings)
         try:
@@ -246,16 +234,17 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
             await telemetry.close()
         return ExitCode.DRAINED
 
-    return _with_source(service, publish, lambda source: source.prepare())
+    return _with_source(service, publish)
 
 
 def _declare(service: Service, _arguments: argparse.Namespace) -> int:
-    async def describe(source: Broker) -> int:
+    async def declare(source: Broker) -> int:
+        await source.declare()
         for name, value in (await source.describe()).items():
             print(f"{name}: {redacted(str(value))}")
         return ExitCode.DRAINED
 
-    return _with_source(service, describe, lambda source: source.declare())
+    return _with_source(service, declare)
 
 
 def _check(service: Service, arguments: argparse.Namespace) -> int:
@@ -374,9 +363,7 @@ def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
 # -- shared by the commands
 
 
-def _with_source(
-    service: Service, use: Use, prepare: Callable[[Broker], Awaitable[None]] | None = None
-) -> int:
+def _with_source(service: Service, use: Use) -> int:
     """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
@@ -384,8 +371,6 @@ def _with_source(
 
     async def connect_and_use() -> int:
         async with source:
-            if prepare is not None:
-                await prepare(source)
             return await use(source)
 
     def force(signum: Signals) -> None:

@@ -44,11 +44,7 @@ def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> No
     after = "only those dead-lettered at TIME or later"
     parser.add_argument("--after", metavar="TIME", type=time_of, help=after)
     about_limit = f"maximum number (default {'all' if limit is None else limit})"
-    parser.add_argument("--limit", type=_number, default=limit, help=about_limit)
-
-
-def add_rate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rate", type=_number, help="at most so many a second (default unlimited)")
+    parser.add_argument("--limit", type=whole_number, default=limit, help=about_limit)
 
 
 def selection_of(chosen: Any) -> Selection:
@@ -70,7 +66,7 @@ def time_of(text: str) -> float:
     raise argparse.ArgumentTypeError(msg)
 
 
-def _number(text: str) -> int:
+def whole_number(text: str) -> int:
     if not text.isdecimal() or len(text) > MOST_DIGITS or not int(text):
         msg = f"{text[:50]!r} is not a whole number above 0 of at most {MOST_DIGITS} digits"
         raise argparse.ArgumentTypeError(msg)
