@@ -678,6 +678,29 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
 
 @pytest.mark.slow
 @on_one_broker
+def test_a_command_under_nohup_outlives_its_terminal(
+    broker: Server, queue: str, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        ["nohup", *service_command("publish", "-")],
+        env=service_environment(broker.url, queue, Ledger(tmp_path / "ledger")),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        wait_until(lambda: broker.counts(queue).ready == 1)
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write(b"{}\n")
+        process.stdin.close()
+        assert process.wait(20) == 0
+    assert broker.counts(queue).ready == 2
+
+
+@pytest.mark.slow
+@on_one_broker
 def test_an_interrupted_publish_says_how_many_were_confirmed(
     broker: Server, queue: str, tmp_path: Path
 ) -> None:

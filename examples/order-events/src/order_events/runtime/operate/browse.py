@@ -27,7 +27,7 @@ from ..errors import ServiceError, UsageError
 from ..handlers import Router
 from ..message import DeadLetter
 from ..redaction import redacted
-from .letters import change, closing, shown, try_handlers
+from .letters import changing, closing, shown, try_handlers
 
 PAGE = Path(__file__).with_suffix(".html")
 MOST_LETTERS = 10_000
@@ -158,7 +158,7 @@ class Browser:
     async def _change(self, chosen: Selection, *, replay: bool) -> Lines:
         async with self._using:
             yield {"done": 0}
-            async with closing(change(self.source, chosen, replay=replay)) as steps:
+            async with await changing(self.source, chosen, replay=replay) as steps:
                 async for done in steps:
                     yield {"done": done}
 

@@ -32,15 +32,14 @@ from ..message import OutgoingMessage
 from ..redaction import install, redacted
 from ..service import serve, tell_failed_start
 from ..settings import TEMPLATE_VERSION, ConsumerSettings, load_settings, wanted_log_format
-from ..signals import SHUTDOWN_SIGNALS, forces
+from ..signals import forces, shutdown_signals
 from ..telemetry import make_telemetry
 from .browse import browse
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
-from .letters import add_filters, change, closing, selection_of, shown, try_handlers, whole_number
+from .letters import add_filters, changing, closing, selection_of, shown, try_handlers, whole_number
 from .rehearse import run_rehearsal
 from .reload import run_reloading
-from .timeline import Timeline
 from .vendored import CHECKOUT, find_drift
 
 Use = Callable[[Broker], Coroutine[Any, Any, int]]
@@ -123,7 +122,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     run = add("run", _run, "consume until SIGINT or SIGTERM, then drain")
     about_reload = "start again when a file of the service changes (development only)"
     run.add_argument("--reload", action="store_true", help=about_reload)
-    demo = add("demo", _demo, "run on the embedded broker with sample messages")
+    demo = add("demo", run_demo, "run on the embedded broker with sample messages")
     demo.add_argument("--timeline", action="store_true", help="draw the shutdown at the end")
     rehearse = add(
         "rehearse", run_rehearsal, "prove the handlers: SIGTERM, SIGKILL, double delivery"
@@ -156,12 +155,12 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
     replay = add("replay", _change_dead_letters, "move them back to the queue", actions)
     purge = add("purge", _change_dead_letters, "delete them", actions)
-    for changing in (replay, purge):
-        changing.set_defaults(replay=changing is replay)
-        add_filters(changing)
+    for one in (replay, purge):
+        one.set_defaults(replay=one is replay)
+        add_filters(one)
         about_rate = "at most so many a second (default unlimited)"
-        changing.add_argument("--rate", type=whole_number, help=about_rate)
-        changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+        one.add_argument("--rate", type=whole_number, help=about_rate)
+        one.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     page = add("browse", _browse_dead_letters, "serve a page for them, on 127.0.0.1", actions)
     page.add_argument("--port", type=int, default=0, help="port of the page (default any)")
     about_new_handler = "add a handler, its test and its entry in HANDLERS (development only)"
@@ -192,22 +191,6 @@ def _run(service: Service, arguments: argparse.Namespace) -> int:
         tell_failed_start(error, log_format)
         raise
     return serve(service.name, router, settings, service.lifespan)
-
-
-def _demo(service: Service, arguments: argparse.Namespace) -> int:
-    if not service.examples:
-        msg = "the demo has no messages to publish: EXAMPLES in handlers/__init__.py is empty"
-        raise UsageError(msg)
-    router = service.router()
-    configure_logs("console", "info")
-    timeline = Timeline() if arguments.timeline else None
-    with (
-        asyncio.Runner() as runner,
-        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
-    ):
-        return runner.run(
-            run_demo(router, service.examples, service.lifespan, event, service.settings, timeline)
-        )
 
 
 def _publish(service: Service, arguments: argparse.Namespace) -> int:
@@ -342,7 +325,7 @@ def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     async def change_them(source: Broker) -> int:
         progress = Progress(verb)
         try:
-            async with closing(change(source, selection_of(arguments), replay=replay)) as steps:
+            async with await changing(source, selection_of(arguments), replay=replay) as steps:
                 async for done in steps:
                     progress.advance(done - progress.count)
         finally:  # also when it is interrupted: so many are done
@@ -379,7 +362,7 @@ def _with_source(service: Service, use: Use) -> int:
 
     with (
         asyncio.Runner() as runner,
-        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
+        make_cancellation_event(shutdown_signals(), runner.get_loop()) as event,
     ):
         event.on_repeat = force
         try:

@@ -23,12 +23,13 @@ from ..telemetry import NO_HANDLER
 from ..testing import Settlements
 
 T = TypeVar("T")
+Closing = aclosing[AsyncGenerator[T, None]]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MOST_DIGITS = 12
 
 
-def closing(steps: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
+def closing(steps: AsyncIterator[T]) -> Closing[T]:
     """For each reading of dead letters: until it ends, brokers hide from others what it has read."""
     return aclosing(cast("AsyncGenerator[T, None]", steps))
 
@@ -99,14 +100,12 @@ def _text_of_time(unix_seconds: float) -> str:
     return str(unix_seconds)
 
 
-async def change(source: Broker, selection: Selection, *, replay: bool) -> AsyncIterator[int]:
-    """Replay or purge; yields how many so far, after each step."""
+async def changing(source: Broker, selection: Selection, *, replay: bool) -> Closing[int]:
+    """A replay or a purge, to be entered; it yields how many so far, after each step."""
     if replay:
         await source.prepare()
-    changing = source.replay_dead_letters if replay else source.purge_dead_letters
-    async with closing(changing(selection)) as steps:
-        async for done in steps:
-            yield done
+        return closing(source.replay_dead_letters(selection))
+    return closing(source.purge_dead_letters(selection))
 
 
 class _Recorder(Settlements):
