@@ -485,10 +485,9 @@ def test_progress_is_drawn_on_a_terminal_while_the_work_goes_on(
     seconds = iter([0, 0.05, 0.2, 0.25, 0.4])
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = Progress("published")
-    for _ in range(4):
-        progress.advance(500)
-    progress.finish("to orders")
+    with Progress("published", "to orders") as progress:
+        for _ in range(4):
+            progress.advance(500)
     assert capsys.readouterr().err == (
         "\rpublished 1,000 (5,000/s)\rpublished 2,000 (5,000/s)"
         "\r\033[Kpublished 2,000 messages to orders\n"

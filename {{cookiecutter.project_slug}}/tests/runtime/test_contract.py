@@ -68,7 +68,7 @@ async def test_a_retry_is_redelivered_after_its_delay_and_counted(connect: Conne
         await source.ack(message)
 
 
-async def test_a_rejected_message_is_one_dead_letter_and_when_replayed_a_new_message(
+async def test_a_rejected_message_is_one_dead_letter_with_its_reason_and_replayed_a_new_message(
     connect: Connect, counted: Counted
 ) -> None:
     async with connect(prefetch=1) as source:

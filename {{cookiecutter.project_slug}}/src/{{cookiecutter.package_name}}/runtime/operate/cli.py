@@ -204,16 +204,15 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
 
     async def publish(source: Broker) -> int:
         await source.prepare()
-        progress = Progress("published")
         telemetry = make_telemetry(service.name, source.settings)
         try:
-            async for bodies in read_messages(arguments.message):
-                messages = [OutgoingMessage(body, message_type) for body in bodies]
-                with telemetry.publishing(messages):
-                    await source.publish(messages)
-                progress.advance(len(bodies))
+            with Progress("published", f"to {source.settings.source}") as progress:
+                async for bodies in read_messages(arguments.message):
+                    messages = [OutgoingMessage(body, message_type) for body in bodies]
+                    with telemetry.publishing(messages):
+                        await source.publish(messages)
+                    progress.advance(len(bodies))
         finally:
-            progress.finish(f"to {source.settings.source}")
             await telemetry.close()
         return ExitCode.DRAINED
 
@@ -323,13 +322,10 @@ def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     verb, where = ("replayed", "to") if replay else ("deleted", "from the dead letters of")
 
     async def change_them(source: Broker) -> int:
-        progress = Progress(verb)
-        try:
+        with Progress(verb, f"{where} {source.settings.source}") as progress:
             async with await changing(source, selection_of(arguments), replay=replay) as steps:
                 async for done in steps:
                     progress.advance(done - progress.count)
-        finally:  # also when it is interrupted: so many are done
-            progress.finish(f"{where} {source.settings.source}")
         return ExitCode.DRAINED
 
     return _after_confirmation(service, arguments, "Move" if replay else "Delete", change_them)
