@@ -147,13 +147,11 @@ class Browser:
                 yield shown(letter, body=True, headers=True)
 
     async def _try(self, chosen: Selection) -> Lines:
-        async with self._using:
-            async with closing(self.source.dead_letters(MOST_TRIED, chosen)) as found:
-                letters = [one async for one in found]
-            trying = try_handlers(self.source, self.router, self.lifespan, letters)
-            async with closing(trying) as outcomes:
-                async for outcome in outcomes:
-                    yield outcome
+        reading = self.source.dead_letters(MOST_TRIED, chosen)
+        trying = try_handlers(self.source, self.router, self.lifespan, reading)
+        async with self._using, closing(trying) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def _change(self, chosen: Selection, *, replay: bool) -> Lines:
         async with self._using:

@@ -288,17 +288,16 @@ def _try_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     router = service.router()
 
     async def try_them(source: Broker) -> int:
-        exit_code = ExitCode.DRAINED
+        exit_code, count = ExitCode.DRAINED, 0
         configure_logs("console", "critical")  # standard output has the outcomes
-        # All before the first is tried: what a broker hides while it is read is visible again.
-        async with closing(source.dead_letters(selection=selection_of(arguments))) as found:
-            letters = [one async for one in found]
-        async with closing(try_handlers(source, router, service.lifespan, letters)) as outcomes:
+        reading = source.dead_letters(selection=selection_of(arguments))
+        async with closing(try_handlers(source, router, service.lifespan, reading)) as outcomes:
             async for outcome in outcomes:
+                count += 1
                 print(json.dumps(outcome), flush=True)
                 if outcome["outcome"] != "handled":
                     exit_code = ExitCode.CRASHED
-        print(f"tried {len(letters)} copies: nothing was settled or published", file=sys.stderr)
+        print(f"tried {count} copies: nothing was settled or published", file=sys.stderr)
         return exit_code
 
     return _with_source(service, try_them)

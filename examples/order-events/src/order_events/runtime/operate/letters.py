@@ -5,7 +5,7 @@ import argparse
 import base64
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -127,9 +127,12 @@ class _Recorder(Settlements):
 
 
 async def try_handlers(
-    source: Broker, router: Router, lifespan: Lifespan | None, letters: Iterable[DeadLetter]
+    source: Broker, router: Router, lifespan: Lifespan | None, reading: AsyncIterator[DeadLetter]
 ) -> AsyncIterator[dict[str, Any]]:
     """Call the handler of each letter, one after the other; yields the outcome. What a handler does elsewhere is done."""
+    # All before the first is tried: what a broker hides while it is read is visible again.
+    async with closing(reading) as found:
+        letters = [one async for one in found]
     async with lifespan() if lifespan is not None else nullcontext() as opened:
         router.give(opened)
         for letter in letters:
