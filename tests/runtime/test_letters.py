@@ -493,7 +493,7 @@ def test_the_reading_of_a_command_that_fails_ends_before_its_connection(
     monkeypatch.setattr(cli, "make_source", Watched)
     for name in ("cli.shown", "console.Progress.advance", "letters._Recorder.handle"):
         monkeypatch.setattr(f"runtime.operate.{name}", fail)
-    monkeypatch.setattr("runtime.operate.console.Progress.finish", lambda *_: None)
+    monkeypatch.setattr("runtime.operate.console.Progress.__exit__", lambda *_: None)
     extra = ["--yes", "--id", "id-1"] if action == "purge" else []
     code, _, err = some_dead("dead-letters", *action.split(), *extra)
     assert (code, err) == (2, "orders: enough\n")
