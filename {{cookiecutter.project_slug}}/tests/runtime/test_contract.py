@@ -26,9 +26,6 @@ async def connect(connect: Connect, source_for: Callable[..., Source], broker: S
     return connect
 
 
-# -- delivery
-
-
 @pytest.mark.parametrize(
     "body",
     [b"", b'{"n": 1}', bytes(range(256)), b"\x00" * 1_000_000],
@@ -45,9 +42,6 @@ async def test_body_id_type_and_headers_survive(connect: Connect, body: bytes) -
         assert (message.id, message.type, message.attempt) == ("id-7", "order_created", 1)
         assert dict(message.headers) == headers
         await source.ack(message)
-
-
-# -- failures
 
 
 @pytest.mark.slow

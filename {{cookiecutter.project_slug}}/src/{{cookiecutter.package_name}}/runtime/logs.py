@@ -77,7 +77,7 @@ class Seldom:
 
     def __init__(self) -> None:
         self._began_at, self._due_at = time.monotonic(), 0.0
-        self.left_out = 0
+        self.left_out = 0  # since it was logged, if its user counts
 
     @property
     def seconds(self) -> int:

@@ -48,9 +48,9 @@ def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> No
     parser.add_argument("--limit", type=whole_number, default=limit, help=about_limit)
 
 
-def selection_of(chosen: Any) -> Selection:
-    """The arguments of the command line, or the filters of the page."""
-    given = {name: getattr(chosen, name, None) for name in Selection.__dataclass_fields__}
+def selection_of(arguments: argparse.Namespace) -> Selection:
+    """The letters that a command is about; it may have only some of the filters."""
+    given = {name: getattr(arguments, name, None) for name in Selection.__dataclass_fields__}
     if given["ids"] is not None:
         given["ids"] = frozenset(given["ids"])  # there may be thousands
     return Selection(**{name: value for name, value in given.items() if value is not None})
