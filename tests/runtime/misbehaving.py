@@ -23,7 +23,7 @@ from runtime.brokers import sqlite
 from runtime.consumer import Lifespan
 from runtime.handlers import HandlerFunction, Handles
 from runtime.message import Message, OutgoingMessage, Reject, Retry
-from runtime.operate.cli import main
+from runtime.operate.cli import Service, main
 
 
 class Task(service.Task):
@@ -196,7 +196,7 @@ async def lifespan() -> AsyncIterator[None]:
 def run(handlers: dict[str, HandlerFunction], lifespan: Lifespan | None = None) -> int:
     chosen = os.environ.get("HANDLERS", "work").split(",")
     handlers = {name: handlers[name] for name in chosen}
-    return main(name="service-of-the-tests", handlers=handlers, lifespan=lifespan)
+    return main(Service(name="service-of-the-tests", handlers=handlers, lifespan=lifespan))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from runtime.handlers import Handles
 from runtime.message import Message, OutgoingMessage, Pause, Reject, Retry
 from runtime.operate import rehearse
-from runtime.operate.cli import main
+from runtime.operate.cli import Service, main
 
 WORLD = Path(os.environ.get("WORLD", "world"))
 SCHEMA = """
@@ -485,11 +485,13 @@ if __name__ == "__main__":
     HANDLERS = {name: Handles(one, **OWN) for name, one in chosen.items()}
     sys.exit(
         main(
-            name="rehearsed",
-            handlers=HANDLERS,
-            lifespan=lifespan,
-            examples=dict.fromkeys(HANDLERS, EXAMPLE) if EXAMPLE else {},
-            effects=effects,
-            failure=getattr(builtins, os.environ.get("FAILURE", "ConnectionError")),
+            Service(
+                name="rehearsed",
+                handlers=HANDLERS,
+                lifespan=lifespan,
+                examples=dict.fromkeys(HANDLERS, EXAMPLE) if EXAMPLE else {},
+                effects=effects,
+                failure=getattr(builtins, os.environ.get("FAILURE", "ConnectionError")),
+            )
         )
     )

@@ -27,4 +27,4 @@ if __name__ == "__main__":
         sqs = import_module("runtime.brokers.sqs")
         setattr(sqs, "LISTING_SECONDS", int(os.environ["LISTING_SECONDS"]))  # noqa: B010
     setattr(cli, "Progress", ToldProgress)  # noqa: B010
-    sys.exit(cli.main(name="service-of-the-tests", handlers={"work": work}))
+    sys.exit(cli.main(cli.Service(name="service-of-the-tests", handlers={"work": work})))

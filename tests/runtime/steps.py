@@ -1,16 +1,17 @@
 """Steps that the tests of the template take, and services do not: on a source, and on what it logs."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sized
 from typing import Any
 
 import pytest
 
-from harness.contract import eventually, length_of, need, opened, take
+from harness.contract import eventually, need, opened, take
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers import SERVED_BROKERS, Counts, Server
 from runtime.brokers import make_source
-from runtime.brokers.source import Source
+from runtime.brokers.source import Publisher, Source
+from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 
 Event = dict[str, Any]
@@ -19,6 +20,34 @@ over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=Tr
 """For tests of a server, a connection or a subscription, which a broker in a file does not have."""
 
 _started_once: set[tuple[str, str]] = set()
+
+
+async def publish(source: Publisher, count: int, **fields: Any) -> list[str]:
+    """Publish this many messages; returns their ids."""
+    messages = [OutgoingMessage(b"%d" % number, **fields) for number in range(count)]
+    await source.publish(messages)
+    return [message.id for message in messages]
+
+
+async def ack(source: Source, messages: Iterable[Message]) -> None:
+    for message in messages:
+        await source.ack(message)
+
+
+def length_of(sized: Sized) -> Callable[[], Awaitable[int]]:
+    async def look() -> int:
+        return len(sized)
+
+    return look
+
+
+def ids(messages: Iterable[Any]) -> list[str]:
+    return [message.id for message in messages]
+
+
+def as_promised(source: Source, ids: list[str]) -> list[str]:
+    """In this order, if the broker keeps it; else sorted, so that only the set is compared."""
+    return ids if source.capabilities.order else sorted(ids)
 
 
 async def start_once(settings: ConsumerSettings) -> None:

@@ -82,9 +82,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     ) -> tuple[int, str, str]:
         capsys.readouterr()  # what the test itself logged before
         try:
-            exit_code = main(
-                name="orders", handlers=handlers, settings=Settings, argv=list(argv), **more
-            )
+            service = Service(name="orders", handlers=handlers, settings_class=Settings, **more)
+            exit_code = main(service, argv)
         except SystemExit as usage:  # argparse's own
             exit_code = int(usage.code or 0)
         output = capsys.readouterr()
@@ -269,7 +268,7 @@ def test_queue_and_group_are_named_after_the_service_unless_settings_name_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONSUMER_BROKER_URL", "sqlite:///queue.db")
-    of_orders = Service("orders", ONE, None, None, None, {}, {})
+    of_orders = Service(name="orders", handlers=ONE)
     assert (of_orders.settings().source, of_orders.settings().group) == ("orders", "orders")
     monkeypatch.setenv("CONSUMER_SOURCE", "q")
     monkeypatch.setenv("CONSUMER_GROUP", "g")
@@ -486,10 +485,9 @@ def test_progress_is_drawn_on_a_terminal_while_the_work_goes_on(
     seconds = iter([0, 0.05, 0.2, 0.25, 0.4])
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = Progress("published")
-    for _ in range(4):
-        progress.advance(500)
-    progress.finish("to orders")
+    with Progress("published", "to orders") as progress:
+        for _ in range(4):
+            progress.advance(500)
     assert capsys.readouterr().err == (
         "\rpublished 1,000 (5,000/s)\rpublished 2,000 (5,000/s)"
         "\r\033[Kpublished 2,000 messages to orders\n"
@@ -675,6 +673,29 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
         told = process.stderr.read().decode()
     # The broker can have a message before its confirmation comes here, and the signal in between.
     assert told in (f"published {count} to {queue}\n" for count in ("1 message", "0 messages"))
+
+
+@pytest.mark.slow
+@on_one_broker
+def test_a_command_under_nohup_outlives_its_terminal(
+    broker: Server, queue: str, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        ["nohup", *service_command("publish", "-")],
+        env=service_environment(broker.url, queue, Ledger(tmp_path / "ledger")),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        wait_until(lambda: broker.counts(queue).ready == 1)
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write(b"{}\n")
+        process.stdin.close()
+        assert process.wait(20) == 0
+    assert broker.counts(queue).ready == 2
 
 
 @pytest.mark.slow

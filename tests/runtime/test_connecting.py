@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from facts import REQUEUES_ON_DISCONNECT
-from harness.contract import Connect, as_promised, publish, take
+from harness.contract import Connect, take
 from harness.servers import SERVED_BROKERS, Server
 from harness.servers.local import free_port
 from harness.servers.proxy import Proxy, proxy_type
@@ -22,7 +22,15 @@ from runtime.logs import configure_logs
 from runtime.redaction import keep_secret, redacted
 from runtime.settings import ConsumerSettings
 from secured import CHECKS_NO_PASSWORD, TLS_OPTION, tls_files, with_user
-from steps import Event, ack_all, eventually_logged, eventually_reconnected, with_options
+from steps import (
+    Event,
+    ack_all,
+    as_promised,
+    eventually_logged,
+    eventually_reconnected,
+    publish,
+    with_options,
+)
 
 pytestmark = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
 

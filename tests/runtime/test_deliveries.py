@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from harness.contract import Connect, Counted, need, opened, publish, take
+from harness.contract import Connect, Counted, need, opened, take
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers.nats import NatsServer
 from runtime.brokers import make_source
 from runtime.message import DeadLetter, Message
 from runtime.settings import ConsumerSettings
 from runtime.suspects import Suspects
-from steps import scene_needs
+from steps import publish, scene_needs
 
 MOST = 3
 

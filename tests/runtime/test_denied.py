@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from denying import OF, Access, access_to
-from harness.contract import Connect, eventually, publish, take
+from harness.contract import Connect, eventually, take
 from harness.process import ServiceProcess, ask
 from harness.scene import AT_ONCE_SECONDS, Scene, assert_clean_shutdown, wait_until
 from harness.servers import Server, ServerMissing, skip_without_server
 from harness.servers.local import free_port
 from runtime.errors import ExitCode
-from steps import Event, ack_all, find
+from steps import Event, ack_all, find, publish
 
 pytestmark = [pytest.mark.slow, pytest.mark.very_slow]
 

@@ -1,4 +1,4 @@
-"""More tests of every source, whose code is shared: here on each broker, and not again in services."""
+"""What every broker must do, but for test_contract.py, which services have too."""
 
 import asyncio
 import random
@@ -11,25 +11,26 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from facts import LEASE_SECONDS
-from harness.contract import (
-    WAIT_SECONDS,
-    Connect,
-    Counted,
-    ack,
-    as_promised,
-    eventually,
-    ids,
-    length_of,
-    need,
-    publish,
-    take,
-)
+from harness.contract import WAIT_SECONDS, Connect, Counted, eventually, need, take
 from harness.servers import Server
 from runtime.brokers import source as source_module
 from runtime.brokers.source import Source
 from runtime.errors import SourceFailed
 from runtime.message import OutgoingMessage
-from steps import Event, ack_all, buffer_holds, consume, find, last, start_once
+from steps import (
+    Event,
+    ack,
+    ack_all,
+    as_promised,
+    buffer_holds,
+    consume,
+    find,
+    ids,
+    last,
+    length_of,
+    publish,
+    start_once,
+)
 
 AT_ONCE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
@@ -423,3 +424,57 @@ async def test_dead_letters_are_listed_oldest_first_and_stay(connect: Connect) -
             assert as_promised(source, ids(letters)) == as_promised(source, published[:limit])
             assert all(letter.reason == f"reason {letter.body.decode()}" for letter in letters)
             await eventually(5, source.count_dead_letters)
+
+
+async def test_an_acknowledged_message_is_gone(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=10) as source:
+        published = await publish(source, 3)
+        messages = await take(source, 3)
+        assert as_promised(source, ids(messages)) == as_promised(source, published)
+        await ack(source, messages)
+    await counted()
+
+
+async def test_stop_requeues_untaken_messages_and_ends_deliveries(connect: Connect) -> None:
+    published: list[str] = []
+
+    async def others_get_everything() -> None:
+        async with connect(prefetch=12) as other:
+            messages = await take(other, 12)
+            assert Counter(ids(messages)) == Counter(published)
+            assert {message.attempt for message in messages} == {1}
+            await ack(other, messages)
+
+    async with connect(prefetch=0) as publisher:
+        async with connect(prefetch=10) as one:
+            published += await publish(publisher, 10)
+            await eventually(10, length_of(one.buffer))
+            await one.stop()
+            published += await publish(publisher, 2)
+            with pytest.raises(StopAsyncIteration):
+                await anext(one)
+            assert one.requeued_count == 10
+            if one.capabilities.requeue:
+                await others_get_everything()  # the first is still connected
+        if not one.capabilities.requeue:
+            await others_get_everything()
+
+
+async def test_replayed_dead_letters_are_new_messages(connect: Connect, counted: Counted) -> None:
+    async with connect(prefetch=3) as source:
+        need(source, "dead_letters")
+        await publish(source, 3, type="kind", headers={"trace": "t"})
+        rejected = await take(source, 3)
+        for message in rejected:
+            await source.reject(message, "bad")
+        await counted(dead=3)
+        progress = [moved async for moved in source.replay_dead_letters()]
+        assert progress == sorted(progress)
+        assert progress[-1] == 3
+        messages = await take(source, 3)
+        assert as_promised(source, ids(messages)) == as_promised(source, ids(rejected))
+        for message in messages:
+            assert (message.attempt, message.type) == (1, "kind")
+            assert dict(message.headers) == {"trace": "t"}
+            await source.ack(message)
+    await counted()

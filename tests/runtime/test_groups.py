@@ -8,10 +8,10 @@ from typing import Any
 import nats
 import pytest
 
-from harness.contract import Connect, eventually, publish
+from harness.contract import Connect, eventually
 from harness.servers import Server
 from runtime.settings import ConsumerSettings
-from steps import last, start_once, with_options
+from steps import last, publish, start_once, with_options
 
 pytestmark = pytest.mark.parametrize(
     "broker", ["kafka", "mqtt", "nats", "redis"], indirect=True, scope="session"

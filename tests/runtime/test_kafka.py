@@ -1,4 +1,4 @@
-"""Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_contract.py."""
+"""Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import gc
@@ -40,14 +40,7 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from harness.contract import (
-    eventually,
-    ids,
-    length_of,
-    opened,
-    publish,
-    take,
-)
+from harness.contract import eventually, opened, take
 from harness.servers import Counts, Server
 from harness.servers.kafka import PARTITIONS, SESSION_SECONDS
 from harness.servers.proxy import KafkaProxy
@@ -72,7 +65,17 @@ from runtime.message import (
     Retry,
 )
 from runtime.settings import ConsumerSettings
-from steps import Event, ack_all, eventually_counts, eventually_logged, find, last
+from steps import (
+    Event,
+    ack_all,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    last,
+    length_of,
+    publish,
+)
 
 AT_ONCE_SECONDS = 1.0
 

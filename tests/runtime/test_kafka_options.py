@@ -16,14 +16,14 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 
-from harness.contract import Connect, eventually, ids, opened, publish, take
+from harness.contract import Connect, eventually, opened, take
 from harness.servers import Counts, Server
 from harness.servers import kafka as kafka_server
 from harness.servers.local import ServerProcess, free_ports
 from runtime.brokers.delivery import KEY
 from runtime.brokers.kafka import KafkaBroker
 from runtime.errors import BrokerDenied, BrokerUnavailable, SourceFailed
-from steps import Event, ack_all, eventually_counts, find, with_options
+from steps import Event, ack_all, eventually_counts, find, ids, publish, with_options
 from tools import kafka
 
 pytestmark = pytest.mark.parametrize("broker", ["kafka"], indirect=True, scope="session")

@@ -145,6 +145,7 @@ async def test_a_filter_takes_its_letters_and_the_others_keep_their_order_and_th
         assert await last(source.replay_dead_letters(chosen)) == 3
         await eventually(57, source.count_dead_letters)
         assert await numbers_of(source) == kept
+        await eventually(57, source.count_dead_letters)  # what was read is visible again
         assert await last(source.purge_dead_letters(Selection(reason="bad", limit=5))) == 5
         await eventually(52, source.count_dead_letters)
         left = await numbers_of(source)
@@ -174,6 +175,7 @@ async def test_two_commands_at_once_lose_none_and_delete_only_what_they_select(
         while await numbers_of(one, reason="0 bad"):  # what the other command held meanwhile
             assert time.monotonic() < give_up_at
             await last(one.purge_dead_letters(Selection(reason="0 bad")))
+        await eventually(150, one.count_dead_letters)
         assert sorted(await numbers_of(one)) == list(range(1, 300, 2))
 
 
@@ -437,9 +439,9 @@ def test_an_interrupted_try_waits_for_no_handler_and_begins_no_other(
     asyncio.run(letters_of(settings_of(broker, queue), *letters))
     program = tmp_path / "program.py"
     program.write_text(
-        "import asyncio, sys, time\nfrom runtime.operate.cli import main\n\n"
+        "import asyncio, sys, time\nfrom runtime.operate.cli import Service, main\n\n"
         f'{kind} handle(body: bytes) -> None:\n    print(\'{{"event": "began"}}\', flush=True)\n'
-        f"    {wait}\n\nsys.exit(main(name='orders', handlers={{'x': handle}}))\n"
+        f"    {wait}\n\nsys.exit(main(Service(name='orders', handlers={{'x': handle}})))\n"
     )
     environment = service_environment(broker.url, queue, Ledger(tmp_path / "ledger"))
     trying = service_command("dead-letters", "try", service=program)
@@ -493,7 +495,7 @@ def test_the_reading_of_a_command_that_fails_ends_before_its_connection(
     monkeypatch.setattr(cli, "make_source", Watched)
     for name in ("cli.shown", "console.Progress.advance", "letters._Recorder.handle"):
         monkeypatch.setattr(f"runtime.operate.{name}", fail)
-    monkeypatch.setattr("runtime.operate.console.Progress.finish", lambda *_: None)
+    monkeypatch.setattr("runtime.operate.console.Progress.__exit__", lambda *_: None)
     extra = ["--yes", "--id", "id-1"] if action == "purge" else []
     code, _, err = some_dead("dead-letters", *action.split(), *extra)
     assert (code, err) == (2, "orders: enough\n")

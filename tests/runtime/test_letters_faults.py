@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.contract import Connect, eventually, opened, publish, take
+from harness.contract import Connect, eventually, opened, take
 from harness.servers.proxy import Proxy
 from runtime import consumer
 from runtime.brokers import make_source
@@ -19,6 +19,7 @@ from runtime.cancellation import CancellationRequested
 from runtime.errors import BrokerRefused, BrokerUnavailable
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import publish
 from test_letters import last, make_dead, numbers_of
 
 MakeSource = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""MQTT alone: sessions, its missing guarantees, outages. What every broker must do is in test_contract.py."""
+"""MQTT alone: sessions, its missing guarantees, outages. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import os
@@ -25,12 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from denying import reread
-from harness.contract import (
-    eventually,
-    length_of,
-    publish,
-    take,
-)
+from harness.contract import eventually, take
 from harness.servers import Counts, ServerMissing, skip_without_server
 from harness.servers import mqtt as mqtt_server
 from harness.servers.mqtt import PrivateMosquitto
@@ -57,6 +52,8 @@ from steps import (
     eventually_reconnected,
     find,
     last,
+    length_of,
+    publish,
     with_options,
 )
 

@@ -1,4 +1,4 @@
-"""NATS alone: outages, the ack wait, groups, its limits. What every broker must do is in test_contract.py."""
+"""NATS alone: outages, the ack wait, groups, its limits. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import json
@@ -26,14 +26,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
-from harness.contract import (
-    eventually,
-    ids,
-    length_of,
-    opened,
-    publish,
-    take,
-)
+from harness.contract import eventually, opened, take
 from harness.servers import (
     Counts,
     PrivateServer,
@@ -51,7 +44,18 @@ from runtime.brokers.source import MISSING
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
-from steps import Event, ack_all, eventually_counts, eventually_logged, find, last, with_options
+from steps import (
+    Event,
+    ack_all,
+    eventually_counts,
+    eventually_logged,
+    find,
+    ids,
+    last,
+    length_of,
+    publish,
+    with_options,
+)
 
 pytestmark = pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness.contract import ack, opened, take
+from harness.contract import opened, take
 from harness.scene import Scene, assert_clean_shutdown, has_ended, is_empty, wait_until
 from harness.servers import Counts, Server
 from processes import MISBEHAVING
 from runtime.brokers import make_source
 from runtime.settings import ConsumerSettings
+from steps import ack
 
 pytestmark = pytest.mark.parametrize(
     "broker", ["postgres", "redis", "sqlite"], indirect=True, scope="session"

@@ -1,4 +1,4 @@
-"""PostgreSQL alone: leases, outages, its tables, its limits. What every broker must do is in test_contract.py."""
+"""PostgreSQL alone: leases, outages, its tables, its limits. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import json
@@ -26,13 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.contract import (
-    eventually,
-    length_of,
-    opened,
-    publish,
-    take,
-)
+from harness.contract import eventually, opened, take
 from harness.servers import Counts, ServerMissing, server_module, skip_without_server
 from harness.servers.local import ServerProcess, free_ports
 from harness.servers.postgres import PostgresServer, PrivatePostgres, as_no_root
@@ -51,6 +45,8 @@ from steps import (
     eventually_logged,
     find,
     last,
+    length_of,
+    publish,
 )
 
 pytestmark = pytest.mark.parametrize("broker", ["postgres"], indirect=True, scope="session")

@@ -1,4 +1,4 @@
-"""RabbitMQ alone: outages, its topology, its limits. What every broker must do is in test_contract.py."""
+"""RabbitMQ alone: outages, its topology, its limits. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import struct
@@ -24,13 +24,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from harness.contract import (
-    eventually,
-    ids,
-    opened,
-    publish,
-    take,
-)
+from harness.contract import eventually, opened, take
 from harness.fixtures import StartServer
 from harness.scene import Scene, assert_clean_shutdown, is_empty, wait_until
 from harness.servers import (
@@ -58,7 +52,7 @@ from runtime.message import Message, OutgoingMessage, Retry
 from runtime.settings import ConsumerSettings
 from runtime.watchdog import CLOSE_SECONDS
 from secured import ODD_USER, ODD_VHOST, READER, Start, rabbitmq_with_users, with_user
-from steps import Event, ack_all, eventually_counts, eventually_logged, find
+from steps import Event, ack_all, eventually_counts, eventually_logged, find, ids, publish
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 

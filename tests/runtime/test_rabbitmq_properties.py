@@ -15,11 +15,11 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from harness.contract import opened, publish, take
+from harness.contract import opened, take
 from harness.servers import Counts, Server
 from runtime.brokers.rabbitmq import RabbitBroker
 from runtime.message import Message, OutgoingMessage
-from steps import eventually_counts
+from steps import eventually_counts, publish
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 

@@ -1,4 +1,4 @@
-"""Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_contract.py."""
+"""Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import json
@@ -21,13 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from harness.contract import (
-    eventually,
-    ids,
-    opened,
-    publish,
-    take,
-)
+from harness.contract import eventually, opened, take
 from harness.servers import (
     Counts,
     PrivateServer,
@@ -59,7 +53,9 @@ from steps import (
     eventually_counts,
     eventually_logged,
     find,
+    ids,
     last,
+    publish,
     with_options,
 )
 from tools.chaos.clusters import (

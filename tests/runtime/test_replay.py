@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.contract import WAIT_SECONDS, Connect, Counted, eventually, need, publish, take
+from harness.contract import WAIT_SECONDS, Connect, Counted, eventually, need, take
 from harness.process import Ledger, ServiceProcess, service_command, service_environment
 from harness.servers import Server
 from runtime.brokers.dead_letters import Selection
 from runtime.brokers.source import Source
+from steps import publish
 
 REPLAYING = Path(__file__).with_name("replaying.py")
 AT_ONCE = 100

@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 
 from consumer_harness import consume
-from harness.contract import Connect, ack, eventually, ids, opened, publish, take
+from harness.contract import Connect, eventually, opened, take
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers import Server
 from processes import MISBEHAVING
@@ -28,7 +28,7 @@ from runtime.message import Message, OutgoingMessage
 from runtime.probes import why_not_live, why_not_ready
 from runtime.settings import ConsumerSettings
 from runtime.telemetry import Telemetry
-from steps import last, start_once
+from steps import ack, ids, last, publish, start_once
 
 MakeSource = Callable[..., Broker]
 SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.2, "group": "several"}

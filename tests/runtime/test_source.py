@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from harness.contract import eventually, length_of
+from harness.contract import eventually
 from runtime import logs
 from runtime.brokers import connectivity, put_off, source
 from runtime.brokers.buffer import Buffer
@@ -29,6 +29,7 @@ from runtime.errors import (
 )
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
+from steps import length_of
 
 
 def message(number: int = 0) -> Message:

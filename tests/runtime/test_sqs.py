@@ -1,4 +1,4 @@
-"""SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_contract.py."""
+"""SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_every_source.py."""
 
 import asyncio
 import base64
@@ -19,12 +19,7 @@ from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.contract import (
-    eventually,
-    ids,
-    publish,
-    take,
-)
+from harness.contract import eventually, take
 from harness.servers import Counts, ServerMissing, skip_without_server
 from harness.servers.proxy import Proxy
 from harness.servers.sqs import KEY, SECRET, SqsServer, moto
@@ -39,6 +34,8 @@ from steps import (
     eventually_counts,
     eventually_logged,
     find,
+    ids,
+    publish,
     with_options,
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from harness.contract import opened, publish, take
+from harness.contract import opened, take
 from harness.servers import Server
 from rabbitmq_client import open_channel
 from rabbitmqctl import control_of
@@ -16,6 +16,7 @@ from runtime.brokers.source import MISSING, Broker
 from runtime.errors import BrokerDenied, BrokerRefused
 from runtime.settings import ConsumerSettings
 from secured import with_user
+from steps import publish
 
 SettingsFor = Callable[..., ConsumerSettings]
 

@@ -12,18 +12,7 @@ import pytest
 import structlog
 
 from facts import RECREATES_NO_QUEUE, REQUEUES_ON_DISCONNECT, SILENCE_OPTION
-from harness.contract import (
-    WAIT_SECONDS,
-    Connect,
-    Counted,
-    ack,
-    as_promised,
-    eventually,
-    ids,
-    need,
-    publish,
-    take,
-)
+from harness.contract import WAIT_SECONDS, Connect, Counted, eventually, need, take
 from harness.scene import AT_ONCE_SECONDS, Scene, assert_clean_shutdown, assert_quiet, wait_until
 from harness.servers import Server
 from harness.servers.proxy import Proxy
@@ -32,12 +21,16 @@ from runtime.brokers.source import Source
 from runtime.errors import BrokerUnavailable
 from steps import (
     Event,
+    ack,
     ack_all,
+    as_promised,
     buffer_holds,
     eventually_logged,
     eventually_reconnected,
     find,
+    ids,
     over_the_network,
+    publish,
     with_options,
 )
 

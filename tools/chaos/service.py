@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from harness.service import write
 from runtime.message import Message, Reject, Retry
-from runtime.operate.cli import main
+from runtime.operate.cli import Service, main
 
 
 class Task(BaseModel):
@@ -74,4 +74,4 @@ def set_the_clock(file: Path) -> None:
 if __name__ == "__main__":
     if "CLOCK" in os.environ:
         set_the_clock(Path(os.environ["CLOCK"]))
-    sys.exit(main(name="chaos", handlers={"task": handle}))
+    sys.exit(main(Service(name="chaos", handlers={"task": handle})))

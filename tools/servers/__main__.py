@@ -29,6 +29,17 @@ from tools.servers import redis_sets, roots
 
 PAGE = ROOT / "docs/brokers.md"
 VENDORED = f"{TREE.name}/tests/runtime"
+CONTRACT = [
+    f"{VENDORED}/test_contract.py",
+    *(
+        f"tests/runtime/test_every_source.py::test_{name}"
+        for name in (
+            "an_acknowledged_message_is_gone",
+            "stop_requeues_untaken_messages_and_ends_deliveries",
+            "replayed_dead_letters_are_new_messages",
+        )
+    ),
+]
 LOGS = ROOT / ".cache/servers"
 MINISTACK = "ministack>=1.5.33,<2"
 START_SECONDS = 60
@@ -63,7 +74,7 @@ class Row:
     def tests(self) -> list[str]:
         if not self.broker:
             return ["-m", "not slow", "tests/runtime", VENDORED]
-        files = [f"tests/runtime/test_{self.broker}.py", f"{VENDORED}/test_contract.py"]
+        files = [f"tests/runtime/test_{self.broker}.py", *CONTRACT]
         if self.server != "MiniStack":  # the tests of outages have a server of their own
             files.append(f"{VENDORED}/test_outage.py")
         plugin = ["-p", redis_sets.__name__] if self.redis_set else []

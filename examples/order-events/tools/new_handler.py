@@ -20,8 +20,6 @@ HANDLERS = PROJECT / "src" / PACKAGE / "handlers"
 TAKEN = "around asynccontextmanager aware_datetime base_model bytes delivered effects field lifespan message reject retry str unicode_decode_error validation_error"
 """Names that the generated handler files use."""
 LONGEST_NAME, LONGEST_TYPE = 40, 100  # characters
-BLOCKS = ("from . import ", "HANDLERS: ", "EXAMPLES: ")
-"""Beginnings of the three blocks in the registry; the handler gets a line in each."""
 ENTRY = re.compile(r'^    "(.+)": ([\w.]+),', re.M)
 ADVICE = """
 Until now, the handler of {0!r} got every message. It still gets those of all other types, or of none: by the key "*" in
@@ -49,18 +47,18 @@ def main(arguments: list[str]) -> int:
     if f'"{message_type}"' in entered:
         return refuse(f"{where} already contains {message_type!r}.")
     advice = ""
-    lines = (
-        f"    {name},\n",
-        f'    "{message_type}": {name}.handle,\n',
-        f'    "{message_type}": {name}.EXAMPLE,\n',
-    )
-    for beginning, line in zip(BLOCKS, lines, strict=True):
+    lines = {  # one for each of three blocks, by its beginning
+        "from . import ": f"    {name},\n",
+        "HANDLERS: ": f'    "{message_type}": {name}.handle,\n',
+        "EXAMPLES: ": f'    "{message_type}": {name}.EXAMPLE,\n',
+    }
+    for beginning, line in lines.items():
         pattern = "^" + re.escape(beginning) + r".*[({]\n((?:    .*\n)*)[)}]"
         block = re.search(pattern, entered, re.M)
         inside = [*(block[1].splitlines(keepends=True) if block else ()), line]
-        if beginning == BLOCKS[0]:
+        if beginning == "from . import ":
             inside.sort(key=natural_order)
-        elif block and beginning == BLOCKS[1] and len(re.findall('^    "', block[1], re.M)) == 1:
+        elif block and beginning == "HANDLERS: " and len(re.findall('^    "', block[1], re.M)) == 1:
             if (only := ENTRY.search(block[1])) and only[1] != "*":
                 inside.append(f'    "*": {only[2]},\n')
                 advice = ADVICE.format(only[1])

@@ -7,10 +7,7 @@ from order_events.handlers.order_created import (
     EXAMPLE,
     handle,
 )
-from order_events.runtime.testing import (
-    Delivered,
-    deliver,
-)
+from order_events.runtime.testing import Delivered, deliver
 
 
 async def test_the_example_is_handled() -> None:

@@ -2,10 +2,10 @@
 
 import sys
 
-from .runtime.operate.cli import main
+from .runtime.operate.cli import Service, main
 
 if sys.argv[1:] == ["run", "--reload"]:  # starts also with an error in your settings or handlers
-    sys.exit(main(name="order-events", handlers={}))
+    sys.exit(main(Service(name="order-events", handlers={})))
 
 from .settings import Settings
 
@@ -20,17 +20,18 @@ except ImportError as error:
 
 
 def run() -> int:
-    return main(
+    service = Service(
         name="order-events",
         handlers=handlers.HANDLERS,
-        settings=Settings,
+        settings_class=Settings,
         lifespan=getattr(handlers, "lifespan", None),
         around=getattr(handlers, "around", None),
         decoders=getattr(handlers, "DECODERS", None),
-        examples=getattr(handlers, "EXAMPLES", None),
+        examples=getattr(handlers, "EXAMPLES", {}),
         effects=getattr(handlers, "effects", None),
         failure=getattr(handlers, "FAILURE", ConnectionError),
     )
+    return main(service)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import structlog
-from structlog.typing import EventDict, ExcInfo, Processor
+from structlog.typing import EventDict, Processor
 
-from .redaction import redacted, redacted_value, shortened
+from .redaction import redacted, redacted_value
 
 SELDOM_SECONDS = 60.0
 """A failure that goes on is logged once in this time."""
@@ -36,20 +35,17 @@ def configure_logs(log_format: Literal["json", "console"], log_level: str) -> No
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderers: list[Processor]
+    renderers: list[Processor] = [
+        structlog.processors.format_exc_info,  # the pretty tracebacks show the values of variables
+        lambda _logger, _method, event: _redacted(event),
+    ]
     if log_format == "json":
-        renderers = [
-            structlog.processors.format_exc_info,
-            lambda _logger, _method, event: _redacted(event),
-            structlog.processors.JSONRenderer(),
-        ]
+        renderers.append(structlog.processors.JSONRenderer())
     else:
-        renderers = [
-            lambda _logger, _method, event: _without_control_characters(_redacted(event)),
-            # Plain tracebacks: the pretty ones show the values of local variables.
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stdout.isatty(), exception_formatter=_write_traceback
-            ),
+        plain = structlog.dev.plain_traceback
+        renderers += [
+            lambda _logger, _method, event: _without_control_characters(event),
+            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=plain),
         ]
     with suppress(OSError):  # standard output is closed
         output = os.fstat(1)
@@ -81,6 +77,7 @@ class Seldom:
 
     def __init__(self) -> None:
         self._began_at, self._due_at = time.monotonic(), 0.0
+        self.left_out = 0  # since it was logged, if its user counts
 
     @property
     def seconds(self) -> int:
@@ -102,7 +99,6 @@ class Tracebacks:
 
     def __init__(self) -> None:
         self._known: dict[frozenset[Any], Seldom] = {}
-        self._left_out = Counter[frozenset[Any]]()
 
     def of(self, failure: BaseException | None) -> dict[str, Any]:
         """What a log event says of it."""
@@ -110,33 +106,30 @@ class Tracebacks:
             return {"exc_info": None}
         key = _places(failure)
         if key not in self._known and len(self._known) >= MOST_FAILURES:
-            oldest = next(iter(self._known))
-            del self._known[oldest], self._left_out[oldest]
-        if self._known.setdefault(key, Seldom()).is_due():
-            count = self._left_out.pop(key, 0)
+            del self._known[next(iter(self._known))]
+        known = self._known.setdefault(key, Seldom())
+        if known.is_due():
+            count, known.left_out = known.left_out, 0
             return {"exc_info": failure, **({"left_out": count} if count else {})}
-        self._left_out[key] += 1
-        return {"same_as_before": self._left_out[key]}
+        known.left_out += 1
+        return {"same_as_before": known.left_out}
 
 
 def _places(failure: BaseException) -> frozenset[Any]:
     """Each type and line of code that its traceback shows."""
-    places, errors, pending = set[Any](), list[BaseException](), [failure]
-    while pending and len(errors) < MOST_CAUSES:
+    places, seen = set[Any](), set[int]()
+    pending: list[BaseException | None] = [failure]
+    while pending and len(seen) < MOST_CAUSES:
         error = pending.pop()
-        errors.append(error)
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
         frames = traceback.walk_tb(error.__traceback__)
         places |= {type(error), *((frame.f_code.co_filename, line) for frame, line in frames)}
         context = None if error.__suppress_context__ else error.__context__
-        causes = [
-            error.__cause__ or context,
-            *(error.exceptions if isinstance(error, BaseExceptionGroup) else ()),
-        ]
-        pending += [
-            one
-            for one in causes
-            if isinstance(one, BaseException) and all(one is not e for e in errors)
-        ]
+        pending.append(error.__cause__ or context)
+        if isinstance(error, BaseExceptionGroup):
+            pending += error.exceptions
     return frozenset(places)
 
 
@@ -152,23 +145,18 @@ def leave_message(text: str) -> None:
 def _redacted(event: EventDict) -> EventDict:
     """In reading order."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
-    exc_info = {"exc_info": event.pop("exc_info")} if "exc_info" in event else {}
-    items = {**first, **event}.items()
-    return {**{key: redacted_value(item, key) for key, item in items}, **exc_info}
+    return {key: redacted_value(item, key) for key, item in {**first, **event}.items()}
 
 
 def _without_control_characters(event: EventDict) -> EventDict:
-    """Escaped, so that no id or type of a message can move a terminal's cursor; JSON escapes them anyway."""
-    return {
-        key: _printable(value) if isinstance(value, str) else value for key, value in event.items()
-    }
+    """Escaped, so that no id or type of a message can move a terminal's cursor; JSON escapes them anyway.
 
-
-def _write_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
-    """Indented, so that no text of an exception looks like a line of the log."""
-    text = redacted("".join(traceback.format_exception(*exc_info)))
-    for line in shortened(text).rstrip().split("\n"):
-        stream.write(f"\n    {_printable(line)}")
+    A traceback is indented, so that no text of an exception looks like a line of the log.
+    """
+    lines = str(event.pop("exception", "")).split("\n")
+    shown = {key: _printable(one) if isinstance(one, str) else one for key, one in event.items()}
+    indented = "\n".join(f"    {_printable(line)}" for line in lines)
+    return {**shown, **({"exception": indented} if indented.strip() else {})}
 
 
 def _printable(text: str) -> str:

@@ -95,19 +95,14 @@ class OutgoingMessage:
             self.content_type = self.content_type or "application/json"
 
 
+@dataclass
 class HandlerContext:
     """What the messages of one process share: its shutdown, the time left, and how to publish."""
 
-    def __init__(
-        self,
-        event: asyncio.Event,
-        drain_seconds: float = math.inf,
-        publish: "Callable[[Message, list[OutgoingMessage]], Awaitable[None]] | None" = None,
-    ) -> None:
-        self.event = event
-        self.drain_seconds = drain_seconds
-        self.deadline: float | None = None  # time.monotonic(), set when the drain begins
-        self.publish = publish
+    event: asyncio.Event
+    drain_seconds: float = math.inf
+    publish: "Callable[[Message, list[OutgoingMessage]], Awaitable[None]] | None" = None
+    deadline: float | None = None  # time.monotonic(), set when the drain begins
 
     def seconds_left(self) -> float:
         if self.deadline is None:

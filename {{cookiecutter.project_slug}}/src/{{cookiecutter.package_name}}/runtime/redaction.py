@@ -75,13 +75,10 @@ def redacted_value(value: Any, name: str = "") -> Any:
         return {redacted_value(str(k)): redacted_value(item, str(k)) for k, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted_value(item) for item in value]
-    return shortened(redacted(value if isinstance(value, str) else repr(value)))
-
-
-def shortened(text: str) -> str:
-    """The two ends of a long text: brokers allow ids of a megabyte."""
+    text = redacted(value if isinstance(value, str) else repr(value))
     if len(text) <= _LONGEST:
         return text
+    # Its two ends: brokers allow ids of a megabyte.
     return f"{text[: _LONGEST // 2]} [{len(text)} characters] {text[-_LONGEST // 2 :]}"
 
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -37,23 +38,18 @@ _LISTEN_AGAIN_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 1
 
 
+@dataclass(eq=False, repr=False)
 class Watchdog(threading.Thread):
     """Watches a shutdown from outside the event loop. Made and started in the main thread, in that loop."""
 
-    def __init__(
-        self,
-        event: CancellationEvent,
-        shutdown_signals: Collection[signal.Signals],
-        drain_seconds: float,
-        in_flight: Mapping[Message, str],
-        write_receipt: Callable[[int, Sequence[tuple[signal.Signals, float]]], None],
-    ) -> None:
+    _event: CancellationEvent
+    _shutdown_signals: Collection[signal.Signals]
+    _drain_seconds: float
+    _in_flight: Mapping[Message, str]
+    _write_receipt: Callable[[int, Sequence[tuple[signal.Signals, float]]], None]
+
+    def __post_init__(self) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._event = event
-        self._shutdown_signals = shutdown_signals
-        self._drain_seconds = drain_seconds
-        self._in_flight = in_flight
-        self._write_receipt = write_receipt
         self._final: tuple[float, int] | None = None
         self._loop = asyncio.get_running_loop()
         self._noticed: list[tuple[signal.Signals, float]] = []

@@ -3,14 +3,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
 
-from runtime.brokers.source import Connected, Publisher, Source
-from runtime.message import Message, OutgoingMessage
+from runtime.brokers.source import Connected, Source
+from runtime.message import Message
 
 WAIT_SECONDS = 20
 """How long something expected may take on a loaded machine."""
@@ -37,21 +37,9 @@ def need(source: Source, capability: str) -> None:
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
 
 
-async def publish(source: Publisher, count: int, **fields: Any) -> list[str]:
-    """Publish this many messages; returns their ids."""
-    messages = [OutgoingMessage(b"%d" % number, **fields) for number in range(count)]
-    await source.publish(messages)
-    return [message.id for message in messages]
-
-
 async def take(source: Source, count: int) -> list[Message]:
     async with asyncio.timeout(WAIT_SECONDS):
         return [await anext(source) for _ in range(count)]
-
-
-async def ack(source: Source, messages: Iterable[Message]) -> None:
-    for message in messages:
-        await source.ack(message)
 
 
 async def eventually(expected: object, look: Callable[[], Awaitable[object]]) -> None:
@@ -60,19 +48,3 @@ async def eventually(expected: object, look: Callable[[], Awaitable[object]]) ->
     while (seen := await look()) != expected:
         assert time.monotonic() < give_up_at, f"{seen} did not become {expected}"
         await asyncio.sleep(0.01)
-
-
-def length_of(sized: Sized) -> Callable[[], Awaitable[int]]:
-    async def look() -> int:
-        return len(sized)
-
-    return look
-
-
-def ids(messages: Iterable[Any]) -> list[str]:
-    return [message.id for message in messages]
-
-
-def as_promised(source: Source, ids: list[str]) -> list[str]:
-    """In this order, if the broker keeps it; else sorted, so that only the set is compared."""
-    return ids if source.capabilities.order else sorted(ids)

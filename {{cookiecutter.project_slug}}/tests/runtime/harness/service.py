@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel
 
 from runtime.message import Message
-from runtime.operate.cli import main
+from runtime.operate.cli import Service, main
 
 log = structlog.get_logger()
 
@@ -37,4 +37,4 @@ async def work(task: Task, message: Message) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(name="service-of-the-tests", handlers={"work": work}))
+    sys.exit(main(Service(name="service-of-the-tests", handlers={"work": work})))

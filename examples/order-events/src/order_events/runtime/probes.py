@@ -123,7 +123,8 @@ def why_not_live(consumer: Consumer) -> str:
     failure = consumer.source.buffer.failure or next(iter(consumer.errors), None)
     if failure is None:
         return consumer.limits.why_stuck()
-    return f"failed: {_in_one_line(failure)}"
+    in_one_line = " ".join(redacted(str(failure)).split())
+    return f"failed: {in_one_line or type(failure).__name__}"
 
 
 def why_not_ready(consumer: Consumer) -> str:
@@ -176,7 +177,3 @@ def _listen(host: str, port: int) -> socket.socket:
         else:
             msg = f"CONSUMER_PROBE_HOST: cannot listen on {host!r}: {error}"
         raise SettingsError(msg) from error
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(redacted(str(error)).split()) or type(error).__name__

@@ -172,11 +172,8 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         first = error.errors(include_url=False)[0]
         if settings_class is not ConsumerSettings:  # a validator of the service may quote the value
             keep_secret({"secret": first["input"]})
-        reason = (
-            "is not set"
-            if first["type"] == "missing"
-            else first["msg"].removeprefix("Value error, ")
-        )
+        is_missing = first["type"] == "missing"
+        reason = "is not set" if is_missing else first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
             raise SettingsError(redacted(reason)) from None
         # A name that is no field is an alias: the variable's full name.

@@ -4,23 +4,16 @@
 import signal
 from signal import Signals
 
-SHUTDOWN_SIGNALS = [
-    # SIGHUP, a closed terminal, shuts down as SIGTERM does; SIGBREAK is how Windows ends a process group.
-    Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    if name in Signals.__members__
-]
 PAIR_SECONDS = 0.3
 """Supervisors send SIGINT and SIGTERM as a pair: a SIGINT this soon after the first signal does not force."""
 
 
 def shutdown_signals() -> list[Signals]:
-    """The signals to handle: not a SIGHUP that nohup ignores, so that the service outlives the terminal."""
-    return [
-        signum
-        for signum in SHUTDOWN_SIGNALS
-        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
-    ]
+    """The signals to handle: not a SIGHUP that nohup ignores, so that the process outlives the terminal."""
+    # SIGHUP, a closed terminal, shuts down as SIGTERM does; SIGBREAK is how Windows ends a process group.
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    signals = [Signals[name] for name in names if name in Signals.__members__]
+    return [s for s in signals if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
 
 
 def forces(signum: Signals, seconds_after_first: float) -> bool:

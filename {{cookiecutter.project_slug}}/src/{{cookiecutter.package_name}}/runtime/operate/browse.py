@@ -27,7 +27,7 @@ from ..errors import ServiceError, UsageError
 from ..handlers import Router
 from ..message import DeadLetter
 from ..redaction import redacted
-from .letters import change, closing, shown, try_handlers
+from .letters import changing, closing, shown, try_handlers
 
 PAGE = Path(__file__).with_suffix(".html")
 MOST_LETTERS = 10_000
@@ -147,18 +147,16 @@ class Browser:
                 yield shown(letter, body=True, headers=True)
 
     async def _try(self, chosen: Selection) -> Lines:
-        async with self._using:
-            async with closing(self.source.dead_letters(MOST_TRIED, chosen)) as found:
-                letters = [one async for one in found]
-            trying = try_handlers(self.source, self.router, self.lifespan, letters)
-            async with closing(trying) as outcomes:
-                async for outcome in outcomes:
-                    yield outcome
+        reading = self.source.dead_letters(MOST_TRIED, chosen)
+        trying = try_handlers(self.source, self.router, self.lifespan, reading)
+        async with self._using, closing(trying) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def _change(self, chosen: Selection, *, replay: bool) -> Lines:
         async with self._using:
             yield {"done": 0}
-            async with closing(change(self.source, chosen, replay=replay)) as steps:
+            async with await changing(self.source, chosen, replay=replay) as steps:
                 async for done in steps:
                     yield {"done": done}
 

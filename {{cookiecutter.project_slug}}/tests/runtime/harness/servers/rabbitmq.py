@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,31 +154,23 @@ def most_repeated(prefetch: int) -> float:
     return prefetch
 
 
-@contextmanager
-def private(directory: Path) -> Iterator[PrivateServer]:
+def private(directory: Path) -> AbstractContextManager[PrivateServer]:
     # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
     # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
     if (script := find_script()) is not None:
-        with _installed(script, directory) as server:
-            yield server
-    elif has_docker():
-        with _in_docker(directory) as server:
-            yield server
-    else:
-        raise ServerMissing(
-            "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server "
-            "is installed, and there is no docker"
-        )
+        return _installed(script, directory)
+    if has_docker():
+        return _in_docker(directory)
+    raise ServerMissing(
+        "there is no RabbitMQ for the tests: CONSUMER_TEST_BROKER_URL names none, no rabbitmq-server "
+        "is installed, and there is no docker"
+    )
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
-    if url.startswith("amqp"):
-        yield RabbitServer(url)
-    else:
-        with private(directory) as server:
-            yield server
+    is_ours = url.startswith("amqp")
+    return nullcontext(RabbitServer(url)) if is_ours else private(directory)
 
 
 def _answers(port: int) -> bool:

@@ -4,7 +4,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,14 +102,10 @@ def private(directory: Path) -> Iterator[PrivateServer]:
         instance.close()
 
 
-@contextmanager
-def shared(directory: Path) -> Iterator[Server]:
+def shared(directory: Path) -> AbstractContextManager[Server]:
     url = os.environ.get("CONSUMER_TEST_BROKER_URL", "")
-    if url.partition(":")[0] in SCHEMES:
-        yield RedisServer(url)
-    else:
-        with private(directory) as server:
-            yield server
+    is_ours = url.partition(":")[0] in SCHEMES
+    return nullcontext(RedisServer(url)) if is_ours else private(directory)
 
 
 def find_program() -> str | None:

@@ -8,9 +8,9 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from signal import Signals
@@ -32,15 +32,14 @@ from ..message import OutgoingMessage
 from ..redaction import install, redacted
 from ..service import serve, tell_failed_start
 from ..settings import TEMPLATE_VERSION, ConsumerSettings, load_settings, wanted_log_format
-from ..signals import SHUTDOWN_SIGNALS, forces
+from ..signals import forces, shutdown_signals
 from ..telemetry import make_telemetry
 from .browse import browse
 from .console import Progress, flush_output, read_messages, replace_closed_streams
 from .demo import run_demo
-from .letters import add_filters, add_rate, change, closing, selection_of, shown, try_handlers
+from .letters import add_filters, changing, closing, selection_of, shown, try_handlers, whole_number
 from .rehearse import run_rehearsal
 from .reload import run_reloading
-from .timeline import Timeline
 from .vendored import CHECKOUT, find_drift
 
 Use = Callable[[Broker], Coroutine[Any, Any, int]]
@@ -49,17 +48,23 @@ name: name databases of tests. What handlers publish is not sent, and the servic
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Service:
-    """The arguments of `main`."""
+    """What `main` runs.
+
+    ``name`` is the service's name and its default queue; ``settings_class`` are the service's own; ``lifespan``
+    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
+    than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
+    returns what handlers did, and ``failure`` is what they raise when a dependency fails.
+    """
 
     name: str
     handlers: Mapping[str, HandlerFunction]
-    settings_class: type[BaseSettings] | None
-    lifespan: Lifespan | None
-    around: Around | None
-    decoders: Mapping[str, Decoder]
-    examples: Mapping[str, bytes]
+    settings_class: type[BaseSettings] | None = None
+    lifespan: Lifespan | None = None
+    around: Around | None = None
+    decoders: Mapping[str, Decoder] | None = None
+    examples: Mapping[str, bytes] = field(default_factory=dict)
     effects: Callable[[], Any] | None = None
     failure: BaseException | type[BaseException] = ConnectionError
 
@@ -78,30 +83,10 @@ class Service:
 Command = Callable[[Service, argparse.Namespace], int]
 
 
-def main(
-    *,
-    name: str,
-    handlers: Mapping[str, HandlerFunction],
-    settings: type[BaseSettings] | None = None,
-    lifespan: Lifespan | None = None,
-    around: Around | None = None,
-    decoders: Mapping[str, Decoder] | None = None,
-    examples: Mapping[str, bytes] | None = None,
-    effects: Callable[[], Any] | None = None,
-    failure: BaseException | type[BaseException] = ConnectionError,
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Run the service's command line; returns the exit code.
-
-    ``name`` is the service's name and its default queue; ``settings`` are the service's own; ``lifespan``
-    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
-    than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
-    returns what handlers did, and ``failure`` is what they raise when a dependency fails.
-    """
-    optional: tuple[Any, ...] = (decoders or {}, examples or {}, effects, failure)
-    service = Service(name, handlers, settings, lifespan, around, *optional)
+def main(service: Service, argv: Sequence[str] | None = None) -> int:
+    """Run the service's command line; returns the exit code."""
     replace_closed_streams()
-    arguments = _make_parser(name).parse_args(argv)
+    arguments = _make_parser(service.name).parse_args(argv)
     install()
     try:
         exit_code: int = arguments.command(service, arguments)
@@ -112,7 +97,7 @@ def main(
     except ServiceError as error:
         exit_code = error.exit_code
         if not error.is_shown:
-            print(f"{name}: {redacted(str(error))}", file=sys.stderr)
+            print(f"{service.name}: {redacted(str(error))}", file=sys.stderr)
     flush_output()
     if stacks_of_threads():  # a handler that nobody waits for any more: the interpreter would
         os._exit(exit_code)
@@ -137,7 +122,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     run = add("run", _run, "consume until SIGINT or SIGTERM, then drain")
     about_reload = "start again when a file of the service changes (development only)"
     run.add_argument("--reload", action="store_true", help=about_reload)
-    demo = add("demo", _demo, "run on the embedded broker with sample messages")
+    demo = add("demo", run_demo, "run on the embedded broker with sample messages")
     demo.add_argument("--timeline", action="store_true", help="draw the shutdown at the end")
     rehearse = add(
         "rehearse", run_rehearsal, "prove the handlers: SIGTERM, SIGKILL, double delivery"
@@ -170,11 +155,12 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
     replay = add("replay", _change_dead_letters, "move them back to the queue", actions)
     purge = add("purge", _change_dead_letters, "delete them", actions)
-    for changing in (replay, purge):
-        changing.set_defaults(replay=changing is replay)
-        add_filters(changing)
-        add_rate(changing)
-        changing.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    for one in (replay, purge):
+        one.set_defaults(replay=one is replay)
+        add_filters(one)
+        about_rate = "at most so many a second (default unlimited)"
+        one.add_argument("--rate", type=whole_number, help=about_rate)
+        one.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     page = add("browse", _browse_dead_letters, "serve a page for them, on 127.0.0.1", actions)
     page.add_argument("--port", type=int, default=0, help="port of the page (default any)")
     about_new_handler = "add a handler, its test and its entry in HANDLERS (development only)"
@@ -207,22 +193,6 @@ def _run(service: Service, arguments: argparse.Namespace) -> int:
     return serve(service.name, router, settings, service.lifespan)
 
 
-def _demo(service: Service, arguments: argparse.Namespace) -> int:
-    if not service.examples:
-        msg = "the demo has no messages to publish: EXAMPLES in handlers/__init__.py is empty"
-        raise UsageError(msg)
-    router = service.router()
-    configure_logs("console", "info")
-    timeline = Timeline() if arguments.timeline else None
-    with (
-        asyncio.Runner() as runner,
-        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
-    ):
-        return runner.run(
-            run_demo(router, service.examples, service.lifespan, event, service.settings, timeline)
-        )
-
-
 def _publish(service: Service, arguments: argparse.Namespace) -> int:
     router, message_type = service.router(), arguments.type
     types = router.types
@@ -233,29 +203,30 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
     message_type = types[0] if message_type is None else message_type
 
     async def publish(source: Broker) -> int:
-        progress = Progress("published")
+        await source.prepare()
         telemetry = make_telemetry(service.name, source.settings)
         try:
-            async for bodies in read_messages(arguments.message):
-                messages = [OutgoingMessage(body, message_type) for body in bodies]
-                with telemetry.publishing(messages):
-                    await source.publish(messages)
-                progress.advance(len(bodies))
+            with Progress("published", f"to {source.settings.source}") as progress:
+                async for bodies in read_messages(arguments.message):
+                    messages = [OutgoingMessage(body, message_type) for body in bodies]
+                    with telemetry.publishing(messages):
+                        await source.publish(messages)
+                    progress.advance(len(bodies))
         finally:
-            progress.finish(f"to {source.settings.source}")
             await telemetry.close()
         return ExitCode.DRAINED
 
-    return _with_source(service, publish, lambda source: source.prepare())
+    return _with_source(service, publish)
 
 
 def _declare(service: Service, _arguments: argparse.Namespace) -> int:
-    async def describe(source: Broker) -> int:
+    async def declare(source: Broker) -> int:
+        await source.declare()
         for name, value in (await source.describe()).items():
             print(f"{name}: {redacted(str(value))}")
         return ExitCode.DRAINED
 
-    return _with_source(service, describe, lambda source: source.declare())
+    return _with_source(service, declare)
 
 
 def _check(service: Service, arguments: argparse.Namespace) -> int:
@@ -317,17 +288,16 @@ def _try_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     router = service.router()
 
     async def try_them(source: Broker) -> int:
-        exit_code = ExitCode.DRAINED
+        exit_code, count = ExitCode.DRAINED, 0
         configure_logs("console", "critical")  # standard output has the outcomes
-        # All before the first is tried: what a broker hides while it is read is visible again.
-        async with closing(source.dead_letters(selection=selection_of(arguments))) as found:
-            letters = [one async for one in found]
-        async with closing(try_handlers(source, router, service.lifespan, letters)) as outcomes:
+        reading = source.dead_letters(selection=selection_of(arguments))
+        async with closing(try_handlers(source, router, service.lifespan, reading)) as outcomes:
             async for outcome in outcomes:
+                count += 1
                 print(json.dumps(outcome), flush=True)
                 if outcome["outcome"] != "handled":
                     exit_code = ExitCode.CRASHED
-        print(f"tried {len(letters)} copies: nothing was settled or published", file=sys.stderr)
+        print(f"tried {count} copies: nothing was settled or published", file=sys.stderr)
         return exit_code
 
     return _with_source(service, try_them)
@@ -351,13 +321,10 @@ def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     verb, where = ("replayed", "to") if replay else ("deleted", "from the dead letters of")
 
     async def change_them(source: Broker) -> int:
-        progress = Progress(verb)
-        try:
-            async with closing(change(source, selection_of(arguments), replay=replay)) as steps:
+        with Progress(verb, f"{where} {source.settings.source}") as progress:
+            async with await changing(source, selection_of(arguments), replay=replay) as steps:
                 async for done in steps:
                     progress.advance(done - progress.count)
-        finally:  # also when it is interrupted: so many are done
-            progress.finish(f"{where} {source.settings.source}")
         return ExitCode.DRAINED
 
     return _after_confirmation(service, arguments, "Move" if replay else "Delete", change_them)
@@ -374,9 +341,7 @@ def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
 # -- shared by the commands
 
 
-def _with_source(
-    service: Service, use: Use, prepare: Callable[[Broker], Awaitable[None]] | None = None
-) -> int:
+def _with_source(service: Service, use: Use) -> int:
     """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
@@ -384,8 +349,6 @@ def _with_source(
 
     async def connect_and_use() -> int:
         async with source:
-            if prepare is not None:
-                await prepare(source)
             return await use(source)
 
     def force(signum: Signals) -> None:
@@ -394,7 +357,7 @@ def _with_source(
 
     with (
         asyncio.Runner() as runner,
-        make_cancellation_event(SHUTDOWN_SIGNALS, runner.get_loop()) as event,
+        make_cancellation_event(shutdown_signals(), runner.get_loop()) as event,
     ):
         event.on_repeat = force
         try:

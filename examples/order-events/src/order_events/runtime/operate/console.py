@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Self
 
 from ..errors import UsageError
 
@@ -75,11 +76,11 @@ def checked_json(text: bytes, where: str) -> bytes:
 
 
 class Progress:
-    """A counter on standard error: live on a terminal, one line at the end otherwise."""
+    """A counter on standard error: live on a terminal, and one line at the end, also of work that was interrupted."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, where: str) -> None:
         self.count = 0
-        self._verb = verb
+        self._verb, self._where = verb, where
         self._started = self._shown = time.monotonic()
 
     def advance(self, number: int) -> None:
@@ -91,10 +92,13 @@ class Progress:
             text = f"\r{self._verb} {self.count:,} ({rate:,.0f}/s)"
             print(text, end="", file=sys.stderr, flush=True)
 
-    def finish(self, where: str) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         start = "\r\033[K" if sys.stderr.isatty() else ""
         plural = "" if self.count == 1 else "s"
-        print(f"{start}{self._verb} {self.count:,} message{plural} {where}", file=sys.stderr)
+        print(f"{start}{self._verb} {self.count:,} message{plural} {self._where}", file=sys.stderr)
 
 
 def replace_closed_streams() -> None:

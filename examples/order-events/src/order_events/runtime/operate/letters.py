@@ -5,7 +5,7 @@ import argparse
 import base64
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -23,12 +23,13 @@ from ..telemetry import NO_HANDLER
 from ..testing import Settlements
 
 T = TypeVar("T")
+Closing = aclosing[AsyncGenerator[T, None]]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MOST_DIGITS = 12
 
 
-def closing(steps: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
+def closing(steps: AsyncIterator[T]) -> Closing[T]:
     """For each reading of dead letters: until it ends, brokers hide from others what it has read."""
     return aclosing(cast("AsyncGenerator[T, None]", steps))
 
@@ -44,16 +45,12 @@ def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> No
     after = "only those dead-lettered at TIME or later"
     parser.add_argument("--after", metavar="TIME", type=time_of, help=after)
     about_limit = f"maximum number (default {'all' if limit is None else limit})"
-    parser.add_argument("--limit", type=_number, default=limit, help=about_limit)
+    parser.add_argument("--limit", type=whole_number, default=limit, help=about_limit)
 
 
-def add_rate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rate", type=_number, help="at most so many a second (default unlimited)")
-
-
-def selection_of(chosen: Any) -> Selection:
-    """The arguments of the command line, or the filters of the page."""
-    given = {name: getattr(chosen, name, None) for name in Selection.__dataclass_fields__}
+def selection_of(arguments: argparse.Namespace) -> Selection:
+    """The letters that a command is about; it may have only some of the filters."""
+    given = {name: getattr(arguments, name, None) for name in Selection.__dataclass_fields__}
     if given["ids"] is not None:
         given["ids"] = frozenset(given["ids"])  # there may be thousands
     return Selection(**{name: value for name, value in given.items() if value is not None})
@@ -70,7 +67,7 @@ def time_of(text: str) -> float:
     raise argparse.ArgumentTypeError(msg)
 
 
-def _number(text: str) -> int:
+def whole_number(text: str) -> int:
     if not text.isdecimal() or len(text) > MOST_DIGITS or not int(text):
         msg = f"{text[:50]!r} is not a whole number above 0 of at most {MOST_DIGITS} digits"
         raise argparse.ArgumentTypeError(msg)
@@ -103,14 +100,12 @@ def _text_of_time(unix_seconds: float) -> str:
     return str(unix_seconds)
 
 
-async def change(source: Broker, selection: Selection, *, replay: bool) -> AsyncIterator[int]:
-    """Replay or purge; yields how many so far, after each step."""
+async def changing(source: Broker, selection: Selection, *, replay: bool) -> Closing[int]:
+    """A replay or a purge, to be entered; it yields how many so far, after each step."""
     if replay:
         await source.prepare()
-    changing = source.replay_dead_letters if replay else source.purge_dead_letters
-    async with closing(changing(selection)) as steps:
-        async for done in steps:
-            yield done
+        return closing(source.replay_dead_letters(selection))
+    return closing(source.purge_dead_letters(selection))
 
 
 class _Recorder(Settlements):
@@ -132,9 +127,12 @@ class _Recorder(Settlements):
 
 
 async def try_handlers(
-    source: Broker, router: Router, lifespan: Lifespan | None, letters: Iterable[DeadLetter]
+    source: Broker, router: Router, lifespan: Lifespan | None, reading: AsyncIterator[DeadLetter]
 ) -> AsyncIterator[dict[str, Any]]:
     """Call the handler of each letter, one after the other; yields the outcome. What a handler does elsewhere is done."""
+    # All before the first is tried: what a broker hides while it is read is visible again.
+    async with closing(reading) as found:
+        letters = [one async for one in found]
     async with lifespan() if lifespan is not None else nullcontext() as opened:
         router.give(opened)
         for letter in letters:

@@ -147,12 +147,12 @@ class Rehearsal:
         self._effects: Counter[str] = Counter()
         self._failure = _made(service.failure)
         self._count = 0
-        self._progress = Progress("rehearsed")
+        self._progress = Progress("rehearsed", f"on {self.settings.broker_scheme}")
 
     def run(self, examples: list[OutgoingMessage]) -> None:
         """Raises UsageError where the rehearsal cannot be held, in one sentence."""
         router = self._service.router()
-        try:
+        with self._progress:
             self._effects = self._read_effects()
             if self._read_effects() != self._effects:
                 msg = "effects() is not repeatable: two calls in a row returned different effects"
@@ -171,8 +171,6 @@ class Rehearsal:
                     self._delete()
             for name in router.handlers.keys() - self.handlers.keys():
                 self.handlers[name] = Rehearsed(hints=["it was not rehearsed: it has no example"])
-        finally:
-            self._progress.finish(f"on {self.settings.broker_scheme}")
 
     def _delete(self) -> None:
         run = self._fork(lambda: asyncio.run(_on(self.settings, lambda source: source.delete())))
