@@ -1,15 +1,19 @@
 """Renders with pytest-cookies, and prints at the end a summary of the proofs."""
 
 import os
+import runpy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
+from cookiecutter import generate, hooks
 from jinja2 import Environment
 
 from support import repositories
@@ -54,6 +58,22 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "compile", compile_once)
+        patch.setattr(
+            generate, "is_binary", cache(generate.is_binary)
+        )  # reads each file of the template
+        yield
+
+
+@pytest.fixture
+def hooks_in_this_process() -> Iterator[None]:
+    """Most of what a render then costs is the start of Python for each hook: for a test that renders very often."""
+
+    def run_here(script: str | Path, folder: str | Path = ".") -> None:
+        with chdir(folder), redirect_stdout(StringIO()):
+            runpy.run_path(str(script), run_name="__main__")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "run_script", run_here)
         yield
 
 

@@ -10,9 +10,11 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from itertools import combinations, cycle, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
@@ -203,8 +205,14 @@ class Service:
     def run(self, *command: str, environment: Path, **variables: str) -> "Result":
         """Run a command of the environment in the service's folder, with the service importable."""
         path = f"{environment / BIN}{os.pathsep}{os.environ['PATH']}"
-        env = {"PATH": path, "PYTHONPATH": "src", **variables}
+        env = {"PATH": path, "PYTHONPATH": "src", "MYPY_CACHE_DIR": mypy_cache().name, **variables}
         return run(*command, cwd=self.path, check=False, env=env)
+
+
+@cache
+def mypy_cache() -> "TemporaryDirectory[str]":
+    """One for all services: mypy itself checks again what differs. Each process of a test run has its own."""
+    return TemporaryDirectory(prefix="mypy-")
 
 
 def environment_of(declared: object, make: Callable[[Path], None]) -> Path:
