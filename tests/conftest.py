@@ -17,6 +17,7 @@ from cookiecutter import generate, hooks
 from jinja2 import Environment
 
 from support import repositories
+from support.dealing import dealt
 from support.rendered import (
     BIN,
     PUBLIC_QUESTIONS,
@@ -41,6 +42,22 @@ def pytest_configure() -> None:
     """Where there is Maven, Kafka can be had too."""
     if shutil.which("mvn") and shutil.which("java"):
         os.environ.setdefault("CONSUMER_TEST_BROKER_COMMAND", kafka.command())
+
+
+LONGEST = (
+    "tests/test_suites.py::test_the_runtime",
+    "tests/test_benchmarks.py::test_the_benchmarks_hold_a_figure",
+    "tests/test_servers.py::test_the_runtime",
+    "tests/test_chaos.py::test_a_cluster_whose",
+    "tests/test_chaos.py::test_twenty",
+)
+"""Above a minute, and busy. What waits for as long is first already: see runtime/conftest.py."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = dealt(items, [item.nodeid.startswith(LONGEST) for item in items], workers)
 
 
 @pytest.fixture(scope="session", autouse=True)
