@@ -32,6 +32,7 @@ from runtime.handlers import Router
 from runtime.logs import configure_logs
 from runtime.message import Message, OutgoingMessage, Reject
 from runtime.redaction import keep_secret, redacted, redacted_value
+from runtime.service import tell_failed_start
 from runtime.settings import ConsumerSettings, load_settings
 from runtime.suspects import name_in_flight
 from steps import start_once
@@ -334,6 +335,16 @@ def test_a_secret_is_masked_before_the_text_is_cut(
         text = redacted(shown("x" * before + CUT + "y" * 600))
         assert "the-" not in text, before
     assert "first-line" not in redacted(shown("no access with first-line\nsecond-line"))
+
+
+def test_the_termination_message_has_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
+    (tmp_path / "message").touch()
+    keep_secret({"token": "known-secret"})
+    tell_failed_start(SettingsError("known-secret at amqp://a:PLANTED@b"), "json")
+    assert (tmp_path / "message").read_text() == "*** at amqp://***@b"
 
 
 # -- every channel
