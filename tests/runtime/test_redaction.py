@@ -440,18 +440,20 @@ def fail():
     raise OSError("known-secret of a thread, host=x password=PLANTED")
 thread = threading.Thread(target=fail); thread.start(); thread.join()
 Broken()
-raise KeyError("known-secret of the program") from ValueError("amqp://a:PLANTED@b")
+raise KeyError("known-secret of the program") from ValueError("PGPASSWORD-of-libpq at amqp://a:PLANTED@b")
 """
 
 
 @pytest.mark.slow
 def test_no_traceback_of_the_interpreter_has_a_secret() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTED_FROM)}
+    environment["PGPASSWORD"] = "PGPASSWORD-of-libpq"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     for where in ("a destructor", "a thread", "the program"):
         assert f"*** of {where}" in done.stderr
+    assert "ValueError: *** at amqp://***@b" in done.stderr
     assert "PLANTED" not in done.stderr
     assert done.stderr.count("Traceback") == 3

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -115,6 +116,12 @@ def every_combination() -> list[Combination]:
 
 def parse_yaml(text: str) -> Any:
     """The one document in the text; YAML 1.2, in which ``on`` is a word."""
+    return deepcopy(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> Any:
+    """Once: the same manifest is in many services, and the parser is slow."""
     return YAML(typ="safe", pure=True).load(text)
 
 
