@@ -1,18 +1,23 @@
 """Renders with pytest-cookies, and prints at the end a summary of the proofs."""
 
 import os
+import runpy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
+from cookiecutter import generate, hooks
 from jinja2 import Environment
 
 from support import repositories
+from support.dealing import dealt
 from support.rendered import (
     BIN,
     PUBLIC_QUESTIONS,
@@ -39,6 +44,22 @@ def pytest_configure() -> None:
         os.environ.setdefault("CONSUMER_TEST_BROKER_COMMAND", kafka.command())
 
 
+LONGEST = (
+    "tests/test_suites.py::test_the_runtime",
+    "tests/test_benchmarks.py::test_the_benchmarks_hold_a_figure",
+    "tests/test_servers.py::test_the_runtime",
+    "tests/test_chaos.py::test_a_cluster_whose",
+    "tests/test_chaos.py::test_twenty",
+)
+"""Above a minute, and busy. What waits for as long is first already: see runtime/conftest.py."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = dealt(items, [item.nodeid.startswith(LONGEST) for item in items], workers)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     """Jinja's compiler makes the same code of the same file each time, and is half of what a render costs."""
@@ -54,6 +75,22 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "compile", compile_once)
+        patch.setattr(
+            generate, "is_binary", cache(generate.is_binary)
+        )  # reads each file of the template
+        yield
+
+
+@pytest.fixture
+def hooks_in_this_process() -> Iterator[None]:
+    """Most of what a render then costs is the start of Python for each hook: for a test that renders very often."""
+
+    def run_here(script: str | Path, folder: str | Path = ".") -> None:
+        with chdir(folder), redirect_stdout(StringIO()):
+            runpy.run_path(str(script), run_name="__main__")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "run_script", run_here)
         yield
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,6 +47,9 @@ DEPLOYS: list[str] = QUESTIONS["deploy"]
 SCRAPED = ("prometheus", "both")
 """The telemetries whose metrics Prometheus scrapes."""
 DRAIN_SECONDS, GRACE_SECONDS = QUESTIONS["_drain_seconds"], QUESTIONS["_grace_seconds"]
+
+# It would read a megabyte of JSON for each object, two times.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 each_broker = pytest.mark.parametrize("broker", BROKERS)
 each_overlay = pytest.mark.parametrize("overlay", ["staging", "production"])

@@ -1,15 +1,18 @@
 """Every service passes its own tests with only its declared dependencies, and so does the runtime in place.
 
 The runtime's tests in place are a part of every run of pytest here, on this Python and the newest dependencies. Here
-they run again on the other Pythons, and with the lowest versions: a service's own lock may choose any of these.
+they run again on the other Pythons, and with the oldest versions: a service's own lock may choose any of these.
 """
 
+import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,40 +120,59 @@ def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependenc
 # -- the runtime in place
 
 
-def other_pythons() -> list[Any]:
-    minors = [minor for minor in range(11, 15) if minor != sys.version_info.minor]
-    parameters = []
-    for minor in minors:
-        python = find_python(minor)
-        root = None if python else roots.there("sid", [f"python3.{minor}"])
+@dataclass(frozen=True)
+class Python:
+    """An interpreter of this machine, or of a root beside it."""
+
+    version: tuple[int, ...]
+    path: str
+    root: Path | None = None
+
+    def __str__(self) -> str:
+        return f"python={'.'.join(map(str, self.version))}"
+
+
+@cache
+def pythons() -> list[Python]:
+    """One of each release of CPython from 3.11 that is here, the system's too, in their order."""
+    folders = [*Path.home().glob(".pyenv/versions/*/bin"), os.environ["PATH"], "/usr/bin"]
+    env = {**os.environ, "PATH": os.pathsep.join(map(str, folders))}
+    command = ("uv", "python", "list", "--only-installed", "--output-format=json", ">=3.11,<3.15")
+    listed = json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
+    found = {
+        tuple(map(int, one["version"].split("."))): one["path"]
+        for one in reversed(listed)  # the first one of each wins
+        if (one["implementation"], one["variant"]) == ("cpython", "default")
+        and one["version"].replace(".", "").isdecimal()
+    }
+    found[sys.version_info[:3]] = sys.executable
+    here = [Python(version, path) for version, path in sorted(found.items())]
+    root = roots.there("sid", ["python3.14"])
+    if root and here[-1].version < (3, 14):
+        here.append(Python((3, 14), "/usr/bin/python3.14", root))
+    return here
+
+
+def of_other_minors() -> list[Any]:
+    newest = {python.version[1]: python for python in pythons()}
+    found: list[Any] = []
+    for minor in sorted({11, 12, 13, 14} - {sys.version_info.minor}):
         reason = (
             f"Python 3.{minor} is not installed; `python3 tasks.py servers python3.14` gets that"
         )
-        marks = [] if python or root else [pytest.mark.skip(reason=reason)]
-        path = python or f"/usr/bin/python3.{minor}"
-        parameters.append(pytest.param(path, root, id=f"python=3.{minor}", marks=marks))
-    return parameters
+        missing = pytest.param(None, id=f"python=3.{minor}", marks=pytest.mark.skip(reason=reason))
+        found.append(newest.get(minor, missing))
+    return found
 
 
 @pytest.fixture
-def before(root: Path | None) -> Iterator[list[str]]:
-    """The words before a command that runs with the /usr of this root; none without one."""
-    if root is None:
+def before(python: Python) -> Iterator[list[str]]:
+    """The words before a command that runs with the /usr of this Python's root; none without one."""
+    if python.root is None:
         yield []
     else:
-        with roots.beside(root, {}) as words:
+        with roots.beside(python.root, {}) as words:
             yield [*words, "inside"]
-
-
-def find_python(minor: int) -> str | None:
-    candidates = [
-        *filter(None, [shutil.which(f"python3.{minor}")]),
-        *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")),
-    ]
-    for python in reversed(candidates):
-        if subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
-            return python
-    return None
 
 
 def runtime_environment(
@@ -175,18 +197,25 @@ def runtime_environment(
     return environment_of([*needed, str(Path(python).resolve()), resolution], make)
 
 
-@pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
-@pytest.mark.parametrize(("python", "root"), other_pythons())
-def test_the_runtime_passes_its_tests_on_other_pythons(
-    suite: Suite, python: str, root: Path | None, before: list[str], resolution: str
-) -> None:
-    """All but the slow tests, and the contract on the default broker."""
-    environment = runtime_environment(python, resolution, before)
+def environment_on(
+    python: Python, resolution: str, before: Sequence[str], what: str
+) -> tuple[Path, str]:
+    """And what it is, with the version that the interpreter itself tells."""
+    environment = runtime_environment(python.path, resolution, before)
     command = (*before, str(environment / BIN / "python"), "--version")
     version = run(*command, cwd=TEMPLATE).stdout.strip()
-    what = f"on {version}, {resolution} versions"
+    assert version.startswith(str(python).replace("python=", "Python "))
+    return environment, f"on {version}, with the {what} dependencies"
+
+
+@pytest.mark.parametrize("python", of_other_minors(), ids=str)
+def test_the_runtime_passes_its_tests_on_other_pythons(
+    suite: Suite, python: Python, before: list[str]
+) -> None:
+    """All but the slow tests, and the contract on the default broker."""
+    environment, what = environment_on(python, "highest", before, "newest")
     suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE, before=before)
-    if resolution == "highest" and root is None:
+    if python.root is None:
         arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
         suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
         # Each Python accepts connections in its own way: see runtime/probes.py.
@@ -194,14 +223,20 @@ def test_the_runtime_passes_its_tests_on_other_pythons(
         suite.in_place(environment, f"{what}, 5,500 clients of the probe port", *arguments)
 
 
-def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(suite: Suite) -> None:
-    """All but the slow ones; and the contract, connecting and outages on every broker, as each has its own client."""
-    environment = runtime_environment(resolution="lowest-direct")
-    what = "with the oldest dependencies"
-    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE)
-    files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
-    files += ["tests/runtime/test_connecting.py", "tests/runtime/test_unresponsive.py"]
-    suite.in_place(environment, f"{what}, on every broker", *files)
+@pytest.mark.parametrize("python", sorted({pythons()[0], pythons()[-1]}, key=str), ids=str)
+def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(
+    suite: Suite, python: Python, before: list[str]
+) -> None:
+    """All but the slow ones, on the first and the last Python that are here: faults of the first 3.11 stand on no later one.
+
+    On the first also the contract, connecting and outages on every broker, as each has its own client.
+    """
+    environment, what = environment_on(python, "lowest-direct", before, "oldest")
+    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE, before=before)
+    if python == pythons()[0]:
+        files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
+        files += ["tests/runtime/test_connecting.py", "tests/runtime/test_unresponsive.py"]
+        suite.in_place(environment, f"{what}, on every broker", *files, before=before)
 
 
 ON_UVLOOP = """

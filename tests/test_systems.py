@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Render, Service, run
+from support.rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Render, Service, mypy_cache, run
 
 # Imported by every Python that starts with it on its path: removes the names that Windows lacks.
 LIKE_WINDOWS = """
@@ -118,7 +118,7 @@ def test_the_runtime_names_nothing_that_a_system_lacks(
 ) -> None:
     """mypy knows of each name in the standard library on which systems it is."""
     service = render(broker=broker)
-    check = ["mypy", f"--platform={system}", f"--cache-dir=.mypy_cache/{system}", "src"]
+    check = ["mypy", f"--platform={system}", f"--cache-dir={mypy_cache().name}/{system}", "src"]
     result = service.run(*check, environment=service.environment())
     assert result.returncode == 0, result.stdout
 
@@ -126,7 +126,7 @@ def test_the_runtime_names_nothing_that_a_system_lacks(
 def test_that_check_sees(render_own: Render) -> None:
     service = render_own(broker="sqlite")
     service.write("src/order_events/settings.py", "import signal\n\nSIGNAL = signal.SIGKILL\n")
-    check = ["mypy", "--platform=win32", "src"]
+    check = ["mypy", "--platform=win32", f"--cache-dir={mypy_cache().name}/win32", "src"]
     result = service.run(*check, environment=service.environment())
     assert 'Module has no attribute "SIGKILL"' in result.stdout
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from support.dealing import dealt
 from support.rendered import TEMPLATE
 from tools.test import FIGURES, LEFT_OUT, lines, overview
 
@@ -45,6 +47,15 @@ def test_the_overview_says_what_runs_and_what_is_left_out() -> None:
     everything = overview(everything=True)
     assert "Left out" not in everything
     assert all(f"{node_id}: {about}" in everything for node_id, about in LEFT_OUT.items())
+
+
+def test_the_longest_tests_begin_at_once_on_every_worker_but_the_first() -> None:
+    items = list(range(41))
+    order = dealt(items, [number % 8 == 7 for number in items], workers=4)
+    assert sorted(order) == items
+    parts = [order[start:end] for start, end in pairwise((0, 10, 20, 30, 41))]  # as xdist deals
+    assert [part[:2] for part in parts] == [[0, 1], [7, 31], [15, 39], [23, 29]]
+    assert dealt([1, 2], [False, True], workers=4) == [2, 1]
 
 
 # -- Ctrl-C

@@ -70,9 +70,14 @@ def check_fresh_but_for(
     assert {name for name in names if expected.get(name) != found.get(name)} == set(edits)
 
 
+@pytest.fixture(scope="module")
+def as_scaffolded(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    return scaffold(template, tmp_path_factory.mktemp("old"), "--checkout", "v0.0.1")
+
+
 @pytest.fixture
-def old_service(template: Path, tmp_path: Path) -> Service:
-    return scaffold(template, tmp_path, "--checkout", "v0.0.1")
+def old_service(as_scaffolded: Service, tmp_path: Path) -> Service:
+    return as_scaffolded.copy_to(tmp_path)
 
 
 def recorded_commit(service: Service) -> str:
@@ -333,7 +338,6 @@ def test_the_newest_release_is_taken_and_not_a_pre_release_or_the_head(
         fork, "None of them.", "v0.11.0rc1", "v0.11.0-rc.1", "v1", "v1.0", "1.0.0", "x/v2.0.0"
     )
     git(fork, "branch", "v3.0.0")
-    shutil.rmtree(tmp_path / ".cookiecutters")  # of the first render
     result = update(old_service, "--template", str(fork))
     assert result.returncode == 0, result.stdout
     assert "The newest." in old_service.read(LOGS)

@@ -246,17 +246,34 @@ def tmp_path() -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
+@pytest.fixture(scope="module", params=["github", "gitlab"])
+def as_scaffolded(
+    request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Service]:
+    """With its CI answer."""
+    folder, answer = tmp_path_factory.mktemp("old"), f"ci={request.param}"
+    return request.param, scaffold(template, folder, "--checkout", "v0.0.1", answer)
+
+
 @pytest.fixture
-def template(template: Path, tmp_path: Path) -> Path:
+def own_template(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "template/cookiecutter-consumer", symlinks=True)
 
 
-@pytest.fixture(params=["github", "gitlab"])
-def forge(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Forge:
-    service = scaffold(template, tmp_path, "--checkout", "v0.0.1", f"ci={request.param}")
+@pytest.fixture
+def forge(
+    as_scaffolded: tuple[str, Service], template: Path, own_template: Path, tmp_path: Path
+) -> Forge:
+    ci, service = as_scaffolded[0], as_scaffolded[1].copy_to(tmp_path)
+    recorded = service.read(".template-answers.json")
+    assert template.as_uri() in recorded
+    service.write(
+        ".template-answers.json", recorded.replace(template.as_uri(), own_template.as_uri())
+    )
+    git(service.path, "commit", "--quiet", "--all", "--amend", "--no-edit")
     git(service.path, "branch", "--quiet", "--move", "main")
     git(tmp_path, "clone", "--quiet", "--bare", str(service.path), "origin.git")
-    forge = Forge(request.param, tmp_path)
+    forge = Forge(ci, tmp_path)
     git(forge.origin, "config", "receive.advertisePushOptions", "true")
     for folder, name, text in (
         ("bin", "gh", GH),
@@ -268,8 +285,8 @@ def forge(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> For
         (tmp_path / folder / name).write_text(text)
         (tmp_path / folder / name).chmod(0o755)
     (tmp_path / "requests").mkdir()
-    if request.param == "gitlab" and IS_ROOT:
-        for place in (tmp_path, template):
+    if ci == "gitlab" and IS_ROOT:
+        for place in (tmp_path, own_template):
             place.chmod(place.stat().st_mode | 0o055)  # for another user, as a forge has them
     return forge
 
@@ -389,7 +406,7 @@ exec {shutil.which("git")} "$@"
 
 
 def test_a_forge_that_refuses_changed_workflows_gets_no_proposal(
-    forge: Forge, template: Path, tmp_path: Path
+    forge: Forge, own_template: Path, tmp_path: Path
 ) -> None:
     """As GitHub does for a token without that right: its sentence is the job's last, and nothing is asked for."""
 
@@ -398,7 +415,7 @@ def test_a_forge_that_refuses_changed_workflows_gets_no_proposal(
             path = fork / TREE / file
             path.write_text(path.read_text("utf-8") + "# Changed\n", "utf-8")
 
-    from_template(forge, release_template(template, tmp_path, change))
+    from_template(forge, release_template(own_template, tmp_path, change))
     hook = forge.origin / "hooks/pre-receive"
     hook.write_text("#!/bin/sh\necho refusing to allow it without workflows permission\nexit 1\n")
     result = forge.run_jobs()
@@ -458,7 +475,9 @@ def from_template(forge: Forge, place: Path) -> None:
     git(ours.path, "push", "--quiet", "origin", "main")
 
 
-def test_a_hook_of_the_template_sees_no_token(forge: Forge, template: Path, tmp_path: Path) -> None:
+def test_a_hook_of_the_template_sees_no_token(
+    forge: Forge, own_template: Path, tmp_path: Path
+) -> None:
     """Neither in its own environment nor in that of a process above it."""
     seen = tmp_path / "seen"
     spy = SPY.replace("SEEN", repr(str(seen)))
@@ -470,7 +489,7 @@ def test_a_hook_of_the_template_sees_no_token(forge: Forge, template: Path, tmp_
             assert marked != text
             (fork / name).write_text(marked, "utf-8")
 
-    from_template(forge, release_template(template, tmp_path, plant))
+    from_template(forge, release_template(own_template, tmp_path, plant))
     result = forge.run_jobs()
     assert result.returncode == 0, result.stdout
     dump = seen.read_text("utf-8")
@@ -488,7 +507,7 @@ def test_a_hook_of_the_template_sees_no_token(forge: Forge, template: Path, tmp_
 
 
 def test_a_workflow_that_the_template_changed_is_proposed(
-    forge: Forge, template: Path, tmp_path: Path
+    forge: Forge, own_template: Path, tmp_path: Path
 ) -> None:
     file = WORKFLOW if forge.ci == "github" else ".gitlab-ci.yml"
 
@@ -496,7 +515,7 @@ def test_a_workflow_that_the_template_changed_is_proposed(
         path = fork / TREE / file
         path.write_text(path.read_text("utf-8") + "# Changed\n", "utf-8")
 
-    from_template(forge, release_template(template, tmp_path, change))
+    from_template(forge, release_template(own_template, tmp_path, change))
     result = forge.run_jobs()
     assert result.returncode == 0, result.stdout
     assert forge.proposed(file).endswith("# Changed\n")
@@ -604,7 +623,7 @@ def test_the_job_with_the_token_runs_no_hook_when_it_pushes(forge: Forge) -> Non
 
 
 def test_a_security_release_is_named_by_title_and_text(
-    forge: Forge, template: Path, tmp_path: Path
+    forge: Forge, own_template: Path, tmp_path: Path
 ) -> None:
     def mend(fork: Path) -> None:
         for name, old, new in (
@@ -619,7 +638,7 @@ def test_a_security_release_is_named_by_title_and_text(
             assert old in text
             (fork / name).write_text(text.replace(old, new, 1), "utf-8")
 
-    from_template(forge, release_template(template, tmp_path, mend))
+    from_template(forge, release_template(own_template, tmp_path, mend))
     result = forge.run_jobs()
     assert result.returncode == 0, result.stdout
     assert "Template 0.9.0, a security update" in forge.request

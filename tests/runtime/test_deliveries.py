@@ -213,14 +213,20 @@ def test_the_termination_message_names_what_was_in_flight_when_the_process_was_k
     scene: Scene, tmp_path: Path
 ) -> None:
     scene_needs(scene, "counts_crashes")
-    scene.publish(1, seconds=60)
+    scene.publish(1, seconds=4)
     file = tmp_path / "termination-log"
     file.touch()
+    url = scene.broker.impatient_url
     for text in ("", "ended while it handled {id} (work, delivery 2)"):
-        process = scene.start(url=scene.broker.impatient_url, TERMINATION_MESSAGE_PATH=file)
+        process = scene.start(url=url, TERMINATION_MESSAGE_PATH=file)
         id = process.wait_for("handling")["message_id"]
         process.stop(signal.SIGKILL)
         assert file.read_text() == text.format(id=id)
+    process = scene.start(url=url, TERMINATION_MESSAGE_PATH=file)
+    process.wait_for("handling")
+    assert file.read_text() == f"ended while it handled {id} (work, delivery 3)"
+    wait_until(lambda: file.read_text() == "")  # it is settled
+    assert_clean_shutdown(process)
 
 
 @pytest.mark.slow

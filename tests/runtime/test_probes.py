@@ -267,6 +267,11 @@ async def test_a_page_has_no_credentials(consumer: Consumer) -> None:
         status, text = await asyncio.to_thread(ask, port, "/livez")
     assert status == 503
     assert text.startswith("failed: connect amqp://***@host failed, password=***\n")
+    consumer.state = "consuming"
+    consumer.source.connectivity.reason = "connect amqp://app:PLANTED@host failed"
+    async with probes(on(port), consumer, Telemetry()):
+        status, text = await asyncio.to_thread(ask, port, "/readyz")
+    assert (status, text) == (503, "the broker cannot be reached: connect amqp://***@host failed\n")
 
 
 async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: Consumer) -> None:

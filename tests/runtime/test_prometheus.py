@@ -27,7 +27,7 @@ from runtime.cancellation import CancellationEvent
 from runtime.consumer import Consumer
 from runtime.handlers import HandlerFunction, Router
 from runtime.message import Message, OutgoingMessage, Reject, Retry
-from runtime.settings import TEMPLATE_VERSION, ConsumerSettings
+from runtime.settings import BUCKETS_SECONDS, TEMPLATE_VERSION, ConsumerSettings
 from runtime.telemetry import MOST_VALUES, OTHER, Telemetry, make_telemetry
 from runtime.telemetry.prometheus import (
     PrometheusTelemetry,
@@ -314,6 +314,7 @@ async def test_the_buckets_can_be_set(run: Run) -> None:
             if sample.name == f"consumer_message_{name}_seconds_bucket"
         ]
         assert bounds == ["0.5", "900.0", "+Inf"]
+    assert (BUCKETS_SECONDS[0], BUCKETS_SECONDS[-1]) == (0.001, 600)  # the default
 
 
 def test_the_services_own_metrics_are_on_the_page_and_openmetrics_is_spoken(

@@ -32,6 +32,7 @@ from runtime.handlers import Router
 from runtime.logs import configure_logs
 from runtime.message import Message, OutgoingMessage, Reject
 from runtime.redaction import keep_secret, redacted, redacted_value
+from runtime.service import tell_failed_start
 from runtime.settings import ConsumerSettings, load_settings
 from runtime.suspects import name_in_flight
 from steps import start_once
@@ -336,6 +337,16 @@ def test_a_secret_is_masked_before_the_text_is_cut(
     assert "first-line" not in redacted(shown("no access with first-line\nsecond-line"))
 
 
+def test_the_termination_message_has_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
+    (tmp_path / "message").touch()
+    keep_secret({"token": "known-secret"})
+    tell_failed_start(SettingsError("known-secret at amqp://a:PLANTED@b"), "json")
+    assert (tmp_path / "message").read_text() == "*** at amqp://***@b"
+
+
 # -- every channel
 
 
@@ -429,18 +440,20 @@ def fail():
     raise OSError("known-secret of a thread, host=x password=PLANTED")
 thread = threading.Thread(target=fail); thread.start(); thread.join()
 Broken()
-raise KeyError("known-secret of the program") from ValueError("amqp://a:PLANTED@b")
+raise KeyError("known-secret of the program") from ValueError("PGPASSWORD-of-libpq at amqp://a:PLANTED@b")
 """
 
 
 @pytest.mark.slow
 def test_no_traceback_of_the_interpreter_has_a_secret() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTED_FROM)}
+    environment["PGPASSWORD"] = "PGPASSWORD-of-libpq"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     for where in ("a destructor", "a thread", "the program"):
         assert f"*** of {where}" in done.stderr
+    assert "ValueError: *** at amqp://***@b" in done.stderr
     assert "PLANTED" not in done.stderr
     assert done.stderr.count("Traceback") == 3

@@ -9,10 +9,13 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from itertools import combinations, cycle, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
@@ -113,6 +116,12 @@ def every_combination() -> list[Combination]:
 
 def parse_yaml(text: str) -> Any:
     """The one document in the text; YAML 1.2, in which ``on`` is a word."""
+    return deepcopy(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> Any:
+    """Once: the same manifest is in many services, and the parser is slow."""
     return YAML(typ="safe", pure=True).load(text)
 
 
@@ -203,8 +212,14 @@ class Service:
     def run(self, *command: str, environment: Path, **variables: str) -> "Result":
         """Run a command of the environment in the service's folder, with the service importable."""
         path = f"{environment / BIN}{os.pathsep}{os.environ['PATH']}"
-        env = {"PATH": path, "PYTHONPATH": "src", **variables}
+        env = {"PATH": path, "PYTHONPATH": "src", "MYPY_CACHE_DIR": mypy_cache().name, **variables}
         return run(*command, cwd=self.path, check=False, env=env)
+
+
+@cache
+def mypy_cache() -> "TemporaryDirectory[str]":
+    """One for all services: mypy itself checks again what differs. Each process of a test run has its own."""
+    return TemporaryDirectory(prefix="mypy-")
 
 
 def environment_of(declared: object, make: Callable[[Path], None]) -> Path:

@@ -22,28 +22,31 @@ from harness.scene import (
     is_empty,
     wait_until,
 )
+from runtime.brokers import make_source
 
 pytestmark = pytest.mark.slow
 
 
 def test_an_idle_service_exits_0_at_once(scene: Scene) -> None:
-    process = scene.start()
-    assert assert_clean_shutdown(process) < AT_ONCE_SECONDS
+    assert assert_clean_shutdown(scene.start()) < AT_ONCE_SECONDS
     wait_until(lambda: scene.broker.consumers(scene.queue) in (0, -1))
 
 
 def test_the_in_flight_message_is_finished_and_the_rest_stays_in_the_queue(scene: Scene) -> None:
-    tasks = scene.publish(30, seconds=0.3)
+    tasks = scene.publish(30, seconds=3)
     process = scene.start(concurrency=2, prefetch=10)
     process.wait_for("handling", count=2)
+    process.send(signal.SIGTERM)
+    if make_source(scene.settings).capabilities.requeue:
+        scene.assert_left(ready=len(tasks) - 2)
+        assert scene.ledger.ended == []  # so the end of the connection did not requeue them
     assert_clean_shutdown(process)
-    ended = scene.ledger.ended
-    assert sorted(ended) == sorted(scene.ledger.started)
-    assert len(ended) == 2
+    assert sorted(scene.ledger.ended) == sorted(scene.ledger.started)
+    assert len(scene.ledger.ended) == 2
     scene.assert_left(ready=len(tasks) - 2)
     [drained] = process.find("drained")
     assert (drained["handled"], drained["abandoned"]) == (2, 0)
-    process = scene.start(concurrency=10)
+    process = scene.start(concurrency=28)
     wait_until(lambda: set(scene.ledger.ended) == set(tasks))
     assert_clean_shutdown(process)
     assert Counter(scene.ledger.ended) == Counter(tasks)
@@ -56,8 +59,7 @@ def test_at_the_deadline_the_message_is_requeued_and_no_attempt_is_counted(scene
     exit_code, seconds = process.stop()
     assert exit_code == 75
     assert 0.5 <= seconds < 0.5 + AT_ONCE_SECONDS
-    [abandoned] = process.find("message_abandoned")
-    assert abandoned["message_id"] == message["message_id"]
+    assert [e["message_id"] for e in process.find("message_abandoned")] == [message["message_id"]]
     scene.assert_left(ready=1)
     again = scene.start(drain_seconds=0)
     assert again.wait_for("handling")["attempt"] == 1
@@ -100,7 +102,6 @@ def test_sigkill_at_random_moments_loses_nothing(scene: Scene) -> None:
         wait_until(partial(has_ended, scene, 40 * number + chance.randrange(1, 30)))
         process.stop(signal.SIGKILL)
     process = scene.start(url=scene.broker.impatient_url)
-    wait_until(lambda: set(scene.ledger.ended) == set(tasks))
-    wait_until(lambda: is_empty(scene))
+    wait_until(lambda: set(scene.ledger.ended) == set(tasks) and is_empty(scene))
     assert_clean_shutdown(process)
     scene.assert_left()

@@ -42,8 +42,7 @@ def test_a_server_killed_and_restarted_in_mid_work_loses_nothing(
         process.wait_for("connected", count=2)
         wait_until(lambda: ask(port, "/readyz")[0] == 200)
         tasks += scene.publish(20)
-        wait_until(lambda: set(scene.ledger.ended) == set(tasks))
-        wait_until(lambda: is_empty(scene))
+        wait_until(lambda: set(scene.ledger.ended) == set(tasks) and is_empty(scene))
         status, metrics = ask(port, "/metrics")
         assert status == 404 or "consumer_reconnects_total 1.0" in metrics  # 404: without telemetry
         assert_clean_shutdown(process)
