@@ -1,6 +1,7 @@
 """Replaying dead letters, on every broker that has them: nothing is lost, whatever interrupts the command."""
 
 import asyncio
+import os
 import random
 import signal
 import time
@@ -18,7 +19,7 @@ from runtime.brokers.source import Source
 
 REPLAYING = Path(__file__).with_name("replaying.py")
 AT_ONCE = 100
-LETTERS = 1000
+LETTERS = int(os.environ.get("DEAD_LETTERS", "1000"))
 INTERRUPTIONS = [signal.SIGINT, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
 
 
@@ -107,6 +108,7 @@ async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_
                     time.sleep(0.001)
                 time.sleep(pause)
                 process.send(signum)
+            process.child.wait(LETTERS / 10)
             exit_code = process.wait()
             moved = [step["moved"] for step in process.find("step")]
             if signum is not signal.SIGKILL:
