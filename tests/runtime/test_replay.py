@@ -118,7 +118,8 @@ async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_
                     "purge": "deleted {} from the dead letters of {}",
                 }[verb]
                 assert done.format(f"{sum(moved):,} message{plural}", queue) in process.stderr
-            assert exit_code in (0, 130, -signal.SIGINT, -signal.SIGKILL)  # -SIGINT: at its end
+            codes = (0, 130, -signal.SIGINT, -signal.SIGKILL)  # -SIGINT: at its end
+            assert exit_code in codes, process.stderr
             return moved, exit_code != 0
 
     results = [await asyncio.to_thread(replay, signum) for signum in INTERRUPTIONS]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -105,7 +106,8 @@ async def _delayed(manager: JetStreamContext, stream: str) -> int:
 
 async def _take_and_put_back(client: Client, queue: str, limit: int) -> int:
     """How many messages the broker redelivers. Reads all that it sends: what were dropped would be in flight again."""
-    subject, inbox, messages = f"$JS.API.CONSUMER.MSG.NEXT.{queue}.{queue}", client.new_inbox(), []
+    subject, inbox = f"$JS.API.CONSUMER.MSG.NEXT.{queue}.{queue}", client.new_inbox()
+    messages: list[Msg] = []
     answers = await client.subscribe(inbox)
     await client.publish(subject, b'{"batch":%d,"no_wait":true}' % limit, reply=inbox)
     while len(messages) < limit:
