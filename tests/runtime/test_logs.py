@@ -17,7 +17,7 @@ from runtime.logs import Tracebacks, leave_message
 LINES = """
 import logging
 import structlog
-from runtime.logs import configure_logs, leave_message
+from runtime.logs import configure_logs
 
 configure_logs({log_format!r}, "debug")
 log = structlog.get_logger()
