@@ -79,7 +79,7 @@ PUBLISHED = """## Publishing
 Persistent messages, each confirmed by a RabbitMQ with one scheduler thread. Ten batches in flight are those of ten handlers that publish.
 **Neither side's CPU is the limit**: a rate times the microseconds of a side is how much of a second that side was busy, and the rest it
 waited, for the disk of the queue, for confirms, or for a core that another process had. 1,000,000 divided by the microseconds of
-the client is what it could publish with a core of its own. The target of 10,000 a second is missed on a machine as busy as the load average says.
+the client is what it could publish with a core of its own. A machine that is busy with other work misses the target of 10,000 a second.
 """
 
 EARLIER = """## Beside an earlier commit
