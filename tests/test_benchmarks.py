@@ -22,7 +22,7 @@ FINISHING = ("the generated service", "FastStream", "taskiq, one worker")
 
 def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove: Prove) -> None:
     output = tmp_path / "benchmarks.jsonl"
-    parts = ("first", "iterator", "worker", "cpu", "memory", "exit", "clients")
+    parts = ("first", "iterator", "worker", "cpu", "publish", "memory", "exit", "clients")
     only = [word for part in parts for word in ("--only", part)]
     result = run_task("bench", "--quick", *only, "--output", str(output), caches=tmp_path)
     about, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())

@@ -245,6 +245,25 @@ async def test_settlements_in_any_order_settle_exactly_their_messages(
     await counted(ready=ready, delayed=delayed, dead=dead)
 
 
+@pytest.mark.parametrize("broker", ["redis", "sqs"], indirect=True, scope="session")
+@pytest.mark.parametrize("verb", ["ack", "reject"])
+async def test_what_is_settled_sooner_than_it_is_written_has_a_bound(
+    connect: Connect, counted: Counted, verb: str
+) -> None:
+    """Where what fetches and what settles are separate requests: of a storm of rejects a shutdown writes the rest in time."""
+    prefetch, count = 20, 400
+    async with connect(prefetch=prefetch) as source:
+        await publish(source, count)
+        for _ in range(count):
+            [message] = await take(source, 1)
+            await (source.ack(message) if verb == "ack" else source.reject(message, "bad"))
+            sqs = type(source).__name__ == "SqsBroker"
+            unwritten = source._settlements if sqs else source._unwritten.values()
+            assert len({settlement.message for settlement in unwritten}) <= 2 * prefetch
+        await source.stop()
+    await counted(dead=count if verb == "reject" else 0)
+
+
 async def test_every_ack_has_reached_the_broker_when_the_source_is_closed(
     connect: Connect, counted: Counted, shorten: Callable[..., None]
 ) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import NewPartitions
+from aiokafka.admin import NewPartitions, NewTopic
 
 from harness.contract import Connect, eventually, opened, take
 from harness.servers import Counts, Server
@@ -248,7 +248,10 @@ class TestBeginning:
         source_for: Callable[..., Any],
         shorten: Callable[..., None],
     ) -> None:
-        """A topic that a pattern matches, and a partition: else what they get before they are found would be lost."""
+        """A topic that a pattern matches, and a partition: else what they get before they are found would be lost.
+
+        Another program makes both, and writes to them.
+        """
         shorten(1, "DISCOVER_SECONDS")
         old, new, group = f"{queue}.old", f"{queue}.new", f"{queue}-group"
         url = with_options(broker.url, auto_offset_reset="latest")
@@ -262,17 +265,20 @@ class TestBeginning:
                         return len(source._partitions) == len(assigned(source)) >= 4
 
                     await eventually(True, known)
-                    async with opened(source_for(source=new)) as later:
-                        of_the_topic = await publish(later, 5)
                     async with publisher._admin() as admin:
+                        await admin.create_topics([NewTopic(new, 2, 1)])
                         await admin.create_partitions({old: NewPartitions(5)})
                     async with AIOKafkaProducer(
                         bootstrap_servers=urlsplit(broker.url).netloc
-                    ) as one:
-                        await one.send_and_wait(old, b"of the partition", partition=4)
-                    messages = await take(source, 6)
-                    assert {*of_the_topic} < {*ids(messages)}
-                    assert b"of the partition" in [message.body for message in messages]
+                    ) as producer:
+                        records = [(new, 0), (new, 1), (new, 1), (old, 4)]
+                        for topic, partition in records:
+                            body = f"{topic} {partition}".encode()
+                            await producer.send_and_wait(topic, body, partition=partition)
+                    messages = await take(source, len(records))
+                    assert Counter(message.body.decode() for message in messages) == Counter(
+                        f"{topic} {partition}" for topic, partition in records
+                    )
                     for message in messages:
                         await source.ack(message)
         finally:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import math
+import os
 import random
 import signal
 import time
@@ -32,9 +33,8 @@ from runtime.settings import ConsumerSettings
 from test_cli import Call, Order, call, command, on_one_broker, settings_of  # noqa: F401
 
 AT_ONCE = 100
-MANY = 10_000
-FEWER = {"sqs": 1_000, "rabbitmq": 3_000, "kafka": 3_000}
-"""Of a broker on which each letter costs a request."""
+MANY, FEWER = 10_000, {"sqs": 1_000}
+"""moto searches its whole queue for each letter: ten times as many take a hundred times as long."""
 WAIT_SECONDS = 120
 
 
@@ -77,7 +77,8 @@ async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others
     connect: Connect, request: pytest.FixtureRequest
 ) -> None:
     """Meanwhile a consumer takes what is replayed, and rejects it again; another command lists."""
-    count = FEWER.get(request.node.callspec.params["broker"], MANY)
+    broker = request.node.callspec.params["broker"]
+    count = int(os.environ.get("DEAD_LETTERS", FEWER.get(broker, MANY)))
     one, rare = count // 2, count // 100
 
     def reason(number: int) -> str:
@@ -106,9 +107,11 @@ async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others
                 if type(source).__name__ != "RabbitBroker":  # where it would hold some of them
                     [letter async for letter in other.dead_letters(50)]
 
+            began = time.monotonic()
             replaying = last(source.replay_dead_letters(Selection(reason="rare True")))
             replayed, _, _ = await asyncio.gather(replaying, handle(), look())
             assert replayed == 100
+            hundred = time.monotonic() - began
             await consumer.stop()
         again = [number for number in before if number % rare == 3 and number != one]
         rest = [number for number in before if number not in {*again, one}]
@@ -128,6 +131,7 @@ async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others
         )
         print(
             f"{count} letters: listed in {listed:.1f} s, one moved in {filtered:.1f} s,",
+            f"100 moved and rejected again in {hundred:.1f} s,",
             f"all deleted in {time.monotonic() - began:.1f} s",
         )
         await eventually(0, source.count_dead_letters)

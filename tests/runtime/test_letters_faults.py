@@ -257,6 +257,28 @@ async def test_a_letter_is_hidden_from_others_until_the_command_ends(
         assert len(await other._receive(other._dead_url, 10, 1, 1)) == 10
 
 
+@on("sqs")
+async def test_letters_that_come_again_while_they_are_read_hide_none_of_the_others(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a server that is too slow to hide all of them for as long as they are read."""
+    from runtime.brokers import sqs
+
+    hidden: dict[str, str] = {}
+
+    async def hide_no_longer(_: object, those: dict[str, str]) -> None:
+        nonlocal hidden
+        hidden = those
+
+    await make_dead(connect, 300, lambda n: "bad")
+    monkeypatch.setattr(sqs.SqsBroker, "_keep_hidden", hide_no_longer)
+    async with connect(prefetch=0) as source, aclosing(source.dead_letters()) as letters:
+        numbers = [int((await anext(letters)).body) for _ in range(280)]
+        await source._hide(hidden, 0)
+        numbers += [int(letter.body) async for letter in letters]
+        assert sorted(numbers) == [*range(300)]
+
+
 # -- RabbitMQ
 
 

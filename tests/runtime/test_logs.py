@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from runtime import logs
-from runtime.logs import Tracebacks
+from runtime.logs import Tracebacks, leave_message
 
 LINES = """
 import logging
@@ -154,3 +155,14 @@ def test_a_cycle_of_causes_ends() -> None:
     error, other = failure(OSError, ""), failure(KeyError, "")
     error.__context__, other.__context__ = other, error
     assert "exc_info" in Tracebacks().of(error)
+
+
+def test_a_termination_message_is_no_longer_than_kubernetes_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = tmp_path / "termination-log"
+    message.write_text("of an earlier container")
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(message))
+    leave_message("why\n" + "é" * 5_000)
+    assert len(message.read_bytes()) == 4096
+    assert message.read_bytes().startswith(b"why\n")

@@ -113,7 +113,13 @@ def main() -> int:
     }
     if arguments.publish:
         own = report.AGAINST if arguments.against else page.RESULTS
-        for results, measured in ((report.BESIDE, beside), (own, figures)):
+        published = [figure for figure in figures if publishing.PART in figure.part]
+        rest = [figure for figure in figures if figure not in published]
+        for results, measured in (
+            (report.BESIDE, beside),
+            (report.PUBLISHING, published),
+            (own, rest),
+        ):
             if measured:
                 write(results, *report.with_what_stays(results, about, measured))
         page.write()

@@ -1,15 +1,20 @@
 """CPU time of publishing a message to RabbitMQ: the service's publisher beside the bare client's batched confirms.
 
 Both publish batches of 100 persistent messages of 200 bytes to a quorum queue, and wait for the confirms of each batch.
+And how many a second: to a quorum queue, a classic queue and a topic exchange, one batch or ten in flight at a time, with
+the CPU time of both sides.
 Also the whole way of a message, from its delivery through a handler that returns another one to the ack, beside the
 bare client: it takes what has arrived, publishes it gathered, and acknowledges it together.
 """
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -25,6 +30,7 @@ from runtime.settings import ConsumerSettings
 from tools.benchmarks.figures import Figure
 from tools.benchmarks.service import Unavailable
 
+PART = "RabbitMQ: publishing"
 BATCH = 100
 BODY = b"x" * 200
 OURS = "a service's publisher"
@@ -32,9 +38,19 @@ BARE = "aio-pika, 100 publishes gathered"
 THROUGH = "a service whose handler returns a message"
 BARE_THROUGH = "aio-pika: delivery, publishes gathered, one ack"
 AT_MOST = 1.0
+IN_FLIGHT = (1, 10)
+"""Batches, as of as many handlers that publish."""
+PLACES = {
+    "a quorum queue": "queue:published",
+    "a classic queue": "queue:classic",
+    "a topic exchange of a quorum queue": "exchange:topic/order.created",
+}
+PER_SECOND = 10_000.0
 
 Measured = tuple[float, float]
 """Microseconds of CPU per message, and messages per second."""
+BothSides = tuple[float, float, float]
+"""Also the microseconds of the broker, first."""
 
 
 def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
@@ -42,9 +58,10 @@ def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
     try:
         with server_module("rabbitmq").private(folder) as server:
             values = asyncio.run(_measure(server.url, messages, rounds))
+            rates = asyncio.run(_rates(server, messages, rounds))
     except ServerMissing as missing:
         raise Unavailable(str(missing)) from None
-    part = f"RabbitMQ: publishing {messages:,} messages of 200 bytes, {BATCH} at a time"
+    part = f"{PART} {messages:,} messages of 200 bytes, {BATCH} at a time"
     for name, measured in values.items():
         cpu, per_second = zip(*measured, strict=True)
         yield Figure(part, name, [*cpu], "µs of CPU per message")
@@ -53,6 +70,99 @@ def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
     for ours, bare in ((OURS, BARE), (THROUGH, BARE_THROUGH)):
         ratio = [own / other for own, other in zip(cpus[ours], cpus[bare], strict=True)]
         yield Figure(part, f"{ours} / {bare}", ratio, at_most=AT_MOST if ours == OURS else None)
+    yield from _figures_of(rates)
+
+
+def _figures_of(rates: dict[tuple[str, int, str], list[BothSides]]) -> Iterator[Figure]:
+    for place, in_flight in dict.fromkeys((place, in_flight) for place, in_flight, _ in rates):
+        plural = f"{in_flight} batches" if in_flight > 1 else "one batch"
+        part = f"{PART} to {place}, {plural} of {BATCH} in flight"
+        for who in (OURS, BARE):
+            broker, client, per_second = zip(*rates[place, in_flight, who], strict=True)
+            target = PER_SECOND if who == OURS and in_flight > 1 else None
+            yield Figure(part, f"{who}, rate", [*per_second], "per second", at_least=target)
+            yield Figure(part, f"{who}, CPU of the client", [*client], "µs per message")
+            if all(broker):
+                yield Figure(part, f"{who}, CPU of the broker", [*broker], "µs per message")
+        pairs = zip(*(rates[place, in_flight, who] for who in (OURS, BARE)), strict=True)
+        ratio = [ours[1] / bare[1] for ours, bare in pairs]
+        yield Figure(part, f"{OURS} / {BARE}, CPU of the client", ratio, at_most=AT_MOST)
+
+
+async def _rates(
+    server: Any, messages: int, rounds: int
+) -> dict[tuple[str, int, str], list[BothSides]]:
+    settings = ConsumerSettings(broker_url=SecretStr(server.url), source="published")
+    rates: dict[tuple[str, int, str], list[BothSides]] = {}
+    pid = getattr(getattr(server.instance, "_process", None), "pid", 0)
+    async with RabbitBroker(settings) as source, await aio_pika.connect(server.url) as connection:
+        await source.declare()
+        channel = await connection.channel()
+        quorum: Any = {"x-queue-type": "quorum"}
+        queues = [
+            await channel.get_queue("published"),
+            await channel.declare_queue("classic", durable=True),
+            await channel.declare_queue("bound", durable=True, arguments=quorum),
+        ]
+        topic = await channel.declare_exchange("topic", aio_pika.ExchangeType.TOPIC, durable=True)
+        await queues[2].bind(topic, "order.#")
+
+        async def ours(to: str) -> None:
+            await source.publish([OutgoingMessage(BODY, "t", to=to) for _ in range(BATCH)])
+
+        async def bare(to: str) -> None:
+            kind, _, name = to.partition(":")
+            exchange = topic if kind == "exchange" else channel.default_exchange
+            persistent = aio_pika.DeliveryMode.PERSISTENT
+            publishing = (
+                exchange.publish(
+                    aio_pika.Message(BODY, type="t", delivery_mode=persistent),
+                    name.rpartition("/")[2],
+                )
+                for _ in range(BATCH)
+            )
+            await asyncio.gather(*publishing)
+
+        async def publish(how: Callable[[str], Awaitable[None]], to: str, batches: int) -> None:
+            for _ in range(batches):
+                await how(to)
+
+        for to in PLACES.values():  # the first messages to an exchange go on channels of their own
+            await ours(to)
+            await bare(to)
+        cases = [(place, n, who) for place in PLACES for n in IN_FLIGHT for who in (OURS, BARE)]
+        for _ in range(rounds):
+            for case in random.sample(cases, len(cases)):
+                place, in_flight, who = case
+                batches = max(1, messages // BATCH // in_flight)
+                how = ours if who == OURS else bare
+                broker, cpu, clock = _cpu_of(pid), time.process_time(), time.perf_counter()
+                await asyncio.gather(
+                    *(publish(how, PLACES[place], batches) for _ in range(in_flight))
+                )
+                count = batches * in_flight * BATCH
+                both = ((_cpu_of(pid) - broker) * 1e6 / count, *_since(cpu, clock, count))
+                rates.setdefault(case, []).append(both)
+                for queue in queues:
+                    await queue.purge()
+    return {case: rates[case] for case in cases}
+
+
+def _cpu_of(pid: int) -> float:
+    """Seconds of this process and of those that it has started, where /proc tells it."""
+    seconds: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat") if pid else ():
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            one = int(stat.parent.name)
+            parents[one] = int(fields[1])
+            seconds[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family, new = set[int](), {pid}
+    while new:
+        family |= new
+        new = {one for one, parent in parents.items() if parent in new}
+    return sum(seconds.get(one, 0.0) for one in family)
 
 
 async def _measure(url: str, messages: int, rounds: int) -> dict[str, list[Measured]]:

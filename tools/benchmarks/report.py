@@ -1,6 +1,7 @@
 """Writes docs/benchmarks.md, its chart and the README's table: ``python3 tasks.py bench --publish`` runs it at its end.
 
-beside.jsonl has what the service did beside other consumers, against.jsonl its cost beside an earlier commit, results.jsonl the rest.
+beside.jsonl has what the service did beside other consumers, against.jsonl its cost beside an earlier commit, publishing.jsonl what it publishes,
+results.jsonl the rest.
 """
 
 import json
@@ -23,6 +24,7 @@ Results = list[Figure | Outcome]
 BESIDE = Path(__file__).with_name("beside.jsonl")
 RESULTS = Path(__file__).with_name("results.jsonl")
 AGAINST = Path(__file__).with_name("against.jsonl")
+PUBLISHING = Path(__file__).with_name("publishing.jsonl")
 DOCS = ROOT / "docs"
 PAGE = DOCS / "benchmarks.md"
 CHARTS = DOCS / "pictures"
@@ -71,6 +73,14 @@ CPU = """## The service itself, and CPU per message
 
 The handlers of all consumers call the same stopwatch. CPU time is that of the consumer's process alone, from the first message
 until the last acknowledgement is written. **Quote the ratios**: the microseconds belong to one machine at one time.
+"""
+
+PUBLISHED = """## Publishing
+
+Persistent messages, each confirmed by a RabbitMQ with one scheduler thread. Ten batches in flight are those of ten handlers that publish.
+**Neither side's CPU is the limit**: a rate times the microseconds of a side is how much of a second that side was busy, and the rest it
+waited, for the disk of the queue, for confirms, or for a core that another process had. 1,000,000 divided by the microseconds of
+the client is what it could publish with a core of its own. A machine that is busy with other work misses the target of 10,000 a second.
 """
 
 EARLIER = """## Beside an earlier commit
@@ -229,6 +239,12 @@ def page() -> str:
         f"![{CHART}](pictures/benchmarks-cpu.svg)\n",
         *sections(figures),
     ]
+    if PUBLISHING.exists():
+        about, figures = read(PUBLISHING)
+        sizes = about["sizes"]
+        rounds = f"{sizes['rounds']} rounds of {sizes['messages']:,} messages."
+        libraries = ("RabbitMQ", "Python", "aio-pika", "aiormq")
+        parts += [PUBLISHED, f"{about_run(about, *libraries)} {rounds}\n", *sections(figures)]
     if AGAINST.exists():
         about, figures = read(AGAINST)
         sizes = about["sizes"]

@@ -1146,8 +1146,9 @@ class RedisBroker(Broker):
             await reader.cut()
 
     def _room(self) -> int:
-        """Evaluate just before reading, with no await in between."""
-        return super()._room() if self._fetching else 0
+        """Evaluate just before reading, with no await in between. A storm of rejects is read faster than it is written."""
+        behind = max(0, len(self._unwritten) - self.prefetch)
+        return super()._room() - behind if self._fetching else 0
 
     async def _wait_for_room(self, until: float) -> bool:
         """Until a message was settled, or this time has come. Returns whether it was the first."""
@@ -1302,6 +1303,7 @@ class RedisBroker(Broker):
                         self._is_refused = True
                         self.connectivity.lost(error)
                     await asyncio.sleep(backoff_seconds(failures, 0.1, 1))
+                self._wake.set()  # there may be room
                 if self._unwritten:
                     self._work.set()
                 else:

@@ -911,8 +911,9 @@ class SqsBroker(Broker):
 
     def _start_polls(self) -> None:
         # Each poll costs the same, whatever it returns: fewer than ten are requested only if workers may be idle.
+        behind = max(0, len(self._settlements) - self.prefetch)  # a retry takes two requests
         while len(self._polls) < self._poll_limit:
-            room = self._room() - self._requested_count
+            room = self._room() - self._requested_count - behind
             idle = not self._polls and not self._has_takeable()
             if room < (1 if idle else min(BATCH_SIZE, self.prefetch)):
                 return
@@ -1126,6 +1127,7 @@ class SqsBroker(Broker):
                 )
             )
             del self._settlements[:count]
+            self._wake.set()  # there may be room
             failed = [settlement for batch in outcomes for settlement in batch]
             for settlement in failed:
                 if settlement.message.receipt.expired:
@@ -1392,15 +1394,15 @@ class SqsBroker(Broker):
 
     async def _present_letters(self, reading: dict[str, str]) -> AsyncGenerator[DeadLetter, None]:
         """Not certainly the oldest first, as SQS has no order."""
-        count, idle = await self.count_dead_letters(), 0
-        while len(reading) < count and idle < IDLE_BATCHES:
+        count, idle = await self.count_dead_letters(), 0.0
+        while len(reading) < count and idle < IDLE_BATCHES + len(reading) / BATCH_SIZE:
             batch = await self._receive(self._dead_url, BATCH_SIZE, LISTING_SECONDS, 1)
-            idle = idle + 1 if batch else IDLE_BATCHES
+            idle = idle + 1 if batch else math.inf
             new = [raw for raw in batch if raw["MessageId"] not in reading]
             # If one comes again, its last receipt counts.
             reading |= {raw["MessageId"]: raw["ReceiptHandle"] for raw in batch}
             for raw in new:
-                idle = 0
+                idle = 0.0
                 yield _dead_letter(*_unpack(raw), raw)
 
     async def _take_letters(

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import nats
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -50,7 +51,7 @@ class NatsServer(Server):
             # Requeued messages, and those of a dead consumer, cannot be distinguished from in-flight ones:
             # so take what the broker would deliver, and put it back.
             pending = consumer.num_ack_pending or 0
-            returned = await _take_and_put_back(manager, queue, pending)
+            returned = await _take_and_put_back(client, queue, pending) if pending else 0
             ready = (consumer.num_pending or 0) + returned
             return Counts(ready, delayed, dead, held=pending - returned)
 
@@ -103,14 +104,17 @@ async def _delayed(manager: JetStreamContext, stream: str) -> int:
     return delayed
 
 
-async def _take_and_put_back(manager: JetStreamContext, queue: str, limit: int) -> int:
-    """How many messages the broker redelivers."""
-    if limit == 0:
-        return 0
-    pull = await manager.pull_subscribe_bind(durable=queue, stream=queue)
-    messages = []
-    with suppress(TimeoutError):  # NATS' own, and that of asyncio
-        messages = await pull.fetch(limit, timeout=0.1)
+async def _take_and_put_back(client: Client, queue: str, limit: int) -> int:
+    """How many messages the broker redelivers. Reads all that it sends: what were dropped would be in flight again."""
+    subject, inbox = f"$JS.API.CONSUMER.MSG.NEXT.{queue}.{queue}", client.new_inbox()
+    messages: list[Msg] = []
+    answers = await client.subscribe(inbox)
+    await client.publish(subject, b'{"batch":%d,"no_wait":true}' % limit, reply=inbox)
+    while len(messages) < limit:
+        message = await answers.next_msg(timeout=10)
+        if "Status" in (message.headers or {}):
+            break  # there is no other
+        messages.append(message)
     for message in messages:
         await message.nak()
     return sum(message.metadata.num_delivered > 1 for message in messages)
