@@ -294,11 +294,7 @@ class Consumer:
 
     async def _refuse(self, message: Message, name: str, failure: Reject | Retry) -> None:
         self.breaker.judge([message], {message: failure})
-        outcome = await self._fail(message, failure)
-        self.telemetry.settled(name, outcome)
-        self.in_flight.pop(message, None)
-        if message.deliveries > 1:
-            name_in_flight(self.in_flight)
+        self._settled(message, name, await self._fail(message, failure))
 
     async def _process(
         self, call: Call, handler: Handler, messages: list[Message], payloads: list[Any]
@@ -309,7 +305,7 @@ class Consumer:
                 log.debug("handling", message_id=message.id, handler=handler.name)
         handling = self.telemetry.handling(handler.name, messages)
         call.handler, call.messages = handler, messages
-        call.ends_at = handler.seconds + (monotonic() if handler.batched else messages[0].taken_at)
+        call.ends_at = monotonic() + handler.seconds
         try:
             calling = handler.call(payloads, messages, self._threads)
             result = await _in_a_context_of_its_own(calling, handler.has_result)
@@ -345,10 +341,7 @@ class Consumer:
                 self.handled_count += 1
                 if not acked:
                     await self.source.ack(message)
-            self.telemetry.settled(handler.name, outcome)
-            self.in_flight.pop(message, None)
-            if message.deliveries > 1:
-                name_in_flight(self.in_flight)
+            self._settled(message, handler.name, outcome)
 
     async def _publish_results(
         self, handler: Handler, messages: list[Message], result: object
@@ -372,6 +365,12 @@ class Consumer:
         for failure in failures.values():
             self.telemetry.failed(handler.name, failure)
         return acked, failures
+
+    def _settled(self, message: Message, handler_name: str, outcome: Outcome) -> None:
+        self.telemetry.settled(handler_name, outcome)
+        self.in_flight.pop(message, None)
+        if message.deliveries > 1:
+            name_in_flight(self.in_flight)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
         batch = self._open_batches.get(handler)
