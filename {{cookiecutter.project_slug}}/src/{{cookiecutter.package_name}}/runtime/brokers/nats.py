@@ -822,8 +822,7 @@ class NatsBroker(Broker):
             config = wanted
             info = await self._configure_consumer(connection, config)
         self._ack_wait = config["ack_wait"] / 1e9
-        stream = self._known[f"the stream {self._stream!r}"]
-        self._known[what] = {**info, "stream_created": stream["created"]}
+        self._know(what, info)
         if known is None:
             if 0 < (limit := config.get("max_ack_pending", -1)) < 10 * self.prefetch:
                 log.warning(
@@ -831,6 +830,15 @@ class NatsBroker(Broker):
                 )
         elif _is_another(known, info):
             self._forget_replies()
+
+    def _know(self, what: str, info: dict[str, Any]) -> None:
+        """With its `floor`, after which it begins if it is deleted; NATS 2.10 tells none until the first ack."""
+        known, delivered, floor = self._known.get(what), info["delivered"], info["ack_floor"]
+        floor = (floor if delivered["consumer_seq"] else delivered)["stream_seq"]
+        if known and not _is_another(known, info):
+            floor = max(floor, known["floor"])
+        stream = self._known[f"the stream {self._stream!r}"]
+        self._known[what] = {**info, "floor": floor, "stream_created": stream["created"]}
 
     async def _create_consumer(self, connection: Connection, what: str) -> dict[str, Any]:
         config = {
@@ -843,7 +851,7 @@ class NatsBroker(Broker):
             **self._url.filter,
         }
         config = self._config_again(what, config)
-        floor = self._known.get(what, {}).get("ack_floor", {}).get("stream_seq", 0)
+        floor = self._known.get(what, {}).get("floor", 0)
         config = {k: v for k, v in config.items() if k not in ("deliver_policy", "opt_start_seq")}
         if what not in self._known:
             config["deliver_policy"] = self._url.deliver_policy
@@ -1152,7 +1160,7 @@ class NatsBroker(Broker):
         if stream["config"]["retention"] != "workqueue":
             info = await connection.api_unless([NO_CONSUMER, NO_STREAM], self._info_of_consumer)
             if info and not _is_another(known, info):
-                self._known[what] = {**info, "stream_created": stream["created"]}
+                self._know(what, info)
 
     # -- settling
 
