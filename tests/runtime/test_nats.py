@@ -218,8 +218,8 @@ class TestOutages:
             await asyncio.to_thread(node.restart)
             handled += await ack_all(source, 200)
             assert len(set(handled)) == len(handled)
+            await all_settled(node, queue)  # those whose acks the crash took come once more, and are acked
             await source.stop()
-        await all_settled(node, queue)
         await asyncio.to_thread(node.delete, queue)
 
     async def test_acks_are_remembered_for_some_seconds_and_not_for_ever(
