@@ -803,7 +803,7 @@ class TestOtherProducers:
         """The client library has no bound for it; the broker may have one: see brokers/kafka.md of the template."""
         async with connect(prefetch=0):
             pass  # which makes the topic
-        await produce(broker, queue, compression_type="gzip", value=bytes(100_000_000))
+        await produce(broker, queue, compression_type="gzip", value=bytes(300_000_000))
         with little_memory(50_000_000):
             async with connect() as source:
                 with pytest.raises(SourceFailed):
