@@ -218,7 +218,9 @@ class TestOutages:
             await asyncio.to_thread(node.restart)
             handled += await ack_all(source, 200)
             assert len(set(handled)) == len(handled)
-            await all_settled(node, queue)  # those whose acks the crash took come once more, and are acked
+            await all_settled(
+                node, queue
+            )  # those whose acks the crash took come once more, and are acked
             await source.stop()
         await asyncio.to_thread(node.delete, queue)
 
