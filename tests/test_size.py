@@ -22,7 +22,7 @@ def lines(service: Service, *beginnings: str) -> int:
 
 def test_a_default_service_has_no_more_lines_than_these(render: Render) -> None:
     """What each part costs is in docs/decisions.md; the aim is 9,000."""
-    assert lines(render(), "") <= 12_072
+    assert lines(render(), "") <= 12_080
 
 
 @pytest.mark.parametrize("broker", CHOICES["broker"])
@@ -37,7 +37,7 @@ def test_the_way_of_a_message_has_no_more_lines_than_these(render: Render) -> No
     service = render()
     files = [f"src/{service.package}/runtime/{name}.py" for name in WAY_OF_A_MESSAGE]
     assert lines(service, *files) <= 1_815
-    assert lines(service, *files, f"src/{service.package}/runtime/brokers/rabbitmq.py") <= 2_905
+    assert lines(service, *files, f"src/{service.package}/runtime/brokers/rabbitmq.py") <= 2_907
 
 
 YOURS = ("handlers/", "settings.py", "__main__.py")

@@ -965,7 +965,8 @@ class _Reading:
     """A channel on which dead letters are read, by consumers.
 
     Of one consumer, a queue requeues what is unacked in order, also when the connection is lost; of single requests in any.
-    So each consumer is cancelled when it has as many as it may, and the next one, for more, goes on behind it.
+    So each consumer is cancelled when it has as many as it may, and the next one goes on behind it. What is on its way then would
+    return in any order, so it is awaited.
     """
 
     def __init__(self, channel: AbstractChannel, queue: str) -> None:
@@ -975,14 +976,15 @@ class _Reading:
         self._queue = queue
         self._unacked: dict[int, None] = {}
         self._consumers: list[str] = []
-        self._window = self._held = self._first = 0
-        """Of the present consumer: how many it may have unacked (0: there is none), how many it has, its first delivery tag."""
+        self._window = self._held = self._first = self._awaited = 0
+        """Of the present consumer: how many it may have (0: there is none), how many it has, its first tag, how many come."""
         self._arrived = asyncio.Event()
         self._asking: asyncio.Future[None] | None = None
 
     async def _on_delivery(self, letter: DeliveredMessage) -> None:
         self._unacked[letter.delivery_tag or 0] = None
         self._held += 1
+        self._awaited -= 1
         self._page.saw(len(letter.body))
         self.ahead.append(letter)
         self._arrived.set()
@@ -991,12 +993,17 @@ class _Reading:
         """Until a letter has come, or a moment has passed."""
         if self._held >= self._window:
             await self._ask_shielded()
+        await self._arrives()
+        if len(self._consumers) == 1 and self.ahead:  # the first, which says how large they are
+            await self._ask_shielded()
+
+    async def _arrives(self) -> bool:
+        """Whether a letter has come within a moment."""
         self._arrived.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(QUIET_SECONDS):
-                await self._arrived.wait()
-        if len(self._consumers) == 1 and self.ahead:  # the first, which says how large they are
-            await self._ask_shielded()
+                return await self._arrived.wait()
+        return False
 
     async def _ask_shielded(self) -> None:
         """As aiormq closes the channel of a request that is cancelled."""
@@ -1010,6 +1017,8 @@ class _Reading:
         self._held, self._first = 0, max(self._unacked, default=0) + 1
         self._consumers.append(f"{len(self._consumers):05d}-{uuid.uuid4().hex}")
         self._window = min(self._page.count, most)
+        waiting = await self.channel.queue_declare(self._queue, passive=True)
+        self._awaited = min(self._window, waiting.message_count or 0)
         await self.channel.basic_qos(prefetch_count=self._window)
         await self.channel.basic_consume(
             self._queue, self._on_delivery, consumer_tag=self._consumers[-1]
@@ -1017,6 +1026,8 @@ class _Reading:
 
     async def _cancel(self) -> None:
         if self._window:
+            while self._awaited > 0 and await self._arrives():
+                pass
             self._window = 0
             await self.channel.basic_cancel(self._consumers[-1])
 
@@ -1040,10 +1051,9 @@ class _Reading:
 
 
 async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
-    """Ask the queue for a message, twice: one answer says that it has stored what the channel passed on before.
+    """Ask the queue for a message, which the end of the channel requeues: it answers when it has stored what came before.
 
-    The channel then passes on the rest, and the other answer says that this is stored too. A message that comes with
-    an answer is requeued when the channel closes.
+    Twice, as the channel passes on the rest after the first answer.
     """
     for _ in range(2):
         await channel.basic_get(queue)
