@@ -75,9 +75,8 @@ def compiled_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "compile", compile_once)
-        patch.setattr(
-            generate, "is_binary", cache(generate.is_binary)
-        )  # reads each file of the template
+        # It reads each file of the template.
+        patch.setattr(generate, "is_binary", cache(generate.is_binary))
         yield
 
 

@@ -198,9 +198,8 @@ def reread(server: PrivateMosquitto) -> None:
     server.instance.send(signal.SIGTERM)
     server.instance._process.wait(20)
     server.instance.restart()
-    server._command(
-        mqtt.KEEPER, clean=False
-    )  # since its restart it stores nothing for that anonymous session
+    # Since its restart it stores nothing for that anonymous session, until it returns.
+    server._command(mqtt.KEEPER, clean=False)
 
 
 def of_mqtt(directory: Path, what: str) -> Iterator[Access]:

@@ -100,9 +100,8 @@ async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others
             await consumer.ack(message)
 
             async def handle() -> None:
-                for _ in range(
-                    100
-                ):  # the first comes when all have been read, however long that takes
+                # The first comes when all have been read, however long that takes.
+                for _ in range(100):
                     await consumer.reject(await anext(consumer), "again")
 
             async def look() -> None:

@@ -218,9 +218,8 @@ class TestOutages:
             await asyncio.to_thread(node.restart)
             handled += await ack_all(source, 200)
             assert len(set(handled)) == len(handled)
-            await all_settled(
-                node, queue
-            )  # those whose acks the crash took come once more, and are acked
+            # Those whose acks the crash took come once more, and are acked.
+            await all_settled(node, queue)
             await source.stop()
         await asyncio.to_thread(node.delete, queue)
 

@@ -176,9 +176,8 @@ def front_page() -> list[str]:
     def missed(column: str, contender: Contender) -> str:
         cells = timeout.get(contender.title)
         last = cells[column].splitlines()[-1] if cells else "no deadline"
-        return re.sub(
-            r" \w+=.*(?= exit_code=)", " ...", last
-        )  # the receipt is in docs/benchmarks.md
+        # Its receipt is in docs/benchmarks.md.
+        return re.sub(r" \w+=.*(?= exit_code=)", " ...", last)
 
     def taken(part: str, contender: Contender) -> str:
         names = [f"{contender.title}: {which}" for which in (MEDIAN, SLOWEST)]

@@ -28,8 +28,7 @@ PUBLISH_EVERY_SECONDS = 0.2
 def run_demo(service: "Service", arguments: argparse.Namespace) -> int:
     """Publish the examples in turn, consume them, and shut down when all are settled or on a signal."""
     if not service.examples:
-        msg = "the demo has no messages to publish: EXAMPLES in handlers/__init__.py is empty"
-        raise UsageError(msg)
+        raise UsageError("the demo has no messages: EXAMPLES in handlers/__init__.py is empty")
     router = service.router()
     configure_logs("console", "info")
     timeline = Timeline() if arguments.timeline else None
