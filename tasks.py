@@ -110,7 +110,7 @@ def install(packages: list[str]) -> None:
         subprocess.run([*pip, bounds[0]], check=True)
         uv = str(BIN / "uv")
     by_uv = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), *packages] if uv else []
-    if not by_uv or subprocess.run(by_uv, check=False).returncode != 0:
+    if not by_uv or subprocess.run(by_uv, env=environment(), check=False).returncode != 0:
         subprocess.run([*pip, *packages], check=True)
 
 
@@ -118,6 +118,7 @@ def environment() -> dict[str, str]:
     """The environment variables of a command: the programs of .venv first, and the module paths."""
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, PYTHON_PATH))
+    variables.setdefault("UV_NATIVE_TLS", "1")  # the system's certificates, a company's too, as pip
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # these commands start Python hundreds of times
     return variables
 
