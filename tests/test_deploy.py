@@ -730,7 +730,7 @@ def test_no_image_is_started_before_a_release_names_its_digest(
 
 @each_broker
 def test_it_waits_for_its_broker_as_long_as_a_setting_can_say(render: Render, broker: str) -> None:
-    """With a back-off of at most ten seconds; a restarted container would wait up to five minutes."""
+    """With a backoff of at most ten seconds; a restarted container would wait up to five minutes."""
     service = render(broker=broker, deploy="kubernetes")
     settings = service.read("src/order_events/runtime/settings.py")
     [most] = re.findall(r"connect_seconds: float = Field\(default=\d+, ge=0, le=([\d_]+)", settings)

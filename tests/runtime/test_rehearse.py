@@ -86,10 +86,10 @@ def test_wrong_handlers_are_found_by_the_right_name(kind: str, tmp_path: Path) -
     assert all("/docs/" in one["advice"] for one in findings)
 
 
-def test_the_page_says_how_many_handlers_are_right_and_wrong() -> None:
+def test_the_page_says_how_many_handlers_are_correct_and_faulty() -> None:
     page = (PROGRAM.parents[2] / "docs/testing.md").read_text("utf-8")
-    assert f"has {len(rehearsed.WRONG)} wrong handlers" in page
-    assert f"{len(rehearsed.RIGHT)} right ones" in page
+    assert f"has {len(rehearsed.WRONG)} faulty handlers" in page
+    assert f"{len(rehearsed.RIGHT)} correct handlers" in page
 
 
 def test_the_line_of_the_kill_and_what_to_do_are_one_line(tmp_path: Path) -> None:

@@ -41,30 +41,30 @@ text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-weight: 6
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python3 tasks.py bench --publish`, each part from one run. Contenders take turns, and the median of the rounds is compared with
-the target, where there is one. A missed target says NO, and stays. The files of `tools/benchmarks/` define the measurements.
+`python3 tasks.py bench --publish` writes this page, each part from one run. The consumers take turns, and the median of the rounds is compared with
+the target, if there is one. A missed target is shown as NO. The files of `tools/benchmarks/` define the measurements.
 
-**Every consumer is written and started as its own documentation shows, and has its own defaults.** All share the server, the queue of a
-CPU measurement, the prefetch, one process, and messages that are acknowledged after the handler, unless a row says otherwise; so these
-are set. Every other setting has a row that names it. `tools/benchmarks/defaults.py` compares the arguments with the signatures of the
+**Every consumer is written and started as its own documentation shows, with its own defaults.** Unless a row says otherwise, all share the server, the queue of a
+CPU measurement, the prefetch, one process, and acknowledgement after the handler; only these settings are
+changed. A row with another setting names it. `tools/benchmarks/defaults.py` compares the arguments with the signatures of the
 installed libraries before each run, and has the reasons. (On Kafka, FastStream's default acknowledges before the handler.)
 """
 
-BESIDE_OTHERS = """## Beside other consumers of RabbitMQ
+BESIDE_OTHERS = """## Comparison with other consumers of RabbitMQ
 
-Each row is a process on a private RabbitMQ. What it did is counted in the ledger that its handlers write, and in the broker's queues.
+Each row is a process on a private RabbitMQ. The handlers' records and the broker's queues are counted.
 
-**Others are as good** on SIGTERM: FastStream, by default since 0.7.8, and taskiq finish their in-flight handlers, begin no new ones and leave
-the rest in the queue. Past a deadline their messages are requeued too, and FastStream's log also names each one. After a SIGKILL all
-consumers repeat what was in flight, and lose nothing.
+**On SIGTERM, others are as good**: FastStream, by default since 0.7.8, and taskiq finish their in-flight handlers, start no new ones and leave
+the rest in the queue. After a missed deadline their messages are requeued too, and FastStream's log also names each one. After a SIGKILL, all
+consumers repeat the in-flight messages, and lose none.
 
-**The service differs** in the exit code after a missed deadline, by which an orchestrator can tell; in a log that calls it so; and in a
-failing handler's message, which is retried and then dead-lettered: the others' defaults drop it after one call. All of them
+**The service differs** in three points. After a missed deadline, it has another exit code, which an orchestrator can detect, and its log reports it. If a
+handler fails, its message is retried and then dead-lettered, whereas the others' defaults drop it after one call. All of them
 can be configured to retry or to dead-letter.
 
 **FastStream and aio-pika are faster** from publish to handler, because of the queue. The service and taskiq declare a quorum queue, which stores
-a message on disk before it is delivered; aio-pika's worker is about as slow on one. The classic queue of FastStream's default is not even durable:
-a restart of the broker deletes it. So compare the service with the last row. Latency depends on the load of the machine most of all.
+a message on disk before it is delivered; aio-pika's worker is about as slow on a quorum queue. FastStream's default is a classic queue that is not durable:
+a restart of the broker deletes it. So compare the service with the last row. Latency depends most on the load of the machine.
 """
 
 BESIDE_LIBRARIES = ("RabbitMQ", "Python", "aio-pika", "faststream", "taskiq", "taskiq-aio-pika")
@@ -72,24 +72,24 @@ BESIDE_LIBRARIES = ("RabbitMQ", "Python", "aio-pika", "faststream", "taskiq", "t
 CPU = """## The service itself, and CPU per message
 
 The handlers of all consumers call the same stopwatch. CPU time is that of the consumer's process alone, from the first message
-until the last acknowledgement is written. **Quote the ratios**: the microseconds belong to one machine at one time.
+until the last acknowledgement is written. **Quote the ratios**, because the microseconds depend on the machine and its load.
 """
 
 PUBLISHED = """## Publishing
 
-Persistent messages, each confirmed by a RabbitMQ with one scheduler thread. Ten batches in flight are those of ten handlers that publish.
-**Neither side's CPU is the limit**: a rate times the microseconds of a side is how much of a second that side was busy, and the rest it
-waited, for the disk of the queue, for confirms, or for a core that another process had. 1,000,000 divided by the microseconds of
-the client is what it could publish with a core of its own. A machine that is busy with other work misses the target of 10,000 a second.
+The messages are persistent, and a RabbitMQ with one scheduler thread confirms each one. Ten batches in flight are those of ten handlers that publish.
+**Neither side's CPU is the limit**: the rate times the microseconds of a side is its busy part of a second. The rest of the time, it
+waited for the disk of the queue, for confirms, or for a core that another process used. 1,000,000 divided by the microseconds of
+the client is the rate that it could publish with its own core. On a machine that is busy with other work, the target of 10,000 a second is missed.
 """
 
-EARLIER = """## Beside an earlier commit
+EARLIER = """## Comparison with an earlier commit
 
-Written by `python3 tasks.py bench --against COMMIT --publish`: the service of that commit and this one, each rendered from its own template and
-run with the same libraries, in turns. The ratio is that of each round. The first part is the consumer alone, on a source in
-memory. What is above the target pays, for each message, for what that commit does not promise: an id, a type, a time or a header of another
-program may be anything; the unacked bodies have a bound in bytes; handlers have time limits; a pause, and a message that may kill
-its process, are looked for.
+`python3 tasks.py bench --against COMMIT --publish` writes this part. It compares the service of that commit with this one, each rendered from its own template and
+run with the same libraries, in turns. The ratio is that of each round. The first part is the consumer alone, with a source in
+memory. A ratio above the target is the cost, for each message, of guarantees that the earlier commit lacks: any id, type, time or header of another
+program is accepted; the unacked bodies have a limit in bytes; handlers have time limits; each message is checked for a pause, and for having killed
+its process.
 """
 
 

@@ -180,7 +180,7 @@ def by_default() -> dict[str, str]:
     """The row of docs/brokers.md, by the head of its table, which is the page's first."""
     lines = BROKERS_PAGE.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    [times] = [row for row in rows if row[0].startswith("redelivery from a dead consumer")]
+    [times] = [row for row in rows if row[0].startswith("redelivery of a dead consumer")]
     return dict(zip(rows[0][1:], times[1:], strict=True))
 
 

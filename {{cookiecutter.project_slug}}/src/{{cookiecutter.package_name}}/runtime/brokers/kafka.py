@@ -16,7 +16,7 @@ if they were acked. A rebalance of the group waits for in-flight messages as lon
 For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``orders``, ``orders.billing.retry`` and
 ``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
 confirmed, before its offset counts as settled: a crash in between makes a duplicate, never a loss. The retry topic
-has a partition for each step of the back-off, and waits for the first record in it.
+has a partition for each step of the backoff, and waits for the first record in it.
 
 ``CONSUMER_SOURCE=orders,payments`` is one consumer of both topics, each with its own retries and dead letters. A
 pattern, such as ``^orders\\..*``, is a regular expression for whole names of topics, but for those that end with
@@ -302,7 +302,7 @@ def _any_of(patterns: Sequence[str], names: Iterable[str]) -> re.Pattern[str]:
 
 
 def delays_seconds(first: float, longest: float) -> list[float]:
-    """The steps of the back-off: doubling, or more where that would be too many partitions."""
+    """The steps of the backoff: doubling, or more where that would be too many partitions."""
     steps = min(MOST_DELAYS, 1 + math.ceil(math.log2(longest / first)))
     factor = (longest / first) ** (1 / max(1, steps - 1))
     return [first * factor**step for step in range(steps - 1)] + [longest]
@@ -1293,7 +1293,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._settled.set()
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """Behind others with the same back-off a message may wait for up to that back-off."""
+        """Behind others with the same backoff a message may wait for up to that backoff."""
         last = len(self._delays) - 1
         step = next((n for n, s in enumerate(self._delays) if s >= delay_seconds), last)
         retry = _copy(message, {DUE_AT: repr(time.time() + delay_seconds), REASON: reason})

@@ -1024,7 +1024,7 @@ class MqttBroker(Broker):
         """It stays in the session, unacknowledged, and is redelivered when this client id has returned."""
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """The retry waits in the consumer that gets it, at most for the longest delay of the back-off."""
+        """The retry waits in the consumer that gets it, at most for the longest delay of the backoff."""
         history = {REASON: _plain(reason), NOT_BEFORE: f"{time.time() + delay_seconds:.3f}"}
         properties = _copied_properties(message, history)
         publishing = self._publish_copy(message, self._retry_topic, message.body, properties)
