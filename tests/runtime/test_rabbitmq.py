@@ -857,9 +857,7 @@ class TestPublishing:
             missing = [OutgoingMessage(b"x", to=f"exchange:{queue}-missing/") for _ in range(100)]
             for number in range(3):
                 refused = source.publish(missing)
-                outcomes = await asyncio.gather(
-                    refused, publish(source, 1), return_exceptions=True
-                )
+                outcomes = await asyncio.gather(refused, publish(source, 1), return_exceptions=True)
                 assert isinstance(outcomes[0], BrokerRefused), number
                 assert "no exchange" in str(outcomes[0])
                 assert isinstance(outcomes[1], list), number
