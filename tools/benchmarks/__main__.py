@@ -32,6 +32,7 @@ from tools.benchmarks import (
     memory,
     per_message,
     publishing,
+    publishing_beside,
     report,
     scaling,
     scaling_page,
@@ -113,7 +114,7 @@ def main() -> int:
     }
     if arguments.publish:
         own = report.AGAINST if arguments.against else page.RESULTS
-        published = [figure for figure in figures if publishing.PART in figure.part]
+        published = [figure for figure in figures if publishing.WORD in figure.part]
         rest = [figure for figure in figures if figure not in published]
         for results, measured in (
             (report.BESIDE, beside),
@@ -174,6 +175,10 @@ def measure_broker(broker: str, parts: Sequence[str], sizes: Sizes) -> Iterator[
                 yield from per_message.measure(service, sizes.messages, sizes.rounds)
             if "publish" in parts and broker == "rabbitmq":
                 yield from publishing.measure(Path(scratch), sizes.messages, sizes.rounds)
+            if "publish" in parts and broker in publishing_beside.CLIENTS:
+                yield from publishing_beside.measure(
+                    broker, Path(scratch), sizes.messages, sizes.rounds
+                )
             if "memory" in parts and broker in sizes.messages_through:
                 yield from memory.measure(service, sizes.messages_through[broker])
             if "exit" in parts:
