@@ -1,7 +1,7 @@
 """CPU time of publishing to Kafka, NATS and Redis: the service's publisher beside each bare client's own way in batches.
 
-As for RabbitMQ in publishing.py: batches of 100 messages of 200 bytes with a type, each batch confirmed, one or ten in flight at a
-time. The bare clients are written as their libraries' documentation writes it.
+As for RabbitMQ in publishing.py: batches of 100 messages of 200 bytes, each batch confirmed, one or ten in flight at a time. The bare
+clients are written as their libraries' documentation writes it, and give each message a type and an id too, on Kafka also as its key.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import nats
 from aiokafka import AIOKafkaProducer
@@ -45,8 +46,11 @@ async def aiokafka(url: str) -> AsyncIterator[Publish]:
     async with AIOKafkaProducer(bootstrap_servers=urlsplit(url).netloc, acks="all") as producer:
 
         async def publish() -> None:
-            headers = [("type", b"t")]
-            sent = [await producer.send(NAME, BODY, headers=headers) for _ in range(BATCH)]
+            sent = []
+            for _ in range(BATCH):
+                id = uuid4().hex.encode()
+                headers = [("id", id), ("type", b"t")]
+                sent.append(await producer.send(NAME, BODY, key=id, headers=headers))
             await asyncio.gather(*sent)
 
         yield publish
@@ -58,8 +62,10 @@ async def nats_py(url: str) -> AsyncIterator[Publish]:
         manager = client.jetstream()
 
         async def publish() -> None:
-            headers = {"type": "t"}
-            sent = [await manager.publish_async(NAME, BODY, headers=headers) for _ in range(BATCH)]
+            sent = []
+            for _ in range(BATCH):
+                headers = {"Nats-Msg-Id": uuid4().hex, "type": "t"}
+                sent.append(await manager.publish_async(NAME, BODY, headers=headers))
             await asyncio.gather(*sent)
 
         yield publish
@@ -72,7 +78,7 @@ async def redis_py(url: str) -> AsyncIterator[Publish]:
         async def publish() -> None:
             async with client.pipeline(transaction=False) as pipeline:
                 for _ in range(BATCH):
-                    pipeline.xadd(NAME, {"type": "t", "body": BODY})
+                    pipeline.xadd(NAME, {"type": "t", "id": uuid4().hex, "body": BODY})
                 await pipeline.execute()
 
         yield publish
