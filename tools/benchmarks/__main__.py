@@ -92,8 +92,8 @@ def main() -> int:
     with redirect_stdout(sys.stderr):  # for the runtime's logs in this process
         defaults.check()
         parts, brokers = arguments.only or PARTS, arguments.broker or BROKERS
-        others = "rabbitmq" in brokers and not arguments.against
-        server, beside = measure_beside(parts, sizes) if others else ("", [])
+        with_others = "rabbitmq" in brokers and not arguments.against
+        server, beside = measure_beside(parts, sizes) if with_others else ("", [])
         if arguments.against:
             figures = [*against.measure(arguments.against, brokers, sizes.messages, sizes.rounds)]
         else:
@@ -114,11 +114,13 @@ def main() -> int:
     }
     if arguments.publish:
         own = report.AGAINST if arguments.against else page.RESULTS
-        published = [figure for figure in figures if publishing.WORD in figure.part]
-        rest = [figure for figure in figures if figure not in published]
+        published = [figure for figure in figures if publishing.PART in figure.part]
+        others = [one for one in figures if publishing.WORD in one.part and one not in published]
+        rest = [figure for figure in figures if figure not in (*published, *others)]
         for results, measured in (
             (report.BESIDE, beside),
             (report.PUBLISHING, published),
+            (report.PUBLISHING_BESIDE, others),
             (own, rest),
         ):
             if measured:
