@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import struct
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -200,6 +201,17 @@ def reread(server: PrivateMosquitto) -> None:
     server.instance.restart()
     # Since its restart it stores nothing for that anonymous session, until it returns.
     server._command(mqtt.KEEPER, clean=False)
+
+
+def user_with(broker: PrivateMosquitto, rights: list[str]) -> tuple[str, str]:
+    """The name and the password of a new user who has just these rights."""
+    user = (f"user-{uuid.uuid4().hex[:8]}", "secret")
+    directory = broker._database.parent
+    with (directory / "passwords").open("a") as passwords, (directory / "rights").open("a") as acl:
+        passwords.write(f"{user[0]}:{mqtt._password_hash(user[1])}\n")
+        acl.write(f"\nuser {user[0]}\n" + "".join(f"topic {right}\n" for right in rights))
+    reread(broker)
+    return user
 
 
 def of_mqtt(directory: Path, what: str) -> Iterator[Access]:

@@ -17,6 +17,7 @@ from harness.contract import eventually, opened, take
 from harness.servers import Server
 from rabbitmq_client import open_channel, publish_raw
 from runtime.brokers import make_source
+from runtime.brokers.dead_letters import Selection
 from runtime.brokers.delivery import make_message
 from runtime.consumer import Consumer
 from runtime.handlers import Handler, Router
@@ -311,6 +312,31 @@ async def test_a_type_that_the_producer_says_needs_no_setting(
     await asyncio.to_thread(TYPED[broker_name], broker.url, queue)
     received = Received("order.created", "other")
     assert await received.consume(settings) == [("order.created", "o-1")]
+
+
+async def test_a_dead_letter_has_the_type_that_the_setting_says(
+    settings_for: SettingsFor, broker_name: str
+) -> None:
+    """So the commands find it by its type, and try the handler that it had."""
+    settings = settings_for(type_from="body:event")
+    await start_once(settings)
+    if not make_source(settings).capabilities.dead_letters:
+        pytest.skip(f"{broker_name} has no dead letters")
+    async with opened(make_source(settings, 2)) as source:
+        paid, sent = (OutgoingMessage({"event": f"order.{what}"}) for what in ("paid", "sent"))
+        await source.publish([paid, sent])
+        await source.start()
+        for message in await take(source, 2):
+            await source.reject(message, "bad")
+        await eventually(2, source.count_dead_letters)
+        letters = {letter.id: letter.type async for letter in source.dead_letters(3)}
+        assert letters == {paid.id: "order.paid", sent.id: "order.sent"}
+        moved = [moved async for moved in source.replay_dead_letters(Selection(type="*.sent"))]
+        assert moved == [1]
+        [replayed] = await take(source, 1)
+        assert (replayed.id, replayed.type) == (sent.id, "order.sent")
+        await source.ack(replayed)
+        await source.stop()
 
 
 # -- RabbitMQ: pika, kombu, and py-amqp as Celery uses it

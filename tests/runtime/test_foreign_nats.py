@@ -148,6 +148,8 @@ async def test_where_a_message_came_from_is_known_after_a_retry_a_dead_letter_an
         [message] = await take(source, 1)
         assert (message.attempt, message.origin, message.type) == (2, first, subject)
         await source.reject(message, "bad")
+        [letter] = [letter async for letter in source.dead_letters(2)]
+        assert (letter.type, letter.origin["subject"]) == (subject, subject)
         assert [moved async for moved in source.replay_dead_letters()] == [1]
         [message] = await take(source, 1)
         assert (message.attempt, message.origin, message.type) == (1, first, subject)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -24,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from denying import reread
+from denying import user_with
 from harness.contract import eventually, take
 from harness.servers import Counts, ServerMissing, skip_without_server
 from harness.servers import mqtt as mqtt_server
@@ -43,6 +42,7 @@ from runtime.brokers.mqtt import MqttBroker
 from runtime.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SourceFailed
 from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
+from secured import with_user
 from steps import (
     Event,
     ack_all,
@@ -483,7 +483,10 @@ class TestRetries:
         sentence: str,
     ) -> None:
         monkeypatch.setattr(mqtt, "ANSWER_SECONDS", 2)
-        url = url_for(broker, await user_with(broker, [right.format(queue) for right in rights]))
+        url = with_user(
+            broker.url,
+            *await asyncio.to_thread(user_with, broker, [right.format(queue) for right in rights]),
+        )
         async with source_for(broker_url=url) as source:
             with pytest.raises(BrokerDenied, match=sentence.format(queue, queue)):
                 await source.start()
@@ -499,7 +502,9 @@ class TestRetries:
         shorten(0.05, "FIRST_SECONDS")
         exact = [f"read {queue}", f"readwrite {queue}/retry/{queue}"]
         for last_one in ([], [f"write {queue}/dead/{queue}"]):
-            url = url_for(broker, await user_with(broker, [*exact, *last_one]))
+            url = with_user(
+                broker.url, *await asyncio.to_thread(user_with, broker, [*exact, *last_one])
+            )
             async with connect(broker_url=url) as source:
                 await asyncio.to_thread(publish_foreign, broker, queue)
                 (message,) = await take(source, 1)
@@ -562,7 +567,7 @@ class TestPublishing:
     ) -> None:
         """Some Mosquittos end the connection of the message: it is not the consumer's."""
         rights = [f"readwrite {queue}", f"readwrite {queue}/retry/{queue}"]
-        url = url_for(broker, await user_with(broker, rights))
+        url = with_user(broker.url, *await asyncio.to_thread(user_with, broker, rights))
         async with connect(prefetch=5, broker_url=url) as source:
             await publish(source, 1)
             (held,) = await take(source, 1)
@@ -592,7 +597,7 @@ class TestPublishing:
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
     ) -> None:
         rights = [f"readwrite {queue}", f"readwrite {queue}/retry/{queue}"]
-        url = url_for(broker, await user_with(broker, rights))
+        url = with_user(broker.url, *await asyncio.to_thread(user_with, broker, rights))
         async with connect(prefetch=20, broker_url=url) as source:
             others = [OutgoingMessage(b"%d" % number) for number in range(10)]
             denied = OutgoingMessage(b"x", to=f"topic:{queue}/denied")
@@ -1150,22 +1155,5 @@ async def has_witness(source: MqttBroker) -> bool:
     return witness is not None and not witness.ended.done() and witness._session_present.done()
 
 
-async def user_with(broker: PrivateMosquitto, rights: list[str]) -> tuple[str, str]:
-    """The name and the password of a new user who has just these rights."""
-    user = (f"user-{uuid.uuid4().hex[:8]}", "secret")
-    directory = broker._database.parent
-    with (directory / "passwords").open("a") as passwords, (directory / "rights").open("a") as acl:
-        passwords.write(f"{user[0]}:{mqtt_server._password_hash(user[1])}\n")
-        acl.write(f"\nuser {user[0]}\n" + "".join(f"topic {right}\n" for right in rights))
-    await asyncio.to_thread(reread, broker)
-    return user
-
-
 async def is_connected(source: MqttBroker) -> bool:
     return source.connected
-
-
-def url_for(broker: PrivateMosquitto, user: tuple[str, str]) -> str:
-    parts = urlsplit(broker.url)
-    name, password = (quote(part, safe="") for part in user)
-    return parts._replace(netloc=f"{name}:{password}@{parts.netloc}").geturl()

@@ -17,6 +17,7 @@ from harness.servers.proxy import Proxy
 from other_clients import READERS, read
 from processes import MISBEHAVING
 from rabbitmq_client import open_channel, publish_raw
+from refusing import REFUSING, Refusing
 from runtime.brokers import make_source
 from runtime.brokers.source import Broker
 from runtime.consumer import Consumer
@@ -71,6 +72,23 @@ async def following(
     await following.declare()
     yield following
     await asyncio.to_thread(broker.delete, following.settings.source)
+
+
+@pytest.fixture
+async def refusing(
+    broker: Server, broker_name: str, queue: str, settings_for: Callable[..., ConsumerSettings]
+) -> AsyncIterator[Refusing]:
+    """A destination that refuses every message."""
+    async with opened(make_source(settings_for())):  # makes the tables, if there are tables
+        pass
+    refuse = REFUSING[broker_name](broker, f"{queue}-refusing")
+    refusing = await asyncio.to_thread(refuse.__enter__)
+    if refusing.settings:  # another user, of the same session
+        async with opened(make_source(settings_for(**refusing.settings))) as source:
+            await source.start()
+            await source.stop()
+    yield refusing
+    await asyncio.to_thread(refuse.__exit__, None, None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +183,7 @@ async def test_a_message_is_retried_while_its_destination_does_not_exist(
     assert (consumer.handled_count, consumer.rejected_count) == (0, 1)
     [rejected] = harness.events("message_rejected")
     assert "failed 2 times, last with Broker" in rejected["reason"]
+    assert f"{following.settings.source}-missing" in rejected["reason"]
 
 
 async def test_a_batch_says_which_of_its_messages_failed(
@@ -294,27 +313,49 @@ async def test_a_full_destination_keeps_the_message_and_harms_no_other(
     assert len(await following.take(2)) == 2
 
 
-@rabbitmq
+async def test_what_a_destination_refuses_is_a_dead_letter_with_the_reason_and_harms_no_other(
+    harness: ConsumerHarness, refusing: Refusing, following: Next, broker_name: str
+) -> None:
+    async def publish(event: Number) -> OutgoingMessage:
+        if event.number == 1:
+            return OutgoingMessage(refusing.body, to=refusing.to)
+        return OutgoingMessage(event, to=following.to)
+
+    settings = {**AT_ONCE, **refusing.settings, "max_attempts": 2}
+    _, consumer = await harness.run(
+        numbers(3), done(3), message_type="n", handlers={"n": publish}, **settings
+    )
+    assert (consumer.handled_count, consumer.rejected_count) == (2, 1)
+    [retried], [rejected] = map(harness.events, ("message_retried", "message_rejected"))
+    assert retried["message_id"] == rejected["message_id"]
+    assert refusing.reason in rejected["reason"]
+    taken = await following.take(2)
+    assert sorted(message.body for message in taken) == [b'{"number":0}', b'{"number":2}']
+    async with make_source(harness.make_settings(**settings)) as source:
+        if source.capabilities.dead_letters:
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert (letter.reason, letter.attempts) == (rejected["reason"], 2)
+
+
 async def test_of_a_batch_only_the_message_fails_whose_own_one_cannot_be_sent(
-    harness: ConsumerHarness, following: Next
+    harness: ConsumerHarness, refusing: Refusing, following: Next
 ) -> None:
     async def publish(events: list[Number], messages: list[Message]) -> list[OutgoingMessage]:
         return [
-            OutgoingMessage(
-                event,
-                to="exchange:nowhere/key" if event.number == 1 else following.to,
-                caused_by=message,
-            )
+            OutgoingMessage(refusing.body, to=refusing.to, caused_by=message)
+            if event.number == 1
+            else OutgoingMessage(event, to=following.to, caused_by=message)
             for event, message in zip(events, messages, strict=True)
         ]
 
-    settings = {**AT_ONCE, "max_attempts": 2, "batch_size": 3, "batch_seconds": 5}
+    settings = {**AT_ONCE, **refusing.settings}
+    settings |= {"max_attempts": 2, "batch_size": 3, "batch_seconds": 1}
     _, consumer = await harness.run(
         numbers(3), done(3), message_type="n", handlers={"n": publish}, **settings
     )
     assert (consumer.handled_count, consumer.rejected_count) == (2, 1)
     [rejected] = harness.events("message_rejected")
-    assert "no exchange 'nowhere'" in rejected["reason"]
+    assert refusing.reason in rejected["reason"]
     async with following.consuming() as source, asyncio.timeout(30):
         ids: dict[bytes, set[str]] = {}
         while len(ids) < 2:

@@ -11,7 +11,7 @@ from functools import reduce
 from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, patch
 from urllib.parse import quote, urlsplit
 
 import aio_pika
@@ -833,6 +833,35 @@ class TestPublishing:
             assert "no queue for the message" in failures[50]
             client.writer.write.assert_called_once()
         await eventually_counts(broker, queue, Counts(ready=99, delayed=0, dead=0))
+
+    async def test_a_first_burst_to_an_exchange_has_few_channels(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """A server closes the connection at its limit of channels."""
+        async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
+            exchange = await channel.declare_exchange(f"{queue}-events", "fanout")
+            await (await channel.get_queue(queue)).bind(exchange)
+            client = source._publisher.client
+            with patch.object(client, "channel", Mock(wraps=client.channel)) as opening:
+                to = f"exchange:{exchange.name}/"
+                await source.publish([OutgoingMessage(b"x", to=to) for _ in range(100)])
+            assert 1 < opening.call_count <= 10
+            await exchange.delete()
+        await eventually_counts(broker, queue, Counts(ready=100, delayed=0, dead=0))
+
+    async def test_each_burst_to_a_missing_exchange_is_refused_and_harms_no_other_message(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """A channel gets no number of which the broker has not heard yet that it is free."""
+        async with connect(prefetch=0) as source:
+            missing = [OutgoingMessage(b"x", to=f"exchange:{queue}-missing/") for _ in range(100)]
+            for number in range(3):
+                refused = source.publish(missing)
+                outcomes = await asyncio.gather(refused, publish(source, 1), return_exceptions=True)
+                assert isinstance(outcomes[0], BrokerRefused), number
+                assert "no exchange" in str(outcomes[0])
+                assert isinstance(outcomes[1], list), number
+        await eventually_counts(broker, queue, Counts(ready=3, delayed=0, dead=0))
 
     async def test_another_client_reads_bodies_of_every_number_of_frames(
         self, connect: Connect, broker: Server, queue: str

@@ -7,7 +7,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from harness.contract import opened, take
+from harness.contract import eventually, opened, take
 from harness.servers import Server
 from rabbitmq_client import open_channel
 from rabbitmqctl import control_of
@@ -242,6 +242,9 @@ async def test_the_type_from_the_routing_key_survives_a_retry_and_a_replay(
         (again,) = await take(source, 1)
         assert (again.type, again.origin) == ("order.created", message.origin)
         await source.reject(again, "bad")
+        [letter] = [letter async for letter in source.dead_letters(2)]
+        assert (letter.type, letter.origin["routing_key"]) == ("order.created", "order.created")
+        await eventually(1, source.count_dead_letters)  # when it is in the queue again
         assert [moved async for moved in source.replay_dead_letters()] == [1]
         (replayed,) = await take(source, 1)
         assert (replayed.type, replayed.origin) == ("order.created", message.origin)

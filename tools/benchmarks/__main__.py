@@ -32,6 +32,7 @@ from tools.benchmarks import (
     memory,
     per_message,
     publishing,
+    publishing_beside,
     report,
     scaling,
     scaling_page,
@@ -91,8 +92,8 @@ def main() -> int:
     with redirect_stdout(sys.stderr):  # for the runtime's logs in this process
         defaults.check()
         parts, brokers = arguments.only or PARTS, arguments.broker or BROKERS
-        others = "rabbitmq" in brokers and not arguments.against
-        server, beside = measure_beside(parts, sizes) if others else ("", [])
+        with_others = "rabbitmq" in brokers and not arguments.against
+        server, beside = measure_beside(parts, sizes) if with_others else ("", [])
         if arguments.against:
             figures = [*against.measure(arguments.against, brokers, sizes.messages, sizes.rounds)]
         else:
@@ -114,10 +115,12 @@ def main() -> int:
     if arguments.publish:
         own = report.AGAINST if arguments.against else page.RESULTS
         published = [figure for figure in figures if publishing.PART in figure.part]
-        rest = [figure for figure in figures if figure not in published]
+        others = [one for one in figures if publishing.WORD in one.part and one not in published]
+        rest = [figure for figure in figures if figure not in (*published, *others)]
         for results, measured in (
             (report.BESIDE, beside),
             (report.PUBLISHING, published),
+            (report.PUBLISHING_BESIDE, others),
             (own, rest),
         ):
             if measured:
@@ -174,6 +177,10 @@ def measure_broker(broker: str, parts: Sequence[str], sizes: Sizes) -> Iterator[
                 yield from per_message.measure(service, sizes.messages, sizes.rounds)
             if "publish" in parts and broker == "rabbitmq":
                 yield from publishing.measure(Path(scratch), sizes.messages, sizes.rounds)
+            if "publish" in parts and broker in publishing_beside.CLIENTS:
+                yield from publishing_beside.measure(
+                    broker, Path(scratch), sizes.messages, sizes.rounds
+                )
             if "memory" in parts and broker in sizes.messages_through:
                 yield from memory.measure(service, sizes.messages_through[broker])
             if "exit" in parts:

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from runtime.settings import ConsumerSettings
 from tools.benchmarks.figures import Figure
 from tools.benchmarks.service import Unavailable
 
-PART = "RabbitMQ: publishing"
+WORD = ": publishing"
+"""In the name of each part about publishing, of every broker."""
+PART = f"RabbitMQ{WORD}"
 BATCH = 100
 BODY = b"x" * 200
 OURS = "a service's publisher"
@@ -77,16 +80,22 @@ def _figures_of(rates: dict[tuple[str, int, str], list[BothSides]]) -> Iterator[
     for place, in_flight in dict.fromkeys((place, in_flight) for place, in_flight, _ in rates):
         plural = f"{in_flight} batches" if in_flight > 1 else "one batch"
         part = f"{PART} to {place}, {plural} of {BATCH} in flight"
-        for who in (OURS, BARE):
-            broker, client, per_second = zip(*rates[place, in_flight, who], strict=True)
-            target = PER_SECOND if who == OURS and in_flight > 1 else None
-            yield Figure(part, f"{who}, rate", [*per_second], "per second", at_least=target)
-            yield Figure(part, f"{who}, CPU of the client", [*client], "µs per message")
-            if all(broker):
-                yield Figure(part, f"{who}, CPU of the broker", [*broker], "µs per message")
-        pairs = zip(*(rates[place, in_flight, who] for who in (OURS, BARE)), strict=True)
-        ratio = [ours[1] / bare[1] for ours, bare in pairs]
-        yield Figure(part, f"{OURS} / {BARE}, CPU of the client", ratio, at_most=AT_MOST)
+        ours, bare = (rates[place, in_flight, who] for who in (OURS, BARE))
+        yield from figures_of(part, BARE, in_flight, ours, bare)
+
+
+def figures_of(
+    part: str, bare: str, in_flight: int, ours: list[BothSides], theirs: list[BothSides]
+) -> Iterator[Figure]:
+    for who, measured in ((OURS, ours), (bare, theirs)):
+        broker, client, per_second = zip(*measured, strict=True)
+        target = PER_SECOND if who == OURS and in_flight > 1 else None
+        yield Figure(part, f"{who}, rate", [*per_second], "per second", at_least=target)
+        yield Figure(part, f"{who}, CPU of the client", [*client], "µs per message")
+        if all(broker):
+            yield Figure(part, f"{who}, CPU of the broker", [*broker], "µs per message")
+    ratio = [one[1] / another[1] for one, another in zip(ours, theirs, strict=True)]
+    yield Figure(part, f"{OURS} / {bare}, CPU of the client", ratio, at_most=AT_MOST)
 
 
 async def _rates(
@@ -94,7 +103,6 @@ async def _rates(
 ) -> dict[tuple[str, int, str], list[BothSides]]:
     settings = ConsumerSettings(broker_url=SecretStr(server.url), source="published")
     rates: dict[tuple[str, int, str], list[BothSides]] = {}
-    pid = getattr(getattr(server.instance, "_process", None), "pid", 0)
     async with RabbitBroker(settings) as source, await aio_pika.connect(server.url) as connection:
         await source.declare()
         channel = await connection.channel()
@@ -123,10 +131,6 @@ async def _rates(
             )
             await asyncio.gather(*publishing)
 
-        async def publish(how: Callable[[str], Awaitable[None]], to: str, batches: int) -> None:
-            for _ in range(batches):
-                await how(to)
-
         for to in PLACES.values():  # the first messages to an exchange go on channels of their own
             await ours(to)
             await bare(to)
@@ -134,18 +138,28 @@ async def _rates(
         for _ in range(rounds):
             for case in random.sample(cases, len(cases)):
                 place, in_flight, who = case
-                batches = max(1, messages // BATCH // in_flight)
-                how = ours if who == OURS else bare
-                broker, cpu, clock = _cpu_of(pid), time.process_time(), time.perf_counter()
-                await asyncio.gather(
-                    *(publish(how, PLACES[place], batches) for _ in range(in_flight))
-                )
-                count = batches * in_flight * BATCH
-                both = ((_cpu_of(pid) - broker) * 1e6 / count, *_since(cpu, clock, count))
-                rates.setdefault(case, []).append(both)
+                how = partial(ours if who == OURS else bare, PLACES[place])
+                rates.setdefault(case, []).append(await timed(server, how, messages, in_flight))
                 for queue in queues:
                     await queue.purge()
     return {case: rates[case] for case in cases}
+
+
+async def timed(
+    server: Any, publish: Callable[[], Awaitable[object]], messages: int, in_flight: int
+) -> BothSides:
+    """Of so many batches at a time."""
+    pid = getattr(getattr(server.instance, "_process", None), "pid", 0)
+    batches = max(1, messages // BATCH // in_flight)
+
+    async def one_after_another() -> None:
+        for _ in range(batches):
+            await publish()
+
+    broker, cpu, clock = _cpu_of(pid), time.process_time(), time.perf_counter()
+    await asyncio.gather(*(one_after_another() for _ in range(in_flight)))
+    count = batches * in_flight * BATCH
+    return ((_cpu_of(pid) - broker) * 1e6 / count, *_since(cpu, clock, count))
 
 
 def _cpu_of(pid: int) -> float:

@@ -394,17 +394,20 @@ class Connection(Client):
         await self.ask(message.subject, message.body, message.headers or None)
 
     async def store_anywhere(self, message: Outgoing) -> None:
-        """As `store`, to a subject that needs not be of the source: without a stream for it the connection stays."""
+        """As `store`, to a subject that needs not be of the source: without a stream for it the connection stays.
+
+        The caller bounds it, once for many: a timer for each message costs more than all else.
+        """
         if reason := message.why_too_large(self.max_payload):
             raise BrokerRefused(f"to the subject {message.subject!r}: {reason}")
-        async with self.bounded():
-            try:
-                answer = await self.request(
-                    message.subject, message.body, 2 * ANSWER_SECONDS, headers=message.headers
-                )
-            except NoRespondersError as error:
-                msg = f"{self._url.redacted}: no stream has the subject {message.subject!r}"
-                raise BrokerRefused(msg) from error
+        if self.lost is not None:
+            raise self.lost
+        forever: Any = None
+        try:
+            answer = await self.request(message.subject, message.body, forever, headers=message.headers)
+        except NoRespondersError as error:
+            msg = f"{self._url.redacted}: no stream has the subject {message.subject!r}"
+            raise BrokerRefused(msg) from error
         stored = json_object(answer.data)
         if "error" in stored or "stream" not in stored:
             refusal = stored.get("error") or "another program answered, and no stream"
@@ -1278,7 +1281,8 @@ class NatsBroker(Broker):
         connection = self._reachable()
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             batch = messages[start : start + PUBLISH_AT_ONCE]
-            await _gather(self._publish(connection, message) for message in batch)
+            async with connection.bounded():
+                await _gather(self._publish(connection, message) for message in batch)
 
     async def _publish(self, connection: Connection, message: OutgoingMessage) -> None:
         headers = _headers_of(message)

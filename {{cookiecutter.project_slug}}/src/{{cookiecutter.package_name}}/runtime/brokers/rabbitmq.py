@@ -67,6 +67,9 @@ hands over a delivery every few turns (measured: batches of 7 instead of 50, and
 UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
+MOST_ALONE = 4
+"""How many messages may each have a channel of its own at a time. A server closes a connection with too many of them, and
+aiormq, whose queue of frames takes 10, does not answer a channel's close if it is full: its number is never free again."""
 REQUEUE_SECONDS = 5.0
 """How long the requeue of dead letters that were read may take."""
 QUIET_SECONDS = 0.5
@@ -230,6 +233,7 @@ class _Publisher:
         """On the channel, in this turn of the event loop."""
         self._exchanges = {""}
         """Those that exist. A message to any other goes on a channel of its own, which a refusal closes."""
+        self._alone = asyncio.Semaphore(MOST_ALONE)
         self.most_body_bytes = math.inf  # the broker tells it only when it refuses a body
 
     @property
@@ -271,10 +275,17 @@ class _Publisher:
             await asyncio.wait({earlier[1]})
         channel: Any = self._channel
         self._unconfirmed[message_id] = channel.loop.time(), channel.loop.create_future()
-        risky = len(body) > LARGE_BODY_BYTES or exchange not in self._exchanges
+        large = len(body) > LARGE_BODY_BYTES
+        risky = large or exchange not in self._exchanges
         try:
-            await (self._publish_alone(message) if risky else self._send(message))
-            self._exchanges.add(exchange)
+            if risky:
+                async with self._alone:
+                    # Another one may have found the exchange meanwhile.
+                    if risky := large or exchange not in self._exchanges:
+                        await self._publish_alone(message)
+                        self._exchanges.add(exchange)
+            if not risky:
+                await self._send(message)
         except amqp.ChannelPreconditionFailed as error:
             if found := re.search(r"larger than configured max size (\d+)", str(error)):
                 self.most_body_bytes = int(found[1])
@@ -285,7 +296,8 @@ class _Publisher:
             if risky or isinstance(error, amqp.PublishError):
                 raise
             # A channel may keep refusing when the queue has room again; the missing exchange may be another message's.
-            await self._publish_alone(message)
+            async with self._alone:
+                await self._publish_alone(message)
         finally:
             self._unconfirmed.pop(message_id)[1].set_result(None)
             channel.message_id_delivery_tag.pop(message_id, None)

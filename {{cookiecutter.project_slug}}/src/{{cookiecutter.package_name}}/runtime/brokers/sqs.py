@@ -464,6 +464,7 @@ def _unpack(
         ),
         origin=origin,
     )
+    message.key = message.key or text_of(about.get("MessageGroupId"))
     received = count_of(about.get("ApproximateReceiveCount")) - _postponed(envelope, about)
     message.deliveries = max(1, received)
     return message, envelope
