@@ -43,6 +43,7 @@ class ConsumerHarness:
         until: Callable[[Consumer], bool],
         *,
         message_type: str = "",
+        key: str = "",
         handlers: Mapping[str, HandlerFunction],
         lifespan: Lifespan | None = None,
         before: Callable[[Consumer], None] = lambda consumer: None,
@@ -58,7 +59,9 @@ class ConsumerHarness:
         consumer = Consumer(source, Router(handlers), event, made, lifespan)
         before(consumer)
         async with opened(make_source(made)) as publisher:
-            await publisher.publish([OutgoingMessage(body, message_type) for body in bodies])
+            await publisher.publish(
+                [OutgoingMessage(body, message_type, key=key) for body in bodies]
+            )
             with capture_logs() as self.logs:
                 consuming = asyncio.create_task(consumer.run())
                 async with asyncio.timeout(20):

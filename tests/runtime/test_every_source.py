@@ -479,6 +479,35 @@ async def test_stop_requeues_untaken_messages_and_ends_deliveries(connect: Conne
             await others_get_everything()
 
 
+@pytest.mark.parametrize(
+    "broker",
+    ["rabbitmq", "nats", "redis", "postgres", "mqtt", "sqlite"],
+    indirect=True,
+    scope="session",
+)
+async def test_what_arrives_while_deliveries_end_is_requeued_behind_what_came_before(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(prefetch=0) as publisher:
+        async with connect(prefetch=10) as one:
+            published = await publish(publisher, 2)
+            await buffer_holds(one, 2)
+            end = one._stop_fetching
+
+            async def end_later() -> None:
+                published.extend(await publish(publisher, 1))
+                await eventually(3, length_of(one.unacked))
+                await end()
+
+            monkeypatch.setattr(one, "_stop_fetching", end_later)
+            await one.stop()
+            assert one.requeued_count == 3
+        async with connect(prefetch=10) as other:
+            messages = await take(other, 3)
+            assert ids(messages) == published
+            await ack(other, messages)
+
+
 async def test_replayed_dead_letters_are_new_messages(connect: Connect, counted: Counted) -> None:
     async with connect(prefetch=3) as source:
         need(source, "dead_letters")

@@ -314,6 +314,60 @@ async def test_acks_that_the_queue_does_not_get_are_not_counted(
         await eventually(30, source.count_dead_letters)
 
 
+@on("rabbitmq")
+async def test_letters_on_their_way_to_a_reading_keep_their_order(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue gets a consumer's end together with its beginning, unless the reading waits for what it asked for.
+
+    Of more than 32 letters that a queue has sent to a consumer without knowing of its end, it keeps no order.
+    """
+    from aiormq.abc import ChannelFrame
+    from aiormq.channel import Channel
+    from pamqp.commands import Basic
+
+    from runtime.brokers import rabbitmq
+
+    await make_dead(connect, 60, lambda n: "bad")
+    consume, cancel = Channel.basic_consume, Channel.basic_cancel
+    arrives = rabbitmq._Reading._arrives
+    unsent: list[Basic.Consume] = []
+
+    async def send(channel: Any, *behind: Basic.Cancel) -> None:
+        frames = [*unsent, *behind]
+        unsent.clear()
+        frame = ChannelFrame.marshall(channel_number=channel.number, frames=frames)
+        await channel.write_queue.put(frame)
+
+    async def consume_later(channel: Any, queue: str, callback: Any, *, consumer_tag: str) -> None:
+        if not consumer_tag.startswith("00001-"):  # the first shows how large letters are
+            await consume(channel, queue, callback, consumer_tag=consumer_tag)
+            return
+        channel.consumers[consumer_tag] = callback
+        unsent.append(Basic.Consume(queue=queue, consumer_tag=consumer_tag, nowait=True))
+
+    async def cancel_at_once(channel: Any, consumer_tag: str) -> None:
+        if unsent:
+            await send(channel, Basic.Cancel(consumer_tag=consumer_tag, nowait=True))
+        else:
+            await cancel(channel, consumer_tag)
+
+    async def send_and_wait(reading: Any) -> bool:
+        if unsent:
+            await send(reading.channel)
+        return await arrives(reading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "basic_consume", consume_later)
+        patch.setattr(Channel, "basic_cancel", cancel_at_once)
+        patch.setattr(rabbitmq._Reading, "_arrives", send_and_wait)
+        async with connect(prefetch=0) as source:
+            assert [int(letter.body) async for letter in source.dead_letters(1)] == [0]
+    async with connect(prefetch=0) as source:
+        await eventually(60, source.count_dead_letters)
+        assert await numbers_of(source) == list(range(60))
+
+
 async def test_what_must_reach_its_end_does_though_it_is_cancelled_again_and_again() -> None:
     ended = False
 

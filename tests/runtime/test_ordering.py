@@ -363,6 +363,41 @@ async def test_a_shutdown_requeues_messages_that_wait_for_their_key_and_the_next
         assert by_key(ended) == by_key(steps)
 
 
+@pytest.mark.parametrize(
+    "broker",
+    ["nats", "redis", "kafka", "postgres", "mqtt", "sqlite"],
+    indirect=True,
+    scope="session",
+)
+async def test_a_shutdown_in_a_long_queue_keeps_its_order(harness: ConsumerHarness) -> None:
+    """Also of what was on its way to the process. RabbitMQ and SQS decide it themselves."""
+    steps = [("abc"[number % 3], number) for number in range(300)]
+    stopped, continued = Log(), Log()
+    settings: dict[str, Any] = {"order_by": "body:key", "concurrency": 4, "prefetch": 100}
+
+    async def handle(step: Step) -> None:
+        await stopped.work(step, 5)
+
+    _, consumer = await harness.run(
+        bodies(steps),
+        lambda c: len(stopped.ended) >= 20 and len(c.source.buffer) >= 20,
+        key="one partition",
+        handlers={"step": handle},
+        **settings,
+    )
+    assert consumer.source.requeued_count >= 20
+    await harness.run(
+        [],
+        lambda _: {*stopped.ended, *continued.ended} == {*steps},
+        handlers={"step": continued.handle},
+        **settings,
+    )
+    ended = [*stopped.ended, *continued.ended]
+    assert by_key(dict.fromkeys(ended)) == by_key(steps)
+    if consumer.source.capabilities.requeue:
+        assert len(ended) == len(steps)
+
+
 @on_one_broker
 async def test_at_the_deadline_the_embedded_broker_keeps_the_place_of_in_flight_messages(
     harness: ConsumerHarness,

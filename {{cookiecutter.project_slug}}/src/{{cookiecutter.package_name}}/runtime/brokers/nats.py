@@ -929,7 +929,7 @@ class NatsBroker(Broker):
             if not ended:
                 connection.lose(TimeoutError("no answer to the end of the subscription"))
         for message in self._redelivered:
-            self.buffer.put(message)  # `stop` requeues them, whatever their attempts
+            self._deliver(message)  # `stop` requeues them, whatever their attempts
         self._redelivered.clear()
 
     async def _unsubscribe(self, connection: Connection, subscription: Subscription) -> None:
@@ -1087,7 +1087,7 @@ class NatsBroker(Broker):
             if (delay := min(due_in, RECORD_SECONDS)) > 0 and delivery.deliveries == 1:
                 del self._by_key[key]
                 await self._reachable().publish(msg.reply, _nak_later(delay))
-            elif delivery.deliveries > 1 and not self.stopped:
+            elif delivery.deliveries > 1 or self._redelivered:
                 self.unacked.add(message)
                 self._redelivered.append(message)
                 self._wake.set()
@@ -1095,24 +1095,24 @@ class NatsBroker(Broker):
                 await self.requeue(message)
 
     async def _look_up_attempts(self, connection: Connection) -> None:
-        messages, self._redelivered = self._redelivered, []
-        try:
-            records = await _gather(self._record(connection, message) for message in messages)
-        except BaseException:
-            self._redelivered[:0] = messages
-            raise
-        for message, record in zip(messages, records, strict=True):
+        """Those that come meanwhile, new ones too, wait behind them: the order is kept."""
+        records = await _gather(self._record(connection, each) for each in self._redelivered)
+        if self.stopped:
+            return  # `stop` requeues them
+        messages, self._redelivered = self._redelivered, self._redelivered[len(records) :]
+        for message, record in zip(messages, records, strict=False):
             failures = count_of(record.get("attempts"))
             message.attempt = max(failures + 1, message.attempt)
             message.receipt.settled = count_of(record.get("deliveries")) or failures
             message.deliveries = max(1, message.receipt.deliveries - message.receipt.settled)
             if not record.get("begun") and message.deliveries <= 2 * self._most:
                 message.deliveries = min(message.deliveries, self._most)  # it only waited
-            if not self._deliver(message):
-                await self.requeue(message)
+            self._deliver(message)
 
     async def _record(self, connection: Connection, message: Message) -> dict[str, Any]:
         """What was stored of the message at a retry, or when a suspect was requeued; empty without one."""
+        if message.receipt.deliveries == 1:
+            return {}
         subject = self._record_of(message.receipt.key)
         get = f"STREAM.MSG.GET.{self._attempts}"
         answer = await connection.api_unless([NO_MESSAGE], get, last_by_subj=subject)

@@ -175,8 +175,8 @@ class Source(Publisher):
         """How many messages `stop` and `requeue` requeued."""
         self.suspects = Suspects(settings)
         """Where the broker counts requeues like crashes, `_requeue` begins a new count for these."""
-        self.stopped = False
-        """Whether `stop` was called: later deliveries are requeued."""
+        self.stopped = self.ended = False
+        """Whether `stop` was called, and whether it has begun to requeue: later deliveries go back behind the others."""
         self.parts: Sequence[Source] = [self]
         """The sources of this process, if it has several; each knows how many."""
         self.share_count = 1
@@ -220,6 +220,7 @@ class Source(Publisher):
             return
         self.stopped = True
         await self._stop_fetching()
+        self.ended = True
         await self.requeue_buffered(*await self.put_offs.end())
         self.buffer.close()
         await self.flush()
@@ -257,9 +258,8 @@ class Source(Publisher):
         for other in messages:
             if other.source is not self:
                 self.buffer.put(other)
-        waiting, suspects = self.suspects.waiting, self.suspects
-        suspects.waiting = [one for one in waiting if not self._is_ours(one)]
-        aside = [*filter(self._is_ours, waiting)]
+        aside = [*filter(self._is_ours, self.suspects.waiting)]
+        self.suspects.waiting = [one for one in self.suspects.waiting if not self._is_ours(one)]
         for suspect in aside:
             self.buffer.settled(suspect)  # it has passed the gates
         return [*aside, *filter(self._is_ours, messages)]
@@ -271,7 +271,7 @@ class Source(Publisher):
         return min(self.prefetch, most or 1) - len(self.unacked)
 
     def _deliver(self, message: Message) -> bool:
-        """Offer a delivery to the workers; False after `stop`: then the fetcher must requeue it."""
+        """Offer a delivery to the workers; False once `stop` requeues: then the fetcher must, too."""
         if self._type_of is not None:
             self._complete(message)
         message.source = self
@@ -280,9 +280,9 @@ class Source(Publisher):
         self.unacked.add(message)
         size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
         self._large_bytes = size if size > shrunk else shrunk
-        if not self.stopped:
+        if not self.ended:
             self.buffer.put(message)
-        return not self.stopped
+        return not self.ended
 
     def _complete(self, message: Message) -> None:
         """Give it the type that CONSUMER_TYPE_FROM says, if it has none."""
