@@ -404,7 +404,9 @@ class Connection(Client):
             raise self.lost
         forever: Any = None
         try:
-            answer = await self.request(message.subject, message.body, forever, headers=message.headers)
+            answer = await self.request(
+                message.subject, message.body, forever, headers=message.headers
+            )
         except NoRespondersError as error:
             msg = f"{self._url.redacted}: no stream has the subject {message.subject!r}"
             raise BrokerRefused(msg) from error

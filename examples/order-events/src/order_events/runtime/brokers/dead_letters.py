@@ -6,13 +6,13 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-from ..message import DeadLetter
+from ..message import DeadLetter, Message
 from ..redaction import redacted_value
 
 STEP_BYTES = 2**23
@@ -61,11 +61,14 @@ class Selection:
             and self.after <= letter.dead_lettered_at < self.before
         )
 
-    async def among(self, letters: AsyncIterator[DeadLetter]) -> AsyncGenerator[DeadLetter, None]:
-        """Those that match, up to the limit."""
+    async def among(
+        self, letters: AsyncIterator[DeadLetter], complete: Callable[[Message], None]
+    ) -> AsyncGenerator[DeadLetter, None]:
+        """Those that match once they are complete, up to the limit."""
         left = self.limit
         if left > 0:
             async for letter in letters:
+                complete(letter)
                 if self.matches(letter):
                     yield letter
                     left -= 1
@@ -98,6 +101,9 @@ class DeadLetters(ABC):
         """Move some of those that were read to the queue, or delete them. Yields how many, once that is confirmed."""
 
     @abstractmethod
+    def _complete(self, message: Message) -> None: ...
+
+    @abstractmethod
     async def count_dead_letters(self) -> int: ...
 
     async def dead_letters(
@@ -108,7 +114,7 @@ class DeadLetters(ABC):
         async with (
             self._reading() as reading,
             aclosing(self._present_letters(reading)) as letters,
-            aclosing(selection.among(letters)) as selected,
+            aclosing(selection.among(letters, self._complete)) as selected,
         ):
             async for letter in selected:
                 yield letter
@@ -136,7 +142,7 @@ class DeadLetters(ABC):
         async with (
             self._reading() as reading,
             aclosing(self._present_letters(reading)) as letters,
-            aclosing(selection.among(letters)) as selected,
+            aclosing(selection.among(letters, self._complete)) as selected,
         ):
             while True:
                 letter = await anext(selected, None)

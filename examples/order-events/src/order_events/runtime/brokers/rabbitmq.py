@@ -5,7 +5,7 @@
 Special characters in a user name, a password or a virtual host are percent-encoded. ``?heartbeat=20`` is in seconds.
 
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders``, ``orders.dead``, and one ``orders.retry.<milliseconds>``
-for each step of the back-off. A retry or a dead letter is published, and confirmed, before the delivery is
+for each step of the backoff. A retry or a dead letter is published, and confirmed, before the delivery is
 acknowledged: a crash in between makes a duplicate, never a loss. After an outage exactly the in-flight messages are
 redelivered. So is every unacked message of this process when one stays unacked, by its handler or behind others of
 its key, for longer than the broker's ``consumer_timeout``, 30 minutes by default.
@@ -67,6 +67,9 @@ hands over a delivery every few turns (measured: batches of 7 instead of 50, and
 UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
+MOST_ALONE = 4
+"""How many messages may each have a channel of its own at a time. A server closes a connection with too many of them, and
+aiormq, whose queue of frames takes 10, does not answer a channel's close if it is full: its number is never free again."""
 REQUEUE_SECONDS = 5.0
 """How long the requeue of dead letters that were read may take."""
 QUIET_SECONDS = 0.5
@@ -230,6 +233,7 @@ class _Publisher:
         """On the channel, in this turn of the event loop."""
         self._exchanges = {""}
         """Those that exist. A message to any other goes on a channel of its own, which a refusal closes."""
+        self._alone = asyncio.Semaphore(MOST_ALONE)
         self.most_body_bytes = math.inf  # the broker tells it only when it refuses a body
 
     @property
@@ -271,10 +275,17 @@ class _Publisher:
             await asyncio.wait({earlier[1]})
         channel: Any = self._channel
         self._unconfirmed[message_id] = channel.loop.time(), channel.loop.create_future()
-        risky = len(body) > LARGE_BODY_BYTES or exchange not in self._exchanges
+        large = len(body) > LARGE_BODY_BYTES
+        risky = large or exchange not in self._exchanges
         try:
-            await (self._publish_alone(message) if risky else self._send(message))
-            self._exchanges.add(exchange)
+            if risky:
+                async with self._alone:
+                    # Another one may have found the exchange meanwhile.
+                    if risky := large or exchange not in self._exchanges:
+                        await self._publish_alone(message)
+                        self._exchanges.add(exchange)
+            if not risky:
+                await self._send(message)
         except amqp.ChannelPreconditionFailed as error:
             if found := re.search(r"larger than configured max size (\d+)", str(error)):
                 self.most_body_bytes = int(found[1])
@@ -285,7 +296,8 @@ class _Publisher:
             if risky or isinstance(error, amqp.PublishError):
                 raise
             # A channel may keep refusing when the queue has room again; the missing exchange may be another message's.
-            await self._publish_alone(message)
+            async with self._alone:
+                await self._publish_alone(message)
         finally:
             self._unconfirmed.pop(message_id)[1].set_result(None)
             channel.message_id_delivery_tag.pop(message_id, None)
@@ -772,7 +784,7 @@ class RabbitBroker(Broker):
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Behind others of the same queue a message may wait as long as that queue delays them."""
         ms, longest = max(1, math.ceil(delay_seconds * 1000)), max(self._retries)
-        while longest < ms:  # beyond the back-off: one more queue for each doubling
+        while longest < ms:  # beyond the backoff: one more queue for each doubling
             longest *= 2
             self._retries[longest] = f"{self._name}.retry.{longest}"
         step = next(step for step in self._retries if step >= ms)
@@ -954,7 +966,7 @@ def _parse_bindings(text: str) -> list[tuple[str, str]]:
 
 
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
-    """The delays of the back-off, doubling; with larger steps where that would be too many queues."""
+    """The delays of the backoff, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
     delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
     delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]

@@ -67,9 +67,9 @@ CREATE TABLE IF NOT EXISTS messages (
     due_at REAL NOT NULL DEFAULT 0, -- 0: at once, independent of the clock
     failures INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,
-    id TEXT NOT NULL,
-    type TEXT NOT NULL,
-    headers TEXT NOT NULL, -- JSON, or empty
+    id TEXT NOT NULL DEFAULT (lower(hex(randomblob(16)))),
+    type TEXT NOT NULL DEFAULT '',
+    headers TEXT NOT NULL DEFAULT '', -- JSON, or empty
     published_at REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400), -- Unix time
     body BLOB NOT NULL
 );
