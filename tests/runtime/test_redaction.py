@@ -188,6 +188,14 @@ def test_every_secret_of_the_settings_is_known() -> None:
     assert redacted("visible True 4096") == "visible True 4096"
 
 
+def test_the_address_of_a_broker_is_shown_unless_credentials_are_in_it() -> None:
+    """Else each error would begin with ``***``, and say nothing of where."""
+    for url in ("nats://broker-7:4222", "nats://t0ken@broker-7:4222", "amqp://me:s3cret@broker-7"):
+        load_settings(ConsumerSettings, broker_url=url)
+    said = "nats://broker-7:4222: timed out; t0ken, s3cret, nats://t0ken@broker-7:4222"
+    assert redacted(said) == "nats://broker-7:4222: timed out; ***, ***, ***"
+
+
 def test_a_validator_that_quotes_a_secret_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_DSN", "quoted-secret")
     with pytest.raises(SettingsError, match=r"^OWN_DSN: no host in \*\*\*$"):
