@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import nats
-import pika
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from nats.aio.client import Client
 from nats.js.api import DiscardPolicy
 
 from denying import user_with
@@ -34,6 +34,7 @@ class Refusing(NamedTuple):
 @contextmanager
 def of_rabbitmq(server: Server, name: str) -> Iterator[Refusing]:
     """To an internal exchange only other exchanges may publish: it is refused as a right that is missing."""
+    pika = pytest.importorskip("pika")
     with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
         channel = connection.channel()
         channel.exchange_declare(name, "fanout", internal=True)
@@ -48,7 +49,7 @@ def of_nats(server: Server, name: str) -> Iterator[Refusing]:
     """A stream that is full, and was told to keep what it has."""
     assert isinstance(server, NatsServer)
 
-    async def fill(client: nats.NATS) -> None:
+    async def fill(client: Client) -> None:
         manager = client.jetstream()
         await manager.add_stream(name=name, subjects=[name], max_msgs=1, discard=DiscardPolicy.NEW)
         await manager.publish(name, b"x")

@@ -249,7 +249,7 @@ def test_of_many_handlers_the_type_picks_one() -> None:
     assert router.route(Message(b"", type="payment_received")).name == "payment_received"
     with pytest.raises(Reject, match="unknown type 'order_deleted'"):
         router.route(Message(b"", type="order_deleted"))
-    with pytest.raises(Reject, match="^unknown type '': CONSUMER_TYPE_FROM says where it is$"):
+    with pytest.raises(Reject, match=r"^unknown type '': CONSUMER_TYPE_FROM says where it is$"):
         router.route(Message(b""))
     with pytest.raises(Reject, match=r"^unknown type 'x{100}'$"):
         router.route(Message(b"", type="x" * 1000))

@@ -241,7 +241,8 @@ class Router:
         """The handler of this message. Raises Reject for a type that the service does not know."""
         handler = self._only or self.handlers.get(message.type) or self.find(message.type)
         if handler is None:
-            raise Reject(f"unknown type {redacted(message.type)[:100]!r}")
+            where = "" if message.type else ": CONSUMER_TYPE_FROM says where it is"
+            raise Reject(f"unknown type {redacted(message.type)[:100]!r}{where}")
         return handler
 
 

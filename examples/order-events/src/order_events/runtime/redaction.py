@@ -21,6 +21,7 @@ _NAME = (
     r"pass(?:word|wd|phrase)|pwd|secret|token|(?:api|access|private|account|signing|secret|shared|subscription)[_-]?key"
     r"|authorization|cookie|signature|credentials?"
 )
+_IS_ADDRESS = re.compile(r"\w+://[^@?]*")
 _IS_SECRET = re.compile(rf"(?:{_NAME})$", re.I)
 # The time is linear: a repetition is bounded, gives nothing back (of one character: ++), or has nothing required behind it. A group that
 # gives nothing back would be simpler, but matches less than it should before Python 3.11.5, which Debian 12 has.
@@ -107,7 +108,9 @@ def install() -> None:
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
     if hasattr(value, "get_secret_value"):  # SecretStr, SecretBytes, Secret[...]
-        yield from _secrets_in(value.get_secret_value(), "secret")
+        text = value.get_secret_value()
+        is_address = name == "broker_url" and _IS_ADDRESS.fullmatch(text)  # which errors name
+        yield from _secrets_in(text, name if is_address else "secret")
     elif isinstance(value, Mapping | BaseModel):
         for key, item in value.items() if isinstance(value, Mapping) else value:
             yield from _secrets_in(item, name if _IS_SECRET.search(name) else str(key))

@@ -84,6 +84,7 @@ class DeadLetters(ABC):
 
     dead_letters_at_once: ClassVar[int] = 100
     """How many are moved or deleted in one step; a kill doubles at most so many."""
+    _complete: Callable[[Message], None]
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[Any]:
@@ -99,9 +100,6 @@ class DeadLetters(ABC):
         self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
     ) -> AsyncIterator[int]:
         """Move some of those that were read to the queue, or delete them. Yields how many, once that is confirmed."""
-
-    @abstractmethod
-    def _complete(self, message: Message) -> None: ...
 
     @abstractmethod
     async def count_dead_letters(self) -> int: ...

@@ -103,7 +103,7 @@ RULES = (
     Rule(amqp.ChannelNotFoundEntity, BrokerRefused, "{error}"),
     Rule(amqp.PublishError, BrokerRefused, "no queue for the message: {error}"),
     Rule(amqp.DeliveryError, BrokerRefused, "the queue refused the message: it is full"),
-    Rule(RuntimeError, BrokerUnavailable, "the connection was lost"),
+    Rule((RuntimeError, asyncio.CancelledError), BrokerUnavailable, "the connection was lost"),
 )
 CONNECT_RULES = (
     Rule(LOGIN_ERRORS, BrokerDenied, "the user name or the password was refused: {error}"),
@@ -535,8 +535,9 @@ class RabbitBroker(Broker):
         try:
             if self._deliveries is not None and not self._deliveries.channel.is_closed:
                 await self._deliveries.written.wait()
-                if self.prefetch > UNSTORED_SETTLEMENTS:
-                    await _wait_until_stored(self._deliveries.channel, self._name)
+                # The queue answers when it has stored what came before; the channel passes on the rest after the first answer.
+                for _ in range(2 if self.prefetch > UNSTORED_SETTLEMENTS else 0):
+                    await self._deliveries.channel.basic_get(self._name)  # its end requeues it
                 # The broker's answer proves that every settlement has arrived.
                 await self._deliveries.channel.close()
         except (OSError, *FAILURES) as error:
@@ -776,7 +777,7 @@ class RabbitBroker(Broker):
             copy = Copy(properties, {**message.headers, **_origin_of(message)}, message.id)
             with suppress(BrokerError, TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
-                    await self._publish(self._name, message.body, copy)
+                    await self._publish_copy(self._name, message.body, copy)
                 deliveries.ack(tag)
                 return
         deliveries.requeue(tag)
@@ -815,13 +816,13 @@ class RabbitBroker(Broker):
 
     async def _publish_copy(self, queue: str, body: bytes, copy: Copy) -> None:
         """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
-        try:
-            await self._publish(queue, body, copy, seconds=math.inf)
-        except BrokerRefused as refusal:
-            if not isinstance(refusal.__cause__, amqp.PublishError):
-                raise
+        message = ("", queue, body, copy)
+        [failure] = await self._publish_batch([message], math.inf)
+        if failure is not None and isinstance(failure.__cause__, amqp.PublishError):
             await self.prepare()
-            await self._publish(queue, body, copy, seconds=math.inf)
+            [failure] = await self._publish_batch([message], math.inf)
+        if failure is not None:
+            raise failure
 
     # -- publishing
 
@@ -847,14 +848,6 @@ class RabbitBroker(Broker):
         )
         return exchange, routing_key, message.body, properties
 
-    async def _publish(
-        self, queue: str, body: bytes, properties: Basic.Properties, seconds: float | None = None
-    ) -> None:
-        """Returns when the broker has confirmed it. Raises BrokerRefused if there is no such queue."""
-        [failure] = await self._publish_batch([("", queue, body, properties)], seconds)
-        if failure is not None:
-            raise failure
-
     async def _publish_batch(
         self, messages: Iterable[_Outgoing], seconds: float | None = None
     ) -> list[Exception | None]:
@@ -876,18 +869,14 @@ class RabbitBroker(Broker):
 
     def _failure(self, outcome: BaseException | None) -> Exception | None:
         """Of one message; it has the client's exception as its cause."""
-        failure: Exception
-        match outcome:
-            case None:
-                return None
-            case asyncio.CancelledError():  # of a connection that was lost
-                failure = self._requests.lost()
-            case OSError() | amqp.AMQPError() | PAMQPException() | RuntimeError():
-                failure = self._requests.translated(outcome)
-            case TypeError() | ValueError() | OverflowError():
-                failure = BrokerRefused(f"this message cannot be sent: {outcome}")
-            case _:
-                raise outcome
+        if outcome is None:
+            return None
+        if isinstance(outcome, (OSError, asyncio.CancelledError, *FAILURES)):
+            failure: Exception = self._requests.translated(outcome)
+        elif isinstance(outcome, (TypeError, ValueError, OverflowError)):
+            failure = BrokerRefused(f"this message cannot be sent: {outcome}")
+        else:
+            raise outcome
         failure.__cause__ = outcome
         return failure
 
@@ -1060,15 +1049,6 @@ class _Reading:
             await asyncio.gather(self._asking, return_exceptions=True)
         await self._cancel()  # the answer comes behind those that were passed on
         await self.channel.queue_declare(self._queue, passive=True)  # behind the others, too
-
-
-async def _wait_until_stored(channel: AbstractChannel, queue: str) -> None:
-    """Ask the queue for a message, which the end of the channel requeues: it answers when it has stored what came before.
-
-    Twice, as the channel passes on the rest after the first answer.
-    """
-    for _ in range(2):
-        await channel.basic_get(queue)
 
 
 def _without_history(headers: Any) -> dict[str, Any]:
