@@ -54,7 +54,7 @@ log = structlog.get_logger()
 IDLE_SECONDS = 0.1
 """For idle workers to notice the shutdown, however short the drain time is."""
 FACTOR, LEAST = 4.0, 0.92
-"""Of the back-off, and its jitter: so the default of twelve attempts spans more than an hour."""
+"""Of the backoff, and its jitter: so the default of twelve attempts spans more than an hour."""
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1

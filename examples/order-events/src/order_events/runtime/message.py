@@ -19,7 +19,7 @@ LONGEST_DELAY_SECONDS = 14 * 86_400.0
 class Retry(Exception):
     """Raised by a handler: deliver this message again later.
 
-    ``delay_seconds``, at most two weeks, overrides the back-off. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
+    ``delay_seconds``, at most two weeks, overrides the backoff. The attempt counts towards ``CONSUMER_MAX_ATTEMPTS``.
     During shutdown, without ``delay_seconds``, no attempt is counted and the message is requeued at once.
     """
 

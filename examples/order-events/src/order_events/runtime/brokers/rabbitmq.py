@@ -5,7 +5,7 @@
 Special characters in a user name, a password or a virtual host are percent-encoded. ``?heartbeat=20`` is in seconds.
 
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders``, ``orders.dead``, and one ``orders.retry.<milliseconds>``
-for each step of the back-off. A retry or a dead letter is published, and confirmed, before the delivery is
+for each step of the backoff. A retry or a dead letter is published, and confirmed, before the delivery is
 acknowledged: a crash in between makes a duplicate, never a loss. After an outage exactly the in-flight messages are
 redelivered. So is every unacked message of this process when one stays unacked, by its handler or behind others of
 its key, for longer than the broker's ``consumer_timeout``, 30 minutes by default.
@@ -772,7 +772,7 @@ class RabbitBroker(Broker):
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
         """Behind others of the same queue a message may wait as long as that queue delays them."""
         ms, longest = max(1, math.ceil(delay_seconds * 1000)), max(self._retries)
-        while longest < ms:  # beyond the back-off: one more queue for each doubling
+        while longest < ms:  # beyond the backoff: one more queue for each doubling
             longest *= 2
             self._retries[longest] = f"{self._name}.retry.{longest}"
         step = next(step for step in self._retries if step >= ms)
@@ -954,7 +954,7 @@ def _parse_bindings(text: str) -> list[tuple[str, str]]:
 
 
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
-    """The delays of the back-off, doubling; with larger steps where that would be too many queues."""
+    """The delays of the backoff, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
     delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
     delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]

@@ -29,7 +29,7 @@ from ..telemetry import Outcome, Telemetry
 RUNTIME, LIBRARY = str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).parent)
 LONGEST_RUN_SECONDS = 10.0
 """A handler that runs for longer, or for longer than the drain time, gets SIGTERM."""
-LONGEST_DELAY_SECONDS = 0.02  # of the back-off too: RabbitMQ has a queue for each length
+LONGEST_DELAY_SECONDS = 0.02  # of the backoff too: RabbitMQ has a queue for each length
 MOST_MOMENTS = 10_000
 AFTER = -1
 """The moment between the work and its acknowledgement."""
