@@ -408,7 +408,7 @@ def test_an_around_and_a_decoder_that_cannot_be_called_are_one_sentence_at_the_s
     with pytest.raises(HandlerError, match=r"^around in .* must be `async def around"):
         Router({"order": handle}, around=around)
     decoders: Any = {"text/csv": "csv"}
-    with pytest.raises(HandlerError, match=r"^DECODERS\['text/csv'\] in .* is no function$"):
+    with pytest.raises(HandlerError, match=r"^DECODERS\['text/csv'\] in .* is not a function$"):
         Router({"order": handle}, decoders=decoders)
 
 

@@ -518,7 +518,7 @@ async def test_suspects_wait_for_the_end_of_a_pause_too(
 @pytest.mark.parametrize("seconds", [-1, float("nan"), 0])
 def test_a_pause_has_seconds(seconds: float) -> None:
     assert Pause(seconds).seconds == 0
-    with pytest.raises(ValueError, match="Pause: the delay is 1e"):
+    with pytest.raises(ValueError, match="Pause: a delay of 1e"):
         Pause(1e7)
 
 

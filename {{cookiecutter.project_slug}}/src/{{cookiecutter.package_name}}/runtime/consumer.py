@@ -155,7 +155,7 @@ class Consumer:
             self.router.give(None)
             return await self._run_on_source()
         if not isinstance(self.lifespan, AbstractAsyncContextManager):
-            msg = "lifespan in handlers/__init__.py is no async context manager: is @asynccontextmanager missing?"
+            msg = "lifespan in handlers/__init__.py is not an async context manager: is @asynccontextmanager missing?"
             raise HandlerError(msg)
         opened = await cancellable_wait(self.lifespan.__aenter__(), self.event)
         try:

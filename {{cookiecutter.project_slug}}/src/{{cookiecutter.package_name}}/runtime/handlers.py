@@ -212,7 +212,7 @@ class Router:
         known = {**DECODERS, **(decoders or {})}
         for content_type, decoder in known.items():
             if not callable(decoder):
-                msg = f"DECODERS[{content_type!r}] in handlers/__init__.py is no function"
+                msg = f"DECODERS[{content_type!r}] in handlers/__init__.py is not a function"
                 raise HandlerError(msg)
         self.handlers = {
             name: Handler(name, function, known, around) for name, function in functions.items()
