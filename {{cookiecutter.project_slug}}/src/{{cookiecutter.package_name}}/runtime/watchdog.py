@@ -30,7 +30,7 @@ from .signals import forces
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 10.0
-"""How long closing may take after the drain time; the sum of the consumer's own bounds is less."""
+"""The time for closing after the drain time; the sum of the consumer's own limits is less."""
 FORCED_SECONDS = 2.0
 """How long a forced shutdown may take."""
 _POLL_SECONDS = 0.25

@@ -29,7 +29,7 @@ from .settings import ConsumerSettings
 log = structlog.get_logger()
 
 SWALLOWED_SECONDS = 5.0
-"""A call that runs this long after its cancellation is lost."""
+"""A call that still runs this long after its cancellation counts as lost."""
 MOST_NAMES = 5
 
 
@@ -76,7 +76,7 @@ class Limits:
         return call
 
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
-        """A call past its limit has ended; returns its failure. One that swallowed its cancellation and returned has failed too."""
+        """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
         if call.is_cancelled:
             call.task.uncancel()
             if failure is None or isinstance(failure, asyncio.CancelledError):

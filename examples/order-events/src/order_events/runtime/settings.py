@@ -132,8 +132,8 @@ class ConsumerSettings(BaseSettings):
         names = [name.strip() for name in value.split(",")]
         faults = {
             "has an empty name: write orders,payments": value and "" in names,
-            "is a URL: all are of the broker of CONSUMER_BROKER_URL": "://" in value,
-            "has a name twice": len(names) > len({*names}),
+            "is a URL: name queues of the broker of CONSUMER_BROKER_URL": "://" in value,
+            "has a duplicate name": len(names) > len({*names}),
             "a name has at most 200 characters": max(map(len, names)) > 200,
         }
         for msg in filter(faults.get, faults):

@@ -121,7 +121,7 @@ class _Recorder(Settlements):
             # No broker takes what this refuses.
             to_json(dict(message.headers), bytes_mode="base64")
             if len(message.body) > (self._source.largest_body_bytes or math.inf):
-                msg = f"a body of {len(message.body)} bytes is larger than the broker takes"
+                msg = f"a body of {len(message.body)} bytes is larger than the broker accepts"
                 raise BrokerRefused(msg)
         await super().publish(messages)
 
