@@ -27,7 +27,7 @@ class Retry(Exception):
         super().__init__(reason)
         if delay_seconds is not None:
             if delay_seconds > LONGEST_DELAY_SECONDS:
-                msg = f"{type(self).__name__}: a delay of {delay_seconds:g} seconds exceeds {LONGEST_DELAY_SECONDS:g}"
+                msg = f"{type(self).__name__}: a delay of {delay_seconds:g} seconds exceeds the maximum, {LONGEST_DELAY_SECONDS:g}"
                 raise ValueError(msg)
             # A computed one may be negative or not a number.
             delay_seconds = max(0.0, delay_seconds)
