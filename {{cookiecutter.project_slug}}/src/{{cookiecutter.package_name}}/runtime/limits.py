@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Time limits of handlers, by one timer for all, which no call sets: `asyncio.timeout` would cost each message 4 µs.
+"""Time limits of handlers, by one timer for all calls: `asyncio.timeout` would cost each message 4 µs.
 
-A coroutine past its limit is cancelled, and has failed. A call that cannot be ended, as it is a thread or swallows its
-cancellation, is *lost*: it is named in the log, and keeps its slot and its message until it returns or the process ends.
+A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, because it runs in
+a thread or swallows its cancellation, is *lost*: it is logged, and keeps its slot and its message until it ends.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The rehearsal: the service's handlers under SIGTERM, SIGKILL, double delivery and failures, at moments that a seed selects.
 
-Each trial is a child process with the whole service and messages of its own (trial.py). A second process finishes what
-the first one left. Then what happened, and what ``effects`` says, must be as in a run that nothing disturbed.
+Each trial is a child process with the whole service and its own messages (trial.py). A second process handles the
+remaining messages. Then the outcome, and the effects that ``effects`` counts, must equal those of an undisturbed run.
 """
 
 import argparse
