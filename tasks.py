@@ -1,20 +1,20 @@
 """python3 tasks.py demo | test | servers | bench | chaos | mutate | coverage | lint | docs | example | fleet | pictures | release
 
-demo      a service from this template: rendered, run, shut down and started again, with no message lost
-test      the tests that take a few minutes; --all for every test; other arguments go to pytest
-servers   the brokers' tests on newer servers: those of other Debian releases, PyPI and Maven Central
-bench     the benchmarks, printed as a table
-chaos     a service, its processes, its broker and the network are killed, stopped and cut: is anything lost?
-mutate    one small fault after the other is put into the runtime: do its tests notice?
-coverage  of the runtime by its tests, branch by branch
-lint      ruff and mypy
-docs      docs/reference.md, then the documentation site in .cache/site; a broken link is an error
-example   examples/order-events, rendered again
-fleet     a table of services: version, drift, broker, drain seconds
-pictures  the drawings in docs/pictures, from the log of a graceful shutdown and the metrics of a service
-release   X.Y.Z: the version in all its places, if CHANGELOG.md has upgrade notes for it
+demo      render a service, run it, shut it down and start it again; counts lost messages
+test      run the tests that take a few minutes; --all for every test; other arguments go to pytest
+servers   run the brokers' tests on newer servers, from other Debian releases, PyPI and Maven Central
+bench     run the benchmarks, and print them as a table
+chaos     kill and stop processes and brokers, cut the network, and check that no message is lost
+mutate    make small changes to the runtime, and check that its tests fail
+coverage  measure the branches of the runtime that its tests cover
+lint      run ruff and mypy
+docs      write docs/reference.md, then the documentation site in .cache/site; a broken link is an error
+example   render examples/order-events again
+fleet     print a table of services: version, drift, broker, drain seconds
+pictures  draw docs/pictures from the log of a graceful shutdown and the metrics of a service
+release   X.Y.Z: set the version everywhere, if CHANGELOG.md has upgrade notes for it
 
-Each name is a module of tools/, or two: see COMMANDS. Needs Python 3.11 and pip, or uv; installs the rest into .venv.
+The modules of each task are in tools/: see COMMANDS. Needs Python 3.11 and pip, or uv; installs the rest into .venv.
 """
 
 import os

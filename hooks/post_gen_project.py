@@ -163,7 +163,7 @@ def write(path: Path, text: str) -> None:
 def print_next_steps() -> None:
     slug = ANSWERS["project_slug"]
     handler = (PACKAGE / f"handlers/{next(iter(TYPES))}.py").as_posix()
-    locks = {"uv lock": "writes uv.lock: commit it, as the deployment has exactly its versions"}
+    locks = {"uv lock": "writes uv.lock: commit it, because the deployment installs its versions"}
     steps = {
         **({} if ANSWERS["deploy"] == "none" else locks),
         f"uv run {slug} demo": "handles sample messages on the embedded broker; Ctrl-C shuts it down",
@@ -174,7 +174,7 @@ def print_next_steps() -> None:
     print(
         f"\n{slug} is ready. Next steps:\n\n    cd {slug}\n"
         + "\n".join(lines)
-        + f"\n\nThen edit {handler}: it is the one file to open first.\n"
+        + f"\n\nThen open {handler} and write your handler there.\n"
         "README.md has the same commands for a plain venv with pip."
     )
 

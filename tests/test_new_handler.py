@@ -52,7 +52,7 @@ def test_a_new_handler_is_as_one_that_was_scaffolded(
     prove("handlers added afterwards", f"handler_stub={handler_stub}")
 
 
-def test_a_new_handler_with_the_longest_name_is_well(render_own: Render) -> None:
+def test_a_new_handler_with_the_longest_name_passes_its_checks(render_own: Render) -> None:
     service = render_own(broker="sqlite")
     assert add(service, LONG_NAME).returncode == 0
     check_well(service)
@@ -91,7 +91,7 @@ def test_a_type_is_the_key_as_producers_write_it(
     service.demo()
 
 
-def test_of_one_handler_and_another_the_first_stays_the_one_for_the_rest(
+def test_after_a_second_handler_the_first_one_gets_messages_of_all_other_types(
     render_own: Render,
 ) -> None:
     """Messages without a type were handled until now, and still are: none becomes a dead letter by a new file."""
@@ -107,7 +107,7 @@ def test_of_one_handler_and_another_the_first_stays_the_one_for_the_rest(
 
 
 @pytest.mark.parametrize("handler_stub", QUESTIONS["handler_stub"])
-def test_types_of_every_spelling_are_well(render: Render, handler_stub: str) -> None:
+def test_types_of_every_spelling_pass_the_checks(render: Render, handler_stub: str) -> None:
     types = (
         "OrderCreated, com.acme.order.paid.v1, test_completed, refund issued, "
         + "com." * 22
@@ -191,7 +191,7 @@ def test_the_command_says_what_is_wrong_with_a_name_as_the_tool_does(render_own:
 
 
 @pytest.mark.parametrize("command", [("new-handler", "refund_issued"), ("check", "--vendored")])
-def test_what_needs_a_checkout_is_one_sentence_elsewhere(
+def test_outside_of_a_checkout_its_commands_fail_with_one_sentence(
     render_own: Render, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """As in an image or after a plain `pip install`: only the package is there."""

@@ -1,4 +1,4 @@
-"""The services that were rendered from this template, in one table: ``python3 tasks.py fleet [--json] SERVICE...``.
+"""Prints a table of services that were rendered from this template: ``python3 tasks.py fleet [--json] SERVICE...``.
 
 A SERVICE is a folder, or the URL of a git repository; no code of it runs. ``fleet --receipts [--json] [LOG...]`` sums the
 receipts of their shutdowns, from files or standard input. Exit codes: 0; 1 if one could not be read.
@@ -258,7 +258,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="tasks.py fleet", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("services", nargs="*", metavar="SERVICE", help="a folder, or a git URL")
-    parser.add_argument("--json", action="store_true", help="for dashboards")
+    parser.add_argument("--json", action="store_true", help="print JSON, for dashboards")
     receipts = (
         "sum the receipts of shutdowns: each SERVICE is a file with logs; by default standard input"
     )

@@ -28,50 +28,50 @@ MEANINGS = {
     "starting": "the settings are valid; the service connects to the broker next",
     "connected": "connected to the broker, also after an outage",
     "consuming": "the broker delivers messages: ready",
-    "handling": "a handler begins on this message",
-    "message_retried": "a handler failed; the message is redelivered after this delay; in a pause it counts no attempt",
-    "paused": "messages fail, or a handler asked for it: no message is taken for so long, then one; also when that one has failed",
-    "resumed": "a message has succeeded after so long: the service takes all again",
+    "handling": "the handler of this message starts",
+    "message_retried": "a handler failed; the message is redelivered after this delay; during a pause, no attempt is counted",
+    "paused": "many messages failed in a row, or a handler raised `Pause`: after these seconds, one message is tried",
+    "resumed": "a message has succeeded after these seconds: the service takes all messages again",
     "message_rejected": "the message became a dead letter, for this reason",
-    "handler_overrun": "a handler is past its time limit and cannot be ended: it is a thread, or swallows its cancellation; its slot is lost until it ends",
-    "reconnecting": "the broker cannot be reached, or refuses the login; at once, and then once a minute, with how long it has lasted",
-    "reconnect_failed": "another attempt in an outage failed",
+    "handler_overrun": "a handler has exceeded its time limit and cannot be cancelled: it runs in a thread, or swallows its cancellation; it keeps its slot until it ends",
+    "reconnecting": "the broker cannot be reached, or refuses the login; logged at once, and then once a minute with the duration of the outage",
+    "reconnect_failed": "another connection attempt failed during an outage",
     "stop_requested": "a signal requested the graceful shutdown",
-    "draining": "the number of in-flight messages, and the seconds that they have",
-    "signal_ignored": "a further signal, which changes nothing",
+    "draining": "the graceful shutdown begins, with this number of in-flight messages and these seconds left",
+    "signal_ignored": "a further signal, which has no effect",
     "forced": "a second SIGINT: in-flight messages are cancelled and requeued",
     "message_abandoned": "the drain time passed and this message was still in flight; it is requeued",
-    "handlers_abandoned": "the stacks of the handlers that did not end",
+    "handlers_abandoned": "the stacks of the handlers that did not finish",
     "event_loop_late": "a handler blocks the event loop, for this long",
-    "event_loop_blocked": "the event loop was blocked until the limit; the process is ended",
-    "close_timed_out": "closing took longer than its limit while the event loop ran; the process is ended",
+    "event_loop_blocked": "the event loop was blocked until the limit; the watchdog ends the process",
+    "close_timed_out": "closing exceeded its limit while the event loop ran; the watchdog ends the process",
     "drained": "the graceful shutdown is complete; the counts are since the start",
     "stopped": "the last line, the receipt of the shutdown: see [its page](shutdown.md#the-receipt)",
     "start_failed": "the service could not start, for this reason",
-    "crashed": "an error that ends the service",
+    "crashed": "the service exits because of this error",
     "close_failed": "a step of closing failed or took too long; the next steps were done",
     "step_done": "a step of closing is done",
     "settlement_lost": "the broker did not get this settlement: it delivers the message again",
-    "few_deliveries": "the redrive policy of an existing queue allows few deliveries, of which restarts are some",
+    "few_deliveries": "the redrive policy of an existing queue allows few deliveries, and restarts count as deliveries",
     "lease_lost": "the lease expired, and the broker redelivered this message to another process",
-    "export_failed": "the collector did not accept an export; at once, and then once a minute, with how long it has lasted",
-    "accept_failed": "the probe port accepts no connection, for lack of descriptors; once a minute",
+    "export_failed": "the collector did not accept an export; logged at once, and then once a minute with the duration",
+    "accept_failed": "the probe port accepts no connection, because no file descriptor is free; logged once a minute",
     "telemetry_lost": "the collector did not accept the last export",
     "notify_failed": "the notification to systemd failed",
     "commit_failed": "offsets were not committed; the next commit includes them",
-    "write_failed": "settlements were not written; they are tried again",
+    "write_failed": "settlements were not written; they are written again later",
     "partitions_assigned": "the group assigned these partitions to this process",
-    "partitions_revoked": "the group revoked partitions; their messages that no handler has started are dropped here",
+    "partitions_revoked": "the group revoked partitions; their buffered messages are dropped in this process",
     "messages_trimmed": "messages were deleted from the stream or topic before the group read them: they are lost",
-    "partition_restarted": "the topic was created again, or has lost its end; reading goes on from its beginning",
+    "partition_restarted": "the topic was created again, or its last records are missing; the partition is read from its start",
     "postpone_failed": "a retry with a long delay was not stored yet; another attempt follows",
-    "max_ack_pending": "the limit of the consumer is small for messages that wait for a retry",
-    "pull_refused": "the server refused a pull because of a limit; the next one follows",
-    "session_opened": "connected; whether the broker had kept the session",
-    "session_lost": "the broker had not kept the session: the messages in it are lost",
-    "session_left": "how the session was left, and how long the broker keeps it",
-    "source_failed": "no more messages can be delivered; the service ends with an error",
-    "dead_letter_dropped": "the broker stores no dead letters, and there was no subscriber to them",
+    "max_ack_pending": "the consumer's limit is small, and messages that wait for a retry count towards it",
+    "pull_refused": "the server refused a pull because of a limit; the next pull follows",
+    "session_opened": "connected; `resumed` says whether the broker kept the session",
+    "session_lost": "the broker did not keep the session: the messages in it are lost",
+    "session_left": "the process left its session with this number of unstarted messages; the broker keeps it for these seconds",
+    "source_failed": "no more messages can be delivered; the service exits with an error",
+    "dead_letter_dropped": "the broker stores no dead letters, and the topic had no subscriber",
     "properties_dropped": "the client library cannot read a message's properties; it is delivered without them",
 }
 LEVELS = ("debug", "info", "warning", "error")
@@ -93,12 +93,12 @@ def reference() -> str:
     return f"""\
 # Reference
 
-Written by `python3 tasks.py docs` from the code of the runtime, which is the same in every service. These names are a
-contract: they change only with a major version.
+`python3 tasks.py docs` writes this page from the code of the runtime, which is the same in every service. These names
+change only with a major version.
 
 ## Settings
 
-Environment variables; in development also the file `.env`. An invalid value is reported in one line that names the variable,
+Settings are environment variables, in development also the file `.env`. An invalid value is reported in one line that names the variable,
 with exit code 2.
 
 {table(["variable", "default", "allowed", "meaning"], settings())}
@@ -115,21 +115,21 @@ with exit code 2.
 
 ## Log events
 
-One line each: JSON with the field `event`, or text with `CONSUMER_LOG_FORMAT=console`. With every broker:
+Each event is one line: JSON with the field `event`, or text with `CONSUMER_LOG_FORMAT=console`. Events of every broker:
 
 {table(["event", "level", "fields", "meaning"], events(of_brokers=False))}
 
-With some brokers only:
+Events of some brokers:
 
 {table(["event", "level", "fields", "meaning", "broker"], events(of_brokers=True))}
 
 ## Metrics
 
-With `telemetry=prometheus` or `both`, on `/metrics` of `CONSUMER_PROBE_PORT`:
+`/metrics` of `CONSUMER_PROBE_PORT` has, with `telemetry=prometheus` or `both`:
 
 {table(["metric", "meaning"], prometheus())}
 
-With `telemetry=opentelemetry` or `both`, sent to `OTEL_EXPORTER_OTLP_ENDPOINT`:
+`OTEL_EXPORTER_OTLP_ENDPOINT` gets, with `telemetry=opentelemetry` or `both`:
 
 {table(["metric", "unit", "meaning"], opentelemetry())}
 """

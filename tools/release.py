@@ -1,9 +1,9 @@
-"""Makes a version of the template: ``python3 tasks.py release X.Y.Z``; commit, tag and push stay with you.
+"""Makes a version of the template: ``python3 tasks.py release X.Y.Z``. You commit, tag and push it.
 
 The version is `_template_version` of cookiecutter.json; pyproject.toml, the first line of each vendored file,
 `TEMPLATE_VERSION` of the runtime, the `--checkout` that the documents show and the example follow it here, and so does
 the cookiecutter of tools/updating.py. CHANGELOG.md must have a section for it with upgrade notes; a heading
-``### Security`` in it marks a release that mends a vulnerability (SECURITY.md). It ends with the commands that make the
+``### Security`` in it marks a release that fixes a vulnerability (SECURITY.md). It prints the commands that make the
 tag. ``--notes`` prints the section, for the release's page. Exit codes: 0; 2 with one sentence, and nothing written.
 """
 
@@ -38,7 +38,7 @@ def main() -> int:
         prog="tasks.py release", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("version", metavar="X.Y.Z")
-    parser.add_argument("--notes", action="store_true", help="print the section, and do nothing")
+    parser.add_argument("--notes", action="store_true", help="only print the section")
     arguments = parser.parse_args()
     version = arguments.version.removeprefix("v")
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):

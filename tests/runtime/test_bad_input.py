@@ -92,7 +92,9 @@ async def strict(event: Strict) -> None: ...
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_it_is_rejected_quickly_with_a_short_reason_that_does_not_quote_it(case: str) -> None:
+def test_bad_input_is_rejected_quickly_with_a_short_reason_that_does_not_quote_it(
+    case: str,
+) -> None:
     body, reason = REFUSED[case]
     began_at = time.process_time()
     with pytest.raises(Reject) as rejection:
@@ -104,7 +106,7 @@ def test_it_is_rejected_quickly_with_a_short_reason_that_does_not_quote_it(case:
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_it_is_unusual_and_accepted(case: str) -> None:
+def test_unusual_input_is_accepted(case: str) -> None:
     assert isinstance(Handler("strict", strict).decode(Message(TAKEN[case])), Strict)
 
 
@@ -128,7 +130,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_on_every_broker_it_is_dead_lettered_and_none_of_it_is_logged(
+async def test_on_every_broker_bad_input_is_dead_lettered_and_not_logged(
     settings_for: Callable[..., ConsumerSettings],
     capsys: pytest.CaptureFixture[str],
     log_format: str,

@@ -630,7 +630,7 @@ async def test_a_lifespan_that_is_no_context_manager_is_one_sentence(
         yield
 
     wrong: Any = lifespan
-    with pytest.raises(HandlerError, match=r"^lifespan in .* is no async context manager: "):
+    with pytest.raises(HandlerError, match=r"^lifespan in .* is not an async context manager: "):
         await harness.run(numbers(1), lambda c: False, handlers={"n": nothing}, lifespan=wrong)
 
 

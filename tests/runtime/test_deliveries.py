@@ -67,7 +67,7 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_no_other_doe
     )
 
 
-async def test_a_message_that_was_requeued_often_is_not_suspected_of_it(
+async def test_a_message_that_was_requeued_often_is_not_suspected_to_kill_its_process(
     connect: Connect, counted: Counted
 ) -> None:
     """By rolling restarts, with a handler at work or before any took it."""

@@ -1157,7 +1157,7 @@ class TestRetention:
             [found] = find(events, "messages_trimmed")
             assert found == {"event": "messages_trimmed", "level": "warning", **deleted}
 
-    async def test_all_of_them(
+    async def test_records_that_are_all_deleted_while_the_consumer_runs_are_logged(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         """As above, with no record left."""

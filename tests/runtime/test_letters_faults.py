@@ -156,7 +156,7 @@ async def test_a_mark_of_a_record_that_the_broker_has_deleted_does_not_count(
     [
         (r"^orders\.[a-z]{1,3}$", r"'3}\$' cannot be the name of a topic"),
         ("orders/eu", "'orders/eu' cannot be the name of a topic"),
-        ("^(?P<x>a),^(?P<x>b)", "is no regular expression: redefinition of group name 'x'"),
+        ("^(?P<x>a),^(?P<x>b)", "is not a regular expression: redefinition of group name 'x'"),
         (r"^(a)\1,^(b)\1", r"refers back to a group"),
         ("^(?P<x>a)(?P=x)", "refers back to a group"),
     ],

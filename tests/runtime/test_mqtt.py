@@ -780,7 +780,7 @@ class TestDeadLetters:
     async def test_dead_letters_cannot_be_listed_replayed_or_purged_and_the_error_names_their_topic(
         self, connect: Connect, queue: str
     ) -> None:
-        sentence = f"MQTT keeps no dead letters: subscribe to {queue}/dead/{queue}"
+        sentence = f"MQTT stores no dead letters: subscribe to {queue}/dead/{queue}"
         async with connect(prefetch=0) as source:
             with pytest.raises(BrokerRefused, match=sentence):
                 await source.count_dead_letters()
@@ -1106,8 +1106,8 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("names", "sentence"),
         [
-            ({"source": "a/b+"}, "a wildcard is not a level of its own"),
-            ({"source": "#/a"}, "a wildcard is not a level of its own"),
+            ({"source": "a/b+"}, "a wildcard must be a whole level"),
+            ({"source": "#/a"}, "a wildcard must be a whole level"),
             ({"source": "#", "group": "g"}, "the topics of its own retries and dead letters"),
             ({"source": "consumer/+/+", "group": "g"}, "the topics of its own"),
             ({"source": "a\0b"}, "is not an MQTT topic"),

@@ -355,7 +355,7 @@ async def test_a_message_without_an_id_that_fails_alone_is_no_outage(
 
 @embedded
 @pytest.mark.parametrize(("failures", "concurrency", "most"), [(10, 2, 10), (10, 8, 16), (1, 1, 2)])
-async def test_it_takes_as_many_failures_as_set_and_at_least_twice_the_concurrency(
+async def test_a_pause_takes_as_many_failures_as_set_and_at_least_twice_the_concurrency(
     harness: ConsumerHarness, failures: int, concurrency: int, most: int
 ) -> None:
     await harness.run(
@@ -518,7 +518,7 @@ async def test_suspects_wait_for_the_end_of_a_pause_too(
 @pytest.mark.parametrize("seconds", [-1, float("nan"), 0])
 def test_a_pause_has_seconds(seconds: float) -> None:
     assert Pause(seconds).seconds == 0
-    with pytest.raises(ValueError, match="Pause: the delay is 1e"):
+    with pytest.raises(ValueError, match="Pause: a delay of 1e"):
         Pause(1e7)
 
 

@@ -405,7 +405,7 @@ class TestOutages:
             async with connect() as source:
                 await channel.queue_delete(queue)
                 async with asyncio.timeout(WAIT_SECONDS):
-                    with pytest.raises(SourceFailed, match="does not exist, and it was of another"):
+                    with pytest.raises(SourceFailed, match="does not exist: create it again"):
                         await anext(source)
 
     async def test_a_channel_that_the_broker_closes_is_opened_again(

@@ -66,7 +66,7 @@ def test_at_the_deadline_the_abandoned_messages_are_named_with_their_handlers(
     assert (receipt["exit_code"], receipt["abandoned_count"]) == (75, 2)
 
 
-def test_a_forced_shutdown_has_one(scene: Scene, message: Path) -> None:
+def test_a_forced_shutdown_has_a_receipt(scene: Scene, message: Path) -> None:
     scene.publish(1, seconds=60)
     process = scene.start(TERMINATION_MESSAGE_PATH=message)
     process.wait_for("handling")
@@ -80,7 +80,9 @@ def test_a_forced_shutdown_has_one(scene: Scene, message: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["block", "block in C"])
-def test_a_shutdown_that_the_watchdog_ends_has_one(scene: Scene, message: Path, end: str) -> None:
+def test_a_shutdown_that_the_watchdog_ends_has_a_receipt(
+    scene: Scene, message: Path, end: str
+) -> None:
     scene.publish(1, seconds=60, end=end)
     process = scene.start(drain_seconds=0.2, CLOSE_SECONDS=0.3, TERMINATION_MESSAGE_PATH=message)
     process.wait_for("handling")

@@ -61,7 +61,7 @@ def forms_of(secret: str) -> list[str]:
     return [secret, *escaped, *(repr(form)[1:-1] for form in escaped), quote(quote(written))]
 
 
-def test_no_group_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pattern_has_a_possessive_or_atomic_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Python 3.11.5 such a group matches less than it should, and Debian 12 has 3.11.2."""
     monkeypatch.setattr(redaction, "_known", set())
     monkeypatch.setattr(redaction, "_any_known", None)

@@ -26,7 +26,7 @@ from runtime.operate.letters import shown
 from runtime.settings import ConsumerSettings
 
 PROGRAM = Path(rehearsed.__file__)
-NAMED = "made and deleted there"
+NAMED = "temporary queues there"
 
 pytestmark = pytest.mark.slow
 

@@ -33,11 +33,11 @@ BAD_VALUES = [
     ("SOURCE", "s" * 5_001, "at most 5000 characters"),
     ("SOURCE", "orders,,payments", "has an empty name: write orders,payments"),
     ("SOURCE", "orders,", "has an empty name: write orders,payments"),
-    ("SOURCE", "orders, orders", "has a name twice"),
+    ("SOURCE", "orders, orders", "has a duplicate name"),
     (
         "SOURCE",
         "orders,kafka://host/payments",
-        "is a URL: all are of the broker of CONSUMER_BROKER",
+        "is a URL: name queues of the broker of CONSUMER_BROKER",
     ),
     ("CONCURRENCY", "many", "valid integer"),
     ("CONCURRENCY", "0", "greater than or equal to 1"),

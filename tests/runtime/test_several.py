@@ -301,7 +301,7 @@ async def test_a_pattern_is_one_sentence_where_the_broker_has_none(
     broker_name: str, settings_for: Callable[..., ConsumerSettings]
 ) -> None:
     wrong = "^orders[" if broker_name == "kafka" else "^orders"
-    why = "is no regular expression" if broker_name == "kafka" else "CONSUMER_SOURCE: '.orders"
+    why = "is not a regular expression" if broker_name == "kafka" else "CONSUMER_SOURCE: '.orders"
     with pytest.raises(BrokerRefused, match=why):
         make_source(settings_for(source=f"payments,{wrong}"))
 

@@ -317,7 +317,7 @@ async def test_a_second_settlement_is_logged_with_its_reason(
     assert lost["reason"] == "it was settled before, or the broker has taken it back"
 
 
-async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_consumer_only_polls(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with consuming(file) as source:
         await become_true(lambda: source._consumer != 0)
         looks: list[bool] = []
@@ -337,14 +337,14 @@ async def test_an_idle_consumer_only_looks(file: Path, monkeypatch: pytest.Monke
         monkeypatch.undo()
 
 
-async def test_a_consumer_without_room_does_not_even_look(file: Path) -> None:
+async def test_a_consumer_with_a_full_prefetch_does_not_poll(file: Path) -> None:
     async with consuming(file) as source:
         await publish(source, 2)
         await take(source)
         assert not source._has_work()
 
 
-async def test_a_failed_look_is_left_to_the_transaction(file: Path) -> None:
+async def test_a_failed_poll_is_left_to_the_transaction(file: Path) -> None:
     async with consuming(file) as source:
         await become_true(lambda: source._consumer != 0)
         assert not source._has_work()
@@ -578,7 +578,7 @@ async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_counted_and_
         assert (await publisher.describe())["q in flight"] == 0
 
 
-async def test_messages_taken_after_that_are_redelivered_when_their_consumer_dies(
+async def test_messages_taken_after_a_false_death_are_redelivered_when_their_consumer_dies(
     file: Path,
 ) -> None:
     async with consuming(file) as one:

@@ -619,7 +619,7 @@ class TestMessages:
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
         lost = find(events, "settlement_lost")
         assert [event["message_id"] for event in lost] == [id, id]
-        assert known == ("SQS takes 1024" in lost[0]["reason"])
+        assert known == ("SQS accepts 1024" in lost[0]["reason"])
 
     async def test_a_dead_letter_that_is_too_large_is_shortened_and_says_so(
         self, connect: Connect, broker: SqsServer, queue: str
@@ -920,7 +920,9 @@ class TestPublishing:
         self, source_for: Callable[..., SqsBroker]
     ) -> None:
         async with source_for() as source:
-            with pytest.raises(BrokerRefused, match="does not exist, whose account has the topic"):
+            with pytest.raises(
+                BrokerRefused, match=r"is in the account of the queue .* does not exist"
+            ):
                 await source.publish([OutgoingMessage(b"x", to="topic:orders")])
 
     async def test_a_handler_that_is_cancelled_harms_no_other(

@@ -201,7 +201,7 @@ def found_versions() -> Iterator[tuple[str, str]]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="tasks.py bench", description="How fast is it, beside others?"
+        prog="tasks.py bench", description="Measures the service, and other consumers."
     )
     parser.add_argument(
         "--only",
@@ -213,20 +213,26 @@ def parse_arguments() -> argparse.Namespace:
         "--broker", action="append", choices=BROKERS, help="this broker; may be repeated"
     )
     parser.add_argument(
-        "--against", metavar="COMMIT", help="only the CPU per message, beside that commit's service"
+        "--against",
+        metavar="COMMIT",
+        help="only the CPU per message, compared with that commit's service",
     )
     parser.add_argument(
-        "--rounds", type=int, help=f"turns of what is compared (default {FULL.rounds})"
+        "--rounds", type=int, help=f"rounds of each comparison (default {FULL.rounds})"
     )
     parser.add_argument(
-        "--messages", type=int, help=f"for each consumer in each round (default {FULL.messages})"
+        "--messages",
+        type=int,
+        help=f"messages for each consumer in each round (default {FULL.messages})",
     )
     parser.add_argument(
         "--publish",
         action="store_true",
         help="write docs/benchmarks.md and its charts from this run, or docs/scaling.md",
     )
-    parser.add_argument("--quick", action="store_true", help="does it run? Little of everything")
+    parser.add_argument(
+        "--quick", action="store_true", help="few messages and rounds, only to check that it runs"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -1,7 +1,7 @@
 """Chaos experiments: ``python3 tasks.py chaos [--broker B] [--minutes M] [--seed S] [--only PART] [--sweep]``.
 
-A service runs as several real processes on a private broker while, by a plan drawn from a seed, everything around
-it fails. After each experiment the counts must agree: published = done + still in the broker + dead letters.
+A service runs as several real processes on a private broker, and faults of a plan, generated from a seed, hit
+processes, broker and network. After each experiment the counts must agree: published = done + queued + dead letters.
 """
 
 import argparse
@@ -238,7 +238,9 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         help="random rounds go on for so long (default: one round)",
     )
-    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of one random round")
+    parser.add_argument(
+        "--seconds", type=float, default=ROUND_SECONDS, help="duration of a random round"
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -246,9 +248,13 @@ def parse_arguments() -> argparse.Namespace:
         help="of the first round; a round with this seed has the same plan",
     )
     parser.add_argument(
-        "--ids", type=int, help=f"for each named run (default {RESTARTED_IDS} and {KILLED_IDS})"
+        "--ids",
+        type=int,
+        help=f"messages of each named run (default {RESTARTED_IDS} and {KILLED_IDS})",
     )
-    parser.add_argument("--every-ms", type=int, default=SWEEP_EVERY_MS, help="of the sweep")
+    parser.add_argument(
+        "--every-ms", type=int, default=SWEEP_EVERY_MS, help="interval of the sweep"
+    )
     parser.add_argument(
         "--output", type=Path, default=ROOT / ".cache/chaos", help="folder for plans and logs"
     )

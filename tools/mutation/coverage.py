@@ -1,8 +1,7 @@
 """Coverage of the runtime: ``python3 tasks.py coverage [BROKER...] [--tests ARGUMENTS] [--html FOLDER]``.
 
-The tests of the runtime run in place, the very slow ones included, without those of other brokers. Every branch
-of the runtime counts, also in the programs that the tests start, however these end except by SIGKILL. Less than 95 % of
-the branches is an error.
+The tests of the runtime run in place, including the very slow ones, but without those of other brokers. Branches in
+the programs that the tests start count too, unless these end by SIGKILL. Less than 95 % of the branches is an error.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Mutation testing: ``python3 tasks.py mutate [MODULE[.FUNCTION]...] [--repository FOLDER] [--workers N]``.
 
-mutmut puts one small fault after the other into a copy of the runtime, and each time the tests of the module must fail.
-A mutant that no test notices survives: it is printed, and is an error unless survivors.toml accepts it with a reason. A
-mutant that hangs until its time is over counts as noticed.
+mutmut makes one small change at a time to a copy of the runtime, and each time the tests of the module must fail. A
+mutant that no test detects survives: it is printed, and is an error unless survivors.toml lists it with a reason. A
+mutant that exceeds the time limit counts as killed.
 """
 
 import argparse
@@ -65,10 +65,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tasks.py mutate", description=__doc__)
     parser.add_argument("what", nargs="*", default=list(TESTS), metavar="MODULE[.FUNCTION]")
     parser.add_argument(
-        "--repository", type=Path, default=ROOT, help="with the runtime and its tests"
+        "--repository",
+        type=Path,
+        default=ROOT,
+        help="the repository with the runtime and its tests",
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".cache/mutation", help="to work in")
-    parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".cache/mutation", help="the working folder"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="concurrent mutants")
     arguments = parser.parse_args()
     if unknown := {what.partition(".")[0] for what in arguments.what} - TESTS.keys():
         parser.error(f"no tests are named for {', '.join(sorted(unknown))}; {', '.join(TESTS)}")

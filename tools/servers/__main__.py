@@ -1,9 +1,9 @@
 """Runs the runtime's tests of a broker on newer servers: ``python3 tasks.py servers [NAME...] [--publish]``.
 
-A NAME chooses rows of the table: ``redis``, ``sid``, ``redis@sid``; without one every row runs. For each the vendored
-contract, the outages and the broker's own tests run, all but the very slow ones. ``--publish`` writes the results into
-docs/brokers.md. Redis Sentinel and Redis Cluster are sets of the machine's server. Servers of other Debian releases need
-root on Linux, unshare and mmdebstrap; their rows are else left out.
+A NAME selects rows of the table: ``redis``, ``sid``, ``redis@sid``; by default every row runs. Each row runs the vendored
+contract, the outages and the broker's own tests, except the very slow ones. ``--publish`` writes the results into
+docs/brokers.md. Redis Sentinel and Redis Cluster are sets of the installed server. Servers of other Debian releases need
+root on Linux, unshare and mmdebstrap; otherwise their rows are skipped.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def main() -> int:
         "--publish", action="store_true", help="write the results into docs/brokers.md"
     )
     parser.add_argument(
-        "-n", dest="workers", type=int, default=2, help="pytest's workers, 2 if it is not given"
+        "-n", dest="workers", type=int, default=2, help="number of pytest's workers (default 2)"
     )
     arguments = parser.parse_args()
     chosen = [row for row in ROWS if row.is_chosen(arguments.names)]

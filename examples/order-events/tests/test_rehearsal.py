@@ -1,7 +1,7 @@
 """Your handlers under SIGTERM, SIGKILL and double delivery, by the command `rehearse`: yours to edit.
 
-They do their work for real, by the settings of the environment and of .env: name a database of tests in `env` below.
-An `effects` in handlers/__init__.py shows it what they did; docs/testing.md of the template has some.
+They have real effects on the systems that the environment and .env name: name a test database in `env` below.
+With `effects` in handlers/__init__.py, it also counts these effects: see docs/testing.md of the template.
 """
 
 import os

@@ -52,9 +52,9 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 IDLE_SECONDS = 0.1
-"""For idle workers to notice the shutdown, however short the drain time is."""
+"""The least time for idle workers to notice the shutdown, even with a shorter drain time."""
 FACTOR, LEAST = 4.0, 0.92
-"""Of the backoff, and its jitter: so the default of twelve attempts spans more than an hour."""
+"""Growth of the backoff, and its jitter: the default of twelve attempts spans more than an hour."""
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
@@ -98,7 +98,7 @@ class Consumer:
         """The `counts` when the shutdown began."""
         self.errors: list[BaseException] = []
         self.notify: Callable[..., None] = lambda *lines: None
-        """Tells the process manager, where the service has one that asks for it: see systemd.py."""
+        """Notifies the process manager, if there is one: see systemd.py."""
         group = settings.group or settings.source
         self._delays_retries = source.capabilities.delayed_retry
         self._publishing = Publishing(source, group, self.telemetry)
@@ -155,7 +155,7 @@ class Consumer:
             self.router.give(None)
             return await self._run_on_source()
         if not isinstance(self.lifespan, AbstractAsyncContextManager):
-            msg = "lifespan in handlers/__init__.py is no async context manager: is @asynccontextmanager missing?"
+            msg = "lifespan in handlers/__init__.py is not an async context manager: is @asynccontextmanager missing?"
             raise HandlerError(msg)
         opened = await cancellable_wait(self.lifespan.__aenter__(), self.event)
         try:
@@ -239,7 +239,7 @@ class Consumer:
             raise SourceFailed("the source ended without a shutdown")
 
     async def _handle_alone(self, message: Message, call: Call) -> None:
-        """By one worker, which also takes those that the others put aside meanwhile."""
+        """Handle suspects with one worker, including those that other workers put aside meanwhile."""
         suspects = self.source.suspects
         suspects.waiting.append(message)
         if not suspects.lock.locked():
@@ -261,7 +261,7 @@ class Consumer:
     def _begin(
         self, message: Message, call: Call, alone: bool = False
     ) -> Coroutine[Any, Any, None] | None:
-        """What is to be awaited; None for a batch. No coroutine of its own: this runs for each message."""
+        """The awaitable to await; None for a batch. This is not a coroutine, because it runs for each message."""
         _message_id.set(message.id)
         message.context, message.call, message.taken_at = self._context, call, monotonic()
         if self.breaker.tried or self.breaker.reason:
@@ -346,7 +346,7 @@ class Consumer:
     async def _publish_results(
         self, handler: Handler, messages: list[Message], result: object
     ) -> tuple[bool, dict[Message, BaseException]]:
-        """Returns whether the messages are acknowledged with that, and which of them failed."""
+        """Returns whether publishing has also acknowledged the messages, and which of them failed."""
         try:
             outgoing, failures = read_results(result, handler.batched)
             if not failures.keys() <= set(messages):
@@ -514,7 +514,7 @@ class Consumer:
         return ExitCode.DEADLINE if self.abandoned_count else ExitCode.DRAINED
 
     async def _wait_for_handlers(self, deadline: float) -> None:
-        """Until all have finished, the deadline (event loop time) passes, or a second signal forces."""
+        """Wait until all have finished, the deadline (event loop time) passes, or a second signal forces the shutdown."""
         loop = asyncio.get_running_loop()
         deadline = max(deadline, loop.time() + IDLE_SECONDS)
         while self._tasks and not self._forced.done() and (seconds := deadline - loop.time()) > 0:

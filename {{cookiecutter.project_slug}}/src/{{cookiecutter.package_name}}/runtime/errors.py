@@ -6,11 +6,11 @@
     ├── SettingsError          2   a setting has a wrong value
     ├── HandlerError           2   a handler's signature cannot be used
     └── BrokerError
-        ├── BrokerRefused      2   the broker refused: other arguments, a foreign file
+        ├── BrokerRefused      2   the broker refused: other arguments, another program's file
         │   └── MendableRefusal   77   TLS failed, or a certificate's file or the virtual host is missing
         │       └── BrokerDenied  77   it refused the login, or a right is missing
-        ├── BrokerUnavailable  69  the broker does not answer for now: try again
-        └── SourceFailed       1   the source broke while consuming, and cannot recover
+        ├── BrokerUnavailable  69  the broker does not answer at present: try again
+        └── SourceFailed       1   the source failed while consuming, and cannot recover
 
 The text of each is one sentence for an operator, without a password. The exceptions by which a handler settles its
 own message, `Retry`, `Pause` and `Reject`, are in message.py: they never leave the consumer.
@@ -26,15 +26,15 @@ class ExitCode(IntEnum):
     DRAINED = 0
     """Done; after a signal: drained, with every in-flight message settled."""
     CRASHED = 1
-    """A failure that ended the service; also: ``check --vendored`` found a difference, ``check`` a missing queue."""
+    """The service failed; or ``check --vendored`` found a difference, or ``check`` a missing queue."""
     USAGE = 2
-    """A setting, a handler, the command line, or a refusal of the broker."""
+    """An invalid setting, handler or command line, or a refusal of the broker."""
     UNAVAILABLE = 69
     """The broker could not be reached at start, within ``CONSUMER_CONNECT_SECONDS``."""
     DEADLINE = 75
     """The drain time passed, and in-flight messages were requeued."""
     DENIED = 77
-    """The broker refused the login, a right, TLS or the virtual host: an administrator can mend it."""
+    """The broker refused the login, a right, TLS or the virtual host: an administrator can fix it."""
 
 
 def forced_exit_code(signum: Signals | int) -> int:
@@ -66,11 +66,11 @@ class BrokerError(ServiceError):
 
 
 class BrokerRefused(BrokerError):
-    """The broker refused, and would refuse again: there is no further attempt."""
+    """The broker refused, and would refuse again: the request is not repeated."""
 
 
 class MendableRefusal(BrokerRefused):
-    """It ends a start; later it is an outage, since an administrator can mend it while the service runs."""
+    """At start, the service exits; later it is an outage, because an administrator can fix it while the service runs."""
 
     exit_code = ExitCode.DENIED
 
@@ -80,12 +80,12 @@ class BrokerDenied(MendableRefusal):
 
 
 class BrokerUnavailable(BrokerError):
-    """The broker does not answer for now: try again."""
+    """The broker does not answer at present: try again."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class SourceFailed(BrokerError):
-    """The source broke while consuming and cannot recover: the service drains and exits."""
+    """The source failed while consuming and cannot recover: the service drains and exits."""
 
     exit_code = ExitCode.CRASHED

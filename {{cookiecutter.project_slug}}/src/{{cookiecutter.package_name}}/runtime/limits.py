@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Time limits of handlers, by one timer for all, which no call sets: `asyncio.timeout` would cost each message 4 µs.
+"""Time limits of handlers, by one timer for all calls: `asyncio.timeout` would cost each message 4 µs.
 
-A coroutine past its limit is cancelled, and has failed. A call that cannot be ended, as it is a thread or swallows its
-cancellation, is *lost*: it is named in the log, and keeps its slot and its message until it returns or the process ends.
+A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, because it runs in
+a thread or swallows its cancellation, is *lost*: it is logged, and keeps its slot and its message until it ends.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from .settings import ConsumerSettings
 log = structlog.get_logger()
 
 SWALLOWED_SECONDS = 5.0
-"""A call that runs this long after its cancellation is lost."""
+"""A call that still runs this long after its cancellation counts as lost."""
 MOST_NAMES = 5
 
 
@@ -76,7 +76,7 @@ class Limits:
         return call
 
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
-        """A call past its limit has ended; returns its failure. One that swallowed its cancellation and returned has failed too."""
+        """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
         if call.is_cancelled:
             call.task.uncancel()
             if failure is None or isinstance(failure, asyncio.CancelledError):

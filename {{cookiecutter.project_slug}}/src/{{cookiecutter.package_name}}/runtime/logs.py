@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""One log line for each event: JSON, or human-readable text, redacted. And the last words for Kubernetes."""
+"""One log line for each event: JSON, or human-readable text, redacted. Also Kubernetes' termination message."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor
 from .redaction import redacted, redacted_value
 
 SELDOM_SECONDS = 60.0
-"""A failure that goes on is logged once in this time."""
+"""A continuing failure is logged once in this time."""
 MOST_FAILURES, MOST_CAUSES = 500, 20
 """How many failures are remembered, and how many causes of one are compared."""
 PRIORITIES = {"debug": 7, "warning": 4, "error": 3, "exception": 3, "critical": 2}
@@ -101,7 +101,7 @@ class Tracebacks:
         self._known: dict[frozenset[Any], Seldom] = {}
 
     def of(self, failure: BaseException | None) -> dict[str, Any]:
-        """What a log event says of it."""
+        """The fields of a log event about it."""
         if failure is None:
             return {"exc_info": None}
         key = _places(failure)
@@ -134,7 +134,7 @@ def _places(failure: BaseException) -> frozenset[Any]:
 
 
 def leave_message(text: str) -> None:
-    """Tell Kubernetes why the container ends, redacted: in its termination message, where there is such a file."""
+    """Write why the container ends, redacted, into Kubernetes' termination message, if there is such a file."""
     path = os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log")
     with suppress(OSError):
         file = os.open(path, os.O_WRONLY | os.O_TRUNC)  # not created: nobody would read it

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 LONGEST_DELAY_SECONDS = 14 * 86_400.0
-"""SQS keeps no message longer."""
+"""The longest retention of SQS."""
 
 
 class Retry(Exception):
@@ -27,7 +27,7 @@ class Retry(Exception):
         super().__init__(reason)
         if delay_seconds is not None:
             if delay_seconds > LONGEST_DELAY_SECONDS:
-                msg = f"{type(self).__name__}: the delay is {delay_seconds:g} seconds, and at most {LONGEST_DELAY_SECONDS:g}"
+                msg = f"{type(self).__name__}: a delay of {delay_seconds:g} seconds exceeds the maximum, {LONGEST_DELAY_SECONDS:g}"
                 raise ValueError(msg)
             # A computed one may be negative or not a number.
             delay_seconds = max(0.0, delay_seconds)
@@ -35,10 +35,9 @@ class Retry(Exception):
 
 
 class Pause(Retry):
-    """Raised by a handler: what it needs is down, for every message.
+    """Raised by a handler when a dependency is down, for every message.
 
-    No attempt is counted. The service takes no message for ``seconds``, then one; and again all of them when that one
-    succeeds.
+    No attempt is counted. The service takes no message for ``seconds``, then tries one, and resumes if it succeeds.
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
@@ -70,21 +69,21 @@ class OutgoingMessage:
     """
 
     body: Any
-    """Bytes; anything else that pydantic can serialize, such as a model, becomes JSON."""
+    """Bytes are sent unchanged; anything else that pydantic can serialize, such as a model, becomes JSON."""
     type: str = ""
     id: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
     to: str = ""
-    """The destination, such as ``queue:invoices``: see the page of the broker. Empty, as for the command `publish`, is this service's own source; a handler must set it."""
+    """The destination, such as ``queue:invoices``: see the page of the broker. A handler must set it; only the command `publish` leaves it empty, for the service's own source."""
     key: str = ""
-    """Selects the partition, or the group of an SQS FIFO queue, where the broker has these."""
+    """Selects the partition on Kafka, or the message group of an SQS FIFO queue."""
     correlation_id: str = ""
-    """By default that of the handler's message, else its id."""
+    """By default the correlation id of the incoming message, else its id."""
     content_type: str = ""
     delay_seconds: float = 0.0
-    """Only where the broker can delay it: see `Capabilities.delayed_publish`."""
+    """Only if the broker can delay a message: see `Capabilities.delayed_publish`."""
     caused_by: "Message | None" = None
-    """In a batch, the message that it follows from: only that one fails with it, and its id is derived from that one's."""
+    """In a batch, the incoming message to which it belongs: its id is derived from that one's, and only that one fails if it cannot be sent."""
     has_random_id: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,25 +125,25 @@ class Message:
     correlation_id: str = ""
     reply_to: str = ""
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from, such as exchange and routing_key, subject, topic, partition and offset."""
+    """The message's origin, such as exchange and routing_key, subject, or topic, partition and offset."""
     handler: str = ""  # the key of HANDLERS that took it
     taken_at: float = 0.0  # by a worker; time.monotonic()
     call: Any = None  # of its handler: see `limits.Call`
     receipt: Any = None
     """The broker's own handle of this delivery, for its source only."""
     source: Any = None
-    """The one that delivered it, of a broker."""
+    """The source that delivered it."""
     context: HandlerContext | None = None
     deliveries: int = 1
     """1, and one more for each delivery that ended with neither a settlement nor a shutdown, as by a crash."""
     published_count: int = 0
-    """How many messages its handler has published: the place of each is in its id."""
+    """How many messages its handler has published: the id of each contains this number."""
     was_tried: bool = False
-    """In this process, by a call that counted no attempt."""
+    """Whether this process has called its handler without counting an attempt."""
 
     @property
     def published_at(self) -> datetime | None:
-        """By the clock of the publisher or of the broker; None if neither says."""
+        """The time of publishing, by the clock of the publisher or of the broker; None if it is unknown."""
         seconds = self.published_at_seconds
         return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
@@ -156,7 +155,7 @@ class Message:
         return self.context.event
 
     def seconds_left(self) -> float:
-        """Seconds until the handler is cancelled: by its time limit, or by a shutdown; before that, after the whole drain time."""
+        """Seconds until the handler is cancelled, by its time limit or by the drain time, which starts to run with a shutdown."""
         drain = math.inf if self.context is None else self.context.seconds_left()
         return min(drain, max(0.0, getattr(self.call, "ends_at", math.inf) - time.monotonic()))
 
@@ -172,10 +171,10 @@ class Message:
 
 @dataclass(slots=True, eq=False)
 class DeadLetter(Message):
-    """A message that was rejected, or failed too often, as a handler would get it again."""
+    """A message that was rejected, or failed too often; a replay delivers the same message."""
 
     reason: str = ""
     attempts: int = 0
-    """How often a handler failed on it."""
+    """How many attempts failed."""
     dead_lettered_at: float = 0.0
     """Unix time in seconds."""

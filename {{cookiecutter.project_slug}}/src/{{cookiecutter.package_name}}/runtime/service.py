@@ -55,7 +55,7 @@ def serve(
 
 
 def prefetch_of(settings: ConsumerSettings, router: Router) -> int:
-    """The setting, else as many messages as can be in flight."""
+    """The setting, else the maximum of in-flight messages."""
     in_flight = settings.concurrency * (settings.batch_size if router.batched else 1)
     factor = ORDERED_PREFETCH_FACTOR if settings.order_by or router.most_calls else 1
     return settings.prefetch or min(in_flight * factor, MOST_PREFETCH)
@@ -125,14 +125,14 @@ async def _serve(
 
 
 def tell_failed_start(error: ServiceError, log_format: str) -> None:
-    """In the log, and in the termination message."""
+    """Report it in the log, and in the termination message."""
     log.error("start_failed", reason=str(error))
     leave_message(str(error))
     error.is_shown = log_format == "console"
 
 
 def _raise_limit_of_open_files() -> None:
-    """To the hard limit: the soft one is often 1024, for programs that use select()."""
+    """Raise the soft limit, often 1024 for programs that use select(), to the hard limit."""
     if sys.platform != "win32":
         from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 

@@ -39,55 +39,55 @@ class ConsumerSettings(BaseSettings):
     broker_url: SecretStr
     """The broker: ``amqp://user:password@host:5672/vhost``, ``sqlite:///file.db``."""
     broker_url_file: str = ""
-    """A file with the broker's URL, in place of CONSUMER_BROKER_URL: a mounted secret. Read for each attempt to connect."""
+    """A file with the broker's URL, such as a mounted secret, in place of CONSUMER_BROKER_URL. Read at each connection attempt."""
     source: str = Field(default="", max_length=5_000)
-    """The queue (stream, topic) to consume, or several: ``orders,payments``. By default the service's name."""
+    """The queue (stream, topic) to consume, or several: ``orders,payments``. Default: the service's name."""
     group: str = Field(default="", max_length=200)
-    """The consumer group, where the broker has groups. By default the service's name."""
+    """The consumer group, if the broker has groups. Default: the service's name."""
     concurrency: int = Field(default=10, ge=1, le=10_000)
     """How many handlers run concurrently."""
     prefetch: int | None = Field(default=None, ge=1, le=65_535)
-    """Maximum unacked messages in this process. By default as many as can be in flight, from each source; with CONSUMER_ORDER_BY, or a handler with its own concurrency, ten times that."""
+    """Maximum of unacked messages in this process. Default: as many per source as can be in flight; with CONSUMER_ORDER_BY, or a handler with its own concurrency, ten times that."""
     declare: bool = True
-    """Whether to make the queue (stream, topic) and what belongs to it; with no, they must exist: see the command `declare`."""
+    """Whether to create missing queues (streams, topics) at start; with no, they must exist: see the command `declare`."""
     bindings: str = Field(default="", max_length=5_000)
-    """RabbitMQ: the bindings that the queue gets, ``exchange/routing.key,...``."""
+    """RabbitMQ: the bindings of the queue, ``exchange/routing.key,...``."""
     type_from: str = Field(default="", max_length=200)
-    """Where the type of a message is that has neither a type of its own nor that of a CloudEvent: ``routing-key``, ``subject`` or ``topic``, where the broker has these; ``header:NAME``, ``body:FIELD``."""
+    """The type of a message without a type property and without a CloudEvent's type: ``routing-key``, ``subject`` or ``topic``, if the broker has it; ``header:NAME``, ``body:FIELD``."""
     order_by: str = Field(default="", max_length=200)
-    """Messages with equal keys are handled one after the other: ``key``, ``header:customer-id``, ``body:customer.id``."""
+    """The key for order by key: messages with equal keys are handled one at a time. ``key``, ``header:customer-id``, ``body:customer.id``."""
     drain_seconds: float = Field(default=25, ge=0, le=86_400)
-    """How long in-flight messages may take to finish after SIGTERM."""
+    """Graceful shutdown: the time for in-flight messages to finish after SIGTERM."""
     handler_seconds: float = Field(default=300, ge=0, le=86_400)
-    """A handler that takes longer is cancelled, and its message retried; a thread is named in the log. 0 disables it."""
+    """The time limit of a handler: it is cancelled, and its message retried; a thread is only logged. 0 disables it."""
     connect_seconds: float = Field(default=180, ge=0, le=86_400)
-    """How long to keep trying to reach the broker at start."""
+    """The time to retry the connection to the broker at start."""
     max_attempts: int = Field(default=12, ge=1, le=1_000_000)
-    """After this many failures a message becomes a dead letter."""
+    """After this many failed attempts, a message becomes a dead letter."""
     max_deliveries: int = Field(default=20, ge=0, le=500)
     """After this many deliveries that ended with neither a settlement nor a shutdown, a message becomes a dead letter; 0 disables it."""
     max_body_bytes: int = Field(default=5_000_000, ge=0)
     """A message with a larger body becomes a dead letter, without decoding; 0 disables it."""
     retry_seconds: float = Field(default=1, gt=0, le=86_400)
-    """The delay after the first failure; each further one makes it four times as long."""
+    """The delay after the first failure; each further failure makes it four times as long (backoff)."""
     retry_max_seconds: float = Field(default=600, gt=0, le=86_400)
     """The longest delay between two attempts."""
     breaker_failures: int = Field(default=10, ge=0, le=1_000_000)
-    """After this many failures in a row, and at least twice CONSUMER_CONCURRENCY, the service pauses until a message succeeds; 0 disables it."""
+    """After this many failures in a row, but at least twice CONSUMER_CONCURRENCY, the service pauses until a message succeeds; 0 disables it."""
     batch_size: int = Field(default=100, ge=1, le=65_535)
     """A batch handler gets at most this many messages at once."""
     batch_seconds: float = Field(default=1, gt=0, le=3_600)
-    """A batch that is not full is handled this long after its first message."""
+    """A batch that is not full is handled at the latest this long after its first message."""
     duration_buckets: Annotated[tuple[Seconds, ...], NoDecode] = BUCKETS_SECONDS
-    """The bounds of the histograms of durations, in seconds: ``0.01,0.1,1``."""
+    """The bucket bounds of the duration histograms, in seconds: ``0.01,0.1,1``."""
     probe_host: str = Field(default="", max_length=255)
-    """Address on which the probe port listens, such as 127.0.0.1; by default all of this machine."""
+    """The address of the probe port, such as 127.0.0.1. Default: all addresses of the machine."""
     probe_port: int = Field(default=0, ge=0, le=65_535)
-    """Port of /livez, /readyz and, with Prometheus, /metrics; 0 disables it."""
+    """The port of /livez, /readyz and, with Prometheus, /metrics; 0 disables it."""
     log_format: Literal["json", "console"] = "json"
     """JSON, or human-readable text."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Minimum level to log."""
+    """The minimum level of log events."""
 
     @property
     def broker_scheme(self) -> str:
@@ -97,7 +97,7 @@ class ConsumerSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_broker_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """From the file, where one is named; without the line break at its end."""
+        """Read it from the file, if one is named, without surrounding whitespace."""
         if not (file := values.get("broker_url_file")):
             return values
         url, fault = "", "CONSUMER_BROKER_URL is set too: set one of the two"
@@ -132,8 +132,8 @@ class ConsumerSettings(BaseSettings):
         names = [name.strip() for name in value.split(",")]
         faults = {
             "has an empty name: write orders,payments": value and "" in names,
-            "is a URL: all are of the broker of CONSUMER_BROKER_URL": "://" in value,
-            "has a name twice": len(names) > len({*names}),
+            "is a URL: name queues of the broker of CONSUMER_BROKER_URL": "://" in value,
+            "has a duplicate name": len(names) > len({*names}),
             "a name has at most 200 characters": max(map(len, names)) > 200,
         }
         for msg in filter(faults.get, faults):
@@ -186,7 +186,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
 
 
 def wanted_log_format() -> Literal["json", "console"]:
-    """Also when another setting is wrong; JSON when this one is."""
+    """The format even if another setting is wrong; JSON if this one is wrong."""
     with suppress(OSError, UnicodeError):
         for name, value in (*os.environ.items(), *dotenv_values(".env").items()):
             if name.upper() == "CONSUMER_LOG_FORMAT" and value:

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Messages that may kill this process: they are handled one after the other, and named while they are in flight."""
+"""Messages that may kill this process: they are handled one at a time, and named while they are in flight."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from .redaction import redacted
 from .settings import ConsumerSettings
 
 MOST_NAMES = 40
-"""As many fit into a termination message; to name thousands again and again would block the event loop."""
+"""So many fit into a termination message; repeatedly naming thousands would block the event loop."""
 
 
 class Suspects:
@@ -20,13 +20,13 @@ class Suspects:
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self.lock = asyncio.Lock()
-        """Each is settled at the broker before the next begins: so the first one that is redelivered killed the process."""
+        """Each is settled at the broker before the next is handled, so the first one that is redelivered killed the process."""
         self.waiting: list[Message] = []
-        """Put aside, so that one worker is busy with suspects and not all; `Source.stop` requeues them too."""
+        """Waiting suspects, so that only one worker handles suspects; `Source.stop` requeues them too."""
         self.most_bytes = settings.max_body_bytes or sys.maxsize
         self._most = settings.max_deliveries or sys.maxsize
         self.many = max(1, self._most // 2)
-        """A message with more of either is one of them: the consumer compares by itself, for each message."""
+        """A message above either limit is a suspect; the consumer itself compares, for each message."""
         self._rejected = False
 
     def may_kill(self, message: Message) -> bool:
@@ -36,7 +36,7 @@ class Suspects:
         return self.may_kill(message) or len(message.body) > self.most_bytes
 
     def check(self, message: Message) -> None:
-        """Raises Reject; of those that were delivered too often, for the first: the others may have been beside it."""
+        """Raises Reject if it is too large, or is the first that was delivered too often: the others may only have waited."""
         if (size := len(message.body)) > self.most_bytes:
             raise Reject(f"its body has {size} bytes, above CONSUMER_MAX_BODY_BYTES")
         if (times := message.deliveries - 1) >= self._most and not self._rejected:

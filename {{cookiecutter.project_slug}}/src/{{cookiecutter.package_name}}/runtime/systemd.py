@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Notifies systemd of the service's state, if its unit has `Type=notify`; without NOTIFY_SOCKET it does nothing.
 
-READY is sent when the service takes messages, and STOPPING at the signal. WATCHDOG comes from a timer in the
-event loop: a blocked loop sends none, nor one whose handlers all hang, and systemd restarts the service.
+READY is sent when the service takes messages, and STOPPING at the signal. A timer in the event loop sends WATCHDOG:
+if the loop is blocked or all handlers hang, it sends none, and systemd restarts the service.
 The protocol is one datagram of lines, see sd_notify(3).
 """
 

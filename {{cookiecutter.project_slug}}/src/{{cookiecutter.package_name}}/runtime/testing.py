@@ -23,22 +23,22 @@ from .suspects import Suspects
 
 @dataclass(frozen=True)
 class Delivered:
-    """What became of a message."""
+    """The outcome of a message."""
 
     outcome: Literal["handled", "retried", "rejected"]
     reason: str = ""
-    """Why it is retried or became a dead letter."""
+    """The reason of a retry or a dead letter."""
     retry_seconds: float | None = None
-    """In how many; 0 for a message that shutdown requeues."""
+    """The delay of a retry; 0 for a message that a shutdown requeues."""
     published: tuple[OutgoingMessage, ...] = ()
-    """In a batch, by all of its messages."""
+    """The published messages; in a batch, of all its messages."""
 
 
 class Options(TypedDict, total=False):
     given: Any
-    """In place of what ``lifespan`` yields."""
+    """Replaces what ``lifespan`` yields."""
     lifespan: Lifespan | None
-    """Is opened before, and closed afterwards."""
+    """Opened before the call, and closed afterwards."""
     stopping: bool
     """Whether the service is shutting down."""
     around: Around | None
@@ -57,7 +57,7 @@ async def deliver(handler: HandlerFunction, body: Any, **options: Unpack[Options
 async def deliver_batch(
     handler: HandlerFunction, bodies: Sequence[Any], **options: Unpack[Options]
 ) -> list[Delivered]:
-    """As `deliver`, all of them at once."""
+    """Like `deliver`, with all messages in one batch."""
     settings = ConsumerSettings(
         broker_url=SecretStr("test:"),
         broker_url_file="",

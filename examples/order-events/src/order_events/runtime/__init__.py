@@ -16,8 +16,8 @@ Read in this order; the other files serve these:
 4. `brokers.buffer`   the deliveries that no worker has taken yet
 5. `brokers.source`   fetching, settling, requeueing: the contract of every broker
 6. `handlers`         signatures, routing by type; with `formats`, decoding
-7. `consumer`         the workers, and the drain; with `publishing`, what handlers publish; with `limits`, how long and how many;
-                      with `pause`, when none is taken
+7. `consumer`         the workers, and the drain; `publishing`: messages that handlers publish; `limits`: time limits;
+                      `pause`: while a dependency is down
 8. one broker         such as ``brokers/rabbitmq.py``, with `brokers.url`, `brokers.requests` and `brokers.connectivity`
 
 `service.serve` is the whole life of the process; `watchdog` ends it when the event loop is blocked; `errors` has

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""How a body becomes what a handler's model validates: decompressed, and decoded by its content type."""
+"""Prepares a body for the handler's model: decompresses it, and decodes it by its content type."""
 
 import base64
 import zlib
@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 from .message import Message, Reject, Retry
 
 MOST_BYTES = 5_000_000
-"""Of a decompressed body: a small one may hold gigabytes."""
+"""The limit of a decompressed body: a small body may decompress to gigabytes."""
 COMPRESSED = {"gzip", "x-gzip", "application/x-gzip", "deflate", "zlib"}
 UNCHANGED = {"", "identity", "none", "binary", "7bit", "8bit", "ascii", "us-ascii", "utf8", "utf-8"}
 """Also the character sets that AMQP's producers write here; kombu has binary with MessagePack and pickle."""

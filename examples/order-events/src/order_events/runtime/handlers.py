@@ -36,15 +36,15 @@ from .settings import ConsumerSettings
 
 @dataclass(frozen=True)
 class Handles:
-    """A function in HANDLERS with limits of its own; without one, the setting holds."""
+    """A function in HANDLERS with its own limits; the settings apply to those that are not given."""
 
     function: Callable[..., Any]
     seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
-    """In place of CONSUMER_HANDLER_SECONDS."""
+    """The time limit, in place of CONSUMER_HANDLER_SECONDS."""
     max_attempts: Annotated[int, Field(ge=1)] | None = None
-    """In place of CONSUMER_MAX_ATTEMPTS."""
+    """The delivery attempts, in place of CONSUMER_MAX_ATTEMPTS."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Most calls at a time. Further messages wait in the buffer, where they keep no worker from other handlers."""
+    """The maximum of concurrent calls. Further messages wait in the buffer, where they occupy no worker."""
     reject_on: tuple[type[BaseException], ...] = ()
     """Exceptions that make a message a dead letter at once."""
 
@@ -118,7 +118,7 @@ class Handler:
         self._adapter = None if item_type in (bytes, bytes | None) else TypeAdapter(item_type)
 
     def limit(self, settings: ConsumerSettings) -> None:
-        """Take from the settings what the handler has not of its own."""
+        """Apply the settings to the limits that are not given."""
         own, seconds = self.own, settings.handler_seconds
         self.seconds = (seconds if own.seconds is None else own.seconds) or math.inf
         self.max_attempts = own.max_attempts or settings.max_attempts
@@ -129,7 +129,7 @@ class Handler:
         return is_its_own and isinstance(failure, self.own.reject_on)
 
     def give(self, opened: Any) -> None:
-        """Find what the handler wants in what ``lifespan`` yielded: by its class, or in a field of a dataclass."""
+        """Find the handler's resources in what ``lifespan`` yielded: by class, or in a field of a dataclass."""
         found = [opened]
         if is_dataclass(opened):
             found += [getattr(opened, field.name) for field in fields(opened)]
@@ -171,7 +171,7 @@ class Handler:
             raise Reject(f"invalid payload: {type(error).__name__} in the model") from error
 
     def call(self, payloads: list[Any], messages: list[Message], threads: Executor) -> Any:
-        """What is to be awaited: the handler, on one message, or on all of them if it takes a batch. It gives its result."""
+        """The awaitable call of the handler, with one message, or with all of them for a batch handler."""
         if self._is_simple:  # no coroutine of its own, as this runs for each message
             return self.function(payloads[0])
         message: Any = messages if self.batched else messages[0]
@@ -196,7 +196,7 @@ class Handler:
 
 
 class Router:
-    """The message's type selects its handler; a single one gets every message. ``*`` in a key stands for any text."""
+    """The message's type selects its handler; a single handler gets every message. ``*`` in a key stands for any text."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Router:
         known = {**DECODERS, **(decoders or {})}
         for content_type, decoder in known.items():
             if not callable(decoder):
-                msg = f"DECODERS[{content_type!r}] in handlers/__init__.py is no function"
+                msg = f"DECODERS[{content_type!r}] in handlers/__init__.py is not a function"
                 raise HandlerError(msg)
         self.handlers = {
             name: Handler(name, function, known, around) for name, function in functions.items()
@@ -227,7 +227,7 @@ class Router:
         self.most_calls = {name: count for name, count in most.items() if count}
 
     def give(self, opened: Any) -> None:
-        """What ``lifespan`` yielded, for the handlers that want it. Raises HandlerError."""
+        """Give the handlers what ``lifespan`` yielded. Raises HandlerError."""
         for handler in self.handlers.values():
             handler.give(opened)
 
@@ -238,7 +238,7 @@ class Router:
         return next(fitting, None)
 
     def route(self, message: Message) -> Handler:
-        """The handler of this message. Raises Reject for a type that the service does not know."""
+        """The handler of this message. Raises Reject if no handler has its type."""
         handler = self._only or self.handlers.get(message.type) or self.find(message.type)
         if handler is None:
             where = "" if message.type else ": CONSUMER_TYPE_FROM says where it is"
@@ -247,13 +247,13 @@ class Router:
 
 
 def not_raised(failure: BaseException) -> BaseException:
-    """Marks a failure that the handler has not raised: `Handles.reject_on` is about its own."""
+    """Marks a failure that the handler did not raise, to which `Handles.reject_on` does not apply."""
     vars(failure)[NOT_RAISED] = True
     return failure
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-    """Each text between two stars is found once, and never looked for again: the time is linear."""
+    """Match the texts between the stars from left to right, without backtracking: the time is linear."""
     first, *middle, last = map(re.escape, key.split("*"))
     found = "".join(f"(?>.*?{text})" for text in middle)
     return re.compile(f"{first}{found}.*{last}", re.DOTALL)

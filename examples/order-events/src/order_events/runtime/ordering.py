@@ -21,12 +21,12 @@ class Gate:
         self._queues: dict[str, deque[Message]] = {}
 
     def key_of(self, message: Message) -> str | None:
-        """None for a message without one, which waits for no other. 7 and "7" are equal."""
+        """None for a message without a key, which waits for no other message. 7 and "7" are equal."""
         value = self._read(message)
         return None if value is None else str(value)
 
     def pass_or_queue(self, message: Message) -> bool:
-        """Whether it may pass now; else it waits here."""
+        """Whether the message may be taken now; otherwise it waits here."""
         key = self.key_of(message)
         limit = 1 if self._limits is None else self._limits.get(key or "")
         if key is None or limit is None:
@@ -51,7 +51,7 @@ class Gate:
         return None
 
     def drop(self, messages: Collection[Message]) -> None:
-        """All that are in the buffer."""
+        """All messages that are in the buffer."""
         self._queues.clear()
         for message in messages:
             self.settled(message)

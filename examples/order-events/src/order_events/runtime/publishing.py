@@ -12,7 +12,7 @@ from .telemetry import Telemetry
 
 
 class Publishing:
-    """On the connection of the source, so that a broker that can publishes and acknowledges in one step."""
+    """Publishes on the source's connection, so that a broker can publish and acknowledge in one step, if it is able to."""
 
     def __init__(self, source: Source, group: str, telemetry: Telemetry) -> None:
         self._source = source
@@ -22,7 +22,7 @@ class Publishing:
     async def send(
         self, message: Message, outgoing: Sequence[OutgoingMessage], *, is_result: bool = False
     ) -> None:
-        """Publish what a handler sends because of this message; with its result, acknowledge it. Raises BrokerError."""
+        """Publish the messages that a handler of this message sends; with its result, also acknowledge it. Raises BrokerError."""
         outgoing = self._prepared(outgoing, [message])
         with self._telemetry.publishing(outgoing):
             if is_result:
@@ -59,7 +59,7 @@ class Publishing:
     def _prepared(
         self, outgoing: Iterable[OutgoingMessage], messages: Sequence[Message]
     ) -> list[OutgoingMessage]:
-        """Copies, as a handler may send one object often, with ids that are the same when the messages are handled again."""
+        """Copies, because a handler may send one object repeatedly, with the same ids when the messages are redelivered."""
         all_ids = "\n".join(message.id for message in messages)
         prepared = [copy(one) for one in outgoing]
         for one in prepared:
@@ -79,7 +79,7 @@ class Publishing:
 def read_results(
     result: object, batched: bool
 ) -> tuple[list[OutgoingMessage], dict[Message, BaseException]]:
-    """What a handler returned: messages to publish, and the failed ones of a batch. Raises TypeError."""
+    """Split a handler's result into messages to publish and failed messages of a batch. Raises TypeError."""
     several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Failed | dict)
     results = list(result) if several and isinstance(result, Iterable) else [result]
     outgoing = [one for one in results if isinstance(one, OutgoingMessage)]

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The receipt of a shutdown: what became of its messages. It is the log event `stopped`, and Kubernetes' termination message."""
+"""The receipt of a shutdown counts its messages by outcome: the log event `stopped`, and Kubernetes' termination message."""
 
 import json
 import time
@@ -22,7 +22,7 @@ MOST_NAMES = 20
 
 
 class Receipt:
-    """As far as it is known: the watchdog writes it, too, from its thread."""
+    """The receipt as far as it is known: the watchdog's thread writes it too."""
 
     def __init__(self, service: str, event: CancellationEvent) -> None:
         self.service, self.version = service, "unknown"

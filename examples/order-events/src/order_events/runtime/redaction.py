@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Masks secrets in all text that leaves the process: logs, standard error, reasons, probe pages, spans, commands.
 
-Two kinds: *known* secrets, in whatever way they are escaped, and text whose place or name shows that it is one.
+Two kinds are masked: *known* secrets, however they are escaped, and text that looks like a secret by its position or name.
 """
 
 import json

@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Ends the process when its event loop cannot: a handler blocks the loop, or a thread never returns.
 
-The rest of a shutdown happens in the event loop (consumer.py), each step bounded. This thread is the last resort
-behind it: the process ends by the deadline, whatever a handler does.
+Normally a shutdown happens in the event loop (consumer.py), each step bounded. If that fails, this thread ends the
+process at the deadline, whatever a handler does.
 
 A signal handler written in Python waits for the main thread, which may be in native code that never returns, or
 about to wait. So the operating system's own handler wakes this thread as well (`signal.set_wakeup_fd`).
@@ -30,7 +30,7 @@ from .signals import forces
 log = structlog.get_logger()
 
 CLOSE_SECONDS = 10.0
-"""How long closing may take after the drain time; the sum of the consumer's own bounds is less."""
+"""The time for closing after the drain time; the sum of the consumer's own limits is less."""
 FORCED_SECONDS = 2.0
 """How long a forced shutdown may take."""
 _POLL_SECONDS = 0.25

@@ -2,8 +2,8 @@
 """The deliveries that no worker has taken yet: the one thing that ``anext(source)`` awaits.
 
 A *fetcher* (a client's callback, or one task) puts deliveries in; workers take them out. Cancelling a worker that
-waits loses nothing, which is not so for the awaitables of most client libraries. A fetcher that fails makes every
-worker's next `get` raise `SourceFailed`, so that no service idles.
+waits loses no message, whereas the awaitables of most client libraries may. If the fetcher fails, every
+worker's next `get` raises `SourceFailed`, so that no service idles.
 """
 
 import asyncio

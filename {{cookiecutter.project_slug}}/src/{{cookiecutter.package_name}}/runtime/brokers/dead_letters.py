@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Dead letters: the interface of a broker, and once for every broker the filters and the steps of replay and purge."""
+"""Dead letters: the interface of a broker, and the filters and steps of replay and purge, shared by all brokers."""
 
 import asyncio
 import math

@@ -295,7 +295,7 @@ def _any_of(patterns: Sequence[str], names: Iterable[str]) -> re.Pattern[str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise BrokerRefused(f"{msg} is no regular expression: {error}") from None
+            raise BrokerRefused(f"{msg} is not a regular expression: {error}") from None
         if BACK_REFERENCE.search(pattern):  # which would mean another pattern's group
             raise BrokerRefused(f"{msg} refers back to a group, which a pattern must not")
     return re.compile(whole)
@@ -541,7 +541,7 @@ def _security(url: BrokerUrl) -> dict[str, Any]:
     mechanism = _choice(url, "sasl_mechanism", SASL_MECHANISMS)
     provider = url.options.get("token_provider", "")
     if (mechanism == TOKEN) != bool(provider) or (provider and url.user):
-        msg = f"CONSUMER_BROKER_URL: sasl_mechanism={TOKEN} and token_provider need each other, and no user"
+        msg = f"CONSUMER_BROKER_URL: sasl_mechanism={TOKEN} and token_provider must be set together, without a user"
         raise BrokerRefused(msg)
     protocol = "SSL" if url.scheme == "kafkas" else "PLAINTEXT"
     if {*TLS_OPTIONS} & url.options.keys() and protocol != "SSL":

@@ -285,7 +285,7 @@ def _check_names(group: str, topic: str, own_topics: list[str]) -> None:
     if any(level not in ("+", "#") and ("+" in level or "#" in level) for level in levels) or (
         "#" in levels[:-1]
     ):
-        raise BrokerRefused(f"CONSUMER_SOURCE: in {topic!r} a wildcard is not a level of its own")
+        raise BrokerRefused(f"CONSUMER_SOURCE: in {topic!r} a wildcard must be a whole level")
     if set(group) & set("/+#\0"):
         msg = f"CONSUMER_GROUP: the name of an MQTT group must not contain / + #, as in {group!r}"
         raise BrokerRefused(msg)
@@ -859,7 +859,7 @@ class MqttBroker(Broker):
             raise
         if self._consuming:
             if self._had_session and not resumed:
-                reason = "the broker has no session of this client id: its messages are lost"
+                reason = "the broker did not keep this client id's session: its messages are lost"
                 log.error("session_lost", client_id=client_id, reason=reason)
             log.info("session_opened", client_id=client_id, resumed=resumed)
             self._had_session = True
@@ -1175,7 +1175,7 @@ class MqttBroker(Broker):
         raise self._no_dead_letters()
 
     def _no_dead_letters(self) -> BrokerRefused:
-        return BrokerRefused(f"MQTT keeps no dead letters: subscribe to {self._dead_topic}")
+        return BrokerRefused(f"MQTT stores no dead letters: subscribe to {self._dead_topic}")
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> MqttBroker:

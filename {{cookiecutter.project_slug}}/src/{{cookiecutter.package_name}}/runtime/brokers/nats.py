@@ -104,9 +104,7 @@ MOST_HEADER_BYTES = 65_535
 LONGEST_NAME = 500
 """Characters of an id or a type that stay when a copy is too large for the server."""
 
-FEW_PENDING = (
-    "messages that wait for a retry count too: when this many wait, the consumer gets no others"
-)
+FEW_PENDING = "messages that wait for a retry count too: with so many, the consumer gets no others"
 OURS = "Created by a service of cookiecutter-consumer, which creates it again when it is deleted."
 """Description of a stream or consumer."""
 

@@ -617,7 +617,7 @@ class RedisUrl(BrokerUrl):
         ):
             raise self.unreadable()
         if is_cluster and {database, self.options.get("db", "")} - {"", "0"}:
-            raise BrokerRefused("CONSUMER_BROKER_URL: a cluster has no other database than 0")
+            raise BrokerRefused("CONSUMER_BROKER_URL: a cluster has only database 0")
         self.lease_seconds = self.number("lease_seconds", LEASE_SECONDS, at_least=0.1)
         self.wait_replicas = self.whole_number("wait_replicas", 0, at_least=0)
         parts = urlsplit(text)
@@ -701,7 +701,7 @@ class MasterOfSentinels:
                 f"the Sentinels know no master {name!r}, but: {', '.join(sorted(known)) or 'none'}"
             )
             raise BrokerRefused(f"{url.redacted}: {msg}")
-        msg = f"the Sentinels see no master {name!r} that is up: a failover is under way, or cannot be"
+        msg = f"the Sentinels see no live master {name!r}: a failover is in progress, or impossible"
         raise RedisError(msg)
 
 

@@ -1073,7 +1073,7 @@ class SqsBroker(Broker):
         """Raises BrokerRefused for a message that the queue does not take."""
         size, most = _size(entry), self._most_bytes.get(queue_url, MAX_BYTES)
         if size > most:
-            msg = f"this message cannot be sent: with its headers it has {size} bytes, and SQS takes {most}"
+            msg = f"this message cannot be sent: with its headers it has {size} bytes, and SQS accepts {most}"
             raise BrokerRefused(msg)
 
     async def _send_again(self, settlement: Settlement) -> None:
@@ -1231,7 +1231,7 @@ class SqsBroker(Broker):
         """Raises BrokerRefused for a message that cannot be sent."""
         # It would end the request for the others, too.
         if message.type and not CLEAN_TEXT.fullmatch(message.type):
-            msg = f"this message cannot be sent: SQS takes no type such as {message.type[:100]!r}"
+            msg = f"this message cannot be sent: SQS refuses the type {message.type[:100]!r}"
             raise BrokerRefused(msg)
         attributes = {TYPE: _string(message.type)} if message.type else {}
         entry = _pack(message.body, message.id, attributes, headers_of(message))
@@ -1277,7 +1277,7 @@ class SqsBroker(Broker):
         if ":" in name:
             return name
         if not self._queue_url:
-            msg = f"{self._address}: the queue {self.settings.source!r} {MISSING}, whose account has the topic {name!r}"
+            msg = f"{self._address}: the topic {name!r} is in the account of the queue {self.settings.source!r}, which {MISSING}"
             raise BrokerRefused(msg)
         arn = (await self._attributes(self._queue_url))["QueueArn"]
         _, partition, _, region, owner, _ = arn.split(":")

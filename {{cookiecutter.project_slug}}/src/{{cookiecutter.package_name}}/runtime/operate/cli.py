@@ -43,8 +43,8 @@ from .reload import run_reloading
 from .vendored import CHECKOUT, find_drift
 
 Use = Callable[[Broker], Coroutine[Any, Any, int]]
-ABOUT_REHEARSE = """Each handler works some thirty times on its example, for real, with what the environment and .env
-name: name databases of tests. What handlers publish is not sent, and the service's own queue is not touched."""
+ABOUT_REHEARSE = """Each handler handles its example some thirty times, with real effects: let the environment and .env
+name test systems. Messages that handlers publish are not sent, and the service's own queue is not touched."""
 EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 
@@ -99,7 +99,7 @@ def main(service: Service, argv: Sequence[str] | None = None) -> int:
         if not error.is_shown:
             print(f"{service.name}: {redacted(str(error))}", file=sys.stderr)
     flush_output()
-    if stacks_of_threads():  # a handler that nobody waits for any more: the interpreter would
+    if stacks_of_threads():  # the interpreter would wait for an abandoned handler
         os._exit(exit_code)
     return exit_code
 
@@ -123,22 +123,23 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     about_reload = "start again when a file of the service changes (development only)"
     run.add_argument("--reload", action="store_true", help=about_reload)
     demo = add("demo", run_demo, "run on the embedded broker with sample messages")
-    demo.add_argument("--timeline", action="store_true", help="draw the shutdown at the end")
+    demo.add_argument("--timeline", action="store_true", help="draw a timeline of the shutdown")
     rehearse = add(
-        "rehearse", run_rehearsal, "prove the handlers: SIGTERM, SIGKILL, double delivery"
+        "rehearse", run_rehearsal, "test the handlers under SIGTERM, SIGKILL, double delivery"
     )
     rehearse.description = ABOUT_REHEARSE
     about_messages = "JSON lines with type and body, or the output of dead-letters list --body"
     rehearse.add_argument("--messages", type=Path, metavar="FILE", help=about_messages)
-    about_broker = "also on the broker of CONSUMER_BROKER_URL, in a queue of its own"
+    about_broker = "also on the broker of CONSUMER_BROKER_URL, in temporary queues"
     rehearse.add_argument("--broker", action="store_true", help=about_broker)
-    rehearse.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeat it")
-    rehearse.add_argument("--seconds", type=float, default=30, help="for each message (default 30)")
-    rehearse.add_argument("--json", action="store_true", help="for CI")
+    about_seed, about_seconds = "repeat a rehearsal", "time for each message (default 30)"
+    rehearse.add_argument("--seed", type=int, default=random.randrange(10_000), help=about_seed)
+    rehearse.add_argument("--seconds", type=float, default=30, help=about_seconds)
+    rehearse.add_argument("--json", action="store_true", help="print the report as JSON")
     publish = add("publish", _publish, "publish one JSON message, or JSON lines from -")
     publish.add_argument("message", metavar="JSON", help="the message, or - to read JSON lines")
     publish.add_argument("--type", default=None, help="message type, which selects the handler")
-    add("declare", _declare, "create the queues that are missing")
+    add("declare", _declare, "create missing queues")
     check = add("check", _check, "validate settings, connection and queues; changes nothing")
     check.add_argument(
         "--vendored", action="store_true", help="verify instead that vendored files are unmodified"
@@ -146,31 +147,31 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     about_dead_letters = "list, show, try, replay, purge or browse dead-lettered messages"
     dead_letters = commands.add_parser("dead-letters", help=about_dead_letters)
     actions = dead_letters.add_subparsers(required=True, metavar="ACTION")
-    listing = add("list", _list_dead_letters, "list the oldest ones, without changes", actions)
+    listing = add("list", _list_dead_letters, "list the oldest letters, without changes", actions)
     add_filters(listing, limit=100)
-    listing.add_argument("--body", action="store_true", help="with the bodies")
-    show = add("show", _show_dead_letter, "show one with its headers and its body", actions)
+    listing.add_argument("--body", action="store_true", help="include the bodies")
+    show = add("show", _show_dead_letter, "show a letter with its headers and body", actions)
     show.add_argument("ids", metavar="ID", nargs=1, help="message id, as listed")
-    about_try = "call this version's handlers on copies; settles and publishes nothing"
+    about_try = "call this version's handlers on copies, without settling or publishing"
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
-    replay = add("replay", _change_dead_letters, "move them back to the queue", actions)
-    purge = add("purge", _change_dead_letters, "delete them", actions)
+    replay = add("replay", _change_dead_letters, "move letters back to the queue", actions)
+    purge = add("purge", _change_dead_letters, "delete letters", actions)
     for one in (replay, purge):
         one.set_defaults(replay=one is replay)
         add_filters(one)
-        about_rate = "at most so many a second (default unlimited)"
+        about_rate = "maximum of letters per second (default unlimited)"
         one.add_argument("--rate", type=whole_number, help=about_rate)
         one.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    page = add("browse", _browse_dead_letters, "serve a page for them, on 127.0.0.1", actions)
+    page = add("browse", _browse_dead_letters, "serve a web page on 127.0.0.1", actions)
     page.add_argument("--port", type=int, default=0, help="port of the page (default any)")
-    about_new_handler = "add a handler, its test and its entry in HANDLERS (development only)"
+    about_new_handler = "add a handler, its test and its lines in HANDLERS (development only)"
     new_handler = add("new-handler", _new_handler, about_new_handler)
     new_handler.add_argument("name", metavar="TYPE", help="message type, as producers write it")
     return parser
 
 
 def _versions(name: str) -> str:
-    """Of the service, if it is installed, and of the template; and the brokers beside the embedded one."""
+    """The versions of the service, if it is installed, and of the template; and the brokers except the embedded one."""
     version = next((found.version for found in metadata.distributions(name=name)), "unknown")
     brokers = [*dict.fromkeys(MODULE_OF_SCHEME[scheme] for scheme in known_schemes())]
     names = ", ".join(brokers[1:] or brokers)

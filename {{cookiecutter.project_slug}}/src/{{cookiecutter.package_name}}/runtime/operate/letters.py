@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Dead letters one by one: the filters of the commands, what is shown of a letter, and handlers tried on copies."""
+"""Single dead letters: the filters of the commands, the display of a letter, and `try`, which calls handlers on copies."""
 
 import argparse
 import base64
@@ -30,19 +30,19 @@ MOST_DIGITS = 12
 
 
 def closing(steps: AsyncIterator[T]) -> Closing[T]:
-    """For each reading of dead letters: until it ends, brokers hide from others what it has read."""
+    """Closes a reading of dead letters: until it ends, brokers hide the letters that it has read from others."""
     return aclosing(cast("AsyncGenerator[T, None]", steps))
 
 
 def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> None:
     """``limit`` is the default of --limit; None is all."""
-    about_ids = "only with this message id; may be given again for others"
+    about_ids = "only letters with this message id; repeatable"
     parser.add_argument("--id", dest="ids", metavar="ID", action="append", help=about_ids)
-    parser.add_argument("--type", help="only of this message type; * stands for any text")
-    parser.add_argument("--reason", default="", help="only with this text in the reason")
-    before = "only those dead-lettered before TIME: 2026-11-30T08:15 (UTC), or 15m, 3h or 2d ago"
+    parser.add_argument("--type", help="only letters of this type; * stands for any text")
+    parser.add_argument("--reason", default="", help="only letters with this text in the reason")
+    before = "only letters from before TIME: 2026-11-30T08:15 (UTC), or 15m, 3h or 2d ago"
     parser.add_argument("--before", metavar="TIME", type=time_of, help=before)
-    after = "only those dead-lettered at TIME or later"
+    after = "only letters from TIME or later"
     parser.add_argument("--after", metavar="TIME", type=time_of, help=after)
     about_limit = f"maximum number (default {'all' if limit is None else limit})"
     parser.add_argument("--limit", type=whole_number, default=limit, help=about_limit)
@@ -121,7 +121,7 @@ class _Recorder(Settlements):
             # No broker takes what this refuses.
             to_json(dict(message.headers), bytes_mode="base64")
             if len(message.body) > (self._source.largest_body_bytes or math.inf):
-                msg = f"a body of {len(message.body)} bytes is larger than the broker takes"
+                msg = f"a body of {len(message.body)} bytes is larger than the broker accepts"
                 raise BrokerRefused(msg)
         await super().publish(messages)
 

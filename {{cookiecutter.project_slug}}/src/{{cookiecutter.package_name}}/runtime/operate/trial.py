@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """One trial of a rehearsal, in a child process: the whole service, disturbed at one moment of its handler.
 
-A moment is a line of the service's own code, or a suspension of the handler, or the end of that; they are counted, so
-the same number is the same place in each run. What happens is written to standard output, beside the log.
+A moment is a line of the service's own code, or the begin or end of an await of the handler. Moments are counted, so
+the same number is the same place in each run. The events of a trial are written to standard output, with the log.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Whether the vendored files are unmodified: for ``check --vendored`` and tests/runtime/test_drift.py."""
+"""Checks that the vendored files are unmodified, for ``check --vendored`` and tests/runtime/test_drift.py."""
 
 import hashlib
 from pathlib import Path

@@ -258,7 +258,7 @@ class OpenTelemetry(Telemetry):
             async with asyncio.timeout(within_seconds):
                 await flushed.wait()
         except TimeoutError:
-            log.warning("telemetry_lost", reason=f"not taken within {within_seconds:.1f} s")
+            log.warning("telemetry_lost", reason=f"not accepted within {within_seconds:.1f} s")
 
 
 class RedactingExporter(OTLPSpanExporter):

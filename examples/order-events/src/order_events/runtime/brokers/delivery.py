@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """How every broker's delivery becomes a `Message`, and every dead letter a `DeadLetter`.
 
-Other programs publish too, so a header, an id or a time may be of any type, missing, or nonsense. The functions here
+Other programs publish too, so a header, an id or a time may have any type or value, or be missing. The functions here
 accept any value and never raise: a field that cannot be read gets the value of an absent one.
 """
 

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Messages whose retry or dead letter the broker did not store: they stay unacked in this process, and are tried again.
 
-Requeued, they would be delivered again at once and without end. No worker waits for them, and no other message suffers.
+If they were requeued, they would be redelivered at once, endlessly. No worker waits for them; other messages are handled.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The interfaces of a broker: `Publisher`, `Source` for the consumer, and `DeadLetters` for the commands.
 
-A source publishes too, what its messages lead to; `Broker` is all three. `Source` carries what a graceful shutdown promises on every
+A source also publishes the messages that handlers return; `Broker` is all three. `Source` implements the graceful shutdown for every
 broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
-that cannot reach the broker is one ``settlement_lost`` in the log. How settlements are written is each broker's own.
+that cannot reach the broker is logged once as ``settlement_lost``. Each broker writes settlements in its own way.
 """
 
 import asyncio

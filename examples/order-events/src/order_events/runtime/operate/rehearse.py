@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The rehearsal: the service's handlers under SIGTERM, SIGKILL, double delivery and failures, at moments that a seed selects.
 
-Each trial is a child process with the whole service and messages of its own (trial.py). A second process finishes what
-the first one left. Then what happened, and what ``effects`` says, must be as in a run that nothing disturbed.
+Each trial is a child process with the whole service and its own messages (trial.py). A second process handles the
+remaining messages. Then the outcome, and the effects that ``effects`` counts, must equal those of an undisturbed run.
 """
 
 import argparse
@@ -50,7 +50,7 @@ BLOCKED_SECONDS = 0.2
 MOST = {"SIGTERM": 4, "deadline": 2, "failure": 4, "SIGKILL": 12}  # moments of each handler
 KEPT_ALL = "nothing lost, nothing doubled, each shutdown in time"
 DOCS = "https://github.com/OWNER/cookiecutter-consumer/blob/main/docs"
-FOR_REAL = "note: handlers do their work for real, by the settings of the environment and of .env"
+FOR_REAL = "note: handlers have real effects on the systems that the environment and .env name"
 SETTINGS: dict[str, Any] = {
     **{"broker_url_file": "", "bindings": "", "declare": True, "type_from": "", "prefetch": None},
     **dict.fromkeys(("retry_seconds", "retry_max_seconds"), LONGEST_DELAY_SECONDS),
@@ -66,15 +66,15 @@ REST = {"settled", "rejected", "published"}
 """What counts of the process that finishes the rest."""
 ADVICE = {
     "lost": "let a failure raise, and record message.id in the transaction that does the work: idempotency.md",
-    "effects doubled": "it is not idempotent: record message.id in the transaction that does the work: idempotency.md",
+    "effects doubled": "make it idempotent: record message.id in the transaction that does the work: idempotency.md",
     "half done": "do all of the work in one transaction, with message.id: idempotency.md",
-    "redelivery fails": "a message that was handled before is handled again, without an effect: idempotency.md",
+    "redelivery fails": "let a redelivered message succeed without an effect: idempotency.md",
     "shutdown ignored": "in long work check message.stopping, save the progress and raise Retry(): shutdown.md",
-    "shutdown fails": "close in time, and without an error, what lifespan has opened: shutdown.md",
+    "shutdown fails": "close the resources of lifespan in time, and without an error: shutdown.md",
     "event loop blocked": "write a plain `def`, which runs in a thread, or await an async client: handlers.md",
     "cancellation swallowed": "let CancelledError pass: catch Exception, never BaseException: shutdown.md",
-    "work left behind": "await what the handler starts, as asyncio.TaskGroup does, before it returns: testing.md",
-    "example fails": "correct the example, or give the handler what it needs: testing.md",
+    "work left behind": "await the tasks that the handler starts, as asyncio.TaskGroup does: testing.md",
+    "example fails": "correct the example, or provide the handler's dependencies: testing.md",
 }
 VARIED = re.compile(
     rb'(?<=")(?!\d{4}-\d\d)([^"\\]*?)(\d{2,})(?="\s*[,}\]])|([iI]d"\s*:\s*)(\d{2,})'
@@ -194,9 +194,9 @@ class Rehearsal:
             self._varies = False
             second = self._try(traced=False)
         if not second.handled or second.effects.total() < first.effects.total():
-            about.hints.append("its example has effects only once: give several by --messages")
+            about.hints.append("its example has effects only once: use --messages with several")
         elif self._service.effects and not first.effects:
-            about.hints.append("effects() shows nothing of its work")
+            about.hints.append("effects() does not count its work")
         if not second.handled:
             return
         about.longest_seconds = max(about.longest_seconds, *second.all("run_seconds"))
@@ -433,7 +433,7 @@ def run_rehearsal(service: "Service", arguments: argparse.Namespace) -> int:
         for url in urls:
             results.append(rehearsal := Rehearsal(service, url, Path(directory), arguments))
             if url:
-                print(f"note: made and deleted there: {rehearsal.name}-0, ...", file=sys.stderr)
+                print(f"note: temporary queues there: {rehearsal.name}-0, ...", file=sys.stderr)
             rehearsal.run(examples)
     findings = [one for result in results for one in result.findings.values()]
     handlers = results[0].handlers
