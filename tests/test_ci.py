@@ -391,6 +391,42 @@ def test_the_bill_of_materials_is_valid_and_names_the_vendored_runtime(
     assert len({one["bom-ref"] for one in bill["components"]}) == len(bill["components"])
 
 
+DOCKER = """#!/bin/bash
+case $1 in login) cat > /dev/null;; inspect) echo "${@: -1:1}" | sed 's/:main-7$/@sha256:'$DIGEST'/';; esac
+"""
+"""Says of what was pushed that it has this digest."""
+
+
+@pytest.mark.parametrize("ci", CI)
+def test_the_job_that_publishes_an_image_says_how_an_overlay_gets_its_digest(
+    render: Render, tmp_path: Path, ci: str
+) -> None:
+    service = render(ci=ci, deploy="kubernetes")
+    name, digest = f"registry.example.com/team/{service.path.name}", "0a" * 32
+    variables = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "DIGEST": digest}
+    if ci == "github":
+        name = f"ghcr.io/team/{service.path.name}"
+        steps = parsed(service.path, WORKFLOW)["jobs"]["publish"]["steps"]
+        [script] = [step["run"] for step in steps if "run" in step]
+        script = script.partition("\n# With the vendored runtime")[0] + "\ncat image.txt"
+        for program, text in (("docker", DOCKER), ("uv", "#!/bin/sh\n")):
+            (tmp_path / program).write_text(text)
+            (tmp_path / program).chmod(0o755)
+        variables |= {"GITHUB_REPOSITORY_OWNER": "Team", "GITHUB_REF_NAME": "main", "TOKEN": ""}
+        variables |= {"GITHUB_RUN_NUMBER": "7", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+        (tmp_path / "pyproject.toml").touch()
+    else:
+        script = parsed(service.path, GITLAB)["publish"]["script"][-1]
+        variables["IMAGE"] = name
+        built = json.dumps({"containerimage.digest": f"sha256:{digest}"})
+        (tmp_path / "built.json").write_text(built)
+    said = run("bash", "-eo", "pipefail", "-c", script, cwd=tmp_path, env=variables).stdout
+    production = "deploy/kubernetes/overlays/production/kustomization.yaml"
+    [image] = parse_yaml(service.read(production))["images"]
+    command = f"kustomize edit set image {image['name']}={name}@sha256:{digest}"
+    assert {*said.splitlines()} == {command}
+
+
 def test_github_attests_how_the_image_was_built_and_what_is_in_it(github: Any) -> None:
     """Two attestations of one subject, the image: `gh attestation verify` finds both by its digest."""
     steps = github["jobs"]["publish"]["steps"]

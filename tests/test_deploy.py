@@ -913,13 +913,16 @@ def test_a_prometheus_without_the_operator_finds_the_pods_by_annotations(
 
 
 @each_overlay
-@each_broker
+@pytest.mark.parametrize(
+    ("broker", "telemetry"),
+    list(zip(BROKERS, itertools.cycle(["opentelemetry", "both"]), strict=False)),
+)
 def test_the_collector_is_named_and_knows_the_pod(
-    render: Render, broker: str, overlay: str
+    render: Render, broker: str, telemetry: str, overlay: str
 ) -> None:
-    service = render(broker=broker, deploy="kubernetes", telemetry="opentelemetry")
+    service = render(broker=broker, deploy="kubernetes", telemetry=telemetry)
     manifests = kustomized(service, overlay)
-    assert "PodMonitor" not in manifests
+    assert ("PodMonitor" in manifests) == (telemetry in SCRAPED)
     [container] = workload(manifests)["spec"]["template"]["spec"]["containers"]
     endpoint = manifests["ConfigMap"]["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert endpoint == "http://otel-collector.monitoring.svc:4318"

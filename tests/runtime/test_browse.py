@@ -24,6 +24,7 @@ from runtime.errors import BrokerRefused
 from runtime.handlers import HandlerFunction, Router
 from runtime.message import OutgoingMessage
 from runtime.operate.browse import MOST_BYTES, Browser
+from runtime.redaction import keep_secret
 from runtime.settings import ConsumerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("broker", ["sqlite"], indirect=True)]
@@ -407,6 +408,12 @@ def browsing(broker: Server, queue: str) -> Open:
 
 
 async def handle(body: bytes) -> None: ...
+
+
+async def test_a_secret_in_the_name_of_the_source_is_masked(browsing: Open) -> None:
+    async with browsing(0, handle) as page:
+        keep_secret({"token": page.browser.source.settings.source})
+        assert await page.ask("letters", "GET") == [{"source": "***", "total": 0}]
 
 
 async def test_an_action_ends_after_its_step_in_progress_when_the_page_is_closed(

@@ -316,6 +316,30 @@ def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
     assert "does not exist" not in out
 
 
+@on_one_broker
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["declare"],
+        ["check"],
+        ["publish", '{"order_id": 1}'],
+        ["dead-letters", "replay", "--yes"],
+        ["dead-letters", "purge", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_a_secret_in_the_name_of_the_source_is_masked(
+    command: Call, queue: str, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    """Such as the token of a device in a topic."""
+    monkeypatch.setenv("PGPASSWORD", secret := f"hush-{queue}")
+    monkeypatch.setenv("CONSUMER_SOURCE", f"devices/{secret}/status")
+    exit_code, out, err = command(*argv)
+    assert exit_code == 0
+    assert "devices/***/status" in out + err
+    assert secret not in out + err
+
+
 @pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True)
 def test_check_without_a_broker_is_exit_code_69_and_one_sentence(
     command: Call, broker: Server, monkeypatch: pytest.MonkeyPatch

@@ -471,6 +471,7 @@ def test_a_letter_is_found_by_its_id_as_it_is_and_as_it_is_shown(
     assert shown == "order?token=***"
     for one in (id, shown):
         assert json.loads(command("dead-letters", "show", one)[1])["id"] == shown
+    assert json.loads(command("dead-letters", "try", "--id", shown)[1])["id"] == shown
     assert command("dead-letters", "purge", "--yes", "--id", shown)[2].startswith("deleted 1 ")
 
 

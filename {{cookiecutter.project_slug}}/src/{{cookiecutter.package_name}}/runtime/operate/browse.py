@@ -136,7 +136,7 @@ class Browser:
     async def _letters(self, _chosen: Selection) -> Lines:
         async with self._using:
             total = await self.source.count_dead_letters()
-            yield {"source": self.source.settings.source, "total": total}
+            yield {"source": redacted(self.source.settings.source), "total": total}
             async with closing(self.source.dead_letters(MOST_LETTERS)) as letters:
                 async for letter in letters:
                     yield {**shown(letter), "key": _key_of(letter)}

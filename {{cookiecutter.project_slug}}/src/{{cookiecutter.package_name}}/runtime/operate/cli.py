@@ -207,7 +207,7 @@ def _publish(service: Service, arguments: argparse.Namespace) -> int:
         await source.prepare()
         telemetry = make_telemetry(service.name, source.settings)
         try:
-            with Progress("published", f"to {source.settings.source}") as progress:
+            with Progress("published", redacted(f"to {source.settings.source}")) as progress:
                 async for bodies in read_messages(arguments.message):
                     messages = [OutgoingMessage(body, message_type) for body in bodies]
                     with telemetry.publishing(messages):
@@ -224,7 +224,7 @@ def _declare(service: Service, _arguments: argparse.Namespace) -> int:
     async def declare(source: Broker) -> int:
         await source.declare()
         for name, value in (await source.describe()).items():
-            print(f"{name}: {redacted(str(value))}")
+            print(f"{redacted(name)}: {redacted(str(value))}")
         return ExitCode.DRAINED
 
     return _with_source(service, declare)
@@ -244,7 +244,7 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
         print(f"broker     ok, {source.settings.broker_scheme}")
         described = await source.describe()
         for name, value in described.items():
-            print(f"           {name}: {redacted(str(value))}")
+            print(f"           {redacted(name)}: {redacted(str(value))}")
         for name, can in asdict(source.capabilities).items():
             print(f"supports   {name.replace('_', ' ')}: {'yes' if can else 'no'}")
         if MISSING in described.values():
@@ -322,7 +322,7 @@ def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     verb, where = ("replayed", "to") if replay else ("deleted", "from the dead letters of")
 
     async def change_them(source: Broker) -> int:
-        with Progress(verb, f"{where} {source.settings.source}") as progress:
+        with Progress(verb, redacted(f"{where} {source.settings.source}")) as progress:
             async with await changing(source, selection_of(arguments), replay=replay) as steps:
                 async for done in steps:
                     progress.advance(done - progress.count)
@@ -385,9 +385,9 @@ def _after_confirmation(
             return ExitCode.DRAINED
         if not sys.stdin.isatty():
             raise UsageError("standard input is not a terminal: pass --yes")
-        answer = ""
+        answer, source = "", redacted(service.settings().source)
         with suppress(EOFError, KeyboardInterrupt):
-            answer = input(f"{verb} {number} dead letters of {service.settings().source}? [y/N] ")
+            answer = input(f"{verb} {number} dead letters of {source}? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             print("cancelled: no dead letter was changed")
             return ExitCode.DRAINED

@@ -18,7 +18,7 @@ from ..consumer import Lifespan
 from ..errors import BrokerRefused
 from ..handlers import Router
 from ..message import DeadLetter, OutgoingMessage
-from ..redaction import redacted, redacted_value
+from ..redaction import redacted_value
 from ..telemetry import NO_HANDLER
 from ..testing import Settlements
 
@@ -139,11 +139,9 @@ async def try_handlers(
             recorder, began = _Recorder(source), time.monotonic()
             await recorder.handle(router, [letter], alone=True)
             outcome = recorder.settled[letter]
-            yield {
-                **{"id": letter.id, "type": letter.type, "handler": letter.handler or NO_HANDLER},
-                **{"outcome": outcome.outcome, "reason": redacted(outcome.reason)},
-                "seconds": round(time.monotonic() - began, 3),
-                "published": [
-                    {"to": one.to, "type": one.type, "id": one.id} for one in recorder.published
-                ],
-            }
+            published = [{"to": o.to, "type": o.type, "id": o.id} for o in recorder.published]
+            yield redacted_value(
+                {"id": letter.id, "type": letter.type, "handler": letter.handler or NO_HANDLER}
+                | {"outcome": outcome.outcome, "reason": outcome.reason, "published": published}
+                | {"seconds": round(time.monotonic() - began, 3)}
+            )
