@@ -591,8 +591,7 @@ class RabbitBroker(Broker):
         arguments = self._queues[name]
         is_source = name == self._name
         if is_source and self._is_foreign and await self._count(name) is None:
-            msg = f"the queue {name!r} {MISSING}, and it was of another kind than ours"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"the queue {name!r} {MISSING}, and was of another kind than ours")
         try:
             async with self._channel() as channel, self._requests.bounded():
                 await channel.queue_declare(name, durable=True, arguments=arguments)
