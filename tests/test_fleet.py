@@ -200,17 +200,41 @@ def test_what_cannot_be_compared_is_no_drift(service: Service, manifest: bytes |
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-def test_a_repository_is_looked_at_by_its_url(service: Service) -> None:
+def test_a_repository_is_looked_at_by_its_url_and_no_link_in_it_is_followed(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "local").write_text("CONSUMER_DRAIN_SECONDS=99\n", encoding="utf-8")
+    (service.path / "compose.yaml").symlink_to(tmp_path / "local")
     for command in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm a"):
         run("git", *command.split(), cwd=service.path)
     result = fleet(service.path.as_uri())
     assert result.returncode == 0
     assert result.stdout.splitlines()[1].startswith("order-events")
+    assert "99" not in result.stdout
+
+
+TOO_DEEP = "[" * 100_000
+"""JSON."""
+
+
+def test_files_that_cannot_be_read_hide_no_service(service: Service) -> None:
+    for name in (".pytest_cache/v/consumer", "deploy/folder.yaml"):
+        (service.path / name).mkdir(parents=True)
+    (service.path / "deploy/link.yaml").symlink_to("nowhere")
+    (service.path / ".pytest_cache/v/consumer/shutdown_suite").write_text('{"passed": Infinity}')
+    (service.path / ".rehearsal.json").write_text(TOO_DEEP)
+    settings = service.path / "src/order_events/runtime/settings.py"
+    settings.write_bytes(settings.read_bytes() + b"# \xff\n")
+    row = only_row(service)
+    assert (row["shutdown_suite"], row["rehearsed"], row["drift"]) == (
+        *("there", "never here", "1 edited"),
+    )
 
 
 def test_a_folder_that_is_no_service_is_one_sentence_and_the_rest_is_shown(
     service: Service, tmp_path: Path
 ) -> None:
+    (tmp_path / ".template-answers.json").write_text(TOO_DEEP)
     result = fleet(tmp_path, "https://user:secret@127.0.0.1:1/x", service.path)
     assert result.returncode == 1
     assert "it has no .template-answers.json" in result.stdout

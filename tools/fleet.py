@@ -130,7 +130,9 @@ def looked_at(place: str) -> Row:
     if Path(place).is_dir():
         return row(Path(place))
     with tempfile.TemporaryDirectory(prefix="fleet-") as scratch:
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--", place, scratch]
+        # A link of another repository would lead to a file of this machine: it is written as a text.
+        clone = ["git", "-c", "core.symlinks=false", "clone", "--quiet", "--depth", "1"]
+        clone += ["--", place, scratch]
         try:
             result = subprocess.run(
                 clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
@@ -144,13 +146,13 @@ def looked_at(place: str) -> Row:
 
 def row(service: Path) -> Row:
     try:
-        recorded = json.loads((service / ".template-answers.json").read_text(encoding="utf-8"))
+        recorded = json_of(service / ".template-answers.json")
         answers = recorded["answers"]
         slug, package, broker = (
             answers[name] for name in ("project_slug", "package_name", "broker")
         )
         version = recorded["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise Unreadable("it has no .template-answers.json of this template.") from None
     if not re.fullmatch(r"[a-z][a-z0-9_]*", str(package)):
         raise Unreadable("its .template-answers.json names no package.")
@@ -202,11 +204,10 @@ def drain_seconds(service: Path, package: str) -> str:
     found: set[str] = set()
     for pattern in DEPLOYED_FROM:
         for file in service.glob(pattern):
-            text = file.read_text(encoding="utf-8", errors="replace")
+            text = text_of(file)
             found |= set(re.findall(r"^(?!\s*#).*\bCONSUMER_DRAIN_SECONDS\W+([\d.]+)", text, re.M))
     if not found:
-        settings = service / "src" / package / "runtime/settings.py"
-        text = settings.read_text(encoding="utf-8") if settings.exists() else ""
+        text = text_of(service / "src" / package / "runtime/settings.py")
         found = set(re.findall(r"drain_seconds: float = Field\(default=([\d.]+)", text))
     return ", ".join(sorted(found)) or "?"
 
@@ -216,21 +217,37 @@ def suite(service: Path) -> str:
         return "missing"
     kept = service / ".pytest_cache/v/consumer/shutdown_suite"  # by its tests/conftest.py
     try:
-        outcomes: Any = json.loads(kept.read_text(encoding="utf-8"))
+        outcomes = json_of(kept)
         counts = {outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError):
         return "there"
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "there"
 
 
 def rehearsal(service: Path) -> str:
     try:
-        kept: Any = json.loads((service / ".rehearsal.json").read_text(encoding="utf-8"))
+        kept = json_of(service / ".rehearsal.json")
         brokers, at = " and ".join(map(str, kept["brokers"])), str(kept["at"])
         result = f"{len(kept['findings'])} broken" if kept["findings"] else "kept"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return "never here"
     return f"{at[:16].replace('T', ' ')} on {brokers}: {result}"
+
+
+def text_of(file: Path) -> str:
+    """Its text; empty for what is no file, or cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    except OSError:
+        return ""
+
+
+def json_of(file: Path) -> Any:
+    """Its value; None for what is no file, or no JSON."""
+    try:
+        return json.loads(text_of(file))
+    except (ValueError, RecursionError):
+        return None
 
 
 def table(rows: list[Any], of: type[Any] = Row) -> str:

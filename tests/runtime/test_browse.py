@@ -255,7 +255,7 @@ def test_a_wrong_port_is_one_sentence_and_exit_code_2(
         check=False,
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert f"--port: cannot listen on port {port_of_page} of 127.0.0.1" in result.stderr
+    assert f"--port: cannot listen on 127.0.0.1:{port_of_page}: " in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -31,6 +31,7 @@ from runtime.consumer import Consumer, unless_set
 from runtime.errors import BrokerUnavailable, ExitCode, HandlerError
 from runtime.handlers import Router
 from runtime.message import (
+    Failed,
     Message,
     OutgoingMessage,
     Reject,
@@ -446,6 +447,27 @@ async def test_a_failing_batch_is_retried_message_by_message(harness: ConsumerHa
     )
     assert len(harness.events("message_retried")) == 3
     assert harness.left == (0, 0)
+
+
+async def test_what_a_batch_handled_is_acked_although_the_broker_does_not_store_the_retry_of_another(
+    harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handle(events: list[Number], messages: list[Message]) -> list[Failed]:
+        return [Failed(messages[0], RuntimeError())]
+
+    async def retry(message: Message, delay_seconds: float, reason: str) -> None:
+        await asyncio.Event().wait()
+
+    exit_code, consumer = await harness.run(
+        numbers(3),
+        lambda c: bool(harness.events("message_retried")),
+        handlers={"n": handle},
+        before=lambda c: monkeypatch.setattr(c.source, "retry", retry),
+        batch_size=3,
+        drain_seconds=0,
+    )
+    assert (exit_code, consumer.handled_count, consumer.abandoned_count) == (75, 2, 1)
+    assert harness.left == (1, 0)
 
 
 async def test_a_failed_fetcher_shuts_the_service_down_with_exit_code_1(

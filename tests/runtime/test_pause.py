@@ -100,7 +100,7 @@ async def running(
 ) -> AsyncIterator[Consumer]:
     """A consumer; leaving the context shuts it down gracefully, at once."""
     event = CancellationEvent(asyncio.get_running_loop())
-    source = make_source(settings, MESSAGES)
+    source = make_source(settings, settings.prefetch or MESSAGES)
     consumer = Consumer(source, Router({"a": handler, **handlers}), event, settings)
     consuming = asyncio.create_task(consumer.run())
     try:
@@ -267,14 +267,19 @@ async def test_more_poison_messages_than_the_prefetch_do_not_keep_it_paused(
 
 
 @pytest.mark.parametrize("broker", RETRIES_FIRST, indirect=True, scope="session")
+@pytest.mark.parametrize("prefetch", [MESSAGES, 1])
 async def test_poison_messages_that_come_back_before_others_do_not_keep_it_paused(
-    settings_for: Callable[..., ConsumerSettings], compressed: None
+    settings_for: Callable[..., ConsumerSettings], prefetch: int, compressed: None
 ) -> None:
-    """More than fit in the buffer and in the ten pauses that the longest delay lasts."""
+    """More than fit in the buffer and in the ten pauses that the longest delay lasts; also where the buffer has just one."""
     settings = settings_for(
-        concurrency=2, max_attempts=100, retry_seconds=0.05, retry_max_seconds=2
+        concurrency=min(2, prefetch),
+        prefetch=prefetch,
+        max_attempts=100,
+        retry_seconds=0.05,
+        retry_max_seconds=2,
     )
-    poison = [OutgoingMessage(b"poison", "a") for _ in range(MESSAGES + 30)]
+    poison = [OutgoingMessage(b"poison", "a") for _ in range(12 + min(30, prefetch**2))]
 
     async def handle(body: bytes) -> None:
         if body == b"poison":
@@ -642,13 +647,16 @@ async def test_what_a_broker_does_not_let_one_hold_is_requeued_in_a_long_pause(
 
 
 @embedded
-async def test_a_suspect_that_the_broker_takes_back_while_it_waits_is_not_handled(
-    harness: ConsumerHarness,
+@pytest.mark.parametrize("is_released", [True, False])
+async def test_a_suspect_that_the_broker_takes_back_while_it_waits_is_not_handled_and_keeps_no_room(
+    harness: ConsumerHarness, is_released: bool
 ) -> None:
-    called, sources = [], []
+    """Some sources release it when they hear of that; others, whose lease ends with time, leave that to whoever takes it."""
+    called, sources, taken_back = [], [], set[Message]()
 
     def all_are_suspects(consumer: Consumer) -> None:
         consumer.source.suspects.many = 0
+        consumer.source._lost_because = lambda message: "late" * (message in taken_back)  # type: ignore[method-assign]
         sources.append(consumer.source)
 
     async def handle(event: Number) -> None:
@@ -656,13 +664,40 @@ async def test_a_suspect_that_the_broker_takes_back_while_it_waits_is_not_handle
         while len(sources[0].suspects.waiting) < 2:  # noqa: ASYNC110  # nothing tells
             await asyncio.sleep(0.005)
         for waiting in sources[0].suspects.waiting:
-            sources[0]._release(waiting)
+            taken_back.add(waiting)
+            if is_released:
+                sources[0]._release(waiting)
 
-    await harness.run(
-        numbers(3), lambda c: c.handled_count > 0 and not c.source.suspects.waiting,
+    _, consumer = await harness.run(
+        numbers(3), lambda c: c.handled_count > 0 and not (c.source.suspects.waiting or c.source.unacked),
         handlers={"n": handle}, before=all_are_suspects, concurrency=2,
     )  # fmt: skip
     assert called == [0]
+    assert consumer.source.requeued_count == 0
+
+
+@embedded
+async def test_a_suspect_whose_beginning_the_broker_stores_at_the_signal_is_requeued(
+    harness: ConsumerHarness,
+) -> None:
+    called, storing = [], asyncio.Event()
+
+    def one_is_a_suspect(consumer: Consumer) -> None:
+        async def store(message: Message) -> None:
+            storing.set()
+            await consumer.event.wait()
+
+        consumer.source.suspects.many = 0
+        consumer.source.begin_alone = store  # type: ignore[method-assign]
+
+    async def handle(event: Number) -> None:
+        called.append(event.number)
+
+    exit_code, consumer = await harness.run(
+        numbers(1), lambda _: storing.is_set(), handlers={"n": handle}, before=one_is_a_suspect
+    )
+    assert (exit_code, called, harness.left) == (0, [], (1, 0))
+    assert consumer.source.requeued_count == 1
 
 
 @embedded

@@ -120,6 +120,24 @@ def test_a_service_that_cannot_start_waits_for_the_next_change(
 
 
 @pytest.mark.slow
+def test_env_is_read_again_each_time_that_an_editor_has_replaced_it(
+    reloading: Reloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First it does not exist."""
+    monkeypatch.chdir(tmp_path)
+    with closing(reloading.start()) as process:
+        wait_for(process, "consuming", 1)
+        for times in (2, 3):
+            (tmp_path / "saved").write_text(f"CONSUMER_CONCURRENCY={times}\n", encoding="utf-8")
+            (tmp_path / "saved").replace(tmp_path / ".env")
+            wait_for(process, "consuming", times)
+        found = [one["concurrency"] for one in process.events if one["event"] == "consuming"]
+        assert found == [10, 2, 3]
+        assert process.stderr.count(".env has changed") == 2
+        assert process.stop()[0] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["handlers/__init__.py", "settings.py"])
 def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_mends_it(
     reloading: Reloading, name: str

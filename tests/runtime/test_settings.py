@@ -64,7 +64,7 @@ BAD_VALUES = [
     ("RETRY_SECONDS", "0", "greater than 0"),
     ("RETRY_MAX_SECONDS", "x", "valid number"),
     ("BREAKER_FAILURES", "-1", "greater than or equal to 0"),
-    ("RETRY_MAX_SECONDS", "0.5", "must not be less than CONSUMER_RETRY_SECONDS"),
+    ("RETRY_MAX_SECONDS", "0.5", "must be at least CONSUMER_RETRY_SECONDS"),
     ("BATCH_SIZE", "0", "greater than or equal to 1"),
     ("BATCH_SECONDS", "0", "greater than 0"),
     ("PROBE_HOST", "h" * 256, "at most 255 characters"),

@@ -101,6 +101,23 @@ async def test_a_long_backlog_of_one_does_not_delay_the_other(
     assert before < 750
 
 
+@pytest.mark.parametrize("broker", ["nats"], indirect=True, scope="session")
+async def test_a_backlog_of_one_does_not_delay_the_other_when_half_of_its_prefetch_does_not_fit(
+    connect: Connect, both: str, queues: tuple[str, str], published: Any
+) -> None:
+    """In memory: it asks for few until it has seen how large its messages are."""
+    await published(0, 500)
+    await published(1, 20)
+    async with connect(source=both, prefetch=100) as source:
+        taken = await take(source, 20)
+        while by_source(taken)[queues[1]] < 20:
+            await ack(source, taken[-1:])
+            taken += await take(source, 1)
+        await ack(source, taken[:19])
+        await source.stop()
+    assert len(taken) < 250
+
+
 async def test_all_together_have_the_prefetch_that_is_set(
     settings_for: Callable[..., ConsumerSettings], both: str, published: Any
 ) -> None:

@@ -99,9 +99,8 @@ class Consumer:
         self.errors: list[BaseException] = []
         self.notify: Callable[..., None] = lambda *lines: None
         """Notifies the process manager, if there is one: see systemd.py."""
-        group = settings.group or settings.source
         self._delays_retries = source.capabilities.delayed_retry
-        self._publishing = Publishing(source, group, self.telemetry)
+        self._publishing = Publishing(source, settings.group or settings.source, self.telemetry)
         self._context = HandlerContext(event, settings.drain_seconds, self._publishing.send)
         self._tracebacks = Tracebacks()
         self.breaker = Breaker(source, settings, self._start)
@@ -249,12 +248,14 @@ class Consumer:
                         with suppress(CancellationRequested):
                             await cancellable_wait(self.source.buffer.released(), self.event)
                         continue
-                    suspect = suspects.waiting.pop(0)
+                    await self.source.begin_alone(suspect := suspects.waiting[0])
+                    if self.event.is_set() or suspect not in suspects.waiting:
+                        continue  # requeued meanwhile
+                    suspects.waiting.remove(suspect)
                     if not suspect.source._is_held(suspect):
+                        suspect.source._release(suspect)
                         self.source.buffer.settled(suspect)
-                        continue
-                    await self.source.begin_alone(suspect)
-                    if (handling := self._begin(suspect, call, alone=True)) is not None:
+                    elif (handling := self._begin(suspect, call, alone=True)) is not None:
                         await handling
                         await self.source.flush()
 
@@ -300,9 +301,8 @@ class Consumer:
         self, call: Call, handler: Handler, messages: list[Message], payloads: list[Any]
     ) -> None:
         result, failure, task = None, None, call.task
-        if self._debugs:
-            for message in messages:
-                log.debug("handling", message_id=message.id, handler=handler.name)
+        for message in messages if self._debugs else ():
+            log.debug("handling", message_id=message.id, handler=handler.name)
         handling = self.telemetry.handling(handler.name, messages)
         call.handler, call.messages = handler, messages
         call.ends_at = monotonic() + handler.seconds
@@ -333,6 +333,8 @@ class Consumer:
             acked, failures = await self._publish_results(handler, messages, result)
         if failures or self.breaker.alert:
             self.breaker.judge(messages, failures or {}, handler)
+        if failures:  # the handled ones do not wait for what the broker has to store
+            messages = sorted(messages, key=failures.__contains__)
         for message in messages:
             outcome: Outcome = "handled"
             if failures and (cause := failures.get(message)) is not None:
@@ -350,8 +352,7 @@ class Consumer:
         try:
             outgoing, failures = read_results(result, handler.batched)
             if not failures.keys() <= set(messages):
-                msg = "the handler returned Failed for a message that is not of its batch"
-                raise TypeError(msg)
+                raise TypeError("Failed was returned for a message that is not of its batch")
             acked = bool(outgoing) and not handler.batched
             if acked:
                 await self._publishing.send(messages[0], outgoing, is_result=True)
@@ -410,12 +411,11 @@ class Consumer:
     async def _fail(
         self, message: Message, failure: BaseException, *, may_keep: bool = True
     ) -> Outcome:
-        reason = _storable(f"{type(failure).__name__}: {_text_of(failure)}")
+        text, is_reject = _text_of(failure), isinstance(failure, Reject)
+        reason = _storable(text if is_reject else f"{type(failure).__name__}: {text}")
         kept = may_keep and self.breaker.keeps(failure)
         handler = self.router.handlers.get(message.handler)
-        if isinstance(failure, Reject) or handler is None:
-            await self._reject(message, _storable(_text_of(failure)))
-        elif handler.rejects(failure):
+        if is_reject or handler is None or handler.rejects(failure):
             await self._reject(message, reason)
         elif self.event.is_set() and (
             kept or (isinstance(failure, Retry) and failure.delay_seconds is None)

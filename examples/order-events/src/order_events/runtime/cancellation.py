@@ -242,8 +242,7 @@ async def cancellable_wait(awaitable: Awaitable[T], event: asyncio.Event) -> T:
 
 async def cancellable_sleep(seconds: float, event: asyncio.Event) -> bool:
     """Sleep, but at most until the event is set. Returns whether it slept for the whole time."""
-    try:
+    with suppress(CancellationRequested):
         await cancellable_wait(asyncio.sleep(seconds), event)
-    except CancellationRequested:
-        return False
-    return True
+        return True
+    return False

@@ -82,14 +82,18 @@ class Breaker:
 
     def pass_over(self, message: Message) -> None:
         """Raises Passed: some brokers deliver due retries before other messages, of which one may end the pause."""
-        others = bool(self._source.buffer.takeable)
-        more = (others or self._passed > self._waited_after) and self._passed < len(self.tried)
-        if self.reason and self.tried.get(message.id) and more:
-            delay, self._passed = self.least_delay(), self._passed + 1
-            if not others:
-                self._waited_after, self._ends_at = self._passed, self._loop.time() + FIRST_SECONDS
-                self._wait()
-            raise Passed("others are tried first", delay_seconds=delay)
+        if not (self.reason and self.tried.get(message.id) and self._passed < len(self.tried)):
+            return
+        delay = self.least_delay()
+        if not self._source.buffer.takeable:  # or too few fit in the buffer to know
+            if self._passed == self._waited_after and Source._room(message.source) > 0:
+                return
+            self._ends_at = self._loop.time() + FIRST_SECONDS
+            delay = min(delay, (len(self.tried) + 1) * FIRST_SECONDS)  # then all have had a turn
+            self._waited_after = self._passed + 1
+            self._wait()
+        self._passed += 1
+        raise Passed("others are tried first", delay_seconds=delay)
 
     def least_delay(self) -> float:
         """Of a retry that counts no attempt: it grows."""

@@ -152,8 +152,7 @@ class ConsumerSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.retry_max_seconds < self.retry_seconds:
-            msg = "CONSUMER_RETRY_MAX_SECONDS must not be less than CONSUMER_RETRY_SECONDS"
-            raise ValueError(msg)
+            raise ValueError("CONSUMER_RETRY_MAX_SECONDS must be at least CONSUMER_RETRY_SECONDS")
         if self.bindings and "," in self.source:
             raise ValueError("CONSUMER_BINDINGS: CONSUMER_SOURCE must name the one queue to bind")
         return self

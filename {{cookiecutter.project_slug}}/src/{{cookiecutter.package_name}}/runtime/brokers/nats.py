@@ -277,9 +277,8 @@ class Connection(Client):
         self._url = url
         self._on_lost = on_lost
         self._requests = Requests(url.redacted, (Error,), RULES)
-        self._asked: dict[
-            str, str
-        ] = {}  # subjects of requests, by the ends of their reply subjects
+        # Subjects of requests, by the ends of their reply subjects.
+        self._asked: dict[str, str] = {}
 
     async def open(self, host: str, name: str) -> None:
         """Raises BrokerUnavailable or BrokerRefused."""
@@ -640,15 +639,13 @@ class NatsBroker(Broker):
         self._connection: Connection | None = None
         self._subject: str | None = self._url.subject or self._stream  # to publish to
         self._declared = False
-        self._known: dict[
-            str, dict[str, Any]
-        ] = {}  # what was read last of streams and the consumer
+        # What was read last of streams and the consumer.
+        self._known: dict[str, dict[str, Any]] = {}
         self._waiting_for = ""  # what was deleted, and is not ours
         self._next_tick = self._next_floor = self._forget_at = 0.0  # event loop time
         self._ack_wait = ACK_WAIT_SECONDS
-        self._most = max(
-            settings.max_deliveries or 2**31, 2
-        )  # deliveries of a suspect that never began
+        # Deliveries of a suspect that never began.
+        self._most = max(settings.max_deliveries or 2**31, 2)
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
         self._closing = asyncio.Event()
@@ -1033,8 +1030,8 @@ class NatsBroker(Broker):
     def _has_room(self) -> bool:
         """Whether it is time for a pull: when half of the prefetch is free, or no message is left to take."""
         room = self._room() - self._pulled_count
-        none_left = self._pulled_count == 0 and not self.buffer.takeable
-        return self._fetching and room > 0 and (none_left or room >= self.prefetch // 2)
+        few = 0 < room < self.prefetch // 2 and (self._pulled_count > 0 or self._has_takeable())
+        return self._fetching and room > 0 and not few
 
     async def _on_message(self, msg: Msg) -> None:
         try:
@@ -1179,7 +1176,7 @@ class NatsBroker(Broker):
 
     async def begin_alone(self, message: Message) -> None:
         """Ack waits end in any order, so the first suspect that is redelivered needs not be the one that killed the process."""
-        if message.receipt.deliveries > 1:
+        if message.receipt.deliveries > 1 and self._is_held(message):
             with suppress(BrokerError):
                 await self._store(
                     self._record_for(message, attempts=message.attempt - 1, begun=True)

@@ -826,9 +826,8 @@ class Wire:
                 await self._connection.connect()
             except RedisError as error:
                 if self._requests.address.startswith("rediss") and error.__cause__ is None:
-                    error.__cause__ = (
-                        error.__context__
-                    )  # of ssl, which redis-py does not name as the cause
+                    # Of ssl: redis-py does not name it as the cause.
+                    error.__cause__ = error.__context__
                 raise
         self._transport = self._connection._writer.transport
 
@@ -920,9 +919,8 @@ class RedisBroker(Broker):
         self._written = asyncio.Event()
         self._written.set()
         self._by_id: dict[bytes, Message] = {}  # the unacked messages
-        self._unwritten: dict[
-            bytes, Settlement
-        ] = {}  # by the entry's id, until the server confirms
+        # By the entry's id, until the server confirms.
+        self._unwritten: dict[bytes, Settlement] = {}
         self._maybe_published: set[bytes] = set()  # the answer was lost
         self._fetcher: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None

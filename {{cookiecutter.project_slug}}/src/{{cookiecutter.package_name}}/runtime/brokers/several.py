@@ -28,12 +28,21 @@ def _by_its_source(method: str) -> Callable[..., Any]:
     return settle
 
 
+def _of_each(method: str) -> Callable[..., Any]:
+    async def do(several: "Several") -> None:
+        for source in several.sources:
+            await getattr(source, method)()
+
+    return do
+
+
 class Several(Broker):
     """See the module. ``make`` makes the source of one name, for a prefetch."""
 
     ack, retry, reject = map(_by_its_source, ("ack", "retry", "reject"))
     requeue, put_back = map(_by_its_source, ("requeue", "put_back"))
     publish_and_ack, begin_alone = map(_by_its_source, ("publish_and_ack", "begin_alone"))
+    declare, prepare, delete = map(_of_each, ("declare", "prepare", "delete"))
     _ack = _retry = _reject = _requeue = ack  # not called
 
     def __init__(
@@ -76,14 +85,6 @@ class Several(Broker):
     async def __aexit__(self, *exc_info: object) -> None:
         await _all(source.__aexit__(*exc_info) for source in self.sources)
 
-    async def declare(self) -> None:
-        for source in self.sources:
-            await source.declare()
-
-    async def prepare(self) -> None:
-        for source in self.sources:
-            await source.prepare()
-
     async def describe(self) -> dict[str, int | str]:
         described = [await source.describe() for source in self.sources]
         return {name: value for one in described for name, value in one.items()}
@@ -118,10 +119,6 @@ class Several(Broker):
 
     async def requeue_buffered(self, *others: Message) -> None:
         await _all(source.requeue_buffered() for source in self.sources)
-
-    async def delete(self) -> None:
-        for source in self.sources:
-            await source.delete()
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[list[tuple[Broker, Any]]]:

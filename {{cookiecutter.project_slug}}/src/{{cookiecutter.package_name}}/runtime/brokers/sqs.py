@@ -659,9 +659,8 @@ class SqsBroker(Broker):
         self._queue_url = self._dead_url = ""  # empty: the queue does not exist
         self._most_bytes = dict[str, int]()
         """Of a message, by the URL of the queue that existed before."""
-        self._most_deliveries = (
-            0  # by the redrive policy of a queue that existed before; 0: no limit
-        )
+        # By the redrive policy of a queue that existed before; 0: no limit.
+        self._most_deliveries = 0
         self._requests = SqsRequests(str(self._address), CLIENT_ERRORS, RULES, ANSWER_SECONDS)
         self.connectivity = Connectivity(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
@@ -1085,9 +1084,8 @@ class SqsBroker(Broker):
         self._delete(settlement.message, settlement.verb)
 
     async def _requeue(self, message: Message) -> None:
-        if self.suspects.may_kill(
-            message
-        ):  # SQS counts requeues too: a copy has a count of its own
+        # SQS counts requeues too: a copy has a count of its own.
+        if self.suspects.may_kill(message):
             message.deliveries = 1
             with suppress(BrokerRefused):
                 entry = _pack_again(message, attempts=message.attempt - 1)

@@ -334,8 +334,7 @@ def _change_dead_letters(service: Service, arguments: argparse.Namespace) -> int
 def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
     tool = CHECKOUT / "tools/new_handler.py"
     if not tool.exists():
-        msg = "new-handler needs tools/new_handler.py: run it in a checkout of the service"
-        raise UsageError(msg)
+        raise UsageError("new-handler needs tools/new_handler.py, in a checkout of the service")
     return subprocess.run([sys.executable, str(tool), arguments.name], check=False).returncode
 
 

@@ -604,8 +604,7 @@ class RabbitBroker(Broker):
         arguments = self._queues[name]
         is_source = name == self._name
         if is_source and self._is_foreign and await self._count(name) is None:
-            msg = f"the queue {name!r} {MISSING}: create it again, because its kind was not the service's own"
-            raise BrokerRefused(msg)
+            raise BrokerRefused(f"the queue {name!r} {MISSING}: create it again, as it was")
         try:
             async with self._channel() as channel, self._requests.bounded():
                 await channel.queue_declare(name, durable=True, arguments=arguments)

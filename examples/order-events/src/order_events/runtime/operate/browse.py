@@ -74,8 +74,7 @@ class Browser:
         try:
             server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=MOST_BYTES)
         except (OSError, OverflowError) as error:
-            msg = f"--port: cannot listen on port {port} of 127.0.0.1: {error}"
-            raise UsageError(msg) from error
+            raise UsageError(f"--port: cannot listen on 127.0.0.1:{port}: {error}") from error
         port = server.sockets[0].getsockname()[1]
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         return server, f"http://127.0.0.1:{port}/{self.token}/"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,16 @@ def run_reloading() -> int:
     for signum in shutdown_signals():
         signal.signal(signum, forward)
     child, told = start(), False
-    paths = [Path(__file__).parents[2], *filter(Path.exists, [Path(".env")])]
     options = {"rust_timeout": CHECK_MS, "yield_on_timeout": True, "raise_interrupt": False}
     try:
-        for changes in watch(*paths, stop_event=stopping, **options):
-            if changes and not stopping.is_set():
-                print(f"{min(path for _, path in changes)} has changed", file=sys.stderr)
+        dotenv = Path(".env").read_bytes() if Path(".env").exists() else b""
+        for changes in watch(Path(__file__).parents[2], stop_event=stopping, **options):
+            before = dotenv  # not watched, as editors replace the file
+            with suppress(OSError):
+                dotenv = Path(".env").read_bytes()
+            changed = [*(path for _, path in changes), *[".env"] * (dotenv != before)]
+            if changed and not stopping.is_set():
+                print(f"{min(changed)} has changed", file=sys.stderr)
                 child.terminate()
                 child.wait()
                 if not stopping.is_set():
