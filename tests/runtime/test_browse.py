@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chromium import Chromium, chromium
+from chromium import TAB, Chromium, chromium
 from harness.contract import eventually, opened
 from harness.process import Ledger, ServiceProcess, service_command, service_environment
 from harness.scene import wait_until
@@ -107,6 +107,15 @@ def hold(browser: Chromium, name: str) -> None:
     )
 
 
+def emulate(browser: Chromium, what: str, **parameters: Any) -> None:
+    browser.ask("POST", "goog/cdp/execute", cmd=f"Emulation.{what}", params=parameters)
+
+
+def resize(browser: Chromium, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    emulate(browser, "setDeviceMetricsOverride", **size)
+
+
 def wait_until_idle(browser: Chromium) -> None:
     look = "return document.getElementById('running').hidden"
     browser.wait_for(lambda: browser.run(look), "it is still running")
@@ -122,7 +131,7 @@ def use_by_keyboard(page: str, browser: Chromium, broker: Server, queue: str) ->
     browser.wait_for_text("#status", "7 of 7 dead letters read")
     assert "6: no customer #" in browser.text("#groups")
     browser.press_button("#groups button")
-    browser.wait_for_text("#chosen", "6 letters: no customer #")
+    browser.wait_for_text("#chosen", "6 chosen: no customer #")
     browser.press_button("#letters button")
     browser.wait_for_text("#letter", '{"id": "0"}')
     assert '"note": "work"' in browser.text("#letter")
@@ -131,7 +140,7 @@ def use_by_keyboard(page: str, browser: Chromium, broker: Server, queue: str) ->
     wait_for_counts(0, 7)
     browser.press_button("#groups button")
     browser.press_button("#replay")
-    browser.wait_for_text("#question", f"replay 6 dead letters of {queue}?")
+    browser.wait_for_text("#question", f"replay 6 of the dead letters of {queue}?")
     assert browser.run("return document.activeElement.id") == "no"
     browser.press_button("#yes")
     browser.wait_for_text("#status", "replay: 6 of 6 done")
@@ -147,6 +156,41 @@ def test_letters_are_grouped_shown_tried_and_replayed_by_the_keyboard(
     page: str, browser: Chromium, broker: Server, queue: str
 ) -> None:
     use_by_keyboard(page, browser, broker, queue)
+
+
+def test_the_tab_key_reaches_whatever_one_can_press(page: str, browser: Chromium) -> None:
+    browser.open(page)
+    browser.wait_for_text("#status", "7 of 7 dead letters read")
+    browser.press_button("#groups button")
+    name = "const name = one => one.id || one.textContent;"
+    there = browser.run(
+        f"{name} return [...document.querySelectorAll('button, input, select, pre')]"
+        ".filter(one => !one.disabled && one.checkVisibility()).map(name)"
+    )
+    browser.run("document.getElementById('reload').focus()")
+    reached = []
+    for _ in there:
+        reached.append(browser.run(f"{name} return name(document.activeElement)"))
+        browser.press(TAB)
+    assert reached == there
+
+
+def test_a_letter_that_is_chosen_leaves_the_others_of_its_group_at_hand(
+    page: str, browser: Chromium
+) -> None:
+    """They are read one after the other, also on a small screen; what is done is done to the chosen one alone."""
+    resize(browser, 320, 400)
+    top = "return document.getElementById('letter').getBoundingClientRect().top"
+    browser.open(page)
+    browser.wait_for_text("#status", "7 of 7 dead letters read")
+    browser.press_button("#groups button")
+    for number in (1, 2):
+        browser.press_button(f"#letters li:nth-child({number}) button")
+        browser.wait_for_text("#letter", f'{{"id": "{number - 1}"}}')
+        assert browser.text("#chosen") == f"1 chosen: id-{number - 1}"
+        browser.wait_for(lambda: 0 <= browser.run(top) < 400, "the letter is out of sight")
+    browser.press_button("#replay")
+    assert "replay 1 of the dead letters" in browser.text("#question")
 
 
 def test_hostile_bodies_headers_and_reasons_are_text(page: str, browser: Chromium) -> None:
@@ -167,25 +211,33 @@ def test_hostile_bodies_headers_and_reasons_are_text(page: str, browser: Chromiu
 def test_it_is_readable_light_and_dark_narrow_and_wide(
     page: str, browser: Chromium, scheme: str, width: int
 ) -> None:
-    def cdp(command: str, **parameters: Any) -> None:
-        browser.ask("POST", "goog/cdp/execute", cmd=command, params=parameters)
-
     features = [{"name": "prefers-color-scheme", "value": scheme}]
-    cdp("Emulation.setEmulatedMedia", features=features)
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    cdp("Emulation.setDeviceMetricsOverride", **size)
+    emulate(browser, "setEmulatedMedia", features=features)
+    resize(browser, width, 800)
     browser.open(page)
     browser.wait_for_text("#status", "7 of 7 dead letters read")
+    browser.press_button("#groups li:last-child button")  # the type, and so the list, is hostile
+    browser.press_button("#letters button")
+    browser.wait_for_text("#letter", HOSTILE)
+    browser.run("document.getElementById('chosen').textContent += 'x'.repeat(500)")  # as an id
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-    # The system's colors, by color-scheme: the text is far from the background.
-    [text, ground] = browser.run(
-        "const canvas = document.createElement('canvas').getContext('2d');"
-        "const of = color => { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);"
-        " return canvas.getImageData(0, 0, 1, 1).data[0] };"
+    tops = "return [...document.querySelectorAll('section')].map(one => one.offsetTop)"
+    groups, letters, one, service = browser.run(tops)
+    assert (groups == letters == one < service) == (width == 1400)
+    assert (groups < letters < one < service) == (width == 320)
+    # The system's colors, by color-scheme: each text is far from its background.
+    near = browser.run(
+        "const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});"
         "const dark = matchMedia('(prefers-color-scheme: dark)').matches;"
-        "return [of(getComputedStyle(document.body).color), dark ? 18 : 255]"
+        "const paint = color => { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);"
+        " return canvas.getImageData(0, 0, 1, 1).data[0] };"
+        "const grounds = one => one ? [...grounds(one.parentElement), getComputedStyle(one).backgroundColor] : [];"
+        "return [...document.querySelectorAll('h1, h2, p, label, button:enabled, input, select, pre')].filter(one => {"
+        " paint(dark ? '#121212' : '#fff');"
+        " const ground = grounds(one).map(paint).at(-1);"
+        " return Math.abs(paint(getComputedStyle(one).color) - ground) < 100 }).map(one => one.outerHTML)"
     )
-    assert abs(text - ground) > 150
+    assert near == []
 
 
 def test_the_page_and_the_answers_are_not_cached_and_allow_no_other_script(page: str) -> None:
@@ -207,6 +259,8 @@ def test_a_request_without_the_token_from_another_host_or_site_is_refused(
     assert request(f"http://{host}/wrong/", "letters")[0] == 403
     assert request(f"http://{host}/", "")[0] == 403
     assert request(page, "letters", Host="attacker.example")[0] == 421  # DNS rebinding
+    with pytest.raises(ConnectionRefusedError):  # another address of this machine
+        request(page.replace("127.0.0.1", "127.0.0.2"))
     body = json.dumps({"keys": keys_of(page, "id-1")})
     for origin in ("http://attacker.example", "null", f"https://{host}"):
         status, *_ = request(page, "purge", "POST", Origin=origin, body=body)
@@ -272,7 +326,7 @@ def test_a_letter_that_is_read_meanwhile_does_not_replace_what_was_asked(
     browser.press_button("#letters button")
     browser.press_button("#groups button")
     browser.press_button("#purge")
-    browser.wait_for_text("#question", "purge 6 dead letters")
+    browser.wait_for_text("#question", "purge 6 of the dead letters")
     browser.run("go()")
     wait_until_idle(browser)
     browser.press_button("#yes")
@@ -320,13 +374,13 @@ def test_a_group_is_changed_and_not_the_letters_of_others_with_the_same_id(
     browser.open(page)
     browser.wait_for_text("#status", "11 of 11 dead letters read")
     browser.press_button("#groups li:nth-child(2) button")
-    browser.wait_for_text("#chosen", "2 letters: first")
+    browser.wait_for_text("#chosen", "2 chosen: first")
     browser.press_button("#letters li:last-child button")
     browser.wait_for_text("#letter", "\n\n3")
     assert "order?token=***" in browser.text("#letter")
     browser.press_button("#groups li:nth-child(2) button")
     browser.press_button("#purge")
-    browser.wait_for_text("#question", "purge 2 dead letters")
+    browser.wait_for_text("#question", "purge 2 of the dead letters")
     browser.press_button("#yes")
     browser.wait_for_text("#status", "purge: 2 of 2 done")
     assert [n for n in ("first", "second", "third") if n in browser.text("#groups")] == [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.contract import Connect, eventually, opened, take
+from harness.servers import Server
 from harness.servers.proxy import Proxy
 from runtime import consumer
 from runtime.brokers import make_source
@@ -368,6 +369,39 @@ async def test_letters_on_their_way_to_a_reading_keep_their_order(
         assert await numbers_of(source) == list(range(60))
 
 
+class SlowProxy(Proxy):
+    """The broker's bytes arrive so many seconds later."""
+
+    seconds = 0.0
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.seconds)
+        await super()._pass_on(data, writer)
+
+
+@on("rabbitmq")
+async def test_each_request_of_a_step_has_its_own_time_however_long_all_of_them_take(
+    connect: Connect,
+    broker: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    shorten: Callable[..., None],
+) -> None:
+    """As on a busy machine, where the letters on their way alone take seconds."""
+    from runtime.brokers import rabbitmq
+
+    await make_dead(connect, 3, lambda n: "bad")
+    shorten(1, "ANSWER_SECONDS")
+    monkeypatch.setattr(rabbitmq.RabbitBroker, "dead_letters_at_once", 1)
+    with SlowProxy(broker.url) as proxy:
+        async with connect(prefetch=0, broker_url=proxy.url) as source:
+            steps = source.purge_dead_letters(Selection(reason="bad", limit=2))
+            async with aclosing(steps):
+                assert await anext(steps) == 1
+                proxy.seconds = 0.25
+                assert await anext(steps) == 2
+                proxy.seconds = 0.0
+
+
 async def test_what_must_reach_its_end_does_though_it_is_cancelled_again_and_again() -> None:
     ended = False
 
@@ -388,6 +422,16 @@ async def test_what_must_reach_its_end_does_though_it_is_cancelled_again_and_aga
 async def test_what_must_reach_its_end_has_a_bound() -> None:
     with pytest.raises(TimeoutError):
         await to_the_end(asyncio.Event().wait(), 0.01)
+
+
+@on("rabbitmq")
+async def test_what_a_command_has_read_is_back_when_it_ends(connect: Connect) -> None:
+    """Otherwise the next one, a click on a page later, would find none of them."""
+    await make_dead(connect, 250, lambda n: "bad")
+    async with connect(prefetch=0) as source:
+        for _ in range(3):
+            assert [int(letter.body) async for letter in source.dead_letters(150)] == [*range(150)]
+            assert await source.count_dead_letters() == 250
 
 
 # -- Large letters, many letters

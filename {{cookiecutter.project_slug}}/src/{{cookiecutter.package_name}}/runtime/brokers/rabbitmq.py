@@ -510,8 +510,7 @@ class RabbitBroker(Broker):
         return self.connectivity.up and self._client.opened
 
     async def _connect(self) -> Connection:
-        async with self._connecting.bounded():
-            return await self._client.open()
+        return await self._connecting.answer(self._client.open())
 
     async def _close(self) -> None:
         tasks: set[asyncio.Task[Any]] = set()
@@ -552,14 +551,12 @@ class RabbitBroker(Broker):
     async def _channel(self) -> AsyncIterator[AbstractChannel]:
         """A channel for one purpose: an error closes it."""
         await self._connect()
-        async with self._requests.bounded():
-            channel = await self._client.channel(publisher_confirms=False)
+        channel = await self._requests.answer(self._client.channel(publisher_confirms=False))
         try:
             yield channel
         finally:
             with suppress(BrokerError):  # closed by an error, or with the connection
-                async with self._requests.bounded():
-                    await channel.close()
+                await self._requests.answer(channel.close())
 
     def _topology(self, retries: dict[int, str]) -> dict[str, dict[str, Any]]:
         """The arguments of each queue; a queue comes after the one that it dead-letters to."""
@@ -805,8 +802,7 @@ class RabbitBroker(Broker):
         def fits(body: bytes, headers: dict[str, Any]) -> bool:
             return not self._publisher.too_large(body, Copy(original, headers, message.id))
 
-        async with self._connecting.bounded():
-            await self._publisher.open()
+        await self._connecting.answer(self._publisher.open())
         history = {ATTEMPTS: message.attempt, REASON: reason, DEAD_LETTERED_AT: time.time()}
         headers = _without_history(message.headers) | _origin_of(message) | history
         body, headers = delivery.fit_dead_letter(message.body, headers, fits)
@@ -852,8 +848,7 @@ class RabbitBroker(Broker):
     ) -> list[Exception | None]:
         """Why each of them was not published, or None. Raises BrokerUnavailable."""
         if not self._publisher.opened:
-            async with self._connecting.bounded():
-                await self._publisher.open()
+            await self._connecting.answer(self._publisher.open())
         async with self._requests.bounded(seconds):
             publishing = [self._publisher.publish(message) for message in messages]
             outcomes: list[BaseException | None] = [None]
@@ -885,21 +880,27 @@ class RabbitBroker(Broker):
     async def _reading(self) -> AsyncIterator["_Reading"]:
         """Keeps every letter unacked, so that it is read once; the end of the channel requeues the others."""
         async with self._channel() as channel:
-            reading = _Reading(channel, self._dead)
+            reading = _Reading(channel, self._dead, self._requests)
             try:
                 yield reading
             finally:
-                with suppress(OSError, TimeoutError, *FAILURES):  # every step was confirmed before
-                    await to_the_end(reading.end(), REQUEUE_SECONDS)
+                with suppress(OSError, BrokerError, *FAILURES):  # every step was confirmed before
+                    await to_the_end(self._requeue_read(reading), REQUEUE_SECONDS)
+
+    async def _requeue_read(self, reading: "_Reading") -> None:
+        """Returns when they are back: the next command would not see them before."""
+        left = await reading.end()
+        await reading.channel.close()
+        while await self.count_dead_letters() < left:
+            pass
 
     async def _present_letters(self, reading: "_Reading") -> AsyncGenerator[DeadLetter, None]:
         for _ in range(await self.count_dead_letters()):
             give_up_at = time.monotonic() + ANSWER_SECONDS
             while not reading.ahead:
-                async with self._requests.bounded():
-                    await reading.wait()
-                    if reading.channel.is_closed:
-                        raise amqp.ChannelInvalidStateError
+                await reading.wait()
+                if reading.channel.is_closed:
+                    raise self._requests.lost()
                 if not reading.ahead and (
                     time.monotonic() > give_up_at or not await self.count_dead_letters()
                 ):
@@ -907,8 +908,7 @@ class RabbitBroker(Broker):
             yield _dead_letter(reading.ahead.popleft())
 
     async def count_dead_letters(self) -> int:
-        messages, _ = await self._count(self._dead) or (0, 0)
-        return messages
+        return (await self._count(self._dead) or (0, 0))[0]
 
     async def _take_letters(
         self, reading: "_Reading", letters: Sequence[DeadLetter], *, replay: bool
@@ -920,11 +920,10 @@ class RabbitBroker(Broker):
                 for letter in letters
                 for old in (letter.receipt[1],)
             )
-        async with self._requests.bounded():
-            for letter, outcome in zip(letters, outcomes, strict=True):
-                if outcome is None:
-                    await reading.ack(letter.receipt[0])
-            await reading.confirm()
+        for letter, outcome in zip(letters, outcomes, strict=True):
+            if outcome is None:
+                await reading.ack(letter.receipt[0])
+        await reading.confirm()
         yield outcomes.count(None)
         for failure in filter(None, outcomes):
             raise failure
@@ -969,11 +968,10 @@ class _Reading:
     return in any order, so it is awaited.
     """
 
-    def __init__(self, channel: AbstractChannel, queue: str) -> None:
-        self.channel = channel
+    def __init__(self, channel: AbstractChannel, queue: str, requests: Requests) -> None:
+        self.channel, self._queue, self._answer = channel, queue, requests.answer
         self.ahead: deque[DeliveredMessage] = deque()
         self._page = Page(FEW_LETTERS, MOST_LETTERS)
-        self._queue = queue
         self._unacked: dict[int, None] = {}
         self._consumers: list[str] = []
         self._window = self._held = self._first = self._awaited = 0
@@ -1015,24 +1013,27 @@ class _Reading:
     async def _ask(self, most: int = MOST_LETTERS) -> None:
         await self._cancel()
         self._held, self._first = 0, max(self._unacked, default=0) + 1
-        self._consumers.append(f"{len(self._consumers):05d}-{uuid.uuid4().hex}")
+        self._consumers.append(tag := f"{len(self._consumers):05d}-{uuid.uuid4().hex}")
         self._window = min(self._page.count, most)
-        waiting = await self.channel.queue_declare(self._queue, passive=True)
-        self._awaited = min(self._window, waiting.message_count or 0)
-        await self.channel.basic_qos(prefetch_count=self._window)
-        await self.channel.basic_consume(
-            self._queue, self._on_delivery, consumer_tag=self._consumers[-1]
-        )
+        self._awaited = min(self._window, await self._count())
+        await self._answer(self.channel.basic_qos(prefetch_count=self._window))
+        consume = self.channel.basic_consume(self._queue, self._on_delivery, consumer_tag=tag)
+        await self._answer(consume)
 
     async def _cancel(self) -> None:
         if self._window:
             while self._awaited > 0 and await self._arrives():
                 pass
             self._window = 0
-            await self.channel.basic_cancel(self._consumers[-1])
+            await self._answer(self.channel.basic_cancel(self._consumers[-1]))
+
+    async def _count(self) -> int:
+        """How many are ready."""
+        declared = await self._answer(self.channel.queue_declare(self._queue, passive=True))
+        return declared.message_count or 0
 
     async def ack(self, tag: int) -> None:
-        await self.channel.basic_ack(tag, wait=False)
+        await self._answer(self.channel.basic_ack(tag, wait=False))
         del self._unacked[tag]
         self._held -= tag >= self._first
 
@@ -1042,12 +1043,12 @@ class _Reading:
             await self._ask(1)
         await self.end()
 
-    async def end(self) -> None:
-        """As `confirm`, if a consumer is present: the channel, when it is closed, requeues the rest and drops what it kept."""
+    async def end(self) -> int:
+        """As `confirm`, if a consumer is present; returns how many the queue has once the end of the channel has requeued the rest."""
         if self._asking is not None:
             await asyncio.gather(self._asking, return_exceptions=True)
         await self._cancel()  # the answer comes behind those that were passed on
-        await self.channel.queue_declare(self._queue, passive=True)  # behind the others, too
+        return await self._count() + len(self._unacked)  # behind the others, too
 
 
 def _without_history(headers: Any) -> dict[str, Any]:
@@ -1086,8 +1087,7 @@ def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
         match headers.get("x-death"):
             case [{"reason": cause} as death, *_]:
                 reason = f"dead-lettered by the broker: {cause}"
-                at = death.get("time")
-                dead_lettered_at = at.timestamp() if isinstance(at, datetime) else at
+                dead_lettered_at = death.get("time")
     message = delivery.make_message(
         letter.body,
         id=properties.message_id,

@@ -147,10 +147,12 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
     about_dead_letters = "list, show, try, replay, purge or browse dead-lettered messages"
     dead_letters = commands.add_parser("dead-letters", help=about_dead_letters)
     actions = dead_letters.add_subparsers(required=True, metavar="ACTION")
-    listing = add("list", _list_dead_letters, "list the oldest letters, without changes", actions)
+    listing = add("list", _show_dead_letters, "list the oldest letters, without changes", actions)
+    listing.set_defaults(headers=False, indent=None)
     add_filters(listing, limit=100)
     listing.add_argument("--body", action="store_true", help="include the bodies")
-    show = add("show", _show_dead_letter, "show a letter with its headers and body", actions)
+    show = add("show", _show_dead_letters, "show a letter with its headers and body", actions)
+    show.set_defaults(headers=True, body=True, indent=2)
     show.add_argument("ids", metavar="ID", nargs=1, help="message id, as listed")
     about_try = "call this version's handlers on copies, without settling or publishing"
     add_filters(add("try", _try_dead_letters, about_try, actions), limit=10)
@@ -256,7 +258,7 @@ def _check(service: Service, arguments: argparse.Namespace) -> int:
     return _with_source(service, check)
 
 
-def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
+def _show_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
     async def show(source: Broker) -> int:
         count = 0
         # Before listing: brokers do not count letters that are being listed.
@@ -264,23 +266,14 @@ def _list_dead_letters(service: Service, arguments: argparse.Namespace) -> int:
         async with closing(source.dead_letters(selection=selection_of(arguments))) as letters:
             async for letter in letters:
                 count += 1
-                print(json.dumps(shown(letter, body=arguments.body)))
-        print(f"{count} of {total} dead letters", file=sys.stderr)
-        return ExitCode.DRAINED
-
-    return _with_source(service, show)
-
-
-def _show_dead_letter(service: Service, arguments: argparse.Namespace) -> int:
-    async def show(source: Broker) -> int:
-        found = ExitCode.CRASHED
-        async with closing(source.dead_letters(selection=selection_of(arguments))) as letters:
-            async for letter in letters:
-                found = ExitCode.DRAINED
-                print(json.dumps(shown(letter, body=True, headers=True), indent=2))
-        if found != ExitCode.DRAINED:
+                about = shown(letter, body=arguments.body, headers=arguments.headers)
+                print(json.dumps(about, indent=arguments.indent))
+        if not arguments.headers:
+            print(f"{count} of {total} dead letters", file=sys.stderr)
+        elif not count:
             print(f"{service.name}: no dead letter has this id", file=sys.stderr)
-        return found
+            return ExitCode.CRASHED
+        return ExitCode.DRAINED
 
     return _with_source(service, show)
 

@@ -135,8 +135,7 @@ class DeadLetters(ABC):
 
     async def _in_steps(self, selection: Selection, *, replay: bool) -> AsyncIterator[int]:
         most = max(1, min(self.dead_letters_at_once, selection.rate))
-        started, done, step, size = time.monotonic(), 0, list[DeadLetter](), 0
-        so_far = 0
+        started, done, so_far, step, size = time.monotonic(), 0, 0, list[DeadLetter](), 0
         async with (
             self._reading() as reading,
             aclosing(self._present_letters(reading)) as letters,

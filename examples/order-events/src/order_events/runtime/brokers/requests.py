@@ -5,12 +5,14 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import BrokerError, BrokerUnavailable, MendableRefusal
 from ..redaction import redacted
+
+T = TypeVar("T")
 
 
 class Rule(NamedTuple):
@@ -79,6 +81,11 @@ class Requests:
                 msg = f"{self.address}: timed out after {seconds:g} seconds"
                 raise BrokerUnavailable(msg) from None
             raise self.translated(error) from error
+
+    async def answer(self, request: Awaitable[T]) -> T:
+        """Of one request: several, or all that comes, may take longer than the bound when the machine is busy."""
+        async with self.bounded():
+            return await request
 
     def translated(self, error: BaseException) -> BrokerError:
         """The BrokerError of the first rule for this exception, or for its cause."""
