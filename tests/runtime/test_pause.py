@@ -279,7 +279,7 @@ async def test_poison_messages_that_come_back_before_others_do_not_keep_it_pause
         retry_seconds=0.05,
         retry_max_seconds=2,
     )
-    poison = [OutgoingMessage(b"poison", "a") for _ in range(12 + min(30, prefetch**2))]
+    poison = [OutgoingMessage(b"poison", "a") for _ in range(12 + min(14, prefetch**2))]
 
     async def handle(body: bytes) -> None:
         if body == b"poison":
@@ -547,6 +547,24 @@ async def test_between_two_probes_each_message_is_passed_over_once_at_most(
             breaker.pass_over(failed[0])
     breaker.pass_over(failed[0])
     breaker.pass_over(Message(b"", "another"))
+
+
+@embedded
+async def test_where_all_that_wait_were_tried_none_is_passed_over(
+    settings_for: Callable[..., ConsumerSettings], compressed: None
+) -> None:
+    """Else each probe would cost all of them another delay, up to CONSUMER_RETRY_MAX_SECONDS."""
+    source = make_source(settings := settings_for(), 3)
+    breaker = pause_module.Breaker(source, settings, lambda *_: None)
+    first, second, another = (Message(b"", name, source=source) for name in ("a", "b", "c"))
+    breaker.judge([first], {first: Pause(1)})
+    for message in (first, second):
+        breaker.keep(message, stays=False)
+    source.buffer.put(second)
+    breaker.pass_over(first)
+    source.buffer.put(another)
+    with pytest.raises(pause_module.Passed):
+        breaker.pass_over(first)
 
 
 @embedded

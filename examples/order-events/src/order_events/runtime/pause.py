@@ -84,10 +84,11 @@ class Breaker:
         """Raises Passed: some brokers deliver due retries before other messages, of which one may end the pause."""
         if not (self.reason and self.tried.get(message.id) and self._passed < len(self.tried)):
             return
-        delay = self.least_delay()
-        if not self._source.buffer.takeable:  # or too few fit in the buffer to know
-            if self._passed == self._waited_after and Source._room(message.source) > 0:
-                return
+        delay, waiting = self.least_delay(), self._source.buffer.takeable
+        all_tried = all(self.tried.get(one.id) for one in waiting)
+        if self._passed == self._waited_after and all_tried and Source._room(message.source) > 0:
+            return  # the broker has no other
+        if not waiting:
             self._ends_at = self._loop.time() + FIRST_SECONDS
             delay = min(delay, (len(self.tried) + 1) * FIRST_SECONDS)  # then all have had a turn
             self._waited_after = self._passed + 1

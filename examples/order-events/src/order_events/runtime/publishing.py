@@ -66,8 +66,7 @@ class Publishing:
             cause = one.caused_by or messages[0]
             ids = one.caused_by.id if one.caused_by else all_ids
             if not one.to:
-                msg = "an OutgoingMessage needs a destination: OutgoingMessage(..., to=...)"
-                raise ValueError(msg)
+                raise ValueError("an OutgoingMessage needs a destination: OutgoingMessage(to=...)")
             if one.has_random_id:
                 place = f"{self._group}\n{ids}\n{cause.published_count}"
                 one.id = blake2b(place.encode(), digest_size=16).hexdigest()
