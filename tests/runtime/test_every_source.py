@@ -481,13 +481,14 @@ async def test_stop_requeues_untaken_messages_and_ends_deliveries(connect: Conne
 
 @pytest.mark.parametrize(
     "broker",
-    ["rabbitmq", "nats", "redis", "postgres", "mqtt", "sqlite"],
+    ["rabbitmq", "nats", "redis", "postgres", "sqlite"],
     indirect=True,
     scope="session",
 )
 async def test_what_arrives_while_deliveries_end_is_requeued_behind_what_came_before(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But on MQTT, whose session keeps it in its place, and on Kafka and SQS."""
     async with connect(prefetch=0) as publisher:
         async with connect(prefetch=10) as one:
             published = await publish(publisher, 2)
