@@ -9,7 +9,6 @@ from contextlib import ExitStack, chdir, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from cookiecutter import generate, hooks
 from jinja2 import Environment
 
 from support import repositories
+from support.compiling import compiling_once
 from support.dealing import dealt
 from support.rendered import (
     BIN,
@@ -62,19 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
-    """Jinja's compiler makes the same code of the same file each time, and is half of what a render costs."""
-    compile_anew = Environment.compile
-    codes: dict[Any, str | CodeType] = {}
-
-    def compile_once(self: Environment, *source: Any) -> str | CodeType:
-        # Jinja has one lexer for each set of delimiters and of rules for white space.
-        key = (self.lexer, frozenset(self.extensions), source)
-        if key not in codes:
-            codes[key] = compile_anew(self, *source)
-        return codes[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Environment, "compile", compile_once)
+        patch.setattr(Environment, "compile", compiling_once(Environment.compile))
         # It reads each file of the template.
         patch.setattr(generate, "is_binary", cache(generate.is_binary))
         yield

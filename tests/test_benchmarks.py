@@ -24,7 +24,7 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
     output = tmp_path / "benchmarks.jsonl"
     parts = ("first", "iterator", "worker", "cpu", "publish", "memory", "exit", "clients")
     only = [word for part in parts for word in ("--only", part)]
-    result = run_task("bench", "--quick", *only, "--output", str(output), caches=tmp_path)
+    result = run_task("bench", "--quick", *only, "--output", str(output))
     about, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
     assert about["versions"]["faststream"]
     assert all(figure["part"] in result.stdout for figure in figures if figure["values"])
@@ -50,7 +50,7 @@ def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove:
 def test_a_service_is_measured_beside_that_of_another_commit(tmp_path: Path) -> None:
     output = tmp_path / "benchmarks.jsonl"
     arguments = ("--quick", "--against", "HEAD", "--broker", "sqlite", "--output", str(output))
-    run_task("bench", *arguments, caches=tmp_path)
+    run_task("bench", *arguments)
     _, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
     ratios = {figure["part"]: figure["values"] for figure in figures if "/" in figure["name"]}
     parts = [f"{what}: CPU per message against HEAD" for what in ("the worker loop", "sqlite")]
@@ -62,7 +62,7 @@ def test_the_benchmarks_hold_what_the_pages_say_of_others(tmp_path: Path) -> Non
     """In a run as short as possible."""
     output = tmp_path / "beside.jsonl"
     only = ("--only", "behaviour", "--only", "latency")
-    run_task("bench", "--quick", *only, "--output", str(output), caches=tmp_path)
+    run_task("bench", "--quick", *only, "--output", str(output))
     results = report.read_all(output)[1]
     if not any(isinstance(result, Outcome) for result in results):
         assert os.environ.get("REQUIRE_BROKERS") != "1", results

@@ -24,7 +24,7 @@ FUNCTION = "cancellation.cancellable_sleep"
 
 def mutate(folder: Path, *arguments: str) -> Result:
     where = ("--folder", str(folder / "work"))
-    return run_task("mutate", FUNCTION, *where, *arguments, caches=folder, check=False)
+    return run_task("mutate", FUNCTION, *where, *arguments, check=False)
 
 
 def test_every_mutant_of_a_small_function_is_noticed(tmp_path: Path, prove: Prove) -> None:

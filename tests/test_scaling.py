@@ -29,7 +29,7 @@ def test_two_processes_share_a_queue_and_messages_of_a_killed_one_are_redelivere
 ) -> None:
     output = tmp_path / "scaling.jsonl"
     arguments = ("--only", "scaling", "--broker", "sqlite", "--quick", "--output", str(output))
-    run_task("bench", *arguments, caches=tmp_path)
+    run_task("bench", *arguments)
     _, *figures = map(json.loads, output.read_text(encoding="utf-8").splitlines())
     found = {(figure["part"].split(": ")[1], figure["name"]): figure for figure in figures}
     kinds = {kind for kind, _ in found}

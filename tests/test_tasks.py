@@ -15,7 +15,7 @@ import pytest
 
 from support.dealing import dealt
 from support.rendered import TEMPLATE
-from tools.test import FIGURES, LEFT_OUT, lines, overview
+from tools.test import FIGURES, LEFT_OUT, in_memory, lines, overview
 
 MOST_SECONDS = 300
 """The time limit of the tests without --all."""
@@ -56,6 +56,18 @@ def test_the_longest_tests_begin_at_once_on_every_worker_but_the_first() -> None
     parts = [order[start:end] for start, end in pairwise((0, 10, 20, 30, 41))]  # as xdist deals
     assert [part[:2] for part in parts] == [[0, 1], [7, 31], [15, 39], [23, 29]]
     assert dealt([1, 2], [False, True], workers=4) == [2, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm")
+def test_the_files_of_the_tests_are_in_memory_where_there_is_room_and_nothing_else_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TMPDIR")
+    assert in_memory(tmp_path, room_bytes=1) == tmp_path
+    assert in_memory(tmp_path, room_bytes=2**60) is None
+    assert in_memory(tmp_path / "missing", room_bytes=1) is None
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert in_memory(tmp_path, room_bytes=1) is None
 
 
 # -- Ctrl-C

@@ -187,15 +187,7 @@ def rendered_here(
 ) -> Service:
     """Of a template that is named as people do, in a repository of its own."""
     (folder / "rc").write_text(config)
-    command = (
-        sys.executable,
-        "-m",
-        "cookiecutter",
-        place,
-        "--no-input",
-        "--config-file",
-        str(folder / "rc"),
-    )
+    command = ("cookiecutter", place, "--no-input", "--config-file", str(folder / "rc"))
     env = {**IDENTITY, "HOME": str(folder)}
     run(*command, "-o", str(folder), *arguments, "broker=sqlite", cwd=folder / cwd, env=env)
     service = Service(folder / "order-events", "order_events")

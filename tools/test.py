@@ -85,6 +85,9 @@ CLEANUP_SECONDS = 0.7
 """For pytest, after Ctrl-C."""
 KILL_SECONDS = 5.0
 """For the kernel, to end what was killed."""
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 12 * 2**30
+"""Several times what the files of a whole run and the servers take at once."""
 DELETE_SECONDS = 1.0
 """For the temporary folder, after Ctrl-C; a large one is deleted in the background."""
 
@@ -211,7 +214,7 @@ def run_pytest(arguments: list[str]) -> int:
     """Run pytest with a temporary folder of its own; nothing of it is left when this returns."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     adopt_orphans()
-    folder = Path(tempfile.mkdtemp(prefix="tests-")).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="tests-", dir=in_memory())).resolve()
     folder.chmod(0o711)  # some tests run as another user
     # A test that passed needs its files no longer: there may be gigabytes of them.
     command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
@@ -232,6 +235,22 @@ def run_pytest(arguments: list[str]) -> int:
         process.wait()
         kill_descendants()
         delete(folder, seconds)
+
+
+def in_memory(folder: Path = MEMORY, room_bytes: int = ROOM_BYTES) -> Path | None:
+    """The folder of a file system in memory, if there is one with this room, programs may run there, and TMPDIR names no other.
+
+    A file that is created, written and deleted there takes a twentieth of the CPU time that ext4 takes. No test needs
+    its files after a crash of the machine, which is all that a disk would add.
+    """
+    meminfo = Path("/proc/meminfo")
+    if "TMPDIR" in os.environ or not (folder.is_dir() and meminfo.exists()):
+        return None
+    found = os.statvfs(folder)
+    free_kb = int(meminfo.read_text().partition("MemAvailable:")[2].split()[0])
+    room = min(found.f_bavail * found.f_frsize, free_kb * 1024)
+    may = os.access(folder, os.W_OK) and not found.f_flag & os.ST_NOEXEC
+    return folder if may and room >= room_bytes else None
 
 
 def delete(folder: Path, seconds: float | None) -> None:

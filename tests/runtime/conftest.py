@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
@@ -44,6 +45,11 @@ fixtures.server_module = server_module
 slow = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("untimed")
+# Of the services that tests start: see there.
+without_rich = str(Path(__file__).with_name("without_rich"))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [without_rich, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # With rich, which cookiecutter installs, each traceback would block the event loop for a second, or twenty on a loaded machine.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from harness.servers import PrivateServer
 from harness.servers.local import ServerContainer, docker
 
+AT_EASE = {"RABBITMQ_CTL_ERL_ARGS": "+S 1:1 +sbwt none"}
+"""As the servers have it: the threads of another Erlang would wait for each other by spinning, seconds on a busy machine."""
+
 
 def control_of(server: PrivateServer) -> Callable[..., object]:
     """Runs a command on this server: ``control("add_user", "me", "secret")``."""
@@ -16,6 +19,7 @@ def control_of(server: PrivateServer) -> Callable[..., object]:
         return partial(docker, "exec", instance.id, "rabbitmqctl")
     [script], environment = instance.command, instance.environment
     assert environment is not None
+    environment = {**environment, **AT_EASE}
     program = [str(Path(script).with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"]]
 
     def control(*command: str) -> None:

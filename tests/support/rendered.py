@@ -270,18 +270,19 @@ def run(
     return result
 
 
-def run_task(task: str, *arguments: str, caches: Path, check: bool = True) -> Result:
-    """Run ``tasks.py TASK`` as it is when the task is run for the first time: with what it declares, and nothing else."""
-    environment = [word for needed in requirements(task) for word in ("--with", needed)]
+def run_task(task: str, *arguments: str, check: bool = True) -> Result:
+    """Run ``tasks.py TASK`` with what it declares, and nothing else."""
+    needed = requirements(task)
+
+    def make(environment: Path) -> None:
+        run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=TEMPLATE)
+        install = ("uv", "pip", "install", "--quiet", "--python", str(environment / BIN / "python"))
+        run(*install, *needed, cwd=TEMPLATE)
+
+    programs = environment_of([*needed, str(Path(sys.executable).resolve())], make) / BIN
     [command] = COMMANDS[task]
-    return run(
-        *("uv", "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable),
-        *environment,
-        *("python", *command, *arguments),
-        cwd=TEMPLATE,
-        check=check,
-        env={**MODULES, "PYTHONPYCACHEPREFIX": str(caches)},
-    )
+    env = {**MODULES, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    return run(str(programs / "python"), *command, *arguments, cwd=TEMPLATE, check=check, env=env)
 
 
 def run_tool(name: str, *arguments: object, check: bool = True, cwd: Path = TEMPLATE) -> Result:

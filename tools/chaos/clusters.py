@@ -177,6 +177,7 @@ def rabbitmq(directory: Path) -> Iterator[RabbitCluster]:
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
             "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
         ),
+        "RABBITMQ_CTL_ERL_ARGS": "+S 1:1 +sbwt none",
     }
     epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, common)
     control = [str(Path(script).with_name("rabbitmqctl")), "--formatter=json", "--quiet"]

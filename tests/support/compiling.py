@@ -1,0 +1,59 @@
+"""Jinja's compiler makes the same code of the same text each time, and is half of what a render costs: so the code is kept."""
+
+import marshal
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import jinja2
+
+KEPT = Path(__file__).resolve().parents[2] / ".cache/compiled"
+"""For all processes, and for the next run: a file's name is a hash of all that the code is made of."""
+Compile = Callable[..., CodeType | str]
+
+
+def compiling_once(compile_anew: Compile) -> Compile:
+    """For `jinja2.Environment.compile`."""
+    codes: dict[Any, CodeType | str] = {}
+
+    def compile_once(self: jinja2.Environment, *source: Any) -> CodeType | str:
+        if "{" not in str(source[0]):  # the name of a file in a folder that is new each time
+            return compile_anew(self, *source)
+        # Jinja has one lexer for each set of delimiters and of rules for white space.
+        key = (self.lexer, frozenset(self.extensions), source)
+        if key not in codes:
+            rules = (getattr(self, name) for name in RULES)
+            made_of = (*MADE_BY, *rules, sorted(self.extensions), source)
+            file = KEPT / sha256(repr(made_of).encode()).hexdigest()
+            try:
+                codes[key] = marshal.loads(file.read_bytes())
+            except (OSError, ValueError, EOFError):
+                codes[key] = compile_anew(self, *source)
+                keep(file, marshal.dumps(codes[key]))
+        return codes[key]
+
+    return compile_once
+
+
+MADE_BY = (jinja2.__version__, sys.version)
+RULES = (
+    *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
+    *("comment_start_string", "comment_end_string", "line_statement_prefix"),
+    *("line_comment_prefix", "trim_blocks", "lstrip_blocks", "newline_sequence"),
+    *("keep_trailing_newline", "optimized", "autoescape"),
+)
+"""What a text's code depends on, of an environment, beside its extensions."""
+
+
+def keep(file: Path, content: bytes) -> None:
+    """Whole or not at all, as others may read it at this moment; not where this user may not write."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = file.with_suffix(f".{os.getpid()}")
+        own.write_bytes(content)
+        own.replace(file)
