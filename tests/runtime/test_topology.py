@@ -126,7 +126,7 @@ async def test_shutdowns_do_not_reach_the_delivery_limit_of_an_existing_queue_th
     settings_for: SettingsFor, broker: Server, queue: str
 ) -> None:
     """Where requeues count, it would drop the messages: this one has no dead letters."""
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+    arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 2}
     async with open_channel(broker.url) as channel:
         await channel.declare_queue(queue, durable=True, arguments=arguments)
     settings = settings_for(max_deliveries=4)
