@@ -122,6 +122,27 @@ async def test_an_existing_queue_is_consumed_as_it_is(
 
 
 @rabbitmq
+async def test_shutdowns_do_not_reach_the_delivery_limit_of_an_existing_queue_that_is_half_of_ours(
+    settings_for: SettingsFor, broker: Server, queue: str
+) -> None:
+    """Where requeues count, it would drop the messages: this one has no dead letters."""
+    arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+    async with open_channel(broker.url) as channel:
+        await channel.declare_queue(queue, durable=True, arguments=arguments)
+    settings = settings_for(max_deliveries=4)
+    async with opened(make_source(settings)) as source:
+        await publish(source, 3)
+    for _ in range(4):
+        async with opened(make_source(settings, 5)) as source:
+            await source.start()
+            async with asyncio.timeout(10):
+                while len(source.unacked) < 3:  # noqa: ASYNC110  # nothing tells
+                    await asyncio.sleep(0.01)
+            await source.stop()
+    assert (await look(settings))[queue] == 3
+
+
+@rabbitmq
 async def test_a_service_makes_two_queues_and_a_retry_queue_when_it_needs_one(
     settings_for: SettingsFor, broker: Server, queue: str
 ) -> None:
