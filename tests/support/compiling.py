@@ -22,11 +22,13 @@ def compiling_once(compile_anew: Compile) -> Compile:
     codes: dict[Any, CodeType | str] = {}
 
     def compile_once(self: jinja2.Environment, *source: Any) -> CodeType | str:
-        if "{" not in str(source[0]):  # the name of a file in a folder that is new each time
-            return compile_anew(self, *source)
         # Jinja has one lexer for each set of delimiters and of rules for white space.
         key = (self.lexer, frozenset(self.extensions), source)
-        if key not in codes:
+        if key not in codes and "{" not in str(source[0]):
+            codes[key] = compile_anew(
+                self, *source
+            )  # it may be a path in a folder that is new each time
+        elif key not in codes:
             rules = (getattr(self, name) for name in RULES)
             made_of = (*MADE_BY, *rules, sorted(self.extensions), source)
             file = KEPT / sha256(repr(made_of).encode()).hexdigest()
