@@ -260,12 +260,14 @@ def test_other_text_is_unchanged(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_values_under_the_name_of_a_secret_are_masked_and_numbers_are_not() -> None:
-    value = {"password": "a", "headers": {"Authorization": ["b"], "accept": "c"}, "token": 7}
-    assert redacted_value(value) == {
+def test_values_under_the_name_of_a_secret_are_masked() -> None:
+    value = {"password": 12345678, "headers": {"Authorization": ["b"], "accept": "c"}, "pieces": 7}
+    assert redacted_value({**value, "needs_password": True, "token": None}) == {
         "password": "***",
         "headers": {"Authorization": "***", "accept": "c"},
-        "token": 7,
+        "pieces": 7,
+        "needs_password": True,
+        "token": None,
     }
 
 

@@ -68,10 +68,12 @@ def redacted(text: str) -> str:
 
 def redacted_value(value: Any, name: str = "") -> Any:
     """For a log, a page or a span: with all text in it redacted and shortened; ``name`` is its key."""
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool):
         return value
     if _IS_SECRET.search(name):
         return "***"
+    if isinstance(value, int | float):
+        return value
     if isinstance(value, dict):
         return {redacted_value(str(k)): redacted_value(item, str(k)) for k, item in value.items()}
     if isinstance(value, list | tuple):
