@@ -72,6 +72,7 @@ from runtime.settings import ConsumerSettings
 from steps import (
     Event,
     ack_all,
+    consume,
     eventually_counts,
     eventually_logged,
     find,
@@ -112,6 +113,10 @@ def answer_to_create(
 async def commits() -> bool:
     """Whether a commit is under way."""
     return any("_do_commit_offsets" in repr(task) for task in asyncio.all_tasks())
+
+
+async def all_of(published: list[str], handled: list[str]) -> bool:
+    return {*handled} >= {*published}
 
 
 def with_key(key: str, count: int) -> list[OutgoingMessage]:
@@ -340,39 +345,41 @@ class TestOffsets:
             await source.ack(new)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
-    async def test_a_message_that_is_unacked_in_three_processes_is_the_only_one_that_is_repeated(
+    async def test_what_the_next_process_did_not_get_as_far_as_stays_marked(
         self, connect: Connect
     ) -> None:
-        """What a process did not get as far as stays marked."""
-        settled = []
+        settled: list[bytes] = []
         async with connect() as source:
             await source.publish(with_key("one", 20))
-        for prefetch in (10, 2, 3, 20):
+        for prefetch in (10, 2, 2, 20):
             async with connect(prefetch=prefetch) as source:
-                first, *others = await take(source, min(prefetch, 20 - len(settled)))
+                messages = await take(source, min(prefetch, 20 - len(settled)))
                 await source.stop()
-                for message in others:
+                left = 0 if prefetch == 20 else prefetch // 2
+                for message in messages[left:]:
                     await source.ack(message)
                     settled.append(message.body)
-                await source.requeue(first)
-                assert first.body == b"0"
-        assert sorted(settled, key=int) == [b"%d" % number for number in range(1, 20)]
+                for message in messages[:left]:
+                    await source.requeue(message)
+        assert sorted(settled, key=int) == [b"%d" % number for number in range(20)]
 
     async def test_what_is_acked_behind_an_in_flight_message_is_committed_before_a_crash(
-        self, connect: Connect, broker: Server, queue: str
+        self, connect: Connect, queue: str
     ) -> None:
         async with connect() as source:
             await source.publish(with_key("one", 4))
-            _, *others = await take(source, 4)
-            for message in others:
-                await source.ack(message)
-            [partition] = {message.receipt[1].partition for message in others}
+            first, _, *others = await take(source, 4)
+            partition = first.receipt[1].partition
 
             async def committed() -> object:
                 commit = await commit_of(source, queue, partition)
                 return commit.offset, kafka._offsets_of(commit)
 
-            await eventually((0, {1, 2, 3}), committed)
+            await source.ack(first)
+            await eventually((1, set()), committed)
+            for message in others:
+                await source.ack(message)
+            await eventually((1, {2, 3}), committed)
 
     async def test_shutdowns_of_an_ordered_consumption_repeat_nothing(
         self, harness: ConsumerHarness
@@ -436,8 +443,9 @@ class TestOffsets:
             await source.stop()
             await source.requeue(first)
             partition = first.receipt[1].partition
-        async with connect(prefetch=0) as reader:
-            assert kafka._offsets_of(await commit_of(reader, queue, partition)) == {1, 2, 3, 4}
+        async with connect() as source:
+            assert ids(await take(source, 1)) == [first.id]
+            assert kafka._offsets_of(await commit_of(source, queue, partition)) == {1, 2, 3, 4}
         await commit_as_other(broker, queue, partition, 0, metadata)
         async with connect() as source:
             assert ids(await take(source, 5)) == ids(taken)
@@ -576,6 +584,53 @@ class TestGroups:
             await others.enter_async_context(member())
             await eventually(len(published), length_of(handled))
         assert Counter(handled) == Counter(published)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_member_that_polls_while_a_rebalance_waits_for_another_commits_as_before(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        shorten: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+        events: list[Event],
+    ) -> None:
+        """The poll still sees the partitions of before, with what was read of them, and then dropped."""
+        shorten(0.2, "POLL_SECONDS")
+        patient = f"{broker.url}&rebalance_timeout_seconds=20"
+
+        async def dropped() -> bool:
+            return any(event["dropped"] for event in find(events, "partitions_revoked"))
+
+        async with (
+            connect(prefetch=50, broker_url=patient) as one,
+            connect(prefetch=1, broker_url=patient) as slow,
+            AsyncExitStack() as third,
+        ):
+            published = await publish(one, 40)
+            (held,) = await take(slow, 1)
+            polled_after: list[bool] = []
+            getmany = one._consumer.getmany  # type: ignore[union-attr]
+
+            async def note(**arguments: Any) -> Any:
+                polled_after.append(await dropped())
+                return await getmany(**arguments)
+
+            async def polled() -> bool:
+                return any(polled_after)
+
+            monkeypatch.setattr(one._consumer, "getmany", note)
+            joining = asyncio.create_task(third.enter_async_context(connect(50, broker_url=patient)))
+            await eventually(True, polled)
+            await one.flush()
+            await slow.ack(held)
+            sources, handled = [one, slow, await joining], [held.id]
+            workers = [asyncio.create_task(consume(source, handled)) for source in sources]
+            await eventually(True, lambda: all_of(published, handled))
+            for source in sources:
+                await source.stop()
+            await asyncio.gather(*workers)
+            assert Counter(handled) == Counter(published)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_message_that_outlasts_a_rebalance_is_redelivered_and_its_ack_is_lost(

@@ -279,8 +279,7 @@ def test_a_commit_of_kafka_marks_what_is_settled_and_nothing_else(
     kafka: Any = pytest.importorskip("runtime.brokers.kafka")
     end = begin + count
     unsettled = {begin + place for place in places if place < count}
-    unacked = dict.fromkeys(sorted(unsettled))
-    one = kafka._Partition(None, unacked=unacked, position=end).commit(most_bytes)
+    one = kafka._Partition(None, unacked=unsettled, position=end).commit(most_bytes)
     assert one.offset == min(unsettled, default=end)
     assert len(one.metadata) <= most_bytes
     marked, left = kafka._marks_of(one)

@@ -9,9 +9,10 @@ do not exist; ``session_timeout_seconds``, after which a dead consumer's partiti
 ``partition_assignment_strategy``, ``group_instance_id``, ``isolation_level`` and ``auto_offset_reset``.
 
 Kafka does not settle single messages: a consumer owns whole partitions, and commits for each one offset below which
-all messages are settled. So an unacked message is redelivered together with those after it in its partition, also
-if they were acked. A rebalance of the group waits for in-flight messages as long as a shutdown does,
-``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered to the partition's next owner.
+all messages are settled. The metadata of the commit marks those that are settled above it, and the partition's next
+owner skips them; of more than fit into it, the last ones are redelivered. A rebalance of the group waits for
+in-flight messages as long as a shutdown does, ``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered
+to the partition's next owner.
 
 For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``orders``, ``orders.billing.retry`` and
 ``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
@@ -137,6 +138,7 @@ MOST_MARKS = 2**23
 """Offsets that a commit marks: a bit each, before they are compressed."""
 METADATA = f"{PREFIX}settled"
 """What our metadata begins with, before a colon."""
+NO_COMMIT = OffsetAndMetadata(-1, "")
 
 PARTITIONS = 12
 MOST_DELAYS = 12
@@ -248,11 +250,11 @@ class _Partition:
     """The offsets of which the commit that the group had then says whether they are settled."""
     left: set[int] = field(default_factory=set)
     """Those of them that are not."""
-    unacked: dict[int, None] = field(default_factory=dict)
-    """The offsets of unacked and requeued messages, in ascending order."""
+    unacked: set[int] = field(default_factory=set)
+    """The offsets of unacked and of requeued messages."""
     position: int = 0
     """The offset after the last delivery."""
-    committed: OffsetAndMetadata = OffsetAndMetadata(-1, "")
+    committed: OffsetAndMetadata = NO_COMMIT
     waited_for: int = -1
     """The offset of the last retry that was not due yet."""
     revoked: bool = False
@@ -263,7 +265,7 @@ class _Partition:
         What does not exist counts as settled. Marks that do not fit are left out, the last ones first.
         """
         # What was left and lies below the position was delivered, or does not exist any more.
-        unsettled = [*self.unacked, *(n for n in self.left if n >= self.position)]
+        unsettled = self.unacked | {n for n in self.left if n >= self.position}
         end = max(self.position, self.marked.stop)
         first = min(unsettled, default=end)
         count = max(0, min(end - first - 1, MOST_MARKS))
@@ -493,7 +495,7 @@ aiokafka_fetcher.PartitionRecords = _PartitionRecords
 class _PartitionState(aiokafka_state.TopicPartitionState):  # type: ignore[misc]
     """Keeps the group's commit, from the answer that also says from where to read; aiokafka forgets its metadata."""
 
-    commit = OffsetAndMetadata(-1, "")
+    commit = NO_COMMIT
 
     def update_committed(self, offset_meta: OffsetAndMetadata) -> None:
         self.commit = offset_meta
@@ -1098,7 +1100,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                     self._pause(consumer, partition, record.offset, seconds)
                     break
                 message = _message(record, partition)
-                partition.unacked[record.offset] = None
+                partition.unacked.add(record.offset)
                 partition.position = record.offset + 1
                 if due_at and due_at > time.time() + EARLY_SECONDS and not self.stopped:
                     self._postpone(message)
@@ -1120,9 +1122,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._revoked_in_flight.discard(at)
         return self._still_in_flight(message) is not None
 
-    def _partition(
-        self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition
-    ) -> _Partition:
+    def _partition(self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition) -> _Partition:
         partition = self._partitions.get(topic_partition)
         if partition is None:
             state = consumer._subscription.subscription.assignment.state_value(topic_partition)
@@ -1142,7 +1142,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         latest = offset is None and self._begins_at_the_end_of(topic_partition)
         ask = consumer.end_offsets if latest else consumer.beginning_offsets
         oldest = (await ask([topic_partition]))[topic_partition]
-        if topic_partition not in consumer.assignment():
+        rejoining = consumer._subscription.reassignment_in_progress
+        if rejoining or topic_partition not in consumer.assignment():
             return
         where: dict[str, Any] = {
             "topic": topic_partition.topic,
@@ -1171,6 +1172,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
         """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""
+        if consumer._subscription.reassignment_in_progress:
+            return  # what it still counts as assigned was dropped, also messages that were read
         for topic_partition in consumer.assignment() - consumer.paused():
             state = consumer._subscription.subscription.assignment.state_value(topic_partition)
             if state.has_valid_position:  # and so the group's commit is known
@@ -1321,7 +1324,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _ack(self, message: Message) -> None:
         partition, record = message.receipt
-        del partition.unacked[record.offset]
+        partition.unacked.remove(record.offset)
         if partition not in self._to_commit:  # else its commit is wanted already
             self._to_commit.add(partition)
             self._commit_wanted.set()
