@@ -620,7 +620,9 @@ class TestGroups:
                 return any(polled_after)
 
             monkeypatch.setattr(one._consumer, "getmany", note)
-            joining = asyncio.create_task(third.enter_async_context(connect(50, broker_url=patient)))
+            joining = asyncio.create_task(
+                third.enter_async_context(connect(50, broker_url=patient))
+            )
             await eventually(True, polled)
             await one.flush()
             await slow.ack(held)
