@@ -70,7 +70,9 @@ PARTS: dict[str, dict[str, str]] = {
         " next_fetch_offset",
         "aiokafka.consumer.group_coordinator:GroupCoordinator": "_commit_refresh_task _coordination_task"
         " _do_commit_offsets _heartbeat_task member_id",
-        "aiokafka.consumer.subscription_state:SubscriptionState": "subscription",
+        "aiokafka.consumer.subscription_state": "TopicPartitionState",
+        "aiokafka.consumer.subscription_state:SubscriptionState": "reassignment_in_progress subscription",
+        "aiokafka.consumer.subscription_state:TopicPartitionState": "update_committed",
         "aiokafka.producer.message_accumulator:BatchBuilder": "_build",
         "aiokafka.producer.message_accumulator:MessageAccumulator": "fail_all",
         "aiokafka.producer.sender:Sender": "sender_task",

@@ -1,6 +1,7 @@
 """Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_every_source.py."""
 
 import asyncio
+import base64
 import gc
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -37,9 +39,11 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 from aiokafka.record.util import calc_crc32c
+from aiokafka.structs import OffsetAndMetadata
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from consumer_harness import ConsumerHarness
 from harness.contract import eventually, opened, take
 from harness.servers import Counts, Server
 from harness.servers.kafka import PARTITIONS, SESSION_SECONDS
@@ -68,6 +72,7 @@ from runtime.settings import ConsumerSettings
 from steps import (
     Event,
     ack_all,
+    consume,
     eventually_counts,
     eventually_logged,
     find,
@@ -108,6 +113,10 @@ def answer_to_create(
 async def commits() -> bool:
     """Whether a commit is under way."""
     return any("_do_commit_offsets" in repr(task) for task in asyncio.all_tasks())
+
+
+async def all_of(published: list[str], handled: list[str]) -> bool:
+    return {*handled} >= {*published}
 
 
 def with_key(key: str, count: int) -> list[OutgoingMessage]:
@@ -182,6 +191,33 @@ async def delete_below(broker: Server, queue: str, offset: int) -> None:
     below = {TopicPartition(queue, 0): RecordsToDelete(offset)}
     await admin_of(broker, lambda admin: admin.delete_records(below))
 
+
+async def commit_of(source: KafkaBroker, topic: str, partition: int) -> OffsetAndMetadata:
+    """What the tests' group has committed."""
+    tp = TopicPartition(topic, partition)
+    async with source._reader(topic, topic) as reader:
+        commits = await reader._coordinator.fetch_committed_offsets([tp])
+        return commits.get(tp, OffsetAndMetadata(-1, ""))
+
+
+async def commit_as_other(
+    broker: Server, queue: str, partition: int, offset: int, metadata: str
+) -> None:
+    """As `kafka-consumer-groups --reset-offsets` does it, while the group has no member."""
+    other = AIOKafkaConsumer(
+        bootstrap_servers=urlsplit(broker.url).netloc, group_id=queue, enable_auto_commit=False
+    )
+    await other.start()
+    try:
+        tp = TopicPartition(queue, partition)
+        other.assign([tp])
+        await other.commit({tp: OffsetAndMetadata(offset, metadata)})
+    finally:
+        await other.stop()
+
+
+MARKS = base64.b64encode(zlib.compress(b"\xff")).decode()
+"""As in our metadata, without our name."""
 
 ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "a header that is listed as JSON is gone": ("", [(kafka.JSON_HEADERS, b'["gone"]')]),
@@ -284,22 +320,175 @@ def little_memory(more_bytes: int) -> Iterator[None]:
 
 
 class TestOffsets:
-    async def test_messages_acked_after_an_unacked_one_of_their_partition_are_redelivered(
-        self, connect: Connect, broker: Server, queue: str
+    @pytest.mark.parametrize("retried", [False, True], ids=["a message", "a retry"])
+    async def test_messages_acked_after_an_unacked_one_of_their_partition_are_not_redelivered(
+        self, connect: Connect, broker: Server, queue: str, retried: bool
     ) -> None:
         async with connect() as source:
             await source.publish(with_key("one", 5))
+            if retried:
+                for message in await take(source, 5):
+                    await source.retry(message, 0.1, "not now")
             first, second, *others = await take(source, 5)
             await source.ack(first)
             for message in others:
                 await source.ack(message)
             await source.stop()
             await source.requeue(second)
-        await eventually_counts(broker, queue, Counts(ready=4, delayed=0, dead=0))
         async with connect() as source:
-            again = await take(source, 4)
-            assert ids(again) == ids([second, *others])
-            assert {message.attempt for message in again} == {1}
+            (again,) = await take(source, 1)
+            assert (again.id, again.attempt) == (second.id, 1 + retried)
+            await source.publish(with_key("one", 1))
+            (new,) = await take(source, 1)
+            assert new.id not in ids([first, second, *others])
+            await source.ack(again)
+            await source.ack(new)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_what_the_next_process_did_not_get_as_far_as_stays_marked(
+        self, connect: Connect
+    ) -> None:
+        settled: list[bytes] = []
+        async with connect() as source:
+            await source.publish(with_key("one", 20))
+        for prefetch in (10, 2, 2, 20):
+            async with connect(prefetch=prefetch) as source:
+                messages = await take(source, min(prefetch, 20 - len(settled)))
+                await source.stop()
+                left = 0 if prefetch == 20 else prefetch // 2
+                for message in messages[left:]:
+                    await source.ack(message)
+                    settled.append(message.body)
+                for message in messages[:left]:
+                    await source.requeue(message)
+        assert sorted(settled, key=int) == [b"%d" % number for number in range(20)]
+
+    async def test_what_is_acked_behind_an_in_flight_message_is_committed_before_a_crash(
+        self, connect: Connect, queue: str
+    ) -> None:
+        async with connect() as source:
+            await source.publish(with_key("one", 4))
+            first, _, *others = await take(source, 4)
+            partition = first.receipt[1].partition
+
+            async def committed() -> object:
+                commit = await commit_of(source, queue, partition)
+                return commit.offset, kafka._offsets_of(commit)
+
+            await source.ack(first)
+            await eventually((1, set()), committed)
+            for message in others:
+                await source.ack(message)
+            await eventually((1, {2, 3}), committed)
+
+    async def test_shutdowns_of_an_ordered_consumption_repeat_nothing(
+        self, harness: ConsumerHarness
+    ) -> None:
+        steps = [(number % 5, number) for number in range(600)]
+        handled: list[tuple[int, int]] = []
+
+        async def handle(body: bytes) -> None:
+            key, number = json.loads(body)["step"]
+            await asyncio.sleep(0.001 * key)
+            handled.append((key, number))
+
+        published = [json.dumps({"key": key, "step": [key, n]}).encode() for key, n in steps]
+        for count in (200, 400, 600):
+            _, consumer = await harness.run(
+                published,
+                lambda _, count=count: len({*handled}) >= count,  # type: ignore[misc]
+                key="one partition",
+                handlers={"any": handle},
+                order_by="body:key",
+                concurrency=4,
+                prefetch=100,
+            )
+            published = []
+            if count < 600:
+                assert consumer.source.requeued_count > 0
+        assert len(handled) == 600
+        for key in range(5):
+            assert [step for step in handled if step[0] == key] == [s for s in steps if s[0] == key]
+        assert harness.left == (0, 0)
+
+    async def test_at_the_deadline_only_the_abandoned_message_is_repeated(
+        self, harness: ConsumerHarness
+    ) -> None:
+        handled: list[bytes] = []
+
+        async def handle(body: bytes) -> None:
+            if body == b"1" and len(handled) < 9:
+                await asyncio.Event().wait()
+            handled.append(body)
+
+        bodies = [b"%d" % number for number in range(10)]
+        run = partial(harness.run, key="one partition", handlers={"any": handle})
+        await run(bodies, lambda _: len(handled) == 9, drain_seconds=0)
+        await run([b"new"], lambda _: b"new" in handled and b"1" in handled)
+        assert Counter(handled) == Counter([*bodies, b"new"])
+
+    @pytest.mark.parametrize(
+        "metadata",
+        ["", MARKS, f"x-other-settled:{MARKS}"],
+        ids=["none", "without our name", "with another name"],
+    )
+    async def test_after_another_program_has_reset_the_offsets_all_messages_are_delivered(
+        self, connect: Connect, broker: Server, queue: str, metadata: str
+    ) -> None:
+        async with connect() as source:
+            await source.publish(with_key("one", 5))
+            first, *others = taken = await take(source, 5)
+            for message in others:
+                await source.ack(message)
+            await source.stop()
+            await source.requeue(first)
+            partition = first.receipt[1].partition
+        async with connect() as source:
+            assert ids(await take(source, 1)) == [first.id]
+            assert kafka._offsets_of(await commit_of(source, queue, partition)) == {1, 2, 3, 4}
+        await commit_as_other(broker, queue, partition, 0, metadata)
+        async with connect() as source:
+            assert ids(await take(source, 5)) == ids(taken)
+
+    async def test_marks_of_a_topic_that_was_created_again_skip_no_message(
+        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+    ) -> None:
+        async with connect(prefetch=0):
+            pass  # which makes the topics
+        await produce_many(broker, queue, 5)
+        await commit_as_other(broker, queue, 0, 10, kafka._metadata_of(10, {11, 12, 13}))
+        async with connect(prefetch=20) as source:
+            taken = await take(source, 5)
+            await eventually_logged(events, "partition_restarted")
+            await produce_many(broker, queue, 15)
+            taken += await take(source, 15)
+        assert [message.receipt[1].offset for message in taken] == [*range(20)]
+
+    async def test_marked_messages_that_do_not_exist_any_more_hold_no_commit_back(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        """Such as the first one, which retention has deleted, when the others are settled."""
+        async with connect(prefetch=0):
+            pass
+        await produce_many(broker, queue, 6)
+        await commit_as_other(broker, queue, 0, 1, kafka._metadata_of(1, {2, 3, 4, 5}))
+        await delete_below(broker, queue, 2)
+        async with connect(), connect(prefetch=0) as reader:
+            await eventually((6, ""), partial(commit_of, reader, queue, 0))
+
+    async def test_without_room_for_marks_the_offset_is_still_committed(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch, queue: str
+    ) -> None:
+        """The broker's limit may be lower than ours."""
+        monkeypatch.setattr(kafka, "_packed", lambda bits: "x" * 5000 if bits else "")
+        async with connect() as source:
+            source._most_metadata_bytes = 5000
+            await source.publish(with_key("one", 3))
+            first, _, last = await take(source, 3)
+            await source.ack(first)
+            await source.ack(last)
+            partition = first.receipt[1].partition
+            await eventually((1, ""), partial(commit_of, source, queue, partition))
 
     async def test_acks_are_committed_together(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
@@ -308,7 +497,7 @@ class TestOffsets:
         async with connect(prefetch=1000) as source:
             commit = source._consumer.commit  # type: ignore[union-attr]
 
-            async def count(offsets: dict[Any, int]) -> None:
+            async def count(offsets: dict[Any, OffsetAndMetadata]) -> None:
                 commits.append(offsets)
                 await commit(offsets)
 
@@ -317,7 +506,7 @@ class TestOffsets:
             for message in await take(source, 500):
                 await source.ack(message)
                 await asyncio.sleep(0)  # others get their turn
-        assert sum(commits[-1].values()) >= 500 / PARTITIONS
+        assert sum(commit.offset for commit in commits[-1].values()) >= 500 / PARTITIONS
         assert len(commits) <= 3
 
     async def test_prefetch_is_never_exceeded(self, connect: Connect) -> None:
@@ -395,6 +584,55 @@ class TestGroups:
             await others.enter_async_context(member())
             await eventually(len(published), length_of(handled))
         assert Counter(handled) == Counter(published)
+        await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
+
+    async def test_a_member_that_polls_while_a_rebalance_waits_for_another_commits_as_before(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        shorten: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+        events: list[Event],
+    ) -> None:
+        """The poll still sees the partitions of before, with what was read of them, and then dropped."""
+        shorten(0.2, "POLL_SECONDS")
+        patient = f"{broker.url}&rebalance_timeout_seconds=20"
+
+        async def dropped() -> bool:
+            return any(event["dropped"] for event in find(events, "partitions_revoked"))
+
+        async with (
+            connect(prefetch=50, broker_url=patient) as one,
+            connect(prefetch=1, broker_url=patient) as slow,
+            AsyncExitStack() as third,
+        ):
+            published = await publish(one, 40)
+            (held,) = await take(slow, 1)
+            polled_after: list[bool] = []
+            getmany = one._consumer.getmany  # type: ignore[union-attr]
+
+            async def note(**arguments: Any) -> Any:
+                polled_after.append(await dropped())
+                return await getmany(**arguments)
+
+            async def polled() -> bool:
+                return any(polled_after)
+
+            monkeypatch.setattr(one._consumer, "getmany", note)
+            joining = asyncio.create_task(
+                third.enter_async_context(connect(50, broker_url=patient))
+            )
+            await eventually(True, polled)
+            await one.flush()
+            await slow.ack(held)
+            sources, handled = [one, slow, await joining], [held.id]
+            workers = [asyncio.create_task(consume(source, handled)) for source in sources]
+            await eventually(True, lambda: all_of(published, handled))
+            for source in sources:
+                await source.stop()
+            await asyncio.gather(*workers)
+            assert Counter(handled) == Counter(published)
         await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=0))
 
     async def test_a_message_that_outlasts_a_rebalance_is_redelivered_and_its_ack_is_lost(

@@ -267,7 +267,31 @@ def test_offsets_that_were_taken_survive_as_metadata_of_kafka(first: int, above:
     assert kafka._offsets_of(kafka.OffsetAndMetadata(first, metadata)) == offsets
 
 
-@pytest.mark.parametrize("metadata", ["", "other program's", "eJw=", "€"])
+@given(
+    st.integers(0, 2**40),
+    st.integers(0, 3_000),
+    st.sets(st.integers(0, 2_999), max_size=100),
+    st.sampled_from([0, 40, 100, 4096]),
+)
+def test_a_commit_of_kafka_marks_what_is_settled_and_nothing_else(
+    begin: int, count: int, places: set[int], most_bytes: int
+) -> None:
+    kafka: Any = pytest.importorskip("runtime.brokers.kafka")
+    end = begin + count
+    unsettled = {begin + place for place in places if place < count}
+    one = kafka._Partition(None, unacked=unsettled, position=end).commit(most_bytes)
+    assert one.offset == min(unsettled, default=end)
+    assert len(one.metadata) <= most_bytes
+    marked, left = kafka._marks_of(one)
+    settled = {offset for offset in marked if offset not in left}
+    if most_bytes == 4096:
+        assert settled == {*range(one.offset, end)} - unsettled
+    assert settled <= {*range(one.offset, end)} - unsettled
+    # The next owner, before it has read anything.
+    assert kafka._Partition(None, marked, left).commit(most_bytes) == one or not one.metadata
+
+
+@pytest.mark.parametrize("metadata", ["", "other program's", "eJw=", "€", "x-consumer-settled:e"])
 def test_metadata_of_another_program_means_nothing_was_taken(metadata: str) -> None:
     kafka: Any = pytest.importorskip("runtime.brokers.kafka")
     assert kafka._offsets_of(kafka.OffsetAndMetadata(7, metadata)) == set()

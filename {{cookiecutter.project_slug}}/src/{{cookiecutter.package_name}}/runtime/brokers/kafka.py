@@ -9,9 +9,10 @@ do not exist; ``session_timeout_seconds``, after which a dead consumer's partiti
 ``partition_assignment_strategy``, ``group_instance_id``, ``isolation_level`` and ``auto_offset_reset``.
 
 Kafka does not settle single messages: a consumer owns whole partitions, and commits for each one offset below which
-all messages are settled. So an unacked message is redelivered together with those after it in its partition, also
-if they were acked. A rebalance of the group waits for in-flight messages as long as a shutdown does,
-``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered to the partition's next owner.
+all messages are settled. The metadata of the commit marks those that are settled above it, and the partition's next
+owner skips them; of more than fit into it, the last ones are redelivered. A rebalance of the group waits for
+in-flight messages as long as a shutdown does, ``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered
+to the partition's next owner.
 
 For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``orders``, ``orders.billing.retry`` and
 ``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
@@ -61,6 +62,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.consumer import fetcher as aiokafka_fetcher
+from aiokafka.consumer import subscription_state as aiokafka_state
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -132,6 +134,11 @@ MOST_COMMITS = 10
 """Of one step of moved or deleted dead letters, while other commands commit theirs."""
 MOST_METADATA_BYTES = 4096
 """Of a committed offset: ``offset.metadata.max.bytes`` of the broker, by default."""
+MOST_MARKS = 2**23
+"""Offsets that a commit marks: a bit each, before they are compressed."""
+METADATA = f"{PREFIX}settled"
+"""What our metadata begins with, before a colon."""
+NO_COMMIT = OffsetAndMetadata(-1, "")
 
 PARTITIONS = 12
 MOST_DELAYS = 12
@@ -239,25 +246,34 @@ class _Partition:
     """A partition, from its assignment to this consumer until it is revoked."""
 
     topic_partition: TopicPartition
-    unacked: dict[int, None] = field(default_factory=dict)
-    """The offsets of unacked messages, in ascending order."""
+    marked: range = range(0)
+    """The offsets of which the commit that the group had then says whether they are settled."""
+    left: set[int] = field(default_factory=set)
+    """Those of them that are not."""
+    unacked: set[int] = field(default_factory=set)
+    """The offsets of unacked and of requeued messages."""
     position: int = 0
     """The offset after the last delivery."""
-    committed: int = -1
+    committed: OffsetAndMetadata = NO_COMMIT
     waited_for: int = -1
     """The offset of the last retry that was not due yet."""
-    requeued: bool = False
-    """Whether a delivery was requeued, so that nothing from there on may be committed."""
     revoked: bool = False
 
-    def settled_below(self) -> int:
-        return min(self.position, next(iter(self.unacked), self.position))
+    def commit(self, most_bytes: int) -> OffsetAndMetadata:
+        """The offset below which all is settled; its metadata marks what is settled above it.
 
-    def requeue(self, offset: int) -> None:
-        """Neither this message nor those after it will be committed."""
-        del self.unacked[offset]
-        self.position = min(self.position, offset)
-        self.requeued = True
+        What does not exist counts as settled. Marks that do not fit are left out, the last ones first.
+        """
+        # What was left and lies below the position was delivered, or does not exist any more.
+        unsettled = self.unacked | {n for n in self.left if n >= self.position}
+        end = max(self.position, self.marked.stop)
+        first = min(unsettled, default=end)
+        count = max(0, min(end - first - 1, MOST_MARKS))
+        bits = bytearray(((1 << count) - 1).to_bytes((count + 7) // 8, "little"))
+        _flip(bits, first, [n for n in unsettled if first < n <= first + count])
+        while len(metadata := _packed(bits)) > most_bytes:
+            del bits[len(bits) // 2 :]
+        return OffsetAndMetadata(first, metadata)
 
 
 class _Own(NamedTuple):
@@ -476,6 +492,19 @@ aiokafka_fetcher.MemoryRecords = _Records
 aiokafka_fetcher.PartitionRecords = _PartitionRecords
 
 
+class _PartitionState(aiokafka_state.TopicPartitionState):  # type: ignore[misc]
+    """Keeps the group's commit, from the answer that also says from where to read; aiokafka forgets its metadata."""
+
+    commit = NO_COMMIT
+
+    def update_committed(self, offset_meta: OffsetAndMetadata) -> None:
+        self.commit = offset_meta
+        super().update_committed(offset_meta)
+
+
+aiokafka_state.TopicPartitionState = _PartitionState
+
+
 # -- aiokafka's clients
 
 
@@ -687,6 +716,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._to_commit: set[_Partition] = set()
+        self._most_metadata_bytes = MOST_METADATA_BYTES
         self._acked: list[str] = []
         """The ids since the last commit; the messages themselves would cost the garbage collector much."""
         self._commit_wanted = asyncio.Event()
@@ -1059,15 +1089,18 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             consumer._fetcher._records.move_to_end(topic_partition)  # the others' turn
         # No await below: the fetcher could be cancelled there, or the partitions revoked.
         for topic_partition, records in batch.items():
-            partition = self._partition(topic_partition)
+            partition = self._partition(consumer, topic_partition)
             retrying = topic_partition.topic in self._retry_topics
             for record in records:
+                if record.offset in partition.marked and record.offset not in partition.left:
+                    self._skip_to(partition, record.offset + 1)
+                    continue
                 due_at = self._due_at(record) if retrying else 0
                 if retrying and (seconds := self._seconds_to_wait(record, partition, due_at)) > 0:
                     self._pause(consumer, partition, record.offset, seconds)
                     break
                 message = _message(record, partition)
-                partition.unacked[record.offset] = None
+                partition.unacked.add(record.offset)
                 partition.position = record.offset + 1
                 if due_at and due_at > time.time() + EARLY_SECONDS and not self.stopped:
                     self._postpone(message)
@@ -1089,11 +1122,18 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._revoked_in_flight.discard(at)
         return self._still_in_flight(message) is not None
 
-    def _partition(self, topic_partition: TopicPartition) -> _Partition:
+    def _partition(self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition) -> _Partition:
         partition = self._partitions.get(topic_partition)
         if partition is None:
-            partition = self._partitions[topic_partition] = _Partition(topic_partition)
+            state = consumer._subscription.subscription.assignment.state_value(topic_partition)
+            partition = _Partition(topic_partition, *_marks_of(state.commit))
+            self._partitions[topic_partition] = partition
         return partition
+
+    def _skip_to(self, partition: _Partition, position: int) -> None:
+        partition.position = position
+        self._to_commit.add(partition)
+        self._commit_wanted.set()
 
     async def _restart(
         self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition, offset: int | None
@@ -1102,7 +1142,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         latest = offset is None and self._begins_at_the_end_of(topic_partition)
         ask = consumer.end_offsets if latest else consumer.beginning_offsets
         oldest = (await ask([topic_partition]))[topic_partition]
-        if topic_partition not in consumer.assignment():
+        rejoining = consumer._subscription.reassignment_in_progress
+        if rejoining or topic_partition not in consumer.assignment():
             return
         where: dict[str, Any] = {
             "topic": topic_partition.topic,
@@ -1117,11 +1158,11 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if (old := self._partitions.pop(topic_partition, None)) is not None:
                 old.revoked = True
                 self._to_commit.discard(old)
+            # Nor does the group's commit mean these messages.
+            self._partitions[topic_partition] = _Partition(topic_partition)
         consumer.seek(topic_partition, oldest)
-        partition = self._partition(topic_partition)
-        partition.position = max(partition.position, oldest)
-        self._to_commit.add(partition)
-        self._commit_wanted.set()
+        partition = self._partition(consumer, topic_partition)
+        self._skip_to(partition, max(partition.position, oldest))
 
     def _begins_at_the_end_of(self, topic_partition: TopicPartition) -> bool:
         """Without an offset of the group. Its own topics, and what is made later, have no history of before it."""
@@ -1131,14 +1172,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
         """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""
+        if consumer._subscription.reassignment_in_progress:
+            return  # what it still counts as assigned was dropped, also messages that were read
         for topic_partition in consumer.assignment() - consumer.paused():
             state = consumer._subscription.subscription.assignment.state_value(topic_partition)
-            partition = self._partition(topic_partition)
-            ahead = state.has_valid_position and partition.position < state.position
-            if ahead and not partition.requeued:
-                partition.position = state.position
-                self._to_commit.add(partition)
-                self._commit_wanted.set()
+            if state.has_valid_position:  # and so the group's commit is known
+                partition = self._partition(consumer, topic_partition)
+                if partition.position < state.position:
+                    self._skip_to(partition, state.position)
 
     def _due_at(self, record: Any) -> float:
         due_at = seconds_of(next((v for name, v in record.headers if name == DUE_AT), None))
@@ -1249,8 +1290,6 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         messages = [*self._take_back(), *self.put_offs.timers]
         for message in messages:
             self._release(message)
-            partition, record = message.receipt
-            partition.requeue(record.offset)
         return len(messages)
 
     def put_back(self, message: Message) -> None:
@@ -1285,7 +1324,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _ack(self, message: Message) -> None:
         partition, record = message.receipt
-        del partition.unacked[record.offset]
+        partition.unacked.remove(record.offset)
         if partition not in self._to_commit:  # else its commit is wanted already
             self._to_commit.add(partition)
             self._commit_wanted.set()
@@ -1321,9 +1360,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _requeue(self, message: Message) -> None:
         """Redelivered when another consumer has its partition; until then it can only be buffered again."""
-        partition, record = message.receipt
         if self.stopped:
-            partition.requeue(record.offset)
             self._settled.set()
         else:
             self._deliver(message)
@@ -1335,21 +1372,27 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             await self._commit()
 
     async def _commit(self, seconds: float = ANSWER_SECONDS) -> None:
-        """Commit, for each partition, the offset below which all is settled; if that fails, it is wanted again."""
+        """Commit what is settled of each partition; if that fails, it is wanted again."""
         partitions, self._to_commit = self._to_commit, set()
         acked, self._acked = self._acked, []
-        offsets = {partition: partition.settled_below() for partition in partitions}
-        offsets = {partition: n for partition, n in offsets.items() if n > partition.committed}
-        if not offsets or self._consumer is None:
+        commits = {
+            partition: commit
+            for partition in partitions
+            if (commit := partition.commit(self._most_metadata_bytes)) != partition.committed
+            and commit.offset >= partition.committed.offset
+        }
+        if not commits or self._consumer is None:
             return
         committed = False
         try:
             async with self._requests.bounded(seconds):
                 await self._consumer.commit(
-                    {partition.topic_partition: n for partition, n in offsets.items()}
+                    {partition.topic_partition: commit for partition, commit in commits.items()}
                 )
             committed = True
         except BrokerError as error:
+            if isinstance(error.__cause__, kafka_errors.OffsetMetadataTooLargeError):
+                self._most_metadata_bytes = 0  # this broker's limit is lower: do without
             log.debug("commit_failed", broker=self._url.redacted, reason=str(error))
         finally:  # also when it is cancelled, while closing
             if not committed:
@@ -1358,8 +1401,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 self._commit_wanted.set()
                 self._acked = acked + self._acked
         if committed:
-            for partition, offset in offsets.items():
-                partition.committed = offset
+            for partition, commit in commits.items():
+                partition.committed = commit
 
     # -- publishing
 
@@ -1574,32 +1617,57 @@ class _Reading:
 
 
 def _metadata_of(first: int, offsets: set[int]) -> str:
-    """The offsets above the first, a bit each, compressed. Raises BrokerRefused if a commit cannot hold them."""
+    """Marks these offsets, above the first. Raises BrokerRefused if a commit cannot hold them."""
     bits = bytearray((max(offsets, default=first) - first + 7) // 8)
-    for offset in offsets:
-        place, bit = divmod(offset - first - 1, 8)
-        bits[place] |= 1 << bit
-    text = base64.b64encode(zlib.compress(bits)).decode() if offsets else ""
-    if len(text) > MOST_METADATA_BYTES:
+    _flip(bits, first, offsets)
+    if len(metadata := _packed(bits)) > MOST_METADATA_BYTES:
         raise BrokerRefused(
             f"{len(offsets)} dead letters behind others were moved or deleted, and Kafka can mark no more: "
             "first replay or purge the oldest ones"
         )
-    return text
+    return metadata
 
 
-def _offsets_of(commit: Any) -> set[int]:
+def _offsets_of(commit: OffsetAndMetadata) -> set[int]:
     """The inverse; none for another program's metadata."""
-    try:
-        bits = zlib.decompress(base64.b64decode(commit.metadata or ""))
-    except (ValueError, zlib.error):
-        return set()
-    return {
-        commit.offset + 1 + 8 * place + bit
-        for place, byte in enumerate(bits)
-        for bit in range(8)
-        if byte >> bit & 1
-    }
+    return {commit.offset + 1 + place for place in _places_of(_unpacked(commit.metadata), 1)}
+
+
+def _marks_of(commit: OffsetAndMetadata) -> tuple[range, set[int]]:
+    """The offsets of which the commit says whether they are settled, and which of them are not."""
+    start, bits = commit.offset + 1, _unpacked(commit.metadata)
+    left = {start + place for place in _places_of(bits, 0)}
+    # The offset itself is the first that is not.
+    return range(start, start + 8 * len(bits)), left | {commit.offset} if bits else left
+
+
+def _flip(bits: bytearray, first: int, offsets: Iterable[int]) -> None:
+    """The bits of these offsets, above the first."""
+    for offset in offsets:
+        place, bit = divmod(offset - first - 1, 8)
+        bits[place] ^= 1 << bit
+
+
+def _places_of(bits: bytes, value: int) -> Iterator[int]:
+    """Where there is a bit of this value."""
+    none = 0 if value else 0xFF
+    for place, byte in enumerate(bits):
+        if byte != none:
+            yield from (8 * place + bit for bit in range(8) if byte >> bit & 1 == value)
+
+
+def _packed(bits: bytearray) -> str:
+    if not (marked := bits.rstrip(b"\0")):
+        return ""
+    return f"{METADATA}:{base64.b64encode(zlib.compress(marked)).decode()}"
+
+
+def _unpacked(metadata: str | None) -> bytes:
+    """None for another program's metadata."""
+    owner, _, text = (metadata or "").rpartition(":")
+    with suppress(ValueError, zlib.error):
+        return zlib.decompress(base64.b64decode(text)) if owner == METADATA else b""
+    return b""
 
 
 TAKES_SEVERAL = True
