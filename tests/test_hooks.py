@@ -48,7 +48,7 @@ def test_it_renders_offline_and_without_git(tmp_path: Path, watched: dict[str, s
     result = cookiecutter(tmp_path, "--no-input", env=watched)
     assert result.returncode == 0, result.stdout
     assert "order-events is ready" in result.stdout
-    assert "edit src/order_events/handlers/order_created.py" in result.stdout
+    assert "open src/order_events/handlers/order_created.py" in result.stdout
     assert (tmp_path / "order-events/src/order_events/handlers/order_created.py").exists()
     assert not (tmp_path / "order-events/.git").exists()
 

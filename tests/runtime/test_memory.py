@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from harness.process import ServiceProcess, service_command, service_environment
 from harness.scene import Scene, assert_clean_shutdown, wait_until
+from harness.servers import Server
+from harness.servers.sqlite import SqliteFile
 from processes import MISBEHAVING
 from runtime.settings import ConsumerSettings
 
@@ -50,6 +53,16 @@ def memory() -> Iterator[Path]:
     [mebibytes] = re.findall(r"limits: {memory: (\d+)Mi", MANIFEST.read_text(encoding="utf-8"))
     with limited_memory(int(mebibytes) * 2**20) as processes:
         yield processes
+
+
+@pytest.fixture
+def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
+    """The file of the embedded broker is on a disk: in memory it would count as the process's."""
+    with TemporaryDirectory(prefix="memory-", dir="/var/tmp", ignore_cleanup_errors=True) as folder:
+        if isinstance(broker, SqliteFile):
+            broker = SqliteFile(Path(folder, "queues.db"))
+        with Scene(broker, queue, tmp_path) as scene:
+            yield scene
 
 
 def start(scene: Scene, memory: Path, **variables: object) -> ServiceProcess:

@@ -20,7 +20,10 @@ IDENTITY = {
 
 LOGS = "src/order_events/runtime/logs.py"
 OLD_LINE = '"""One log line for each event, as it was."""'
-PRESENT_LINE = '"""One log line for each event: JSON, or human-readable text, redacted. And the last words for Kubernetes."""'
+PRESENT_LINE = (
+    '"""One log line for each event: JSON, or human-readable text, redacted. '
+    'Also Kubernetes\' termination message."""'
+)
 
 TREE = "{{cookiecutter.project_slug}}"
 PACKAGE = f"{TREE}/src/{{{{cookiecutter.package_name}}}}"
