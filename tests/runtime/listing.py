@@ -27,13 +27,15 @@ def names_on(broker: Any, sources: Iterable[str]) -> set[str]:
         case "nats":
             return set(broker.ask(streams))
         case "kafka":
-            return set(broker._ask(AIOKafkaAdminClient.list_topics))
+            topics = broker._ask(AIOKafkaAdminClient.list_topics)
+            return {topic for topic in topics if not topic.startswith("__")}  # the broker's own
         case "sqs":
             urls = broker.client.list_queues().get("QueueUrls", [])
             return {url.rpartition("/")[2] for url in urls}
         case "postgres":
-            tables = ("messages", "dead_letters", "consumers")
-            rows = [broker.query(f"SELECT source FROM consumer.{table}") for table in tables]
+            names = [f"consumer.{name}" for name in ("messages", "dead_letters", "consumers")]
+            tables = [one for one in names if broker.query(f"SELECT to_regclass('{one}')")[0][0]]
+            rows = [broker.query(f"SELECT source FROM {table}") for table in tables]
             return {source for found in rows for (source,) in found}
         case "mqtt":
             return set(broker._read()[0])
