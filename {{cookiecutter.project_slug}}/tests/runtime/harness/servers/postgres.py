@@ -125,6 +125,8 @@ def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
         (data / "pg_hba.conf").write_text(ACCESS)
         (port,) = free_ports(1)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
+        # In its folder: a killed server would leave it in /dev/shm.
+        settings["dynamic_shared_memory_type"] = "mmap"
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         postgres = [str(programs / "postgres"), "-D", str(data), *options]
         command = [*as_user, "sh", "-c", START, "sh", *postgres]
