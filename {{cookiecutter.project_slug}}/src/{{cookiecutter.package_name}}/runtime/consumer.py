@@ -321,7 +321,7 @@ class Consumer:
                 await self._requeue(messages)
                 raise asyncio.CancelledError
             call.ends_at = math.inf
-            # The handler cancelled its own task without `uncancel`.
+            # By its time limit, or by the handler itself: this task continues.
             while task.uncancel():
                 pass
             with suppress(asyncio.CancelledError):

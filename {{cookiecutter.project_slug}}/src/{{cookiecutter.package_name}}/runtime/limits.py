@@ -78,7 +78,6 @@ class Limits:
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
         """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
         if call.is_cancelled:
-            call.task.uncancel()
             if failure is None or isinstance(failure, asyncio.CancelledError):
                 cause, failure = failure, overrun(call.handler)
                 failure.__cause__ = cause  # its traceback says where the handler was
