@@ -118,7 +118,8 @@ def environment() -> dict[str, str]:
     """The environment variables of a command: the programs of .venv first, and the module paths."""
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, PYTHON_PATH))
-    variables.setdefault("UV_SYSTEM_CERTS", "1")  # the system's certificates, a company's too, as pip
+    # A company's certificates too, as pip.
+    variables.setdefault("UV_SYSTEM_CERTS", "1")
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # these commands start Python hundreds of times
     return variables
 
