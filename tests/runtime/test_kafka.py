@@ -450,6 +450,30 @@ class TestOffsets:
         async with connect() as source:
             assert ids(await take(source, 5)) == ids(taken)
 
+    async def test_what_is_published_after_a_process_without_work_has_ended_goes_to_the_next(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kafka, "POLL_SECONDS", 0.1)
+        async with connect() as source:
+            await source.publish(with_key("one", 3))
+            taken = await take(source, 3)
+            for message in taken:
+                await source.ack(message)
+            await source.stop()
+        at = taken[0].receipt[0].topic_partition
+
+        async def looked() -> bool:
+            return at in source._partitions
+
+        async with connect() as source:
+            await eventually(True, looked)  # and found nothing
+            await source.stop()
+        async with connect(prefetch=0) as source:
+            assert await commit_of(source, *at) == (3, "")
+            await source.publish(more := with_key("one", 2))
+        async with connect() as source:
+            assert ids(await take(source, 2)) == ids(more)
+
     async def test_marks_of_a_topic_that_was_created_again_skip_no_message(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:

@@ -321,7 +321,7 @@ class Consumer:
                 await self._requeue(messages)
                 raise asyncio.CancelledError
             call.ends_at = math.inf
-            # By its time limit, or by the handler itself: this task continues.
+            # The handler cancelled its own task without `uncancel`.
             while task.uncancel():
                 pass
             with suppress(asyncio.CancelledError):

@@ -259,6 +259,10 @@ class _Partition:
     """The offset of the last retry that was not due yet."""
     revoked: bool = False
 
+    def is_settled(self, offset: int) -> bool:
+        """Whether the commit that the group had then says so."""
+        return offset in self.marked and offset not in self.left
+
     def commit(self, most_bytes: int) -> OffsetAndMetadata:
         """The offset below which all is settled; its metadata marks what is settled above it.
 
@@ -1092,7 +1096,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             partition = self._partition(consumer, topic_partition)
             retrying = topic_partition.topic in self._retry_topics
             for record in records:
-                if record.offset in partition.marked and record.offset not in partition.left:
+                if partition.is_settled(record.offset):
                     self._skip_to(partition, record.offset + 1)
                     continue
                 due_at = self._due_at(record) if retrying else 0
@@ -1635,10 +1639,12 @@ def _offsets_of(commit: OffsetAndMetadata) -> set[int]:
 
 def _marks_of(commit: OffsetAndMetadata) -> tuple[range, set[int]]:
     """The offsets of which the commit says whether they are settled, and which of them are not."""
-    start, bits = commit.offset + 1, _unpacked(commit.metadata)
-    left = {start + place for place in _places_of(bits, 0)}
+    if not (bits := _unpacked(commit.metadata)):
+        return range(0), set()
+    start = commit.offset + 1
     # The offset itself is the first that is not.
-    return range(start, start + 8 * len(bits)), left | {commit.offset} if bits else left
+    left = {commit.offset, *(start + place for place in _places_of(bits, 0))}
+    return range(start, start + 8 * len(bits)), left
 
 
 def _flip(bits: bytearray, first: int, offsets: Iterable[int]) -> None:

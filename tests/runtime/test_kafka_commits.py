@@ -1,0 +1,99 @@
+"""What a commit to Kafka says is settled, and what the partition's next owner skips: on a model of one partition."""
+
+import random
+
+import pytest
+from aiokafka import TopicPartition
+
+from runtime.brokers import kafka
+
+MOST_BYTES = (0, 60, kafka.MOST_METADATA_BYTES)
+"""Of a commit's metadata: no marks, some, and as many as there are here."""
+
+
+class Log:
+    """A partition, and the group's commit for it. Some offsets are no messages, such as the end of a transaction."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.end = 0
+        self.messages: set[int] = set()
+        self.settled: set[int] = set()
+        self.commit = kafka.OffsetAndMetadata(0, "")
+
+    def append(self) -> None:
+        for _ in range(self.chance.randrange(30)):
+            if self.chance.random() < 0.9:
+                self.messages.add(self.end)
+            self.end += 1
+
+    def unsettled(self) -> set[int]:
+        return self.messages - self.settled
+
+
+class Owner:
+    """The process that has the partition, as the source polls, acks and commits."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.partition = kafka._Partition(
+            TopicPartition("orders", 0), *kafka._marks_of(log.commit)
+        )
+        self.fetched = log.commit.offset
+
+    def poll(self, room: int) -> list[int]:
+        delivered: list[int] = []
+        while self.fetched < self.log.end and len(delivered) < room:
+            offset = self.fetched
+            self.fetched += 1
+            if offset in self.log.messages:
+                self.partition.position = offset + 1
+                if not self.partition.is_settled(offset):
+                    self.partition.unacked.add(offset)
+                    delivered.append(offset)
+        if not delivered:
+            self.partition.position = max(self.partition.position, self.fetched)
+        return delivered
+
+    def ack_some(self) -> None:
+        for offset in sorted(self.partition.unacked):
+            if self.log.chance.random() < 0.5:
+                self.partition.unacked.remove(offset)
+                self.log.settled.add(offset)
+
+    def commit(self, most_bytes: int) -> None:
+        commit = self.partition.commit(most_bytes)
+        assert len(commit.metadata) <= most_bytes
+        assert commit.offset <= self.log.end, "an offset that does not exist yet is committed"
+        if commit.offset >= self.log.commit.offset:
+            self.log.commit = commit
+
+
+@pytest.mark.parametrize("most_bytes", MOST_BYTES)
+def test_every_message_that_is_not_settled_goes_to_the_next_owner(most_bytes: int) -> None:
+    for _ in range(300):
+        seed = random.randrange(2**32)
+        chance = random.Random(seed)
+        log = Log(chance)
+        for _ in range(chance.randrange(1, 8)):
+            owner = Owner(log)
+            for _ in range(chance.randrange(6)):
+                step = chance.choice([log.append, owner.ack_some, lambda: owner.poll(10)])
+                step()
+            owner.commit(most_bytes)
+            log.append()
+        delivered = {*Owner(log).poll(room=log.end)}
+        assert delivered >= log.unsettled(), f"lost: {log.unsettled() - delivered}, seed {seed}"
+        if most_bytes == kafka.MOST_METADATA_BYTES:
+            assert delivered == log.unsettled(), f"repeated, seed {seed}"
+
+
+@pytest.mark.parametrize("metadata", ["", "of another program"])
+def test_a_commit_without_marks_says_nothing_of_what_comes(metadata: str) -> None:
+    log = Log(random.Random(0))
+    log.end = 5
+    log.commit = kafka.OffsetAndMetadata(5, metadata)
+    owner = Owner(log)
+    assert owner.poll(1) == []
+    owner.commit(kafka.MOST_METADATA_BYTES)
+    assert log.commit == kafka.OffsetAndMetadata(5, "")
