@@ -1273,7 +1273,8 @@ class TestTables:
             ):
                 await query(broker, add, *place, 5000)
             await query(broker, add, queue, "-infinity", None, 5000)
-            assert await rows_read() <= before + 10
+            # The plan differs by some rows with the table's statistics; one that reads the others, by thousands.
+            assert await rows_read() <= before + 100
             await query(broker, "DELETE FROM consumer.messages WHERE source = 'other'")
 
     async def test_the_server_is_described_with_its_version(self, connect: Connect) -> None:
