@@ -1,5 +1,6 @@
 """Renders with pytest-cookies, and prints at the end a summary of the proofs."""
 
+import json
 import os
 import runpy
 import shutil
@@ -7,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, redirect_stdout
 from functools import cache
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cookiecutter import generate, hooks
+from filelock import FileLock
 from jinja2 import Environment
 
 from support import repositories
@@ -83,17 +86,29 @@ def hooks_in_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def render(cookies_session: Any) -> Render:
-    """Render with these answers; the same answers give the same service, so a test must not change it."""
-    services: dict[tuple[tuple[str, str], ...], Service] = {}
+def render(cookies_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """Render with these answers; the same answers give the same service, so a test must not change it.
+
+    The workers of xdist share what was rendered, and each has its own copy.
+    """
+    services: dict[str, Service] = {}
+    own = tmp_path_factory.mktemp("services")
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    shared = own.parent.parent / "services" if is_worker else own / "shared"
+    shared.mkdir(exist_ok=True)
 
     def bake(**answers: str) -> Service:
         assert answers.keys() <= set(PUBLIC_QUESTIONS), "cookiecutter ignores unknown questions"
-        key = tuple(sorted(answers.items()))
+        key = sha256(json.dumps(sorted(answers.items())).encode()).hexdigest()[:16]
         if key not in services:
-            result = cookies_session.bake(extra_context=answers)
-            assert result.exit_code == 0, result.exception
-            services[key] = Service(result.project_path, result.context["package_name"])
+            with FileLock(shared / f"{key}.lock"):
+                if not (shared / key).exists():
+                    result = cookies_session.bake(extra_context=answers)
+                    assert result.exit_code == 0, result.exception
+                    result.project_path.parent.rename(shared / key)
+            [path] = (shared / key).iterdir()
+            about = json.loads((path / ".template-answers.json").read_text("utf-8"))
+            services[key] = Service(path, about["answers"]["package_name"]).copy_to(own / key)
         return services[key]
 
     return bake
