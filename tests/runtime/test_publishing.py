@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from consumer_harness import AT_ONCE, ConsumerHarness, Number, consume, numbers
+from consumer_harness import AT_ONCE, ConsumerHarness, Number, consume, done, numbers
+from following import Next
 from harness.contract import opened
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers import Server
@@ -19,8 +19,6 @@ from processes import MISBEHAVING
 from rabbitmq_client import open_channel, publish_raw
 from refusing import REFUSING, Refusing
 from runtime.brokers import make_source
-from runtime.brokers.source import Broker
-from runtime.consumer import Consumer
 from runtime.message import Failed, Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 from steps import over_the_network, start_once
@@ -34,34 +32,6 @@ DROPS_REPEATED = {"nats"}
 
 class Doubled(BaseModel):
     number: int
-
-
-class Next:
-    """Another queue of the same broker, and the service that consumes it."""
-
-    def __init__(self, settings: ConsumerSettings) -> None:
-        self.settings = settings
-        kind = next(iter(make_source(settings).destinations))
-        self.to = f"{kind}:{settings.source}"
-
-    async def declare(self) -> None:
-        async with opened(make_source(self.settings)):
-            pass
-        await start_once(self.settings)
-
-    @asynccontextmanager
-    async def consuming(self) -> AsyncIterator[Broker]:
-        async with opened(make_source(self.settings, 10)) as source:
-            await source.start()
-            yield source
-
-    async def take(self, count: int = 1) -> list[Message]:
-        """So many messages, acknowledged; there are no more."""
-        async with self.consuming() as source, asyncio.timeout(30):
-            messages = [await anext(source) for _ in range(count)]
-            for message in messages:
-                await source.ack(message)
-        return messages
 
 
 @pytest.fixture
@@ -95,10 +65,6 @@ async def refusing(
 async def started_once(settings_for: Callable[..., ConsumerSettings]) -> None:
     """So that each broker retains the messages that are published before the consumer of the test starts."""
     await start_once(settings_for())
-
-
-def done(count: int) -> Callable[[Consumer], bool]:
-    return lambda consumer: consumer.handled_count + consumer.rejected_count >= count
 
 
 async def test_what_a_handler_returns_is_published_before_its_message_is_acknowledged(

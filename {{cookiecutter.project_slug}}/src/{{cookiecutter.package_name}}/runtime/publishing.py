@@ -6,7 +6,7 @@ from copy import copy
 from hashlib import blake2b
 
 from .brokers.source import Source
-from .errors import BrokerUnavailable
+from .errors import BrokerRefused, BrokerUnavailable
 from .message import Failed, Message, OutgoingMessage
 from .telemetry import Telemetry
 
@@ -25,10 +25,13 @@ class Publishing:
         """Publish the messages that a handler of this message sends; with its result, also acknowledge it. Raises BrokerError."""
         outgoing = self._prepared(outgoing, [message])
         with self._telemetry.publishing(outgoing):
-            if is_result:
-                await self._source.publish_and_ack(message, outgoing)
-            else:
-                await self._source.publish(outgoing)
+            try:
+                if is_result:
+                    await self._source.publish_and_ack(message, outgoing)
+                else:
+                    await self._source.publish(outgoing)
+            except BrokerRefused as refusal:
+                raise _naming(refusal, outgoing) from refusal.__cause__
         self._telemetry.count_published(outgoing)
 
     async def send_results(
@@ -52,7 +55,7 @@ class Publishing:
                         cause = one.caused_by
                         if cause is None or cause not in messages:
                             raise
-                        failures[cause] = refusal
+                        failures[cause] = _naming(refusal, [one])
         self._telemetry.count_published([one for one in outgoing if one.caused_by not in failures])
         return failures
 
@@ -73,6 +76,15 @@ class Publishing:
             cause.published_count += 1
             one.correlation_id = one.correlation_id or cause.correlation_id or cause.id
         return prepared
+
+
+def _naming(failure: Exception, outgoing: Sequence[OutgoingMessage]) -> Exception:
+    """It, with the destinations if it is a refusal that names none."""
+    places = sorted({one.to for one in outgoing})
+    named = any(place.partition(":")[2] in str(failure) for place in places)
+    if named or not isinstance(failure, BrokerRefused):
+        return failure
+    return type(failure)(f"{failure} (while publishing to {', '.join(places)})")
 
 
 def read_results(

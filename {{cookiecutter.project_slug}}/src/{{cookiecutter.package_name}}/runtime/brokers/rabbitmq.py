@@ -727,7 +727,7 @@ class RabbitBroker(Broker):
             failures=headers.get(ATTEMPTS),
             published_at=properties.timestamp,
             receipt=_Receipt(deliveries, tag, properties),
-            origin=_origin(about, headers),
+            origin=_origin(about, headers, self._name),
             properties=_properties(properties, headers),
         )
         known = None
@@ -905,7 +905,7 @@ class RabbitBroker(Broker):
                     time.monotonic() > give_up_at or not await self.count_dead_letters()
                 ):
                     return  # others have taken them
-            yield _dead_letter(reading.ahead.popleft())
+            yield _dead_letter(reading.ahead.popleft(), self._name)
 
     async def count_dead_letters(self) -> int:
         return (await self._count(self._dead) or (0, 0))[0]
@@ -916,9 +916,8 @@ class RabbitBroker(Broker):
         outcomes: list[Exception | None] = [None] * len(letters)
         if replay:
             outcomes = await self._publish_batch(
-                ("", self._name, letter.body, Copy(old, _without_history(old.headers)))
-                for letter in letters
-                for old in (letter.receipt[1],)
+                ("", self._name, one.body, Copy(one.receipt[1], {**one.headers, **_origin_of(one)}))
+                for one in letters
             )
         for letter, outcome in zip(letters, outcomes, strict=True):
             if outcome is None:
@@ -1066,12 +1065,18 @@ def _properties(properties: Basic.Properties, headers: Mapping[str, Any]) -> dic
     }
 
 
-def _origin(delivered: Any, headers: dict[str, Any]) -> dict[str, Any]:
-    """As it was before a retry, which comes from a queue of ours."""
-    first = headers.get(ORIGIN)
+def _origin(delivered: Any, headers: dict[str, Any], queue: str) -> dict[str, Any]:
+    """As it was at first, also if the message comes back from another queue, of ours or by dead-lettering."""
+    origin = {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
+    first, deaths = headers.get(ORIGIN), headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) and first is None else ():
+        match death:  # the oldest one is the last
+            case {"queue": place, "exchange": str(name), "routing-keys": [key, *_]}:
+                if place == queue and name:
+                    first = {"exchange": name, "routing_key": key}
     if isinstance(first, dict) and not delivered.exchange:
-        return {name: delivery.text_of(first.get(name)) for name in ("exchange", "routing_key")}
-    return {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
+        return {name: delivery.text_of(first.get(name)) for name in origin}
+    return origin
 
 
 def _origin_of(message: Message) -> dict[str, Any]:
@@ -1079,7 +1084,7 @@ def _origin_of(message: Message) -> dict[str, Any]:
     return {ORIGIN: dict(message.origin)} if message.origin.get("exchange") else {}
 
 
-def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
+def _dead_letter(letter: DeliveredMessage, queue: str) -> DeadLetter:
     properties = letter.header.properties
     headers: dict[str, Any] = properties.headers or {}
     reason, dead_lettered_at = headers.get(REASON), headers.get(DEAD_LETTERED_AT)
@@ -1094,7 +1099,7 @@ def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
         type=properties.message_type,
         headers=_without_history(headers),
         published_at=properties.timestamp,
-        origin=_origin(letter, headers),
+        origin=_origin(letter, headers, queue),
         properties=_properties(properties, headers),
     )
     return delivery.make_dead_letter(
