@@ -29,7 +29,6 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Container,
     Coroutine,
@@ -70,7 +69,7 @@ from .delivery import (
     seconds_of,
     text_of,
 )
-from .requests import Requests, Rule, abort
+from .requests import Requests, Rule, abort, together
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -1118,7 +1117,7 @@ class NatsBroker(Broker):
 
     async def _look_up_attempts(self, connection: Connection) -> None:
         """Those that come meanwhile, new ones too, wait behind them: the order is kept."""
-        records = await _gather(self._record(connection, each) for each in self._redelivered)
+        records = await together(self._record(connection, each) for each in self._redelivered)
         if self.stopped:
             return  # `stop` requeues them
         messages, self._redelivered = self._redelivered, self._redelivered[len(records) :]
@@ -1148,7 +1147,7 @@ class NatsBroker(Broker):
         """Delete the records of messages that are acked or dead-lettered."""
         keys, self._done_keys = self._done_keys, []
         purge = f"STREAM.PURGE.{self._attempts}"
-        await _gather(connection.api(purge, filter=self._record_of(key)) for key in keys)
+        await together(connection.api(purge, filter=self._record_of(key)) for key in keys)
 
     async def _tick(self, connection: Connection) -> None:
         """Send progress acks (+WPI), and check that the broker still serves the pull."""
@@ -1376,13 +1375,13 @@ class NatsBroker(Broker):
     ) -> AsyncIterator[int]:
         if replay:
             connection = self._reachable()
-            await _gather(connection.ask(self._replayed(letter.receipt)) for letter in letters)
+            await together(connection.ask(self._replayed(letter.receipt)) for letter in letters)
         sequences = [letter.receipt.sequence for letter in letters]
         reading.difference_update(sequences)
         if not any(sequence < sequences[-1] for sequence in reading):
             yield await self._purge_dead(seq=sequences[-1] + 1)  # all before it were taken
             return
-        yield sum(await _gather(map(self._delete_dead_letter, sequences)))
+        yield sum(await together(map(self._delete_dead_letter, sequences)))
 
     async def _delete_dead_letter(self, sequence: int) -> bool:
         """Returns whether it was there. Below the stream's first one, the server's answer is that of a stream that denies it."""
@@ -1419,16 +1418,6 @@ class NatsBroker(Broker):
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> NatsBroker:
     return NatsBroker(settings, prefetch)
-
-
-async def _gather(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all of them, or the first error when all have ended."""
-    results = []
-    for outcome in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        results.append(outcome)
-    return results
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> bool:

@@ -405,10 +405,10 @@ class _Deliveries:
 
     def _on_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
-        if error is None or isinstance(error, asyncio.CancelledError):
-            self.end_reason = "no answer to heartbeats"
-        else:
-            self.end_reason = str(error) or type(error).__name__
+        is_cut = error is None or isinstance(error, asyncio.CancelledError)
+        self.end_reason = (
+            "no answer to heartbeats" if is_cut else str(error) or type(error).__name__
+        )
         self.close()
 
     def _wake(self) -> None:
@@ -755,8 +755,7 @@ class RabbitBroker(Broker):
     async def flush(self) -> None:
         if self._deliveries is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_SECONDS):
-                    await self._deliveries.written.wait()
+                await asyncio.wait_for(self._deliveries.written.wait(), FLUSH_SECONDS)
 
     # -- settling
 
@@ -942,21 +941,19 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
 
 def _parse_bindings(text: str) -> list[tuple[str, str]]:
     """The exchange and the routing key of each. Raises BrokerRefused."""
-    bindings = []
-    for binding in filter(None, (part.strip() for part in text.split(","))):
-        exchange, separator, routing_key = binding.partition("/")
-        if not (exchange and separator):
+    bindings = [*filter(None, map(str.strip, text.split(",")))]
+    for binding in bindings:
+        if not re.match("[^/]+/", binding):
             raise BrokerRefused(f"CONSUMER_BINDINGS: {binding!r} is not exchange/routing.key")
-        bindings.append((exchange, routing_key))
-    return bindings
+    return [(exchange, key) for exchange, _, key in (one.partition("/") for one in bindings)]
 
 
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     """The delays of the backoff, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
-    delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
-    delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]
-    return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*delays, longest_seconds]})
+    delays = (first_seconds * factor**step for step in range(MOST_DELAYS))
+    shorter = takewhile(lambda seconds: seconds < longest_seconds * 0.999, delays)
+    return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*shorter, longest_seconds]})
 
 
 class _Reading:
@@ -1050,8 +1047,7 @@ class _Reading:
         return await self._count() + len(self._unacked)  # behind the others, too
 
 
-def _without_history(headers: Any) -> dict[str, Any]:
-    headers = headers or {}
+def _without_history(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if not name.startswith(HISTORY)}
 
 
@@ -1071,9 +1067,8 @@ def _origin(delivered: Any, headers: dict[str, Any], queue: str) -> dict[str, An
     first, deaths = headers.get(ORIGIN), headers.get("x-death")
     for death in deaths if isinstance(deaths, list) and first is None else ():
         match death:  # the oldest one is the last
-            case {"queue": place, "exchange": str(name), "routing-keys": [key, *_]}:
-                if place == queue and name:
-                    first = {"exchange": name, "routing_key": key}
+            case {"queue": place, "exchange": way, "routing-keys": [key, *_]} if place == queue:
+                first = {"exchange": way, "routing_key": key} if way else first
     if isinstance(first, dict) and not delivered.exchange:
         return {name: delivery.text_of(first.get(name)) for name in origin}
     return origin
@@ -1088,11 +1083,9 @@ def _dead_letter(letter: DeliveredMessage, queue: str) -> DeadLetter:
     properties = letter.header.properties
     headers: dict[str, Any] = properties.headers or {}
     reason, dead_lettered_at = headers.get(REASON), headers.get(DEAD_LETTERED_AT)
-    if dead_lettered_at is None:  # by the broker, not by a handler
-        match headers.get("x-death"):
-            case [{"reason": cause} as death, *_]:
-                reason = f"dead-lettered by the broker: {cause}"
-                dead_lettered_at = death.get("time")
+    match headers.get("x-death"):
+        case [{"reason": cause} as death, *_] if dead_lettered_at is None:  # by the broker
+            reason, dead_lettered_at = f"dead-lettered by the broker: {cause}", death.get("time")
     message = delivery.make_message(
         letter.body,
         id=properties.message_id,

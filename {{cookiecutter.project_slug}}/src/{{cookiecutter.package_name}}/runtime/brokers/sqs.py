@@ -76,7 +76,7 @@ from .delivery import (
     text_of,
 )
 from .flags import flag
-from .requests import Requests, Rule, to_the_end
+from .requests import Requests, Rule, to_the_end, together
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import BrokerUrl, CurrentUrl
 
@@ -1221,9 +1221,7 @@ class SqsBroker(Broker):
                 self._sending.add(sending)
                 sending.add_done_callback(self._sending.discard)
             waiting.append((entry, future))
-        for outcome in await asyncio.gather(*sent, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+        await together(sent)
 
     def _entry(self, message: OutgoingMessage, target: Target) -> dict[str, Any]:
         """Raises BrokerRefused for a message that cannot be sent."""
@@ -1350,10 +1348,8 @@ class SqsBroker(Broker):
     async def _send(self, queue_url: str, entries: list[dict[str, Any]]) -> None:
         """Returns when SQS has confirmed every one. Raises BrokerUnavailable or BrokerRefused."""
         for batches in _slices(list(_batches(entries, lambda entry: entry)), MAX_REQUESTS):
-            sending = [self._write_batch(SEND, queue_url, batch) for batch in batches]
-            for outcome in await asyncio.gather(*sending, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            sending = (self._write_batch(SEND, queue_url, batch) for batch in batches)
+            for outcome in await together(sending):
                 for failure in outcome.values():
                     msg = f"{self._address} did not accept a message: {failure.get('Message')}"
                     raise (
