@@ -6,7 +6,7 @@ import signal
 import socket
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,8 @@ from tools import kafka
 PASSWORD, ANOTHER = "the-f1rst-password", "the-s3cond-password"
 DENIED = "denied"
 """The name of a destination that exists, and to which the right to write is refused."""
+OWN = "orders", "billing"
+"""The source and the group of whom ``deny`` leaves the rights that the broker's page documents."""
 
 
 class Access(NamedTuple):
@@ -279,14 +281,21 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
             )
 
 
+IAM_ACTIONS = [
+    *("sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ReceiveMessage", "sqs:DeleteMessage*"),
+    *("sqs:ChangeMessageVisibility*", "sqs:SendMessage*", "sns:Publish*"),
+]
+"""Those of docs/brokers/sqs.md. AWS has no action for a batch of them, moto has."""
+
+
 def of_sqs(directory: Path, what: str) -> Iterator[Access]:
     """moto looks at keys and policies, if it is told to, as IAM does, but not at the resources of a policy: of destinations,
     it can refuse all topics of SNS, and no queue alone."""
     with moto(directory) as open_url:
         address = open_url.rpartition("@")[2].partition("/")[0]
 
-        def policy(denied: str = "") -> str:
-            statements = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
+        def policy(denied: str = "", allowed: Sequence[str] = "*") -> str:
+            statements = [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]
             if denied:
                 statements.append({"Effect": "Deny", "Action": denied, "Resource": "*"})
             return json.dumps({"Version": "2012-10-17", "Statement": statements})
@@ -297,7 +306,7 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
         def client(key: Any, service: str = "iam") -> Any:
             return get_session().create_client(
                 service,
-                region_name="us-east-1",
+                region_name=open_url.rpartition("/")[2].partition("?")[0],
                 endpoint_url=f"http://{address}",
                 aws_access_key_id=key["AccessKeyId"],
                 aws_secret_access_key=key["SecretAccessKey"],
@@ -322,7 +331,9 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
             "right": "sqs:ReceiveMessage",
             "ack": "sqs:DeleteMessage*",
             "destination": "sns:Publish*",
+            "undocumented": "",
         }[what]
+        allowed = IAM_ACTIONS if what == "undocumented" else "*"
         visibility_seconds = 30 if what == "ack" else 3  # an ack that waits must not be too late
         with closing(client(root, "sns")) as sns:
             sns.create_topic(Name=DENIED)
@@ -330,7 +341,7 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
             yield Access(
                 server,
                 with_options(url_of(user), visibility_seconds=visibility_seconds),
-                lambda: change(policy(denied)),
+                lambda: change(policy(denied, allowed)),
                 lambda: change(policy()),
                 "AccessDenied|not authorized",
                 with_options(url_of(root), visibility_seconds=visibility_seconds),
@@ -348,8 +359,18 @@ org.apache.kafka.common.security.scram.ScramLoginModule required;
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
 """
-TOPIC, GROUP, ALL, READ, WRITE, LITERAL = 2, 3, 2, 3, 4, 3
+TOPIC, GROUP, ALL, READ, WRITE, DESCRIBE, LITERAL = 2, 3, 2, 3, 4, 8, 3
 DENY, ALLOW = 2, 3
+KAFKA_RIGHTS = [
+    *(
+        (TOPIC, right, topic)
+        for topic in ("orders", "orders.billing.retry", "orders.billing.dead")
+        for right in (READ, WRITE, DESCRIBE)
+    ),
+    *((GROUP, READ, OWN[1]), (GROUP, READ, f"{OWN[1]}.dead")),
+    *((TOPIC, WRITE, DENIED), (TOPIC, DESCRIBE, DENIED)),
+]
+"""Those of docs/brokers/kafka.md."""
 
 
 def of_kafka(directory: Path, what: str) -> Iterator[Access]:
@@ -411,6 +432,11 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
                     acl(30, TOPIC, WRITE, DENY, DENIED)
                 elif what == "unseen destination":
                     acl(30, TOPIC, ALL, DENY, DENIED)
+                elif what == "undocumented":
+                    for kind in (TOPIC, GROUP):
+                        acl(31, kind, ALL, ALLOW)
+                    for kind, right, name in KAFKA_RIGHTS:
+                        acl(30, kind, right, ALLOW, name)
                 else:
                     acl(30, denied, READ, DENY)
 
@@ -450,5 +476,6 @@ OF = {
 
 @contextmanager
 def access_to(broker: str, directory: Path, what: str) -> Iterator[Access]:
-    """``what`` is refused by `Access.deny`: "login", a "right" of a consumer, or that to "ack", or to a "destination" alone."""
+    """``what`` is refused by `Access.deny`: "login", a "right" of a consumer, or that to "ack", or to a "destination"
+    alone, or all that the broker's page does not name ("undocumented")."""
     yield from OF[broker](directory, what)

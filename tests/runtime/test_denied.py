@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from consumer_harness import AT_ONCE, ConsumerHarness, Number, done, numbers
-from denying import DENIED, OF, Access, access_to
+from denying import DENIED, OF, OWN, Access, access_to
 from following import Next
 from harness.contract import Connect, eventually, opened, take
 from harness.process import ServiceProcess, ask
@@ -23,7 +23,7 @@ from runtime.brokers import make_source
 from runtime.errors import ExitCode
 from runtime.message import Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
-from steps import Event, ack_all, find, publish, start_once
+from steps import Event, ack_all, find, last, publish, start_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.very_slow]
 
@@ -211,3 +211,32 @@ async def test_a_missing_right_to_the_destination_alone_is_a_dead_letter_with_th
         if source.capabilities.dead_letters:
             [letter] = [letter async for letter in source.dead_letters(2)]
             assert (letter.reason, letter.attempts) == (rejected["reason"], 2)
+
+
+@pytest.mark.parametrize("what", ["undocumented"])
+@pytest.mark.parametrize("access", ["kafka", "sqs"], indirect=True)
+async def test_the_rights_that_the_page_names_are_enough(
+    access: Access, settings_for: Callable[..., ConsumerSettings], events: list[Event]
+) -> None:
+    """The other brokers have such a test in a file of their own."""
+    source, group = OWN
+    about = {"source": source, "group": group, "retry_seconds": 0.1, "retry_max_seconds": 0.4}
+    async with make_source(settings_for(**about)) as owner:
+        await owner.declare()
+    await asyncio.to_thread(access.deny)
+    async with opened(make_source(settings_for(broker_url=access.url, **about), 5)) as service:
+        await service.start()
+        await publish(service, 3)
+        done, later, bad = await take(service, 3)
+        await service.publish_and_ack(done, [OutgoingMessage(b"x", to=access.destination)])
+        await service.retry(later, 0.1, "not now")
+        await service.reject(bad, "bad")
+        assert await ack_all(service, 1) == [later.id]
+        await eventually(1, service.count_dead_letters)
+        assert [letter.id async for letter in service.dead_letters(2)] == [bad.id]
+        assert await last(service.replay_dead_letters()) == 1
+        assert await ack_all(service, 1) == [bad.id]
+        assert await last(service.purge_dead_letters()) == 0
+        await service.describe()
+        await service.stop()
+    assert not {"reconnecting", "settlement_lost"} & {event["event"] for event in events}

@@ -1,6 +1,7 @@
 """What handlers publish, on every broker: confirmed before the message is acknowledged, and with the same id each time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,41 @@ async def test_a_message_that_is_published_twice_has_the_same_id_twice(
     assert sorted(message.body for message in taken) == [b"a"] * copies + [b"b", b"c"]
     assert [len(ids[body]) for body in (b"a", b"b", b"c")] == [1, 1, 1]
     assert len(set.union(*ids.values())) == 3
+
+
+async def test_what_a_handler_publishes_at_once_is_confirmed_while_it_runs(
+    harness: ConsumerHarness, following: Next
+) -> None:
+    """Another service has handled it before this handler ends."""
+    seen: list[bytes] = []
+
+    async def publish_and_look(event: Number, message: Message) -> None:
+        await message.publish(OutgoingMessage(event, to=following.to))
+        seen.extend(one.body for one in await following.take())
+
+    _, consumer = await harness.run(
+        numbers(1), done(1), message_type="n", handlers={"n": publish_and_look}, max_attempts=1
+    )
+    assert (consumer.handled_count, seen) == (1, [b'{"number":0}'])
+
+
+async def test_a_delay_is_kept_or_refused_in_one_sentence(
+    harness: ConsumerHarness, following: Next, settings_for: Callable[..., ConsumerSettings]
+) -> None:
+    async def publish(event: Number) -> OutgoingMessage:
+        return OutgoingMessage(event, to=following.to, delay_seconds=1)
+
+    began = time.time()
+    _, consumer = await harness.run(
+        numbers(1), done(1), message_type="n", handlers={"n": publish}, max_attempts=1
+    )
+    if make_source(settings_for()).capabilities.delayed_publish:
+        assert consumer.handled_count == 1
+        assert [message.body for message in await following.take()] == [b'{"number":0}']
+        assert time.time() - began >= 1
+    else:
+        [rejected] = harness.events("message_rejected")
+        assert "this broker cannot delay a message" in rejected["reason"]
 
 
 @pytest.mark.parametrize("to", ["nowhere:x", "x", ""])

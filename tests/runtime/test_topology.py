@@ -43,6 +43,23 @@ async def test_without_the_right_to_declare_what_is_missing_is_one_sentence_and_
     assert {name for name, value in described.items() if value == MISSING} == missing
 
 
+async def test_looking_makes_and_changes_nothing_although_the_service_may(
+    settings_for: SettingsFor,
+) -> None:
+    """As `check` and ``dead-letters`` do it."""
+    settings = settings_for()
+    before = await look(settings)
+    async with make_source(settings) as source:
+        if source.capabilities.dead_letters:
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(9)] == []
+            assert [moved async for moved in source.replay_dead_letters()] in ([], [0])
+            assert [gone async for gone in source.purge_dead_letters()] in ([], [0])
+    assert await look(settings) == before
+    if MISSING not in before.values():
+        pytest.skip("on this broker there is nothing to make")
+
+
 async def test_what_declare_made_serves_a_service_that_may_not(settings_for: SettingsFor) -> None:
     settings = settings_for(declare="no", retry_seconds=0.1, retry_max_seconds=0.4)
     async with make_source(settings) as owner:

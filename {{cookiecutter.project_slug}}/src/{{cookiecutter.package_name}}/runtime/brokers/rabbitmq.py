@@ -755,7 +755,8 @@ class RabbitBroker(Broker):
     async def flush(self) -> None:
         if self._deliveries is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._deliveries.written.wait(), FLUSH_SECONDS)
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._deliveries.written.wait()
 
     # -- settling
 
