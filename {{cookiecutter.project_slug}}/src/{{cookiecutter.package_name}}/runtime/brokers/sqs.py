@@ -657,6 +657,7 @@ class SqsBroker(Broker):
         self._origin = {"source": settings.source, "queue": settings.source}
         self._dead_name = ""
         self._queue_url = self._dead_url = ""  # empty: the queue does not exist
+        self._foreign = set[str]()  # the names of queues that are not as `declare` makes them
         self._most_bytes = dict[str, int]()
         """Of a message, by the URL of the queue that existed before."""
         # By the redrive policy of a queue that existed before; 0: no limit.
@@ -717,6 +718,12 @@ class SqsBroker(Broker):
 
     async def declare(self) -> None:
         """Create the queues that do not exist."""
+        for name, url in (
+            (self.settings.source, self._queue_url),
+            (self._dead_name, self._dead_url),
+        ):
+            if not url and name in self._foreign:
+                raise MendableRefusal(f"the queue {name!r} {MISSING}: create it again, as it was")
         if not self._dead_url:
             self._dead_url = await self._create(self._dead_name)
         if not self._queue_url:
@@ -789,6 +796,8 @@ class SqsBroker(Broker):
         if arn := policy.get("deadLetterTargetArn"):
             *_, owner, self._dead_name = arn.split(":")
         self._dead_url, dead_attributes = await self._find(self._dead_name, owner)
+        if self._queue_url and self._most_deliveries != DELIVERY_LIMIT:
+            self._foreign |= {name, self._dead_name} if arn and self._dead_url else {name}
         most = "MaximumMessageSize"
         self._most_bytes = {
             self._queue_url: min(MAX_BYTES, int(attributes.get(most, MAX_BYTES))),
