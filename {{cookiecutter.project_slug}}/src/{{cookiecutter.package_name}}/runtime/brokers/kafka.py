@@ -1449,23 +1449,16 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                     confirmation = asyncio.get_running_loop().create_future()
                     confirmation.set_exception(error)
                 confirmations.append(confirmation)
-            refused, failure = [], None
-            try:
-                for record, confirmation in zip(records, confirmations, strict=True):
-                    try:  # in place of `gather`, whose share of each record costs more
-                        await confirmation
-                    except OF_ONE_RECORD:
-                        refused.append(record)
-                    except Exception as error:
-                        failure = error
-            finally:
-                for confirmation in confirmations:
-                    confirmation.cancel()
-            for record in refused:
+            results = await asyncio.gather(*confirmations, return_exceptions=True)
+            failure: BaseException | None = None
+            for record, result in zip(records, results, strict=True):
                 try:
-                    await self._produce_alone(topic, record, partition)
+                    if isinstance(result, OF_ONE_RECORD):
+                        await self._produce_alone(topic, record, partition)
+                    elif isinstance(result, BaseException):
+                        raise result
                 except OF_ONE_RECORD as refusal:  # the others are still sent
-                    failure = failure or refusal
+                    failure = refusal
             if failure is not None:
                 raise failure
 

@@ -640,11 +640,10 @@ class RabbitBroker(Broker):
         for name in self._needed:
             try:
                 described[name], consumers = await self._count(name) or (MISSING, 0)
+                if name == self._name:
+                    described[f"{name} consumers"] = consumers
             except BrokerDenied as denial:  # since RabbitMQ 4.2.6
                 described[name] = f"cannot be looked at: {denial.__cause__}"
-                continue
-            if name == self._name:
-                described[f"{name} consumers"] = consumers
         return described
 
     # -- consuming

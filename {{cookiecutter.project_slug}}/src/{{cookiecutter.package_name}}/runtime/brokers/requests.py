@@ -124,9 +124,8 @@ async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
     """The results of all of them, or the first error when all have ended."""
     outcomes: list[Any] = await asyncio.gather(*work, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
+    for failure in (outcome for outcome in outcomes if isinstance(outcome, BaseException)):
+        raise failure
     return outcomes
 
 
