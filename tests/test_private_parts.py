@@ -43,7 +43,7 @@ PARTS: dict[str, dict[str, str]] = {
     "nats": {
         "nats.aio.client:Client": "_build_message _connect_to_server _current_server _flush_pending _flusher_task _pending"
         " _pending_data_size _ping_interval_task _pongs _process_err _process_headers _process_info"
-        " _process_op_err _read_loop _reading_task _resp_map _select_next_server _server_info _server_pool"
+        " _process_op_err _read_loop _reading_task _select_next_server _server_info _server_pool"
         " _subs _transport",
         "nats.aio.subscription:Subscription": "_wait_for_msgs_task",
         "nats.aio.transport:TcpTransport": "_io_writer",

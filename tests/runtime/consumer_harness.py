@@ -82,6 +82,10 @@ class ConsumerHarness:
         return [entry for entry in self.logs if entry["event"] == name]
 
 
+def done(count: int) -> Callable[[Consumer], bool]:
+    return lambda consumer: consumer.handled_count + consumer.rejected_count >= count
+
+
 def numbers(count: int) -> list[bytes]:
     return [json.dumps({"number": number}).encode() for number in range(count)]
 

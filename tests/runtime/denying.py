@@ -6,13 +6,14 @@ import signal
 import socket
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
 import pytest
+from aiokafka.admin import NewTopic
 from botocore.config import Config
 from botocore.session import get_session
 
@@ -32,6 +33,10 @@ from steps import with_options
 from tools import kafka
 
 PASSWORD, ANOTHER = "the-f1rst-password", "the-s3cond-password"
+DENIED = "denied"
+"""The name of a destination that exists, and to which the right to write is refused."""
+OWN = "orders", "billing"
+"""The source and the group of whom ``deny`` leaves the rights that the broker's page documents."""
 
 
 class Access(NamedTuple):
@@ -48,6 +53,8 @@ class Access(NamedTuple):
     """With the login that is valid after ``deny``, where that refuses the login of ``url``."""
     stores_meanwhile: bool = True
     """Whether the broker stores messages for the service while it is refused."""
+    destination: str = ""
+    """Of messages, to which ``deny`` refuses the right."""
     keeps_acks: bool = True
     """Whether a refused ack is sent again later; else the message is redelivered, and that is logged."""
 
@@ -65,10 +72,14 @@ def of_rabbitmq(directory: Path, what: str) -> Iterator[Access]:
 
         control("add_user", user, PASSWORD)
         rights(".*")
+        declare = f'rabbit_exchange:declare(rabbit_misc:r(<<"/">>,exchange,<<"{DENIED}">>),fanout,true,false,false,[],<<>>).'
+        control("eval", declare)
 
         def deny() -> None:
             if what == "login":
                 control("change_password", user, ANOTHER)
+            elif what == "destination":
+                control("set_permissions", user, ".*", f"^(?!{DENIED}$)", ".*")
             else:
                 rights("^$")
             control("close_all_user_connections", user, "its rights have changed")
@@ -78,9 +89,9 @@ def of_rabbitmq(directory: Path, what: str) -> Iterator[Access]:
             rights(".*")
 
         url = with_user(server.url, user, PASSWORD)
-        yield Access(
-            server, url, deny, allow, "ACCESS_REFUSED", with_user(server.url, user, ANOTHER)
-        )
+        rotated = with_user(server.url, user, ANOTHER)
+        to = f"exchange:{DENIED}/key"
+        yield Access(server, url, deny, allow, "ACCESS_REFUSED", rotated, destination=to)
 
 
 NATS = """
@@ -100,9 +111,11 @@ def of_nats(directory: Path, what: str) -> Iterator[Access]:
             "login": NATS.format(password=ANOTHER, denied="nothing"),
             "right": NATS.format(password=PASSWORD, denied="$JS.API.CONSUMER.MSG.NEXT.>"),
             "ack": NATS.format(password=PASSWORD, denied="$JS.ACK.>"),
+            "destination": NATS.format(password=PASSWORD, denied=DENIED),
         }
+        probed = DENIED if what == "destination" else "$JS.ACK.t"
 
-        def may_ack() -> bool | None:
+        def may_publish() -> bool | None:
             """None if the server ended the connection, as it may when it reads its configuration."""
             options = json.dumps({"verbose": True, "user": "user", "pass": PASSWORD})
             host, _, port = server.url.rpartition("@")[2].removeprefix("nats://").rpartition(":")
@@ -110,7 +123,7 @@ def of_nats(directory: Path, what: str) -> Iterator[Access]:
                 suppress(ConnectionError),
                 socket.create_connection((host, int(port)), timeout=20) as connection,
             ):
-                connection.sendall(f"CONNECT {options}\r\nPUB $JS.ACK.t 0\r\n\r\n".encode())
+                connection.sendall(f"CONNECT {options}\r\nPUB {probed} 0\r\n\r\n".encode())
                 with connection.makefile("rb") as answers:
                     _info, _connected, published = (answers.readline() for _ in range(3))
                 return published == b"+OK\r\n"
@@ -119,11 +132,13 @@ def of_nats(directory: Path, what: str) -> Iterator[Access]:
         def configure(configuration: str) -> None:
             (directory / "nats.conf").write_text(configuration)
             server.instance.send(signal.SIGHUP)
-            if what == "ack":  # the server reads it a little later
-                wait_until(lambda: may_ack() == (configuration == fine))
+            if what in ("ack", "destination"):  # the server reads it a little later
+                wait_until(lambda: may_publish() == (configuration == fine))
 
         url = with_user(server.url, "user", PASSWORD)
         server.url = with_user(server.url, "root", "root")
+        if what == "destination":
+            server.ask(lambda client: client.jetstream().add_stream(name=DENIED, subjects=[DENIED]))
         refusal = "refused the user, the password" if what == "login" else "permissions violation"
         yield Access(
             server,
@@ -132,6 +147,7 @@ def of_nats(directory: Path, what: str) -> Iterator[Access]:
             lambda: configure(fine),
             f"(?i){refusal}",
             with_user(url, "user", ANOTHER),
+            destination=f"subject:{DENIED}",
         )
 
 
@@ -150,6 +166,7 @@ def of_redis(directory: Path, what: str) -> Iterator[Access]:
             "login": (("resetpass", f">{ANOTHER}"), "refused the user name or the password"),
             "right": (("-xreadgroup",), "xreadgroup"),
             "ack": (("-xack", "-xdel"), "XACK"),
+            "destination": (("resetkeys", "~ccc-test-*"), "(?i)no permissions to access"),
         }[what]
         url = with_user(server.url, "user", PASSWORD)
         yield Access(
@@ -159,6 +176,7 @@ def of_redis(directory: Path, what: str) -> Iterator[Access]:
             lambda: change(f">{PASSWORD}", "+@all"),
             refusal,
             with_user(url, "user", ANOTHER),
+            destination=f"stream:{DENIED}",
         )
 
 
@@ -174,6 +192,12 @@ def of_postgres(directory: Path, what: str) -> Iterator[Access]:
             elif what == "ack":
                 server.query("REVOKE DELETE ON consumer.messages FROM me")
                 return
+            elif what == "destination":
+                server.query("ALTER TABLE consumer.messages FORCE ROW LEVEL SECURITY")
+                server.query("ALTER TABLE consumer.messages ENABLE ROW LEVEL SECURITY")
+                check = f"USING (true) WITH CHECK (source <> '{DENIED}')"
+                server.query(f"CREATE POLICY most ON consumer.messages {check}")
+                return
             else:
                 server.query("ALTER TABLE consumer.messages OWNER TO postgres")
             server.query(
@@ -188,10 +212,11 @@ def of_postgres(directory: Path, what: str) -> Iterator[Access]:
         refusal = (
             "refused the user name or the password"
             if what == "login"
-            else "lacks the right to|permission denied"
+            else "lacks the right to|permission denied|violates row-level security policy"
         )
         url, rotated = (with_user(server.url, "me", one) for one in (PASSWORD, ANOTHER))
-        yield Access(server, url, deny, allow, refusal, rotated)
+        to = f"source:{DENIED}"
+        yield Access(server, url, deny, allow, refusal, rotated, destination=to)
 
 
 def reread(server: PrivateMosquitto) -> None:
@@ -235,6 +260,11 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
             change(PASSWORD)
 
             def deny() -> None:
+                if what == "destination":
+                    with (folder / "rights").open("a") as rights:
+                        rights.write(f"topic deny {DENIED}\n")
+                    reread(server)
+                    return
                 change(ANOTHER)
                 proxy.cut()
 
@@ -247,16 +277,25 @@ def of_mqtt(directory: Path, what: str) -> Iterator[Access]:
                 "Not authorized",
                 with_user(url, "user", ANOTHER),
                 stores_meanwhile=False,
+                destination=f"topic:{DENIED}",
             )
 
 
+IAM_ACTIONS = [
+    *("sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ReceiveMessage", "sqs:DeleteMessage*"),
+    *("sqs:ChangeMessageVisibility*", "sqs:SendMessage*", "sns:Publish*"),
+]
+"""Those of docs/brokers/sqs.md. AWS has no action for a batch of them, moto has."""
+
+
 def of_sqs(directory: Path, what: str) -> Iterator[Access]:
-    """moto looks at keys and policies, if it is told to, as IAM does."""
+    """moto looks at keys and policies, if it is told to, as IAM does, but not at the resources of a policy: of destinations,
+    it can refuse all topics of SNS, and no queue alone."""
     with moto(directory) as open_url:
         address = open_url.rpartition("@")[2].partition("/")[0]
 
-        def policy(denied: str = "") -> str:
-            statements = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
+        def policy(denied: str = "", allowed: Sequence[str] = "*") -> str:
+            statements = [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]
             if denied:
                 statements.append({"Effect": "Deny", "Action": denied, "Resource": "*"})
             return json.dumps({"Version": "2012-10-17", "Statement": statements})
@@ -264,10 +303,10 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
         def change(policy: str) -> None:
             iam.put_user_policy(UserName="user", PolicyName="rights", PolicyDocument=policy)
 
-        def client(key: Any) -> Any:
+        def client(key: Any, service: str = "iam") -> Any:
             return get_session().create_client(
-                "iam",
-                region_name="us-east-1",
+                service,
+                region_name=open_url.rpartition("/")[2].partition("?")[0],
                 endpoint_url=f"http://{address}",
                 aws_access_key_id=key["AccessKeyId"],
                 aws_secret_access_key=key["SecretAccessKey"],
@@ -291,16 +330,22 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
             "login": "sqs:*",  # no key can be made twice
             "right": "sqs:ReceiveMessage",
             "ack": "sqs:DeleteMessage*",
+            "destination": "sns:Publish*",
+            "undocumented": "",
         }[what]
+        allowed = IAM_ACTIONS if what == "undocumented" else "*"
         visibility_seconds = 30 if what == "ack" else 3  # an ack that waits must not be too late
+        with closing(client(root, "sns")) as sns:
+            sns.create_topic(Name=DENIED)
         with closing(client(root)) as iam, closing(SqsServer(url_of(root))) as server:
             yield Access(
                 server,
                 with_options(url_of(user), visibility_seconds=visibility_seconds),
-                lambda: change(policy(denied)),
+                lambda: change(policy(denied, allowed)),
                 lambda: change(policy()),
                 "AccessDenied|not authorized",
                 with_options(url_of(root), visibility_seconds=visibility_seconds),
+                destination=f"topic:{DENIED}",
             )
 
 
@@ -314,8 +359,18 @@ org.apache.kafka.common.security.scram.ScramLoginModule required;
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
 """
-TOPIC, GROUP, ALL, READ, LITERAL = 2, 3, 2, 3, 3
+TOPIC, GROUP, ALL, READ, WRITE, DESCRIBE, LITERAL = 2, 3, 2, 3, 4, 8, 3
 DENY, ALLOW = 2, 3
+KAFKA_RIGHTS = [
+    *(
+        (TOPIC, right, topic)
+        for topic in ("orders", "orders.billing.retry", "orders.billing.dead")
+        for right in (READ, WRITE, DESCRIBE)
+    ),
+    *((GROUP, READ, OWN[1]), (GROUP, READ, f"{OWN[1]}.dead")),
+    *((TOPIC, WRITE, DENIED), (TOPIC, DESCRIBE, DENIED)),
+]
+"""Those of docs/brokers/kafka.md."""
 
 
 def of_kafka(directory: Path, what: str) -> Iterator[Access]:
@@ -352,9 +407,9 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
     def text(value: str) -> bytes:
         return struct.pack(">h", len(value)) + value.encode()
 
-    def acl(key: int, kind: int, operation: int, permission: int) -> None:
-        """CreateAcls (30) or DeleteAcls (31), of one rule for all resources of this kind."""
-        rule = struct.pack(">ib", 1, kind) + text("*") + struct.pack(">b", LITERAL)
+    def acl(key: int, kind: int, operation: int, permission: int, name: str = "*") -> None:
+        """CreateAcls (30) or DeleteAcls (31), of one rule for a resource of this kind, or for all."""
+        rule = struct.pack(">ib", 1, kind) + text(name) + struct.pack(">b", LITERAL)
         rule += text("User:user") + text("*") + struct.pack(">bb", operation, permission)
         answer = ask(key, 1, rule)
         assert answer[8:10] == b"\0\0", answer
@@ -366,12 +421,22 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
             acl(30, kind, ALL, ALLOW)
         sasl = f"kafka://user:{PASSWORD}@127.0.0.1:{sasl_port}{kafka_server.OPTIONS}"
         administrator = kafka_server.PrivateKafka(port, server)
+        administrator._ask(lambda admin: admin.create_topics([NewTopic(DENIED, 1, 1)]))
         with KafkaProxy(f"{sasl}&sasl_mechanism=SCRAM-SHA-256") as proxy:
 
             def deny() -> None:
                 if what == "login":
                     set_password(ANOTHER)
                     proxy.cut()
+                elif what == "destination":
+                    acl(30, TOPIC, WRITE, DENY, DENIED)
+                elif what == "unseen destination":
+                    acl(30, TOPIC, ALL, DENY, DENIED)
+                elif what == "undocumented":
+                    for kind in (TOPIC, GROUP):
+                        acl(31, kind, ALL, ALLOW)
+                    for kind, right, name in KAFKA_RIGHTS:
+                        acl(30, kind, right, ALLOW, name)
                 else:
                     acl(30, denied, READ, DENY)
 
@@ -383,7 +448,17 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
             refusal = "password was refused" if what == "login" else "(Topic|Group)Authorization"
             rotated = with_user(proxy.url, "user", ANOTHER)
             # A member that may not commit is out of its group.
-            yield Access(administrator, proxy.url, deny, allow, refusal, rotated, keeps_acks=False)
+            to = f"topic:{DENIED}"
+            yield Access(
+                administrator,
+                proxy.url,
+                deny,
+                allow,
+                refusal,
+                rotated,
+                destination=to,
+                keeps_acks=False,
+            )
     finally:
         server.close()
 
@@ -401,5 +476,6 @@ OF = {
 
 @contextmanager
 def access_to(broker: str, directory: Path, what: str) -> Iterator[Access]:
-    """``what`` is refused by `Access.deny`: "login", a "right" of a consumer, or that to "ack"."""
+    """``what`` is refused by `Access.deny`: "login", a "right" of a consumer, or that to "ack", or to a "destination"
+    alone, or all that the broker's page does not name ("undocumented")."""
     yield from OF[broker](directory, what)

@@ -4,20 +4,26 @@ import asyncio
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from denying import OF, Access, access_to
-from harness.contract import Connect, eventually, take
+from consumer_harness import AT_ONCE, ConsumerHarness, Number, done, numbers
+from denying import DENIED, OF, OWN, Access, access_to
+from following import Next
+from harness.contract import Connect, eventually, opened, take
 from harness.process import ServiceProcess, ask
 from harness.scene import AT_ONCE_SECONDS, Scene, assert_clean_shutdown, wait_until
 from harness.servers import Server, ServerMissing, skip_without_server
 from harness.servers.local import free_port
+from runtime.brokers import make_source
 from runtime.errors import ExitCode
-from steps import Event, ack_all, find, publish
+from runtime.message import Message, OutgoingMessage
+from runtime.settings import ConsumerSettings
+from steps import Event, ack_all, find, last, publish, start_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.very_slow]
 
@@ -29,6 +35,8 @@ def what(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=OF)
 def access(request: pytest.FixtureRequest, what: str, tmp_path: Path) -> Iterator[Access]:
+    if what == "unseen destination" and request.param != "kafka":
+        pytest.skip("only Kafka has a right to know of a destination")
     directory = tmp_path / "server"
     directory.mkdir()
     try:
@@ -151,3 +159,84 @@ def test_a_password_that_is_rotated_in_its_file_is_taken_up_without_a_restart(
     logged = str(process.events) + process.stderr
     for url in (access.url, access.rotated_url):
         assert (urlsplit(url).password or "") not in logged
+
+
+@pytest.mark.parametrize("what", ["destination", "unseen destination"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batch"])
+async def test_a_missing_right_to_the_destination_alone_is_a_dead_letter_with_that_reason(
+    harness: ConsumerHarness,
+    access: Access,
+    queue: str,
+    settings_for: Callable[..., ConsumerSettings],
+    batched: bool,
+) -> None:
+    """Of a user who may read the source, and write everything else: its other messages are published."""
+    settings: dict[str, Any] = {**AT_ONCE, "broker_url": access.url, "max_attempts": 2}
+    async with opened(
+        make_source(settings_for(**settings))
+    ):  # makes the tables, if there are tables
+        pass
+    await asyncio.to_thread(access.deny)
+    following = Next(settings_for(source=f"{queue}-next", broker_url=access.url))
+    await following.declare()
+    await start_once(settings_for(**settings))
+
+    async def publish_one(event: Number, message: Message) -> OutgoingMessage:
+        to = access.destination if event.number == 1 else following.to
+        return OutgoingMessage(event, to=to, caused_by=message)
+
+    async def publish_all(events: list[Number], messages: list[Message]) -> list[OutgoingMessage]:
+        return [await publish_one(*both) for both in zip(events, messages, strict=True)]
+
+    if batched:
+        settings |= {"batch_size": 3, "batch_seconds": 1}
+    handlers = {"n": publish_all if batched else publish_one}
+    _, consumer = await harness.run(
+        numbers(3), done(3), message_type="n", handlers=handlers, **settings
+    )
+    assert (consumer.handled_count, consumer.rejected_count) == (2, 1)
+    [retried], [rejected] = map(harness.events, ("message_retried", "message_rejected"))
+    assert retried["message_id"] == rejected["message_id"]
+    assert re.search(access.refusal, rejected["reason"])
+    assert DENIED in rejected["reason"]
+    assert not harness.events("reconnecting")
+    async with following.consuming() as source, asyncio.timeout(30):
+        bodies = set[bytes]()
+        while len(bodies) < 2:  # of a batch, some are sent twice
+            message = await anext(source)
+            bodies.add(message.body)
+            await source.ack(message)
+    assert bodies == {b'{"number":0}', b'{"number":2}'}
+    async with make_source(settings_for(**settings)) as source:
+        if source.capabilities.dead_letters:
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert (letter.reason, letter.attempts) == (rejected["reason"], 2)
+
+
+@pytest.mark.parametrize("what", ["undocumented"])
+@pytest.mark.parametrize("access", ["kafka", "sqs"], indirect=True)
+async def test_the_rights_that_the_page_names_are_enough(
+    access: Access, settings_for: Callable[..., ConsumerSettings], events: list[Event]
+) -> None:
+    """The other brokers have such a test in a file of their own."""
+    source, group = OWN
+    about = {"source": source, "group": group, "retry_seconds": 0.1, "retry_max_seconds": 0.4}
+    async with make_source(settings_for(**about)) as owner:
+        await owner.declare()
+    await asyncio.to_thread(access.deny)
+    async with opened(make_source(settings_for(broker_url=access.url, **about), 5)) as service:
+        await service.start()
+        await publish(service, 3)
+        done, later, bad = await take(service, 3)
+        await service.publish_and_ack(done, [OutgoingMessage(b"x", to=access.destination)])
+        await service.retry(later, 0.1, "not now")
+        await service.reject(bad, "bad")
+        assert await ack_all(service, 1) == [later.id]
+        await eventually(1, service.count_dead_letters)
+        assert [letter.id async for letter in service.dead_letters(2)] == [bad.id]
+        assert await last(service.replay_dead_letters()) == 1
+        assert await ack_all(service, 1) == [bad.id]
+        assert await last(service.purge_dead_letters()) == 0
+        await service.describe()
+        await service.stop()
+    assert not {"reconnecting", "settlement_lost"} & {event["event"] for event in events}

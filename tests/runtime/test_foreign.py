@@ -304,11 +304,12 @@ TYPED = {
 
 
 @pytest.mark.parametrize("broker", [*TYPED], indirect=True, scope="session")
-async def test_a_type_that_the_producer_says_needs_no_setting(
-    settings_for: SettingsFor, broker_name: str, broker: Server, queue: str
+@pytest.mark.parametrize("type_from", ["", "body:id"], ids=["no setting", "a setting"])
+async def test_a_type_that_the_producer_says_needs_no_setting_and_comes_before_one(
+    settings_for: SettingsFor, broker_name: str, broker: Server, queue: str, type_from: str
 ) -> None:
-    async with opened(make_source(settings := settings_for())):
-        assert settings.type_from == ""
+    async with opened(make_source(settings := settings_for(type_from=type_from))):
+        pass
     await asyncio.to_thread(TYPED[broker_name], broker.url, queue)
     received = Received("order.created", "other")
     assert await received.consume(settings) == [("order.created", "o-1")]

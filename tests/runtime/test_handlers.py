@@ -402,6 +402,23 @@ async def test_around_wraps_every_call_of_a_handler_and_returns_its_result() -> 
     assert steps == ["before m", "body", "after", "before m", "after"]
 
 
+async def test_around_has_all_messages_of_a_batch() -> None:
+    wrapped: list[Any] = []
+
+    async def around(call: Callable[[], Awaitable[Any]], message: Any) -> Any:
+        wrapped.append(message)
+        return await call()
+
+    async def handle(bodies: list[bytes], messages: list[Message]) -> list[bytes]:
+        return [*bodies, *(message.body for message in messages)]
+
+    messages = [Message(b"1"), Message(b"2")]
+    with ThreadPoolExecutor(1) as threads:
+        handler = Router({"n": handle}, around=around).handlers["n"]
+        result = await handler.call([b"a", b"b"], messages, threads)
+    assert (wrapped, result) == ([messages], [b"a", b"b", b"1", b"2"])
+
+
 def test_an_around_and_a_decoder_that_cannot_be_called_are_one_sentence_at_the_start() -> None:
     async def handle(event: Order) -> None: ...
 

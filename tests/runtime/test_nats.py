@@ -760,6 +760,60 @@ class TestPublishing:
                 await source.ack(message)
             assert not find(events, "reconnecting")
 
+    async def test_what_is_published_together_makes_no_task_for_each(
+        self, connect: Connect, queue: str
+    ) -> None:
+        """A task and a timer for each cost half of the CPU."""
+        made: list[Any] = []
+
+        def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+            made.append(work)
+            return asyncio.Task(work, loop=loop, **options)
+
+        loop = asyncio.get_running_loop()
+        async with connect(prefetch=0) as source:
+            loop.set_task_factory(make)
+            try:
+                outgoing = [OutgoingMessage(b"x", to=f"subject:{queue}") for _ in range(300)]
+                await source.publish(outgoing)
+            finally:
+                loop.set_task_factory(None)
+            assert (await source.describe())[queue] == 300
+        assert len(made) < 30  # of a tick, perhaps
+
+    @pytest.mark.parametrize("end", ["timed out", "cancelled"])
+    async def test_a_publish_that_nobody_answers_leaves_nothing_behind(
+        self,
+        connect: Connect,
+        broker: Server,
+        queue: str,
+        events: list[Event],
+        shorten: Callable[..., None],
+        end: str,
+    ) -> None:
+        heard, mute = asyncio.Event(), f"{queue}.mute"
+
+        async def hear(_msg: Msg) -> None:
+            heard.set()
+
+        async with client(broker) as other, connect() as source:
+            await other.subscribe(mute, cb=hear)
+            await other.flush()
+            if end == "timed out":
+                shorten(0.3, "ANSWER_SECONDS")
+            outgoing = [OutgoingMessage(b"x", to=f"subject:{to}") for to in (mute, queue, mute)]
+            publishing = asyncio.create_task(source.publish(outgoing))
+            await heard.wait()
+            if end == "cancelled":
+                publishing.cancel()
+            with pytest.raises((asyncio.CancelledError, BrokerUnavailable), match=f"^$|{end}"):
+                await publishing
+            assert source._connection is not None
+            assert source._connection._asked == {}
+            [message] = await take(source, 1)
+            await source.ack(message)
+        assert not find(events, "reconnecting")
+
     async def test_a_stream_that_refuses_is_named_by_its_subject(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:

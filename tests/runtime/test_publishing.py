@@ -1,15 +1,16 @@
 """What handlers publish, on every broker: confirmed before the message is acknowledged, and with the same id each time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from consumer_harness import AT_ONCE, ConsumerHarness, Number, consume, numbers
+from consumer_harness import AT_ONCE, ConsumerHarness, Number, consume, done, numbers
+from following import Next
 from harness.contract import opened
 from harness.scene import Scene, assert_clean_shutdown, wait_until
 from harness.servers import Server
@@ -19,8 +20,6 @@ from processes import MISBEHAVING
 from rabbitmq_client import open_channel, publish_raw
 from refusing import REFUSING, Refusing
 from runtime.brokers import make_source
-from runtime.brokers.source import Broker
-from runtime.consumer import Consumer
 from runtime.message import Failed, Message, OutgoingMessage
 from runtime.settings import ConsumerSettings
 from steps import over_the_network, start_once
@@ -34,34 +33,6 @@ DROPS_REPEATED = {"nats"}
 
 class Doubled(BaseModel):
     number: int
-
-
-class Next:
-    """Another queue of the same broker, and the service that consumes it."""
-
-    def __init__(self, settings: ConsumerSettings) -> None:
-        self.settings = settings
-        kind = next(iter(make_source(settings).destinations))
-        self.to = f"{kind}:{settings.source}"
-
-    async def declare(self) -> None:
-        async with opened(make_source(self.settings)):
-            pass
-        await start_once(self.settings)
-
-    @asynccontextmanager
-    async def consuming(self) -> AsyncIterator[Broker]:
-        async with opened(make_source(self.settings, 10)) as source:
-            await source.start()
-            yield source
-
-    async def take(self, count: int = 1) -> list[Message]:
-        """So many messages, acknowledged; there are no more."""
-        async with self.consuming() as source, asyncio.timeout(30):
-            messages = [await anext(source) for _ in range(count)]
-            for message in messages:
-                await source.ack(message)
-        return messages
 
 
 @pytest.fixture
@@ -95,10 +66,6 @@ async def refusing(
 async def started_once(settings_for: Callable[..., ConsumerSettings]) -> None:
     """So that each broker retains the messages that are published before the consumer of the test starts."""
     await start_once(settings_for())
-
-
-def done(count: int) -> Callable[[Consumer], bool]:
-    return lambda consumer: consumer.handled_count + consumer.rejected_count >= count
 
 
 async def test_what_a_handler_returns_is_published_before_its_message_is_acknowledged(
@@ -145,6 +112,41 @@ async def test_a_message_that_is_published_twice_has_the_same_id_twice(
     assert sorted(message.body for message in taken) == [b"a"] * copies + [b"b", b"c"]
     assert [len(ids[body]) for body in (b"a", b"b", b"c")] == [1, 1, 1]
     assert len(set.union(*ids.values())) == 3
+
+
+async def test_what_a_handler_publishes_at_once_is_confirmed_while_it_runs(
+    harness: ConsumerHarness, following: Next
+) -> None:
+    """Another service has handled it before this handler ends."""
+    seen: list[bytes] = []
+
+    async def publish_and_look(event: Number, message: Message) -> None:
+        await message.publish(OutgoingMessage(event, to=following.to))
+        seen.extend(one.body for one in await following.take())
+
+    _, consumer = await harness.run(
+        numbers(1), done(1), message_type="n", handlers={"n": publish_and_look}, max_attempts=1
+    )
+    assert (consumer.handled_count, seen) == (1, [b'{"number":0}'])
+
+
+async def test_a_delay_is_kept_or_refused_in_one_sentence(
+    harness: ConsumerHarness, following: Next, settings_for: Callable[..., ConsumerSettings]
+) -> None:
+    async def publish(event: Number) -> OutgoingMessage:
+        return OutgoingMessage(event, to=following.to, delay_seconds=1)
+
+    began = time.time()
+    _, consumer = await harness.run(
+        numbers(1), done(1), message_type="n", handlers={"n": publish}, max_attempts=1
+    )
+    if make_source(settings_for()).capabilities.delayed_publish:
+        assert consumer.handled_count == 1
+        assert [message.body for message in await following.take()] == [b'{"number":0}']
+        assert time.time() - began >= 1
+    else:
+        [rejected] = harness.events("message_rejected")
+        assert "this broker cannot delay a message" in rejected["reason"]
 
 
 @pytest.mark.parametrize("to", ["nowhere:x", "x", ""])

@@ -1203,6 +1203,50 @@ class TestTopology:
         finally:
             broker.client.delete_queue(QueueUrl=url)
 
+    @pytest.mark.parametrize("deleted", ["queue", "dead-letter queue"])
+    async def test_a_queue_of_operations_that_is_deleted_is_waited_for(
+        self,
+        connect: Connect,
+        broker: SqsServer,
+        queue: str,
+        events: list[Event],
+        shorten: Callable[..., None],
+        deleted: str,
+    ) -> None:
+        """It is never made again as one of ours."""
+        shorten(0.2, "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")
+        graveyard = f"{queue}-graveyard"
+        gone = queue if deleted == "queue" else graveyard
+
+        def create() -> None:
+            broker.client.create_queue(QueueName=graveyard)
+            arn = broker.attributes(graveyard)["QueueArn"]
+            policy = {"deadLetterTargetArn": arn, "maxReceiveCount": 50}
+            attributes = {"RedrivePolicy": json.dumps(policy), "VisibilityTimeout": "77"}
+            broker.client.create_queue(QueueName=queue, Attributes=attributes)
+
+        async def is_waited_for() -> bool:
+            told = [str(event["reason"]) for event in find(events, "reconnecting")]
+            return any(f"'{gone}' does not exist: create it again, as it was" in t for t in told)
+
+        create()
+        try:
+            async with connect(prefetch=1) as source:
+                await publish(source, 1)
+                (message,) = await take(source, 1)
+                await asyncio.to_thread(broker.delete, gone)
+                await source.reject(message, "bad")
+                await eventually(True, is_waited_for)
+                assert not broker.queue_url(gone)
+                create()
+                await eventually(1, source.count_dead_letters)
+                published = await publish(source, 1)
+                assert (await ack_all(source, 1)) == published
+            assert broker.attributes(queue)["VisibilityTimeout"] == "77"
+            assert not broker.queue_url(f"{queue}-dead")
+        finally:
+            broker.delete(graveyard)
+
     async def test_a_queue_without_a_redrive_policy_stays_so(
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:

@@ -23,6 +23,10 @@ SettingsFor = Callable[..., ConsumerSettings]
 rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
 
+MAY_HAVE_ALL = {"mqtt", "postgres"}
+"""A topic of MQTT is a name, and so is a source of PostgreSQL, whose tables these tests share."""
+
+
 async def look(settings: ConsumerSettings) -> dict[str, int | str]:
     async with make_source(settings) as source:
         return await source.describe()
@@ -41,6 +45,23 @@ async def test_without_the_right_to_declare_what_is_missing_is_one_sentence_and_
         assert all(name in str(refusal.value) for name in missing)
     described = await look(settings)
     assert {name for name, value in described.items() if value == MISSING} == missing
+
+
+async def test_looking_makes_and_changes_nothing_although_the_service_may(
+    settings_for: SettingsFor, broker_name: str
+) -> None:
+    """As `check` and ``dead-letters`` do it."""
+    settings = settings_for()
+    before = await look(settings)
+    if broker_name not in MAY_HAVE_ALL:
+        assert MISSING in before.values()
+    async with make_source(settings) as source:
+        if source.capabilities.dead_letters:
+            assert await source.count_dead_letters() == 0
+            assert [letter async for letter in source.dead_letters(9)] == []
+            assert [moved async for moved in source.replay_dead_letters()] in ([], [0])
+            assert [gone async for gone in source.purge_dead_letters()] in ([], [0])
+    assert await look(settings) == before
 
 
 async def test_what_declare_made_serves_a_service_that_may_not(settings_for: SettingsFor) -> None:
@@ -271,6 +292,98 @@ async def test_the_type_from_the_routing_key_survives_a_retry_and_a_replay(
         assert (replayed.type, replayed.origin) == ("order.created", message.origin)
         await source.ack(replayed)
         await source.stop()
+
+
+DEAD_LETTERED_BY_THE_BROKER: dict[str, dict[str, Any]] = {
+    "expired": {"x-queue-type": "quorum"},
+    "maxlen": {"x-max-length": 1, "x-overflow": "drop-head"},
+    "delivery_limit": {"x-queue-type": "quorum", "x-delivery-limit": 1},
+    "rejected": {},
+}
+"""By its reason: the arguments of the queue, which is an existing one."""
+
+
+@rabbitmq
+@pytest.mark.parametrize("type_from", ["routing-key", ""], ids=["routing key", "type"])
+@pytest.mark.parametrize("reason", DEAD_LETTERED_BY_THE_BROKER)
+async def test_what_the_broker_itself_dead_lettered_has_its_type_and_its_routing_key_after_a_replay(
+    settings_for: SettingsFor,
+    broker: Server,
+    queue: str,
+    exchange: Any,
+    reason: str,
+    type_from: str,
+) -> None:
+    settings = settings_for(bindings=f"{exchange.name}/#", type_from=type_from)
+    arguments = {**DEAD_LETTERED_BY_THE_BROKER[reason], "x-dead-letter-exchange": ""}
+    arguments["x-dead-letter-routing-key"] = f"{queue}.dead"
+    async with open_channel(broker.url) as channel:
+        existing = await channel.declare_queue(queue, durable=True, arguments=arguments)
+        async with opened(make_source(settings, 5)) as source:
+            await exchange.publish(
+                aio_pika.Message(
+                    b"{}",
+                    message_id="one",
+                    type=None if type_from else "order.created",
+                    expiration=0.001 if reason == "expired" else None,
+                ),
+                "order.created",
+            )
+            if reason == "maxlen":
+                await exchange.publish(aio_pika.Message(b"{}"), "order.paid")
+            elif reason != "expired":
+                while (delivered := await existing.get(fail=False)) is not None:
+                    await delivered.nack(requeue=reason == "delivery_limit")
+            await eventually(1, source.count_dead_letters)
+            await existing.purge()
+            [letter] = [letter async for letter in source.dead_letters(2)]
+            assert letter.reason == f"dead-lettered by the broker: {reason}"
+            wanted = {"exchange": exchange.name, "routing_key": "order.created"}
+            assert (letter.type, letter.origin) == ("order.created", wanted)
+            assert [moved async for moved in source.replay_dead_letters()] == [1]
+            await source.start()
+            (replayed,) = await take(source, 1)
+            assert (replayed.id, replayed.type, replayed.attempt) == ("one", "order.created", 1)
+            assert replayed.origin == {**wanted, "source": queue}
+            await source.retry(replayed, 0.1, "not now")
+            (again,) = await take(source, 1)
+            assert (again.type, again.origin) == ("order.created", replayed.origin)
+            await source.ack(again)
+            await source.stop()
+
+
+@rabbitmq
+async def test_what_comes_back_by_the_retry_queue_of_its_team_has_its_routing_key(
+    settings_for: SettingsFor, broker: Server, queue: str, exchange: Any
+) -> None:
+    """Dead-lettered from the queue to the one in which it waits, and from there to the queue."""
+
+    def dead_letter_to(name: str) -> dict[str, Any]:
+        return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name}
+
+    wait = f"{queue}.wait"
+    async with open_channel(broker.url) as channel:
+        existing = await channel.declare_queue(queue, arguments=dead_letter_to(wait))
+        await channel.declare_queue(wait, arguments={"x-message-ttl": 1, **dead_letter_to(queue)})
+        settings = settings_for(bindings=f"{exchange.name}/#", type_from="routing-key")
+        async with opened(make_source(settings, 5)) as source:
+            await publish_through(exchange, "order.created")
+            for _ in range(2):
+                delivered = await until_delivered(existing)
+                await delivered.nack(requeue=False)
+            await source.start()
+            [message] = await take(source, 1)
+            assert (message.type, message.origin["exchange"]) == ("order.created", exchange.name)
+            await source.ack(message)
+            await source.stop()
+        await channel.queue_delete(wait)
+
+
+async def until_delivered(queue: Any) -> Any:
+    async with asyncio.timeout(20):
+        while (delivered := await queue.get(fail=False)) is None:
+            pass
+    return delivered
 
 
 @rabbitmq

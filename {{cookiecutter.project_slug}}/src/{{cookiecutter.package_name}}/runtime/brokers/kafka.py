@@ -102,7 +102,7 @@ from .delivery import (
     text_of,
 )
 from .json_values import decode_json_values
-from .requests import Requests, Rule, abort
+from .requests import Requests, Rule, abort, together
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -1415,10 +1415,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         for message in messages:
             _, topic = self.destination_of(message)
             topics.setdefault(topic, []).append(_record(message))
-        publishing = [self._publish_to(topic, records) for topic, records in topics.items()]
-        for failure in await asyncio.gather(*publishing, return_exceptions=True):
-            if failure is not None:
-                raise failure
+        await together(self._publish_to(topic, records) for topic, records in topics.items())
 
     async def _publish_to(self, topic: str, records: Sequence[Record]) -> None:
         # aiokafka would wait for a topic that does not exist.

@@ -29,7 +29,6 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Container,
     Coroutine,
@@ -40,6 +39,8 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -68,7 +69,7 @@ from .delivery import (
     seconds_of,
     text_of,
 )
-from .requests import Requests, Rule, abort
+from .requests import Requests, Rule, abort, together
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 
@@ -277,8 +278,10 @@ class Connection(Client):
         self._url = url
         self._on_lost = on_lost
         self._requests = Requests(url.redacted, (Error,), RULES)
-        # Subjects of requests, by the ends of their reply subjects.
-        self._asked: dict[str, str] = {}
+        self._replies = ""
+        self._numbers = count()
+        # Of requests, by the ends of their reply subjects: the subject, and what waits for the answer.
+        self._asked: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
 
     async def open(self, host: str, name: str) -> None:
         """Raises BrokerUnavailable or BrokerRefused."""
@@ -293,6 +296,8 @@ class Connection(Client):
                 error_cb=_ignore,
                 **self._url.connect_options(),
             )
+            self._replies = self.new_inbox()
+            await self.subscribe(f"{self._replies}.*", cb=self._on_answer)
 
     async def close_within(self, seconds: float) -> None:
         """Flush and close, by force after this long. Leaves no task behind."""
@@ -310,10 +315,8 @@ class Connection(Client):
         lost = reason if isinstance(reason, BrokerError) else self._requests.translated(reason)
         self.lost = lost
         self._cut()
-        for future in (*self._resp_map.values(), *self._pongs):
-            if not future.done():
-                future.set_exception(lost)
-                future.exception()  # retrieved: some are no longer awaited
+        for future in (*(answer for _, answer in self._asked.values()), *self._pongs):
+            _fail(future, lost)
         self._on_lost()
 
     def _cut(self) -> None:
@@ -330,17 +333,56 @@ class Connection(Client):
             raise self.lost
         return self._requests.bounded(ANSWER_SECONDS if seconds is None else seconds)
 
-    async def ask(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None = None
-    ) -> dict[str, Any]:
+    async def ask(self, request: Outgoing) -> dict[str, Any]:
         """JetStream's answer. Raises BrokerUnavailable or JetStreamRefused."""
         async with self.bounded():
-            try:
-                message = await self.request(subject, payload, 2 * ANSWER_SECONDS, headers=headers)
-            except NoRespondersError as error:
-                self.lose(error)  # the next connection declares what is missing
-                raise
-        answer: dict[str, Any] = json.loads(message.data)
+            [answer] = await self.answers([lambda: request])
+            return self._read(answer)
+
+    async def answers(self, makers: Iterable[Callable[[], Outgoing]]) -> list[Msg | Exception]:
+        """What answers each of these requests, or why there is nothing, when all have ended.
+
+        The caller bounds it, once for many: a task or a timer for each request costs more than all else.
+        """
+        if self.lost is not None:
+            raise self.lost
+        loop, begun, outcomes = asyncio.get_running_loop(), dict[str, Any](), list[Any]()
+        try:
+            for make in makers:
+                number = str(next(self._numbers))
+                answer = begun[number] = loop.create_future()
+                try:
+                    request = make()
+                    subject, body = request.subject, request.body
+                    if reason := request.why_too_large(self.max_payload):
+                        raise BrokerRefused(f"to the subject {subject!r}: {reason}")
+                    self._asked[number] = subject, answer
+                    reply = f"{self._replies}.{number}"
+                    await self.publish(subject, body, reply, request.headers or None)
+                except Exception as error:
+                    _fail(answer, error)
+            for answer in begun.values():
+                try:
+                    outcomes.append(await answer)
+                except Exception as error:
+                    outcomes.append(error)
+        finally:
+            for number in begun:
+                self._asked.pop(number, None)
+        return outcomes
+
+    async def _on_answer(self, message: Msg) -> None:
+        _, answer = self._asked.get(message.subject.rpartition(".")[2], ("", None))
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    def _read(self, outcome: Msg | Exception) -> dict[str, Any]:
+        if isinstance(outcome, Exception):
+            raise outcome
+        if _has_no_responders(outcome):
+            self.lose(NoRespondersError())  # the next connection declares what is missing
+            raise NoRespondersError
+        answer: dict[str, Any] = json.loads(outcome.data)
         if refusal := answer.get("error"):
             msg = f"{self._url.redacted}: {refusal.get('description', refusal)}"
             code = refusal.get("err_code", 0)
@@ -351,7 +393,7 @@ class Connection(Client):
 
     async def api(self, call: str, **request: Any) -> dict[str, Any]:
         payload = json.dumps(request).encode() if request else b""
-        return await self.ask(f"{self._url.api}.{call}", payload)
+        return await self.ask(Outgoing(f"{self._url.api}.{call}", payload, {}))
 
     async def api_unless(
         self, codes: Container[int], call: str, **request: Any
@@ -364,19 +406,6 @@ class Connection(Client):
                 raise
             return None
 
-    def publish(  # no coroutine of its own: this runs for each ack
-        self,
-        subject: str,
-        payload: bytes = b"",
-        reply: str = "",
-        headers: dict[str, Any] | None = None,
-    ) -> Coroutine[Any, Any, None]:
-        if reply and (token := reply.rpartition(".")[2]) in self._resp_map:
-            if len(self._asked) > 2 * len(self._resp_map) + PUBLISH_AT_ONCE:
-                self._asked = {t: s for t, s in self._asked.items() if t in self._resp_map}
-            self._asked[token] = subject
-        return super().publish(subject, payload, reply, headers)
-
     async def ping(self) -> None:
         """Returns when the broker has read everything that was sent before."""
         async with self.bounded():
@@ -384,35 +413,20 @@ class Connection(Client):
             # With a longer timeout of its own: the PONG for a flush that gave up would end nats-py's reading.
             await self.flush(math.ceil(2 * ANSWER_SECONDS))
 
-    async def store(self, message: Outgoing) -> None:
-        """Returns when the broker has stored it."""
-        if msg := message.why_too_large(self.max_payload):
-            raise BrokerRefused(msg)
-        await self.ask(message.subject, message.body, message.headers or None)
-
-    async def store_anywhere(self, message: Outgoing) -> None:
-        """As `store`, to a subject that needs not be of the source: without a stream for it the connection stays.
-
-        The caller bounds it, once for many: a timer for each message costs more than all else.
-        """
-        if reason := message.why_too_large(self.max_payload):
-            raise BrokerRefused(f"to the subject {message.subject!r}: {reason}")
-        if self.lost is not None:
-            raise self.lost
-        forever: Any = None
-        try:
-            answer = await self.request(
-                message.subject, message.body, forever, headers=message.headers
-            )
-        except NoRespondersError as error:
-            msg = f"{self._url.redacted}: no stream has the subject {message.subject!r}"
-            raise BrokerRefused(msg) from error
-        stored = json_object(answer.data)
+    def check_stored(self, to: str, outcome: Msg | Exception) -> None:
+        """As `ask`, to a destination that needs not be the source: without a stream for it the connection stays."""
+        if not to or isinstance(outcome, Exception):
+            self._read(outcome)
+            return
+        subject = to.partition(":")[2]
+        if _has_no_responders(outcome):
+            raise BrokerRefused(f"{self._url.redacted}: no stream has the subject {subject!r}")
+        stored = json_object(outcome.data)
         if "error" in stored or "stream" not in stored:
             refusal = stored.get("error") or "another program answered, and no stream"
             why = refusal.get("description") if isinstance(refusal, dict) else refusal
             raise BrokerRefused(
-                f"{self._url.redacted}: no stream stored the message to {message.subject!r}: {why}"
+                f"{self._url.redacted}: no stream stored the message to {subject!r}: {why}"
             )
 
     # -- parts of nats-py, replaced: on an error, nats-py closes from tasks that are being cancelled here
@@ -433,10 +447,10 @@ class Connection(Client):
     async def _process_err(self, err_msg: str) -> None:
         error = err_msg.strip("'")
         denied = re.search('permissions violation for publish to "(.*)"', error)
-        for token, subject in self._asked.items():
-            if denied and subject.lower() == denied[1] and token in self._resp_map:
-                reason = Error(f'permissions violation for publish to "{subject}"')
-                self._resp_map.pop(token).set_exception(reason)  # of this request only
+        for subject, answer in self._asked.values():
+            if denied and subject.lower() == denied[1] and not answer.done():
+                # Of this request only.
+                _fail(answer, Error(f'permissions violation for publish to "{subject}"'))
                 return
         self.lose(Error(error))
 
@@ -485,6 +499,16 @@ class StoredDeadLetter:
         self.message = _make_message(body, headers, Delivery(str(self.sequence), self.subject))
         self.replay_id = f"replay-{self.sequence}-{answer['time']}"
         """Stored once, also if a crash makes us replay it again."""
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # retrieved: some are no longer awaited
+
+
+def _has_no_responders(answer: Msg) -> bool:
+    return (answer.headers or {}).get("Status") == "503"
 
 
 def _parse_headers(block: bytes) -> dict[str, str]:
@@ -1093,7 +1117,7 @@ class NatsBroker(Broker):
 
     async def _look_up_attempts(self, connection: Connection) -> None:
         """Those that come meanwhile, new ones too, wait behind them: the order is kept."""
-        records = await _gather(self._record(connection, each) for each in self._redelivered)
+        records = await together(self._record(connection, each) for each in self._redelivered)
         if self.stopped:
             return  # `stop` requeues them
         messages, self._redelivered = self._redelivered, self._redelivered[len(records) :]
@@ -1123,7 +1147,7 @@ class NatsBroker(Broker):
         """Delete the records of messages that are acked or dead-lettered."""
         keys, self._done_keys = self._done_keys, []
         purge = f"STREAM.PURGE.{self._attempts}"
-        await _gather(connection.api(purge, filter=self._record_of(key)) for key in keys)
+        await together(connection.api(purge, filter=self._record_of(key)) for key in keys)
 
     async def _tick(self, connection: Connection) -> None:
         """Send progress acks (+WPI), and check that the broker still serves the pull."""
@@ -1244,7 +1268,7 @@ class NatsBroker(Broker):
         return copy(*fit_dead_letter(message.body, {"headers": message.headers}, fits))
 
     async def _store(self, message: Outgoing) -> None:
-        await self._reachable().store(message)
+        await self._reachable().ask(message)
 
     async def _send(self, message: Message, settlement: str, payload: bytes) -> None:
         """Send the settlement, now or after the outage."""
@@ -1279,20 +1303,21 @@ class NatsBroker(Broker):
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             batch = messages[start : start + PUBLISH_AT_ONCE]
             async with connection.bounded():
-                await _gather(self._publish(connection, message) for message in batch)
+                answers = await connection.answers(partial(self._request, one) for one in batch)
+                for message, answer in zip(batch, answers, strict=True):
+                    connection.check_stored(message.to, answer)
 
-    async def _publish(self, connection: Connection, message: OutgoingMessage) -> None:
+    def _request(self, message: OutgoingMessage) -> Outgoing:
         headers = _headers_of(message)
         if not message.to:
-            subject = self._subject_to_publish_to()
-            return await connection.store(Outgoing(subject, message.body, headers))
+            return Outgoing(self._subject_to_publish_to(), message.body, headers)
         _, subject = self.destination_of(message)
         if fault := _fault_of_subject(subject):
             raise BrokerRefused(f"the subject {subject[:200]!r} {fault}")
         if not message.has_random_id:
             # One stream may have both this subject and that of another message with this id.
             headers |= {ID: f"{subject}-{headers[ID]}", FIRST_ID: _plain(message.id)}
-        await connection.store_anywhere(Outgoing(subject, message.body, headers))
+        return Outgoing(subject, message.body, headers)
 
     def _subject_to_publish_to(self) -> str:
         if self._subject is None:
@@ -1350,13 +1375,13 @@ class NatsBroker(Broker):
     ) -> AsyncIterator[int]:
         if replay:
             connection = self._reachable()
-            await _gather(connection.store(self._replayed(letter.receipt)) for letter in letters)
+            await together(connection.ask(self._replayed(letter.receipt)) for letter in letters)
         sequences = [letter.receipt.sequence for letter in letters]
         reading.difference_update(sequences)
         if not any(sequence < sequences[-1] for sequence in reading):
             yield await self._purge_dead(seq=sequences[-1] + 1)  # all before it were taken
             return
-        yield sum(await _gather(map(self._delete_dead_letter, sequences)))
+        yield sum(await together(map(self._delete_dead_letter, sequences)))
 
     async def _delete_dead_letter(self, sequence: int) -> bool:
         """Returns whether it was there. Below the stream's first one, the server's answer is that of a stream that denies it."""
@@ -1393,16 +1418,6 @@ class NatsBroker(Broker):
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> NatsBroker:
     return NatsBroker(settings, prefetch)
-
-
-async def _gather(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all of them, or the first error when all have ended."""
-    results = []
-    for outcome in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        results.append(outcome)
-    return results
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> bool:

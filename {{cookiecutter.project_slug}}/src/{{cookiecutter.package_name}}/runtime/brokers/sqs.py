@@ -76,7 +76,7 @@ from .delivery import (
     text_of,
 )
 from .flags import flag
-from .requests import Requests, Rule, to_the_end
+from .requests import Requests, Rule, to_the_end, together
 from .source import MISSING, Broker, Capabilities, log_settlement_lost
 from .url import BrokerUrl, CurrentUrl
 
@@ -657,6 +657,7 @@ class SqsBroker(Broker):
         self._origin = {"source": settings.source, "queue": settings.source}
         self._dead_name = ""
         self._queue_url = self._dead_url = ""  # empty: the queue does not exist
+        self._foreign = set[str]()  # the names of queues that are not as `declare` makes them
         self._most_bytes = dict[str, int]()
         """Of a message, by the URL of the queue that existed before."""
         # By the redrive policy of a queue that existed before; 0: no limit.
@@ -717,6 +718,12 @@ class SqsBroker(Broker):
 
     async def declare(self) -> None:
         """Create the queues that do not exist."""
+        for name, url in (
+            (self.settings.source, self._queue_url),
+            (self._dead_name, self._dead_url),
+        ):
+            if not url and name in self._foreign:
+                raise MendableRefusal(f"the queue {name!r} {MISSING}: create it again, as it was")
         if not self._dead_url:
             self._dead_url = await self._create(self._dead_name)
         if not self._queue_url:
@@ -789,6 +796,8 @@ class SqsBroker(Broker):
         if arn := policy.get("deadLetterTargetArn"):
             *_, owner, self._dead_name = arn.split(":")
         self._dead_url, dead_attributes = await self._find(self._dead_name, owner)
+        if self._queue_url and self._most_deliveries != DELIVERY_LIMIT:
+            self._foreign |= {name, self._dead_name} if arn and self._dead_url else {name}
         most = "MaximumMessageSize"
         self._most_bytes = {
             self._queue_url: min(MAX_BYTES, int(attributes.get(most, MAX_BYTES))),
@@ -1221,9 +1230,7 @@ class SqsBroker(Broker):
                 self._sending.add(sending)
                 sending.add_done_callback(self._sending.discard)
             waiting.append((entry, future))
-        for outcome in await asyncio.gather(*sent, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+        await together(sent)
 
     def _entry(self, message: OutgoingMessage, target: Target) -> dict[str, Any]:
         """Raises BrokerRefused for a message that cannot be sent."""
@@ -1350,10 +1357,8 @@ class SqsBroker(Broker):
     async def _send(self, queue_url: str, entries: list[dict[str, Any]]) -> None:
         """Returns when SQS has confirmed every one. Raises BrokerUnavailable or BrokerRefused."""
         for batches in _slices(list(_batches(entries, lambda entry: entry)), MAX_REQUESTS):
-            sending = [self._write_batch(SEND, queue_url, batch) for batch in batches]
-            for outcome in await asyncio.gather(*sending, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            sending = (self._write_batch(SEND, queue_url, batch) for batch in batches)
+            for outcome in await together(sending):
                 for failure in outcome.values():
                     msg = f"{self._address} did not accept a message: {failure.get('Message')}"
                     raise (
