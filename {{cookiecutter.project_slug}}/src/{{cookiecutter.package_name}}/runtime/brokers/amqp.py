@@ -5,6 +5,7 @@ Importing it replaces parts of pamqp, for the whole process.
 """
 
 import re
+import struct
 from contextlib import suppress
 from typing import Any
 
@@ -63,9 +64,21 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
-def _unmarshal(self: Any, flags: int, data: bytes) -> None:
+def _read_properties(self: Any, flags: int, data: bytes) -> None:
     self.wire = flags, data
-    _unmarshal_properties(self, flags, data)
+    for name, flag, read in PROPERTIES:
+        if flags & flag:
+            size, value = read(data)
+            setattr(self, name, value)
+            data = data[size:]
+
+
+def _read_deliver(self: Any, data: bytes) -> None:
+    start, self.consumer_tag = _short_text(data)
+    self.delivery_tag, bits = struct.unpack_from(">QB", data, start)
+    self.redelivered = bool(bits & 1)
+    size, self.exchange = _short_text(data[start + 9 :])
+    _, self.routing_key = _short_text(data[start + 9 + size :])
 
 
 def _table_value(value: Any) -> bytes:
@@ -75,7 +88,13 @@ def _table_value(value: Any) -> bytes:
 
 # Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
-_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]  # replaced on purpose
+# pamqp looks up the type of each field of each frame: that took as long as all else in `PROPERTIES` and in a Deliver.
+_Properties: Any = Basic.Properties
+PROPERTIES = [
+    (name, _Properties.flags[name], decode.METHODS[_Properties.amqp_type(name)])
+    for name in _Properties.__slots__
+]
+_Properties.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
 # The answer then has the reason of a refusal.
@@ -88,9 +107,9 @@ class Copy(Basic.Properties):
     def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
         super().__init__()
         flags, data = original.wire
-        for name in self.__slots__:
-            if flags & self.flags[name]:
-                size, _ = decode.by_type(data, self.amqp_type(name))
+        for name, flag, read in PROPERTIES:
+            if flags & flag:
+                size, _ = read(data)
                 setattr(self, name, data[:size])
                 data = data[size:]
         came, table = original.headers or {}, b""
