@@ -308,8 +308,15 @@ class Consumer:
         call.ends_at = monotonic() + handler.seconds
         try:
             calling = handler.call(payloads, messages, self._threads)
-            if (rest := _in_a_context_of_its_own(calling, handler.has_result)) is not None:
-                result = await rest
+            # With its own context: variables that it sets, or binds for the log, end with it.
+            # A task would do that too, at twenty times the cost.
+            context, steps = contextvars.copy_context(), calling.__await__()
+            if handler.has_result:  # `send` ends with an exception, at twice the cost of all this
+                step: Any = steps.send, None
+                result = await _in_a_context_of_its_own(calling, context, steps, step)
+            elif (awaited := context.run(next, steps, calling)) is not calling:
+                step, first = (next, steps, calling), (next, iter([awaited]))
+                await _in_a_context_of_its_own(calling, context, steps, step, first)
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
         if call.look_at:
@@ -589,27 +596,12 @@ class _Batch:
         self.full = asyncio.Event()
 
 
-def _in_a_context_of_its_own(
-    call: Coroutine[Any, Any, Any], has_result: bool
-) -> Awaitable[Any] | None:
-    """Begin the call with its own context: variables that it sets, or binds for the log, end with it. Returns the rest, if any.
-
-    A task would do that too, at twenty times the cost.
-    """
-    context, steps = contextvars.copy_context(), call.__await__()
-    # `send` ends with an exception, at twice the cost of all this.
-    step: Any = (steps.send, None) if has_result else (next, steps, call)
-    if has_result:
-        return _rest_of(call, context, steps, step, step)
-    if (awaited := context.run(*step)) is call:
-        return None
-    return _rest_of(call, context, steps, step, (next, iter([awaited])))
-
-
 @types.coroutine
-def _rest_of(
-    call: Coroutine[Any, Any, Any], context: contextvars.Context, steps: Any, step: Any, run: Any
+def _in_a_context_of_its_own(
+    call: Awaitable[Any], context: contextvars.Context, steps: Any, step: Any, first: Any = None
 ) -> Generator[Any, None, Any]:
+    """Await the call, or what is left of it after the first step."""
+    run = first or step
     try:
         while (awaited := context.run(*run)) is not call:
             try:

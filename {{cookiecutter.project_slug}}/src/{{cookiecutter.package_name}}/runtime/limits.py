@@ -155,7 +155,7 @@ def stack_of_task(task: asyncio.Task[Any]) -> str:
         lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
         awaited = awaited.cr_await
         if (generator := getattr(awaited, "gi_frame", None)) is not None:
-            awaited = generator.f_locals.get("call")  # see consumer._rest_of
+            awaited = generator.f_locals.get("call")  # see consumer._in_a_context_of_its_own
     return "\n".join(lines)
 
 
