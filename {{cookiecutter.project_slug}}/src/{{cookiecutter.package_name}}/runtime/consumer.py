@@ -313,7 +313,7 @@ class Consumer:
             context, steps = contextvars.copy_context(), calling.__await__()
             if handler.has_result:  # `send` ends with an exception, at twice the cost of all this
                 step: Any = steps.send, None
-                result = await _in_a_context_of_its_own(calling, context, steps, step)
+                result = await _in_a_context_of_its_own(calling, context, steps, step, step)
             elif (awaited := context.run(next, steps, calling)) is not calling:
                 step, first = (next, steps, calling), (next, iter([awaited]))
                 await _in_a_context_of_its_own(calling, context, steps, step, first)
@@ -598,10 +598,9 @@ class _Batch:
 
 @types.coroutine
 def _in_a_context_of_its_own(
-    call: Awaitable[Any], context: contextvars.Context, steps: Any, step: Any, first: Any = None
+    call: Awaitable[Any], context: contextvars.Context, steps: Any, step: Any, run: Any
 ) -> Generator[Any, None, Any]:
     """Await the call, or what is left of it after the first step."""
-    run = first or step
     try:
         while (awaited := context.run(*run)) is not call:
             try:

@@ -66,7 +66,7 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
 
 def _read_properties(self: Any, flags: int, data: bytes) -> None:
     self.wire = flags, data
-    for name, flag, read in PROPERTIES:
+    for name, flag, read in FIELDS:
         if flags & flag:
             size, value = read(data)
             setattr(self, name, value)
@@ -75,8 +75,7 @@ def _read_properties(self: Any, flags: int, data: bytes) -> None:
 
 def _read_deliver(self: Any, data: bytes) -> None:
     start, self.consumer_tag = _short_text(data)
-    self.delivery_tag, bits = struct.unpack_from(">QB", data, start)
-    self.redelivered = bool(bits & 1)
+    self.delivery_tag, self.redelivered = struct.unpack_from(">Q?", data, start)
     size, self.exchange = _short_text(data[start + 9 :])
     _, self.routing_key = _short_text(data[start + 9 + size :])
 
@@ -88,13 +87,10 @@ def _table_value(value: Any) -> bytes:
 
 # Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
-# pamqp looks up the type of each field of each frame: that took as long as all else in `PROPERTIES` and in a Deliver.
-_Properties: Any = Basic.Properties
-PROPERTIES = [
-    (name, _Properties.flags[name], decode.METHODS[_Properties.amqp_type(name)])
-    for name in _Properties.__slots__
-]
-_Properties.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]
+# pamqp looks up the type of each field of each frame, at the cost of reading it.
+_Header: Any = Basic.Properties
+FIELDS = [(n, flag, decode.METHODS[_Header.amqp_type(n)]) for n, flag in _Header.flags.items()]
+_Header.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
 # The answer then has the reason of a refusal.
@@ -107,7 +103,7 @@ class Copy(Basic.Properties):
     def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
         super().__init__()
         flags, data = original.wire
-        for name, flag, read in PROPERTIES:
+        for name, flag, read in FIELDS:
             if flags & flag:
                 size, _ = read(data)
                 setattr(self, name, data[:size])
