@@ -478,7 +478,7 @@ class _Records(MemoryRecords):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Received:
-    """In place of aiokafka's `ConsumerRecord`, which has more fields: making it costs twice as much."""
+    """In place of aiokafka's `ConsumerRecord`: without fields that no one reads, it takes 0.6 of the time."""
 
     topic: str
     partition: int
