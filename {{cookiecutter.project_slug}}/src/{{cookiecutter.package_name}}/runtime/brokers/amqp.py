@@ -65,12 +65,12 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
 
 
 def _read_properties(self: Any, flags: int, data: bytes) -> None:
-    self.wire = flags, data
+    self.wire = {}
     for name, flag, read in FIELDS:
         if flags & flag:
             size, value = read(data)
             setattr(self, name, value)
-            data = data[size:]
+            self.wire[name], data = data[:size], data[size:]
 
 
 def _read_deliver(self: Any, data: bytes) -> None:
@@ -102,12 +102,8 @@ class Copy(Basic.Properties):
 
     def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
         super().__init__()
-        flags, data = original.wire
-        for name, flag, read in FIELDS:
-            if flags & flag:
-                size, _ = read(data)
-                setattr(self, name, data[:size])
-                data = data[size:]
+        for name, field in original.wire.items():
+            setattr(self, name, field)
         came, table = original.headers or {}, b""
         fields = _fields(self.headers) if came else {}
         for name, value in headers.items():
