@@ -271,17 +271,23 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
     assert (consumer.handled_count, consumer.source.requeued_count) == (3, 0)
 
 
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("may_return", [True, False])
 async def test_context_variables_of_a_handler_do_not_reach_the_next_message(
-    harness: ConsumerHarness,
+    harness: ConsumerHarness, may_return: bool, waits: bool
 ) -> None:
     tenant: ContextVar[int | None] = ContextVar("tenant", default=None)
     seen: list[Any] = []
 
     async def handle(event: Number) -> None:
         seen.append((tenant.get(), structlog.contextvars.get_contextvars().get("tenant")))
+        if waits:
+            await asyncio.sleep(0)
         tenant.set(event.number)
         structlog.contextvars.bind_contextvars(tenant=event.number)
 
+    if may_return:
+        del handle.__annotations__["return"]
     await harness.run(
         numbers(3), lambda c: c.handled_count == 3, handlers={"n": handle}, concurrency=1
     )
@@ -392,7 +398,7 @@ async def test_at_the_deadline_batches_in_flight_and_waiting_ones_are_requeued(
         concurrency=1,
         drain_seconds=0,
     )
-    assert (exit_code, consumer.abandoned_count, consumer.source.requeued_count) == (75, 6, 6)
+    assert (exit_code, len(consumer.abandoned), consumer.source.requeued_count) == (75, 6, 6)
     assert len(harness.events("message_abandoned")) == 6
     assert consumer.errors == []
     [drained] = harness.events("drained")
@@ -415,7 +421,7 @@ async def test_a_message_that_is_being_rejected_at_the_deadline_is_named_and_req
         before=lambda c: monkeypatch.setattr(c.source, "reject", reject),
         drain_seconds=0,
     )
-    assert (exit_code, consumer.abandoned_count, harness.left) == (75, 1, (1, 0))
+    assert (exit_code, len(consumer.abandoned), harness.left) == (75, 1, (1, 0))
     name = message_type if message_type == "n" else NO_HANDLER
     assert [entry["handler"] for entry in harness.events("message_abandoned")] == [name]
     assert +Counter(consumer.telemetry.outcomes) == {(name, "abandoned"): 1}
@@ -466,7 +472,7 @@ async def test_what_a_batch_handled_is_acked_although_the_broker_does_not_store_
         batch_size=3,
         drain_seconds=0,
     )
-    assert (exit_code, consumer.handled_count, consumer.abandoned_count) == (75, 2, 1)
+    assert (exit_code, consumer.handled_count, len(consumer.abandoned)) == (75, 2, 1)
     assert harness.left == (1, 0)
 
 
@@ -853,7 +859,7 @@ async def test_a_retry_with_a_delay_counts_as_an_attempt_during_shutdown_too(
         numbers(2), lambda c: len(c.in_flight) == 2, handlers={"n": handle}
     )
     assert [entry["seconds"] for entry in harness.events("message_retried")] == [3600]
-    assert (consumer.source.requeued_count, consumer.abandoned_count) == (1, 0)
+    assert (consumer.source.requeued_count, len(consumer.abandoned)) == (1, 0)
     assert (consumer.telemetry.outcomes["n", "retried"], consumer.errors) == (2, [])
     assert harness.left == (2, 0)
 
@@ -1324,7 +1330,7 @@ async def test_a_second_sigint_ends_the_wait_and_the_others_are_ignored(
     )
     await asyncio.gather(*repeating)
     assert forced == [False, False, True, True]
-    assert (exit_code, consumer.abandoned_count, harness.left) == (130, 1, (1, 0))
+    assert (exit_code, len(consumer.abandoned), harness.left) == (130, 1, (1, 0))
     assert harness.events("forced") == [
         {"event": "forced", "reason": "SIGINT", "log_level": "warning"}
     ]

@@ -248,7 +248,7 @@ async def test_a_limit_in_the_drain_is_a_retry_and_not_an_abandoned_message(
         numbers(1), lambda c: bool(c.in_flight), handlers={"n": hang},
         handler_seconds=0.5, drain_seconds=20,
     )  # fmt: skip
-    assert (exit_code, consumer.abandoned_count) == (ExitCode.DRAINED, 0)
+    assert (exit_code, len(consumer.abandoned)) == (ExitCode.DRAINED, 0)
     assert [e["attempt"] for e in harness.events("message_retried")] == [1]
 
 
@@ -558,7 +558,7 @@ async def test_at_the_deadline_a_handler_past_its_limit_has_failed_and_the_other
         lambda c: len(harness.events("handler_overrun")) == 2 and len(c.in_flight) == 3,
         message_type="n", handlers=handlers, drain_seconds=0, max_attempts=1,
     )  # fmt: skip
-    assert (exit_code, consumer.abandoned_count) == (ExitCode.DEADLINE, 3)
+    assert (exit_code, len(consumer.abandoned)) == (ExitCode.DEADLINE, 3)
     assert (consumer.source.requeued_count, consumer.rejected_count) == (1, 2)
     assert harness.left == (1, 2)
     release.set()

@@ -148,6 +148,32 @@ def _read_text(buffer: bytes, most: int) -> tuple[str, int]:
 # needs to read one of the runtime's messages.
 paho.mqtt.properties.readUTF = _read_text
 
+_TABLES = vars(_Properties(PacketTypes.PUBLISH))
+_NUMBERS = {name.replace(" ", ""): number for name, number in _TABLES["names"].items()}
+_set_any = _Properties.__setattr__
+
+
+def _init(self: Any, packet_type: int) -> None:
+    vars(self).update(_TABLES, packetType=packet_type)
+
+
+def _clear(self: Any) -> None:
+    for name in _NUMBERS.keys() & vars(self):
+        delattr(self, name)
+
+
+def _set(self: Any, name: str, value: Any) -> None:
+    if name == "User Property" and isinstance(value, tuple):  # as in a packet that is read
+        vars(self).setdefault("UserProperty", []).append(value)
+    else:
+        _set_any(self, name, value)
+
+
+# paho makes these tables for each packet, and searches them again and again: two thirds of the time that it needs to read
+# the properties of one of the runtime's messages.
+_Properties.__init__, _Properties.clear, _Properties.__setattr__ = _init, _clear, _set
+_Properties.getIdentFromName = lambda _, name: _NUMBERS.get(name, -1)
+
 
 # -- messages
 
