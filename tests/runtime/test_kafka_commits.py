@@ -4,6 +4,7 @@ import random
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from runtime.brokers import kafka
 
@@ -19,7 +20,7 @@ class Log:
         self.end = 0
         self.messages: set[int] = set()
         self.settled: set[int] = set()
-        self.commit = kafka.OffsetAndMetadata(0, "")
+        self.commit = OffsetAndMetadata(0, "")
 
     def append(self) -> None:
         for _ in range(self.chance.randrange(30)):
@@ -36,9 +37,7 @@ class Owner:
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.partition = kafka._Partition(
-            TopicPartition("orders", 0), *kafka._marks_of(log.commit)
-        )
+        self.partition = kafka._Partition(TopicPartition("orders", 0), *kafka._marks_of(log.commit))
         self.fetched = log.commit.offset
 
     def poll(self, room: int) -> list[int]:
@@ -54,6 +53,9 @@ class Owner:
         if not delivered:
             self.partition.position = max(self.partition.position, self.fetched)
         return delivered
+
+    def poll_ten(self) -> None:
+        self.poll(10)
 
     def ack_some(self) -> None:
         for offset in sorted(self.partition.unacked):
@@ -78,8 +80,7 @@ def test_every_message_that_is_not_settled_goes_to_the_next_owner(most_bytes: in
         for _ in range(chance.randrange(1, 8)):
             owner = Owner(log)
             for _ in range(chance.randrange(6)):
-                step = chance.choice([log.append, owner.ack_some, lambda: owner.poll(10)])
-                step()
+                chance.choice([log.append, owner.ack_some, owner.poll_ten])()
             owner.commit(most_bytes)
             log.append()
         delivered = {*Owner(log).poll(room=log.end)}
@@ -92,8 +93,8 @@ def test_every_message_that_is_not_settled_goes_to_the_next_owner(most_bytes: in
 def test_a_commit_without_marks_says_nothing_of_what_comes(metadata: str) -> None:
     log = Log(random.Random(0))
     log.end = 5
-    log.commit = kafka.OffsetAndMetadata(5, metadata)
+    log.commit = OffsetAndMetadata(5, metadata)
     owner = Owner(log)
     assert owner.poll(1) == []
     owner.commit(kafka.MOST_METADATA_BYTES)
-    assert log.commit == kafka.OffsetAndMetadata(5, "")
+    assert log.commit == OffsetAndMetadata(5, "")

@@ -51,7 +51,8 @@ from runtime.errors import ExitCode, SettingsError
 from runtime.handlers import HandlerFunction, Router
 from runtime.message import Message, OutgoingMessage, Retry
 from runtime.settings import ConsumerSettings
-from runtime.telemetry import CLOSE_SECONDS, opentelemetry
+from runtime.telemetry import CLOSE_SECONDS, Telemetry, opentelemetry
+from runtime.telemetry.both import Both
 from runtime.telemetry.opentelemetry import (
     FailedExports,
     MetricsExporter,
@@ -848,6 +849,39 @@ def test_both_scrape_and_collector_see_the_same(scene: Scene, collector: Collect
     assert {(one["trace_id"], one["span_id"]) for one in exemplars} <= traces
     [lag] = collector.metrics["consumer.event_loop.lag"]
     assert lag[1].as_double > 0
+
+
+@on_one_broker
+def test_with_both_a_shutdown_says_what_finished(scene: Scene, collector: Collector) -> None:
+    scene.publish(4, seconds=1)
+    process = scene.start(
+        TELEMETRY="both",
+        probe_port=free_port(),
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        concurrency=2,
+        prefetch=4,
+    )
+    process.wait_for("handling", count=2)
+    assert process.stop()[0] == 0
+    [stopped] = process.find("stopped")
+    assert (stopped["in_flight"], stopped["finished"], stopped["requeued"]) == (2, 2, 2)
+    [drained] = process.find("drained")
+    assert (drained["handled"], drained["requeued"]) == (2, 2)
+
+
+def test_both_exporters_have_all_that_the_consumer_counts() -> None:
+    parts = Telemetry(), Telemetry()
+    both = Both(*parts)  # type: ignore[arg-type]  # any two
+    both.watch(SimpleNamespace(router=SimpleNamespace(types={"work"})))  # type: ignore[arg-type]
+    both.settled("work", "handled")
+    both.refused("none", Message(b"", "id", "other"), ValueError("unknown"))
+    both.failed("work", KeyError("in publishing"), 3)
+    both.count_published([OutgoingMessage(b"", to="queue:next")])
+    for counts in (both, *parts):
+        assert +Counter(counts.outcomes) == {("work", "handled"): 1}
+    for part in parts:
+        assert part.failures == {("none", "ValueError"): 1, ("work", "KeyError"): 3}
+        assert part.published == {"queue:next": 1}
 
 
 @on_one_broker

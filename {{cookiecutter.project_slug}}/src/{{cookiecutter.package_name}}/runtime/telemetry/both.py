@@ -54,6 +54,7 @@ class Both(Telemetry):
         for part in self._parts:
             part.version, part.event_loop_lag = self.version, self.event_loop_lag
             part.watch(consumer)
+        self.outcomes = self._scraped.outcomes
 
     def handling(self, handler: str, messages: Sequence[Message]) -> tuple[Any, Any]:
         sent = self._sent.handling(handler, messages)
@@ -67,12 +68,20 @@ class Both(Telemetry):
         for part in self._parts:
             part.refused(handler, message, rejection)
 
+    def failed(self, handler: str, failure: BaseException, messages: int = 1) -> str:
+        self._scraped.failed(handler, failure, messages)
+        return self._sent.failed(handler, failure, messages)
+
     def settled(self, handler: str, outcome: Outcome) -> None:
         for part in self._parts:
             part.settled(handler, outcome)
 
     def publishing(self, messages: Sequence[OutgoingMessage]) -> AbstractContextManager[object]:
         return self._sent.publishing(messages)
+
+    def count_published(self, messages: Sequence[OutgoingMessage]) -> None:
+        for part in self._parts:
+            part.count_published(messages)
 
     def scrape(self, accept: str) -> tuple[bytes, str] | None:
         return self._scraped.scrape(accept)
