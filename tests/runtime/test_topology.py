@@ -23,8 +23,8 @@ SettingsFor = Callable[..., ConsumerSettings]
 rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 
 
-MAY_HAVE_ALL = {"mqtt", "postgres"}
-"""A topic of MQTT is a name, and so is a source of PostgreSQL, whose tables these tests share."""
+MAY_HAVE_ALL = {"mqtt", "postgres", "sqlite"}
+"""A topic of MQTT is a name, and so is a source in a database, whose tables these tests share."""
 
 
 async def look(settings: ConsumerSettings) -> dict[str, int | str]:
