@@ -117,10 +117,6 @@ class Consumer:
         event.on_repeat = self._on_repeated_signal
         self.telemetry.watch(self)
 
-    @property
-    def abandoned_count(self) -> int:
-        return len(self.abandoned)
-
     def counts(self) -> tuple[int, int, int]:
         """In flight, settled by handlers, and requeued."""
         outcomes = self.telemetry.outcomes.copy().items()
@@ -308,7 +304,16 @@ class Consumer:
         call.ends_at = monotonic() + handler.seconds
         try:
             calling = handler.call(payloads, messages, self._threads)
-            result = await _in_a_context_of_its_own(calling, handler.has_result)
+            if handler.has_result:
+                results: list[Any] = []
+                calling = _kept(calling, results)
+            # With its own context: variables that it sets, or binds for the log, end with it.
+            # A task would do that too, at twenty times the cost.
+            context, steps = contextvars.copy_context(), calling.__await__()
+            if (awaited := context.run(next, steps, calling)) is not calling:
+                await _in_a_context_of_its_own(calling, context, steps, awaited)
+            if handler.has_result:
+                [result] = results
         except BaseException as error:  # also SystemExit, and the panics of extensions in Rust
             failure = error
         if call.look_at:
@@ -321,7 +326,7 @@ class Consumer:
                 await self._requeue(messages)
                 raise asyncio.CancelledError
             call.ends_at = math.inf
-            # By its time limit, or by the handler itself: this task continues.
+            # The handler cancelled its own task without `uncancel`.
             while task.uncancel():
                 pass
             with suppress(asyncio.CancelledError):
@@ -506,12 +511,12 @@ class Consumer:
             "drained",
             handled=self.handled_count,
             requeued=self.counts()[2],
-            abandoned=self.abandoned_count,
+            abandoned=len(self.abandoned),
             seconds=round(self._loop.time() - requested_at, 3),
         )
         if self._forced.done():
             return forced_exit_code(self._forced.result())
-        return ExitCode.DEADLINE if self.abandoned_count else ExitCode.DRAINED
+        return ExitCode.DEADLINE if self.abandoned else ExitCode.DRAINED
 
     async def _wait_for_handlers(self, deadline: float) -> None:
         """Wait until all have finished, the deadline (event loop time) passes, or a second signal forces the shutdown."""
@@ -588,27 +593,26 @@ class _Batch:
         self.full = asyncio.Event()
 
 
+async def _kept(call: Awaitable[Any], results: list[Any]) -> None:
+    """So that the call ends without a result: with one, its last step raises StopIteration, at the cost of all the others."""
+    results.append(await call)
+
+
 @types.coroutine
 def _in_a_context_of_its_own(
-    call: Coroutine[Any, Any, Any], has_result: bool
-) -> Generator[Any, None, Any]:
-    """Await the call with its own context: variables that it sets, or binds for the log, end with it.
-
-    A task would do that too, at twenty times the cost.
-    """
-    context, steps = contextvars.copy_context(), call.__await__()
-    # `send` ends with an exception, at twice the cost of all this.
-    step: Any = (steps.send, None) if has_result else (next, steps, call)
-    run = step
+    call: Awaitable[None], context: contextvars.Context, steps: Any, awaited: Any
+) -> Generator[Any, None, None]:
+    """Await the call after its first step, which awaited this."""
     try:
-        while (awaited := context.run(*run)) is not call:
+        while awaited is not call:
+            run: Any = next, steps, call
             try:
                 yield awaited
-                run = step
             except BaseException as error:
-                run = (steps.throw, error)
-    except StopIteration as end:
-        return end.value
+                run = steps.throw, error
+            awaited = context.run(*run)
+    except StopIteration:
+        return  # it ended with what was thrown
 
 
 def _text_of(failure: BaseException) -> str:

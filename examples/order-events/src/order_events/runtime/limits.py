@@ -77,9 +77,11 @@ class Limits:
 
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
         """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
-        if call.is_cancelled and isinstance(failure, asyncio.CancelledError | None):
-            cause, failure = failure, overrun(call.handler)
-            failure.__cause__ = cause  # its traceback says where the handler was
+        if call.is_cancelled:
+            call.task.uncancel()
+            if isinstance(failure, asyncio.CancelledError | None):
+                cause, failure = failure, overrun(call.handler)
+                failure.__cause__ = cause  # its traceback says where the handler was
         call.look_at, call.is_cancelled, call.is_lost = 0.0, False, False
         return failure
 

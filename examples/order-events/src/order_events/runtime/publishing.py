@@ -6,7 +6,7 @@ from copy import copy
 from hashlib import blake2b
 
 from .brokers.source import Source
-from .errors import BrokerUnavailable
+from .errors import BrokerRefused, BrokerUnavailable
 from .message import Failed, Message, OutgoingMessage
 from .telemetry import Telemetry
 
@@ -25,10 +25,7 @@ class Publishing:
         """Publish the messages that a handler of this message sends; with its result, also acknowledge it. Raises BrokerError."""
         outgoing = self._prepared(outgoing, [message])
         with self._telemetry.publishing(outgoing):
-            if is_result:
-                await self._source.publish_and_ack(message, outgoing)
-            else:
-                await self._source.publish(outgoing)
+            await self._publish(outgoing, message if is_result else None)
         self._telemetry.count_published(outgoing)
 
     async def send_results(
@@ -36,25 +33,36 @@ class Publishing:
     ) -> dict[Message, BaseException]:
         """Publish what a handler returned for a batch; returns the failed messages. Raises BrokerError for all of them."""
         failures: dict[Message, BaseException] = {}
-        outgoing = self._prepared(outgoing, messages)
+        steps = [outgoing := self._prepared(outgoing, messages)]
         with self._telemetry.publishing(outgoing):
-            try:
-                await self._source.publish(outgoing)
-            except BrokerUnavailable:
-                raise
-            except Exception:  # some may be published: once more, with the same ids, one by one
-                for one in outgoing:
-                    try:
-                        await self._source.publish([one])
-                    except BrokerUnavailable:
+            for step in steps:
+                try:
+                    await self._publish(step)
+                except BrokerUnavailable:
+                    raise
+                except Exception as refusal:  # also what cannot be encoded
+                    cause = step[0].caused_by
+                    if len(step) > 1:  # some may be published: once more, with the same ids
+                        steps += [[one] for one in step]
+                    elif cause is None or cause not in messages:
                         raise
-                    except Exception as refusal:  # also what cannot be encoded
-                        cause = one.caused_by
-                        if cause is None or cause not in messages:
-                            raise
+                    else:
                         failures[cause] = refusal
         self._telemetry.count_published([one for one in outgoing if one.caused_by not in failures])
         return failures
+
+    async def _publish(self, outgoing: list[OutgoingMessage], of: Message | None = None) -> None:
+        """Also acknowledges the message whose result it is. A refusal names a destination, if not in the broker's words."""
+        try:
+            await (
+                self._source.publish_and_ack(of, outgoing) if of else self._source.publish(outgoing)
+            )
+        except BrokerRefused as refusal:
+            places = sorted({one.to for one in outgoing})
+            if any(place.partition(":")[2] in str(refusal) for place in places):
+                raise
+            msg = f"{refusal} (while publishing to {', '.join(places)})"
+            raise type(refusal)(msg) from refusal.__cause__
 
     def _prepared(
         self, outgoing: Iterable[OutgoingMessage], messages: Sequence[Message]

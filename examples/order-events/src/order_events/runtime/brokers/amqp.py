@@ -5,6 +5,7 @@ Importing it replaces parts of pamqp, for the whole process.
 """
 
 import re
+import struct
 from contextlib import suppress
 from typing import Any
 
@@ -63,9 +64,20 @@ def _timestamp(value: bytes) -> tuple[int, Any]:
         return 8, None
 
 
-def _unmarshal(self: Any, flags: int, data: bytes) -> None:
-    self.wire = flags, data
-    _unmarshal_properties(self, flags, data)
+def _read_properties(self: Any, flags: int, data: bytes) -> None:
+    self.wire = {}
+    for name, flag, read in FIELDS:
+        if flags & flag:
+            size, value = read(data)
+            setattr(self, name, value)
+            self.wire[name], data = data[:size], data[size:]
+
+
+def _read_deliver(self: Any, data: bytes) -> None:
+    start, self.consumer_tag = _short_text(data)
+    self.delivery_tag, self.redelivered = struct.unpack_from(">Q?", data, start)
+    size, self.exchange = _short_text(data[start + 9 :])
+    _, self.routing_key = _short_text(data[start + 9 + size :])
 
 
 def _table_value(value: Any) -> bytes:
@@ -75,7 +87,10 @@ def _table_value(value: Any) -> bytes:
 
 # Otherwise one such message ends every connection that it is delivered on, and no other message is handled.
 decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
-_unmarshal_properties, Basic.Properties.unmarshal = Basic.Properties.unmarshal, _unmarshal  # type: ignore[method-assign]  # replaced on purpose
+# pamqp looks up the type of each field of each frame, at the cost of reading it.
+_Header: Any = Basic.Properties
+FIELDS = [(n, flag, decode.METHODS[_Header.amqp_type(n)]) for n, flag in _Header.flags.items()]
+_Header.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
 # The answer then has the reason of a refusal.
@@ -87,12 +102,8 @@ class Copy(Basic.Properties):
 
     def __init__(self, original: Any, headers: dict[str, Any], id: str | None = None) -> None:
         super().__init__()
-        flags, data = original.wire
-        for name in self.__slots__:
-            if flags & self.flags[name]:
-                size, _ = decode.by_type(data, self.amqp_type(name))
-                setattr(self, name, data[:size])
-                data = data[size:]
+        for name, field in original.wire.items():
+            setattr(self, name, field)
         came, table = original.headers or {}, b""
         fields = _fields(self.headers) if came else {}
         for name, value in headers.items():

@@ -115,11 +115,9 @@ def _short(id: Any) -> str:
 
 def headers_of(message: OutgoingMessage) -> dict[str, Any]:
     """Its headers, and its properties among them: for brokers without such properties."""
-    headers = dict(message.headers)
-    for name, field in PROPERTIES.items():
-        if name.islower() and (value := getattr(message, field, "")):
-            headers[name] = value
-    return headers
+    texts = (message.content_type, message.correlation_id, message.key)
+    properties = zip(("content-type", "correlation-id", KEY), texts, strict=True)
+    return {**message.headers, **{name: text for name, text in properties if text}}
 
 
 def value_reader(place: str, most_bytes: float = math.inf) -> Callable[[Message], object]:

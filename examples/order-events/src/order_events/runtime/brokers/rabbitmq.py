@@ -405,10 +405,10 @@ class _Deliveries:
 
     def _on_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
-        if error is None or isinstance(error, asyncio.CancelledError):
-            self.end_reason = "no answer to heartbeats"
-        else:
-            self.end_reason = str(error) or type(error).__name__
+        is_cut = error is None or isinstance(error, asyncio.CancelledError)
+        self.end_reason = (
+            "no answer to heartbeats" if is_cut else str(error) or type(error).__name__
+        )
         self.close()
 
     def _wake(self) -> None:
@@ -640,11 +640,10 @@ class RabbitBroker(Broker):
         for name in self._needed:
             try:
                 described[name], consumers = await self._count(name) or (MISSING, 0)
+                if name == self._name:
+                    described[f"{name} consumers"] = consumers
             except BrokerDenied as denial:  # since RabbitMQ 4.2.6
                 described[name] = f"cannot be looked at: {denial.__cause__}"
-                continue
-            if name == self._name:
-                described[f"{name} consumers"] = consumers
         return described
 
     # -- consuming
@@ -727,7 +726,7 @@ class RabbitBroker(Broker):
             failures=headers.get(ATTEMPTS),
             published_at=properties.timestamp,
             receipt=_Receipt(deliveries, tag, properties),
-            origin=_origin(about, headers),
+            origin=_origin(about, headers, self._name),
             properties=_properties(properties, headers),
         )
         known = None
@@ -905,7 +904,7 @@ class RabbitBroker(Broker):
                     time.monotonic() > give_up_at or not await self.count_dead_letters()
                 ):
                     return  # others have taken them
-            yield _dead_letter(reading.ahead.popleft())
+            yield _dead_letter(reading.ahead.popleft(), self._name)
 
     async def count_dead_letters(self) -> int:
         return (await self._count(self._dead) or (0, 0))[0]
@@ -916,9 +915,8 @@ class RabbitBroker(Broker):
         outcomes: list[Exception | None] = [None] * len(letters)
         if replay:
             outcomes = await self._publish_batch(
-                ("", self._name, letter.body, Copy(old, _without_history(old.headers)))
-                for letter in letters
-                for old in (letter.receipt[1],)
+                ("", self._name, one.body, Copy(one.receipt[1], {**one.headers, **_origin_of(one)}))
+                for one in letters
             )
         for letter, outcome in zip(letters, outcomes, strict=True):
             if outcome is None:
@@ -943,21 +941,19 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
 
 def _parse_bindings(text: str) -> list[tuple[str, str]]:
     """The exchange and the routing key of each. Raises BrokerRefused."""
-    bindings = []
-    for binding in filter(None, (part.strip() for part in text.split(","))):
-        exchange, separator, routing_key = binding.partition("/")
-        if not (exchange and separator):
+    bindings = [*filter(None, map(str.strip, text.split(",")))]
+    for binding in bindings:
+        if not re.match("[^/]+/", binding):
             raise BrokerRefused(f"CONSUMER_BINDINGS: {binding!r} is not exchange/routing.key")
-        bindings.append((exchange, routing_key))
-    return bindings
+    return [(exchange, key) for exchange, _, key in (one.partition("/") for one in bindings)]
 
 
 def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
     """The delays of the backoff, doubling; with larger steps where that would be too many queues."""
     factor = max(2.0, (longest_seconds / first_seconds) ** (1 / (MOST_DELAYS - 1)))
-    delays = [first_seconds * factor**step for step in range(MOST_DELAYS)]
-    delays = [seconds for seconds in delays if seconds < longest_seconds * 0.999]
-    return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*delays, longest_seconds]})
+    delays = (first_seconds * factor**step for step in range(MOST_DELAYS))
+    shorter = takewhile(lambda seconds: seconds < longest_seconds * 0.999, delays)
+    return sorted({max(1, math.ceil(seconds * 1000)) for seconds in [*shorter, longest_seconds]})
 
 
 class _Reading:
@@ -1051,8 +1047,7 @@ class _Reading:
         return await self._count() + len(self._unacked)  # behind the others, too
 
 
-def _without_history(headers: Any) -> dict[str, Any]:
-    headers = headers or {}
+def _without_history(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if not name.startswith(HISTORY)}
 
 
@@ -1066,12 +1061,17 @@ def _properties(properties: Basic.Properties, headers: Mapping[str, Any]) -> dic
     }
 
 
-def _origin(delivered: Any, headers: dict[str, Any]) -> dict[str, Any]:
-    """As it was before a retry, which comes from a queue of ours."""
-    first = headers.get(ORIGIN)
+def _origin(delivered: Any, headers: dict[str, Any], queue: str) -> dict[str, Any]:
+    """As it was at first, also if the message comes back from another queue, of ours or by dead-lettering."""
+    origin = {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
+    first, deaths = headers.get(ORIGIN), headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) and first is None else ():
+        match death:  # the oldest one is the last
+            case {"queue": place, "exchange": way, "routing-keys": [key, *_]} if place == queue:
+                first = {"exchange": way, "routing_key": key} if way else first
     if isinstance(first, dict) and not delivered.exchange:
-        return {name: delivery.text_of(first.get(name)) for name in ("exchange", "routing_key")}
-    return {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
+        return {name: delivery.text_of(first.get(name)) for name in origin}
+    return origin
 
 
 def _origin_of(message: Message) -> dict[str, Any]:
@@ -1079,22 +1079,20 @@ def _origin_of(message: Message) -> dict[str, Any]:
     return {ORIGIN: dict(message.origin)} if message.origin.get("exchange") else {}
 
 
-def _dead_letter(letter: DeliveredMessage) -> DeadLetter:
+def _dead_letter(letter: DeliveredMessage, queue: str) -> DeadLetter:
     properties = letter.header.properties
     headers: dict[str, Any] = properties.headers or {}
     reason, dead_lettered_at = headers.get(REASON), headers.get(DEAD_LETTERED_AT)
-    if dead_lettered_at is None:  # by the broker, not by a handler
-        match headers.get("x-death"):
-            case [{"reason": cause} as death, *_]:
-                reason = f"dead-lettered by the broker: {cause}"
-                dead_lettered_at = death.get("time")
+    match headers.get("x-death"):
+        case [{"reason": cause} as death, *_] if dead_lettered_at is None:  # by the broker
+            reason, dead_lettered_at = f"dead-lettered by the broker: {cause}", death.get("time")
     message = delivery.make_message(
         letter.body,
         id=properties.message_id,
         type=properties.message_type,
         headers=_without_history(headers),
         published_at=properties.timestamp,
-        origin=_origin(letter, headers),
+        origin=_origin(letter, headers, queue),
         properties=_properties(properties, headers),
     )
     return delivery.make_dead_letter(

@@ -5,7 +5,7 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -119,6 +119,14 @@ async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
         task.exception()
         raise cancelled
     task.result()
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all of them, or the first error when all have ended."""
+    outcomes: list[Any] = await asyncio.gather(*work, return_exceptions=True)
+    for failure in (outcome for outcome in outcomes if isinstance(outcome, BaseException)):
+        raise failure
+    return outcomes
 
 
 def abort(transport: Any) -> None:

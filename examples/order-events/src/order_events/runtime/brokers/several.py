@@ -5,14 +5,14 @@ There is one source for each name, with its own connection, retries and dead let
 the workers take. A message is settled by the source that delivered it.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from heapq import heappop, heappush
 from typing import Any, Self
 
 from ..message import DeadLetter, Message, OutgoingMessage
 from ..settings import ConsumerSettings
+from .requests import together
 from .source import Broker
 
 AS_EACH = (
@@ -83,7 +83,7 @@ class Several(Broker):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await _all(source.__aexit__(*exc_info) for source in self.sources)
+        await together(source.__aexit__(*exc_info) for source in self.sources)
 
     async def describe(self) -> dict[str, int | str]:
         described = [await source.describe() for source in self.sources]
@@ -106,19 +106,19 @@ class Several(Broker):
 
     async def stop(self) -> None:
         self.stopped = True
-        await _all(source.stop() for source in self.sources)
+        await together(source.stop() for source in self.sources)
 
     async def _stop_fetching(self) -> None:
         """Each source does that in its `stop`."""
 
     async def flush(self) -> None:
-        await _all(source.flush() for source in self.sources)
+        await together(source.flush() for source in self.sources)
 
     async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
         await self.sources[0].publish(messages)
 
     async def requeue_buffered(self, *others: Message) -> None:
-        await _all(source.requeue_buffered() for source in self.sources)
+        await together(source.requeue_buffered() for source in self.sources)
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[list[tuple[Broker, Any]]]:
@@ -172,10 +172,3 @@ async def _in_turn(steps: Iterable[AsyncIterator[int]]) -> AsyncIterator[int]:
             done = before + done_here
             yield done
         before = done
-
-
-async def _all(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Concurrently, and each to its end, also if another fails."""
-    for outcome in await asyncio.gather(*steps, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome

@@ -341,7 +341,7 @@ class Source(Publisher):
             self._release(message)
             return self._ack(message)
         self._holds(message, "ack")  # it does not: that is logged
-        return _nothing()
+        return asyncio.sleep(0)
 
     async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
         """Publish what follows from the message, then acknowledge it; in one step where the broker can.
@@ -447,10 +447,6 @@ class Source(Publisher):
 
 class Broker(Source, DeadLetters):
     """All three on one connection."""
-
-
-async def _nothing() -> None:
-    """A settlement that is already logged as lost."""
 
 
 def log_settlement_lost(message: Message, settlement: str, reason: Any) -> None:

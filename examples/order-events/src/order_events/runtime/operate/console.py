@@ -25,6 +25,8 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     room = threading.Semaphore(2)
+    # A file of its own: whoever closes standard input does not end the thread with a traceback.
+    descriptor = os.dup(sys.stdin.fileno())
 
     def read() -> None:
         # A daemon thread: a read that never ends blocks neither the connection's heartbeat nor the exit.
@@ -34,7 +36,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
             while chunk:
                 room.acquire()
                 try:
-                    chunk = os.read(sys.stdin.fileno(), 65_536)
+                    chunk = os.read(descriptor, 65_536)
                 except OSError as error:
                     chunk = error
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)

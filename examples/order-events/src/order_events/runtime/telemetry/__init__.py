@@ -132,7 +132,7 @@ class Telemetry:
         published = {(destination,): count for destination, count in self.published.copy().items()}
         in_flight, now = [*consumer.in_flight], time.monotonic()
         age = now - in_flight[0].taken_at if in_flight else 0.0  # the oldest is the first
-        source, abandoned = consumer.source, consumer.abandoned_count
+        source, abandoned = consumer.source, len(consumer.abandoned)
         outages = sum(one.connectivity.outage_count for one in source.parts)
         requeued = sum(one.requeued_count for one in source.parts)
         began_at = consumer.event.set_at
