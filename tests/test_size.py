@@ -22,7 +22,7 @@ def lines(service: Service, *beginnings: str) -> int:
 
 def test_a_default_service_has_no_more_lines_than_these(render: Render) -> None:
     """What each part costs is in docs/decisions.md; the aim is 9,000."""
-    assert lines(render(), "") <= 12_096
+    assert lines(render(), "") <= 12_092
 
 
 @pytest.mark.parametrize("broker", CHOICES["broker"])

@@ -289,21 +289,21 @@ async def test_acks_that_the_queue_does_not_get_are_not_counted(
     connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """The connection breaks when the command has written them."""
-    from runtime.brokers import rabbitmq
+    from aiormq.channel import Channel
 
     await make_dead(connect, 30, lambda n: "bad")
-    ack, acked = rabbitmq._Reading.ack, 0
+    ack, acked = Channel.basic_ack, 0
 
-    async def ack_into_nothing(reading: Any, tag: int) -> None:
+    async def ack_into_nothing(channel: Channel, tag: int, **how: Any) -> None:
         nonlocal acked
         if not acked:
             await asyncio.to_thread(proxy.black_hole)
-        await ack(reading, tag)
+        await ack(channel, tag, **how)
         acked += 1
         if acked == 30:
             await asyncio.to_thread(proxy.cut)
 
-    monkeypatch.setattr(rabbitmq._Reading, "ack", ack_into_nothing)
+    monkeypatch.setattr(Channel, "basic_ack", ack_into_nothing)
     async with connect(prefetch=0, broker_url=proxy.url) as source:
         steps: list[int] = []
         method = getattr(source, f"{command}_dead_letters")
@@ -367,6 +367,27 @@ async def test_letters_on_their_way_to_a_reading_keep_their_order(
     async with connect(prefetch=0) as source:
         await eventually(60, source.count_dead_letters)
         assert await numbers_of(source) == list(range(60))
+
+
+@on("rabbitmq")
+@pytest.mark.parametrize("command", ["purge", "replay"])
+async def test_letters_are_acked_while_there_is_no_consumer(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """For each ack the queue would pass on one more letter, which loses its place if the consumer ends before it arrives."""
+    from aiormq.channel import Channel
+
+    await make_dead(connect, 150, lambda n: "bad")
+    ack, consumers = Channel.basic_ack, list[int]()
+
+    async def count_consumers(channel: Channel, tag: int, **how: Any) -> None:
+        consumers.append(len(channel.consumers))
+        await ack(channel, tag, **how)
+
+    monkeypatch.setattr(Channel, "basic_ack", count_consumers)
+    async with connect(prefetch=0) as source:
+        await collect(getattr(source, f"{command}_dead_letters")(Selection(reason="bad")), [])
+    assert consumers == [0] * 150
 
 
 class SlowProxy(Proxy):

@@ -918,10 +918,8 @@ class RabbitBroker(Broker):
                 ("", self._name, one.body, Copy(one.receipt[1], {**one.headers, **_origin_of(one)}))
                 for one in letters
             )
-        for letter, outcome in zip(letters, outcomes, strict=True):
-            if outcome is None:
-                await reading.ack(letter.receipt[0])
-        await reading.confirm()
+        done = zip(letters, outcomes, strict=True)
+        await reading.ack(letter.receipt[0] for letter, outcome in done if outcome is None)
         yield outcomes.count(None)
         for failure in filter(None, outcomes):
             raise failure
@@ -970,8 +968,8 @@ class _Reading:
         self._page = Page(FEW_LETTERS, MOST_LETTERS)
         self._unacked: dict[int, None] = {}
         self._consumers: list[str] = []
-        self._window = self._held = self._first = self._awaited = 0
-        """Of the present consumer: how many it may have (0: there is none), how many it has, its first tag, how many come."""
+        self._window = self._held = self._awaited = 0
+        """Of the present consumer: how many it may have (0: there is none), how many it has, how many come."""
         self._arrived = asyncio.Event()
         self._asking: asyncio.Future[None] | None = None
 
@@ -1008,7 +1006,7 @@ class _Reading:
 
     async def _ask(self, most: int = MOST_LETTERS) -> None:
         await self._cancel()
-        self._held, self._first = 0, max(self._unacked, default=0) + 1
+        self._held = 0
         self._consumers.append(tag := f"{len(self._consumers):05d}-{uuid.uuid4().hex}")
         self._window = min(self._page.count, most)
         self._awaited = min(self._window, await self._count())
@@ -1028,19 +1026,17 @@ class _Reading:
         declared = await self._answer(self.channel.queue_declare(self._queue, passive=True))
         return declared.message_count or 0
 
-    async def ack(self, tag: int) -> None:
-        await self._answer(self.channel.basic_ack(tag, wait=False))
-        del self._unacked[tag]
-        self._held -= tag >= self._first
-
-    async def confirm(self) -> None:
-        """Returns when the queue has the acks."""
-        if not self._window:
-            await self._ask(1)
+    async def ack(self, tags: Iterable[int]) -> None:
+        """Returns when the queue has the acks. For each it would pass on one more to a consumer that is present."""
+        await self.end()
+        for tag in tags:
+            await self._answer(self.channel.basic_ack(tag, wait=False))
+            del self._unacked[tag]
+        await self._ask(1)
         await self.end()
 
     async def end(self) -> int:
-        """As `confirm`, if a consumer is present; returns how many the queue has once the end of the channel has requeued the rest."""
+        """Returns how many the queue has once the end of the channel has requeued the rest."""
         if self._asking is not None:
             await asyncio.gather(self._asking, return_exceptions=True)
         await self._cancel()  # the answer comes behind those that were passed on
