@@ -450,6 +450,18 @@ class TestOffsets:
         async with connect() as source:
             assert ids(await take(source, 5)) == ids(taken)
 
+    async def test_messages_of_a_key_are_in_one_partition_with_those_of_other_producers(
+        self, connect: Connect, broker: Server, queue: str
+    ) -> None:
+        keys = [f"customer-{number}" for number in range(8)]
+        async with connect(prefetch=20) as source:
+            for key in keys:
+                await source.publish(with_key(key, 1))
+                await produce(broker, queue, key=key.encode(), value=b"of another")
+            taken = await take(source, 16)
+        places = {(message.key, message.receipt[1].partition) for message in taken}
+        assert len(places) == len(keys)
+
     async def test_what_is_published_after_a_process_without_work_has_ended_goes_to_the_next(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:

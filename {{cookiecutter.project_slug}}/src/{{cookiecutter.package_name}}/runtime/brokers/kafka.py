@@ -29,7 +29,9 @@ import base64
 import json
 import logging
 import math
+import random
 import re
+import struct
 import time
 import zlib
 from collections import Counter, defaultdict
@@ -326,6 +328,24 @@ def delays_seconds(first: float, longest: float) -> list[float]:
     steps = min(MOST_DELAYS, 1 + math.ceil(math.log2(longest / first)))
     factor = (longest / first) ** (1 / max(1, steps - 1))
     return [first * factor**step for step in range(steps - 1)] + [longest]
+
+
+def partition_for(key: bytes | None, partitions: list[int], available: list[int]) -> int:
+    """The partition of the key: the one that Kafka's own clients choose, by murmur2; without a key any.
+
+    aiokafka's hash, which reads each byte alone, would take half of the CPU time of a publish.
+    """
+    if key is None:
+        return random.choice(available or partitions)
+    words, factor, mask = len(key) // 4, 0x5BD1E995, 0xFFFFFFFF
+    hashed = 0x9747B28C ^ len(key)
+    for word in struct.unpack_from(f"<{words}I", key):
+        mixed = word * factor & mask
+        hashed = (hashed * factor ^ (mixed ^ mixed >> 24) * factor) & mask
+    if rest := key[4 * words :]:
+        hashed = (hashed ^ int.from_bytes(rest, "little")) * factor & mask
+    hashed = (hashed ^ hashed >> 13) * factor & mask
+    return partitions[((hashed ^ hashed >> 15) & 0x7FFFFFFF) % len(partitions)]
 
 
 def _record(message: OutgoingMessage) -> Record:
@@ -763,6 +783,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             acks="all",
             max_batch_size=2**17,
             max_request_size=MOST_RECORD_BYTES,
+            partitioner=partition_for,
             **self._client_arguments(),
         )
         try:

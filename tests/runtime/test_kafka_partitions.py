@@ -1,10 +1,13 @@
-"""What a commit to Kafka says is settled, and what the partition's next owner skips: on a model of one partition."""
+"""Kafka without a server: which partition a key has, and what a commit says is settled, on a model of one partition."""
 
 import random
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import OffsetAndMetadata
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.brokers import kafka
 
@@ -98,3 +101,15 @@ def test_a_commit_without_marks_says_nothing_of_what_comes(metadata: str) -> Non
     assert owner.poll(1) == []
     owner.commit(kafka.MOST_METADATA_BYTES)
     assert log.commit == OffsetAndMetadata(5, "")
+
+
+@given(st.binary(max_size=70), st.integers(1, 200))
+def test_a_key_has_the_partition_that_other_clients_choose(key: bytes, count: int) -> None:
+    partitions = [*range(count)]
+    chosen = kafka.partition_for(key, partitions, [])
+    assert chosen == DefaultPartitioner()(key, partitions, [])
+
+
+def test_without_a_key_a_partition_that_can_be_reached_is_chosen() -> None:
+    assert {kafka.partition_for(None, [0, 1, 2], [2]) for _ in range(30)} == {2}
+    assert {kafka.partition_for(None, [0, 1], []) for _ in range(99)} == {0, 1}
