@@ -34,7 +34,7 @@ from tasks import requirements
 from tools.servers import roots
 
 IN_PLACE = ("tests/runtime", f"{TREE.name}/tests/runtime")
-QUICK = ("-m", "not slow and not very_slow")
+QUICK = ("-m", "not slow")
 OF_LIBRARIES = (
     *("bad_input", "cli", "consumer", "foreign", "handlers", "logs", "opentelemetry", "process"),
     *("prometheus", "rehearse", "settings"),
@@ -56,6 +56,12 @@ class Suite:
         )
         self._check(result, "services' own suites that passed", what, began_at)
         return result
+
+    def quick_in_place(
+        self, environment: Path, what: str, *files: str, before: Sequence[str]
+    ) -> None:
+        quick = ("-m", "not slow and not very_slow")
+        self.in_place(environment, f"{what}, without the slow tests", *quick, *files, before=before)
 
     def in_place(
         self,
@@ -218,7 +224,7 @@ def test_the_runtime_passes_its_tests_on_other_pythons(
 ) -> None:
     """All but the slow tests, and the contract on the default broker."""
     environment, what = environment_on(python, "highest", before, "newest")
-    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *IN_PLACE, before=before)
+    suite.quick_in_place(environment, what, *IN_PLACE, before=before)
     if python.root is None:
         arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
         suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
@@ -239,7 +245,7 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(
     environment, what = environment_on(python, "lowest-direct", before, "oldest")
     first = python == pythons()[0]
     where = IN_PLACE if first else [f"tests/runtime/test_{name}.py" for name in OF_LIBRARIES]
-    suite.in_place(environment, f"{what}, without the slow tests", *QUICK, *where, before=before)
+    suite.quick_in_place(environment, what, *where, before=before)
     if first:
         files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
         files += ["tests/runtime/test_connecting.py", "tests/runtime/test_unresponsive.py"]

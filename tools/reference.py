@@ -286,7 +286,7 @@ def readings() -> Iterator[Reading]:
         settings=settings,
         state="starting",
         in_flight={},
-        abandoned_count=0,
+        abandoned=(),
         breaker=SimpleNamespace(reason=""),
         source=SimpleNamespace(parts=[], connected=False),
         event=SimpleNamespace(set_at=None),
