@@ -32,6 +32,7 @@ PARTS: dict[str, dict[str, str]] = {
         "aiormq.connection:Connection": "connection_tune server_properties",
         "aiormq.connection:TransportFactory": "create",
         "pamqp.body": "ContentBody",
+        "pamqp.commands:Basic.Deliver": "unmarshal",
         "pamqp.commands:Basic.Properties": "amqp_type encode_property flags marshal unmarshal",
         "pamqp.commands:Connection.Open": "valid_responses",
         "pamqp.constants": "DOMAIN_REGEX",
@@ -87,6 +88,7 @@ PARTS: dict[str, dict[str, str]] = {
     "mqtt": {
         "paho.mqtt.client:Client": "_handle_publish _in_packet",
         "paho.mqtt.properties": "readUTF",
+        "paho.mqtt.properties:Properties": "clear getIdentFromName names packetType",
         "paho.mqtt.properties:VariableByteIntegers": "decode",
     },
     "sqlite": {},
