@@ -433,6 +433,11 @@ def test_standard_input_that_cannot_be_read_is_one_sentence(
     os.close(directory)
     assert exit_code == 2
     assert "orders: standard input cannot be read" in err
+    with (tmp_path / "closed").open("w") as closed:
+        monkeypatch.setattr("sys.stdin", closed)
+    exit_code, _, err = command("publish", "-")
+    assert exit_code == 2
+    assert "orders: standard input cannot be read: I/O operation on closed file" in err
 
 
 @on_one_broker

@@ -463,16 +463,14 @@ class TestOffsets:
         assert len(places) == len(keys)
 
     async def test_what_is_published_after_a_process_without_work_has_ended_goes_to_the_next(
-        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+        self, connect: Connect, broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(kafka, "POLL_SECONDS", 0.1)
+        at = TopicPartition(queue, 0)
         async with connect() as source:
-            await source.publish(with_key("one", 3))
-            taken = await take(source, 3)
-            for message in taken:
-                await source.ack(message)
+            await produce_many(broker, queue, 3)
+            await ack_all(source, 3)
             await source.stop()
-        at = taken[0].receipt[0].topic_partition
 
         async def looked() -> bool:
             return at in source._partitions
@@ -482,9 +480,9 @@ class TestOffsets:
             await source.stop()
         async with connect(prefetch=0) as source:
             assert await commit_of(source, *at) == (3, "")
-            await source.publish(more := with_key("one", 2))
+        await produce_many(broker, queue, 2)
         async with connect() as source:
-            assert ids(await take(source, 2)) == ids(more)
+            assert [message.receipt[1].offset for message in await take(source, 2)] == [3, 4]
 
     async def test_marks_of_a_topic_that_was_created_again_skip_no_message(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]

@@ -870,6 +870,8 @@ def test_with_both_a_shutdown_says_what_finished(scene: Scene, collector: Collec
 
 
 def test_both_exporters_have_all_that_the_consumer_counts() -> None:
+    methods = {name for name, method in vars(Telemetry).items() if callable(method)}
+    assert methods - vars(Both).keys() == {"readings"}  # which each part makes of its own
     parts = Telemetry(), Telemetry()
     both = Both(*parts)  # type: ignore[arg-type]  # any two
     both.watch(SimpleNamespace(router=SimpleNamespace(types={"work"})))  # type: ignore[arg-type]

@@ -87,8 +87,8 @@ A classic queue is slower than a quorum queue because of the broker's own CPU: 4
 
 PUBLISHED_BESIDE = """## Publishing to Kafka, NATS and Redis
 
-The same batches, beside the batches of each bare client. Both give each message a type and an id, and on Kafka the id is also its key. Compare the ratios;
-the rates are those of a busy machine.
+The same batches, beside the batches of each bare client. Both give each message a type and an id, and on Kafka the id is also its key. The broker shares
+the machine: other machines have other rates, and about the same ratios.
 """
 
 EARLIER = """## Comparison with an earlier commit

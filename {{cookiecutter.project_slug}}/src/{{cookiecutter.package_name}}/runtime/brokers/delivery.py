@@ -41,6 +41,7 @@ PROPERTIES = {
     KEY: "key",
 }
 """The headers for these fields of a message, on brokers without a property for them."""
+PUBLISHED = [one for one in PROPERTIES.items() if one[1] in OutgoingMessage.__dataclass_fields__]
 PROPERTIES |= {name.title(): field for name, field in PROPERTIES.items()}
 MOST_ID_BYTES = 255
 """Of a CloudEvent's id, which may have any length: AMQP's property takes no more."""
@@ -115,9 +116,8 @@ def _short(id: Any) -> str:
 
 def headers_of(message: OutgoingMessage) -> dict[str, Any]:
     """Its headers, and its properties among them: for brokers without such properties."""
-    texts = (message.content_type, message.correlation_id, message.key)
-    properties = zip(("content-type", "correlation-id", KEY), texts, strict=True)
-    return {**message.headers, **{name: text for name, text in properties if text}}
+    texts = {name: text for name, field in PUBLISHED if (text := getattr(message, field))}
+    return {**message.headers, **texts}
 
 
 def value_reader(place: str, most_bytes: float = math.inf) -> Callable[[Message], object]:

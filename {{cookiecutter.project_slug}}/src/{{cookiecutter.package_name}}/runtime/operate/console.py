@@ -23,21 +23,19 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
         yield [checked_json(argument.encode(errors="surrogateescape"), "the message")]
         return
     loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    chunks: asyncio.Queue[bytes | Exception] = asyncio.Queue()
     room = threading.Semaphore(2)
-    # A file of its own: whoever closes standard input does not end the thread with a traceback.
-    descriptor = os.dup(sys.stdin.fileno())
 
     def read() -> None:
         # A daemon thread: a read that never ends blocks neither the connection's heartbeat nor the exit.
         # And not by sys.stdin, whose lock, held by a thread at exit, would abort the interpreter.
-        chunk: bytes | OSError = b"-"
+        chunk: bytes | Exception = b"-"
         with suppress(RuntimeError):  # the loop is closed
             while chunk:
                 room.acquire()
                 try:
-                    chunk = os.read(descriptor, 65_536)
-                except OSError as error:
+                    chunk = os.read(sys.stdin.fileno(), 65_536)
+                except (OSError, ValueError) as error:
                     chunk = error
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
@@ -45,7 +43,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
     line_number = 0
     rest: list[bytes] = []
     while chunk := await chunks.get():
-        if isinstance(chunk, OSError):
+        if isinstance(chunk, Exception):
             raise UsageError(f"standard input cannot be read: {chunk}")
         room.release()
         if b"\n" not in chunk:  # a long line: joined once, not for each chunk

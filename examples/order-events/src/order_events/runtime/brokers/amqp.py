@@ -90,7 +90,7 @@ decode.METHODS.update(shortstr=_short_text, table=_table, timestamp=_timestamp)
 # pamqp looks up the type of each field of each frame, at the cost of reading it.
 _Header: Any = Basic.Properties
 FIELDS = [(n, flag, decode.METHODS[_Header.amqp_type(n)]) for n, flag in _Header.flags.items()]
-_Header.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]
+_Header.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]  # on purpose
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
 # The answer then has the reason of a refusal.

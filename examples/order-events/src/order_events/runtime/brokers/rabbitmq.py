@@ -1063,8 +1063,8 @@ def _origin(delivered: Any, headers: dict[str, Any], queue: str) -> dict[str, An
     first, deaths = headers.get(ORIGIN), headers.get("x-death")
     for death in deaths if isinstance(deaths, list) and first is None else ():
         match death:  # the oldest one is the last
-            case {"queue": place, "exchange": way, "routing-keys": [key, *_]} if place == queue:
-                first = {"exchange": way, "routing_key": key} if way else first
+            case {"queue": q, "exchange": way, "routing-keys": [key, *_]} if way and q == queue:
+                first = {"exchange": way, "routing_key": key}
     if isinstance(first, dict) and not delivered.exchange:
         return {name: delivery.text_of(first.get(name)) for name in origin}
     return origin
