@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
@@ -22,6 +22,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.commands import Channel as AmqpChannel
 from pamqp.header import ContentHeader
 
 from harness.contract import eventually, opened, take
@@ -213,6 +214,21 @@ def fake_channel() -> Any:
     return SimpleNamespace(
         closing=loop.create_future(), loop=loop, on_consumer_cancel_callbacks=set()
     )
+
+
+async def count(source: RabbitBroker) -> None:
+    await source.count_dead_letters()
+
+
+async def publish_alone(source: RabbitBroker) -> None:
+    source._publisher._exchanges = {""}  # as before the first message to this one
+    with pytest.raises(BrokerRefused, match="no queue for the message"):
+        await source.publish([OutgoingMessage(b"", to="exchange:amq.direct/nowhere")])
+
+
+async def list_letters(source: RabbitBroker) -> None:
+    async for _ in source.dead_letters():
+        pass
 
 
 class TestOutages:
@@ -427,6 +443,40 @@ class TestOutages:
         assert [event["message_id"] for event in find(events, "settlement_lost")] == [in_flight.id]
         (lost,) = find(events, "reconnecting")
         assert "unknown delivery tag 4711" in lost["reason"]
+
+
+class TestCancelledRequests:
+    @pytest.mark.parametrize("request_of", [count, publish_alone, list_letters])
+    async def test_a_request_that_is_cancelled_while_its_channel_closes_leaves_the_connection_open(
+        self,
+        connect: Connect,
+        events: list[Event],
+        monkeypatch: pytest.MonkeyPatch,
+        request_of: Callable[[RabbitBroker], Awaitable[object]],
+    ) -> None:
+        """The broker ends a connection on which a channel is closed twice."""
+        async with connect() as source:
+            await publish(source, 1)
+            (message,) = await take(source, 1)
+            await request_of(source)  # it has opened its connection
+            clients = (source._client, source._publisher.client)
+            connections = [client._connection for client in clients]
+            request = asyncio.ensure_future(request_of(source))
+            marshall = ChannelFrame.marshall
+
+            def cancelling(frames: list[Any], **options: Any) -> ChannelFrame:
+                if isinstance(frames[0], AmqpChannel.Close):
+                    asyncio.get_running_loop().call_soon(request.cancel)
+                return marshall(frames=frames, **options)
+
+            monkeypatch.setattr(ChannelFrame, "marshall", staticmethod(cancelling))
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            monkeypatch.undo()
+            await request_of(source)
+            assert [client._connection for client in clients] == connections
+            assert not find(events, "reconnecting")
+            await source.ack(message)
 
 
 class TestStopping:

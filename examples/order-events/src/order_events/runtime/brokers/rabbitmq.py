@@ -335,7 +335,8 @@ class _Publisher:
         try:
             await channel.basic_publish(**names, mandatory=True, wait=False)
         finally:
-            await channel.close()
+            # aiormq sends a cancelled close again, and for the second the broker ends the connection.
+            await asyncio.shield(_task(channel.close(), "close a channel"))
 
 
 class _Deliveries:
@@ -513,12 +514,11 @@ class RabbitBroker(Broker):
         return await self._connecting.answer(self._client.open())
 
     async def _close(self) -> None:
-        tasks: set[asyncio.Task[Any]] = set()
+        closing: asyncio.Task[Any] = _task(self._close_gracefully(), "close gracefully")
+        tasks = {closing}
         if self._fetcher is not None:
             self._fetcher.cancel()
             tasks.add(self._fetcher)
-        closing = _task(self._close_gracefully(), "close gracefully")
-        tasks.add(closing)
         try:
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         finally:
@@ -555,8 +555,9 @@ class RabbitBroker(Broker):
         try:
             yield channel
         finally:
+            closing = asyncio.shield(_task(channel.close(), "close a channel"))
             with suppress(BrokerError):  # closed by an error, or with the connection
-                await self._requests.answer(channel.close())
+                await self._requests.answer(closing)
 
     def _topology(self, retries: dict[int, str]) -> dict[str, dict[str, Any]]:
         """The arguments of each queue; a queue comes after the one that it dead-letters to."""
@@ -925,11 +926,10 @@ class RabbitBroker(Broker):
             raise failure
 
     async def _purge_all(self) -> AsyncIterator[int]:
-        if await self._count(self._dead) is None:
-            return
-        async with self._channel() as channel, self._requests.bounded():
-            purged = await channel.queue_purge(self._dead)
-        yield purged.message_count or 0
+        if await self._count(self._dead) is not None:
+            async with self._channel() as channel, self._requests.bounded():
+                purged = await channel.queue_purge(self._dead)
+            yield purged.message_count or 0
 
 
 def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RabbitBroker:
