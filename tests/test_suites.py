@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from support.rendered import (
     BIN,
+    QUESTIONS,
     TEMPLATE,
     TREE,
     Combination,
@@ -35,6 +37,12 @@ from tools.servers import roots
 
 IN_PLACE = ("tests/runtime", f"{TREE.name}/tests/runtime")
 QUICK = ("-m", "not slow")
+CLIENTS = {
+    broker: [re.split(r"[\[>]", one)[0] for one in about["dependencies"]]
+    for broker, about in QUESTIONS["_brokers"].items()
+}
+"""The libraries of each broker."""
+OF_CLIENTS = ("connecting", "unresponsive")
 OF_LIBRARIES = (
     *("bad_input", "cli", "consumer", "foreign", "handlers", "logs", "opentelemetry", "process"),
     *("prometheus", "rehearse", "settings"),
@@ -239,17 +247,32 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(
 ) -> None:
     """On the first Python that is here, whose faults stand on no later one, all but the slow ones.
 
-    There also the contract, connecting and outages on every broker, as each has its own client. On the last Python
-    those that depend on a library: of the others it has passed all, with the newest versions.
+    There also those of each broker whose oldest client is not the newest one. On the last Python those that depend on
+    a library: of the others it has passed all, with the newest versions.
     """
     environment, what = environment_on(python, "lowest-direct", before, "oldest")
     first = python == pythons()[0]
     where = IN_PLACE if first else [f"tests/runtime/test_{name}.py" for name in OF_LIBRARIES]
     suite.quick_in_place(environment, what, *where, before=before)
-    if first:
-        files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
-        files += ["tests/runtime/test_connecting.py", "tests/runtime/test_unresponsive.py"]
-        suite.in_place(environment, f"{what}, on every broker", *files, before=before)
+    for broker, dependencies in CLIENTS.items():
+        if first and (older := versions(environment, dependencies)):
+            files = [f"{IN_PLACE[1]}/test_contract.py", f"{IN_PLACE[1]}/test_outage.py"]
+            files += [f"tests/runtime/test_{name}.py" for name in (broker, *OF_CLIENTS)]
+            suite.in_place(
+                environment,
+                f"{what}, {broker} with {older}",
+                *("-m", "not very_slow", "-k", broker, *files),
+                before=before,
+            )
+
+
+def versions(environment: Path, names: Sequence[str]) -> str:
+    """Those of these libraries whose version in it is not the one here, which is the newest."""
+    [packages] = environment.glob("lib/*/site-packages")
+    found = {one.name: one.version for one in metadata.distributions(path=[str(packages)])}
+    return ", ".join(
+        f"{name} {found[name]}" for name in names if found[name] != metadata.version(name)
+    )
 
 
 ON_UVLOOP = """

@@ -49,6 +49,7 @@ from steps import (
     ack_all,
     eventually_counts,
     eventually_logged,
+    eventually_reconnected,
     find,
     ids,
     last,
@@ -612,6 +613,7 @@ class TestAckWait:
                 return bool(in_flight.receipt.reply != reply)
 
             await eventually(True, came_again)
+            await eventually_reconnected(source, events)
             await source.ack(in_flight)
             assert await publish(source, 1) == await ack_all(source, 1)
         await all_settled(broker, queue)
