@@ -67,8 +67,8 @@ PARTS: dict[str, dict[str, str]] = {
         "aiokafka.conn:AIOKafkaConnection": "_writer send",
         "aiokafka.consumer.fetcher": "MemoryRecords PartitionRecords",
         "aiokafka.consumer.fetcher:Fetcher": "_fetch_task _pending_tasks",
-        "aiokafka.consumer.fetcher:PartitionRecords": "_aborted_producers _aborted_transactions _records _unpack_records"
-        " next_fetch_offset",
+        "aiokafka.consumer.fetcher:PartitionRecords": "_aborted_producers _aborted_transactions _consumer_record _records"
+        " _records_iterator _unpack_records next_fetch_offset",
         "aiokafka.consumer.group_coordinator:GroupCoordinator": "_commit_refresh_task _coordination_task"
         " _do_commit_offsets _heartbeat_task member_id",
         "aiokafka.consumer.subscription_state": "TopicPartitionState",

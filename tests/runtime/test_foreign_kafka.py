@@ -221,5 +221,8 @@ async def test_where_a_record_came_from_is_known_after_a_retry_a_dead_letter_and
         assert [moved async for moved in source.replay_dead_letters()] == [1]
         [message] = await take(source, 1)
         assert (message.attempt, message.origin, message.type) == (1, first, queue)
-        assert (message.key, message.receipt[1].topic) == ("key", f"{queue}.{queue}.retry")
+        assert (message.key, message.receipt[0].topic_partition.topic) == (
+            "key",
+            f"{queue}.{queue}.retry",
+        )
         await source.ack(message)

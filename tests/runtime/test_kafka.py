@@ -369,7 +369,7 @@ class TestOffsets:
         async with connect() as source:
             await source.publish(with_key("one", 4))
             first, _, *others = await take(source, 4)
-            partition = first.receipt[1].partition
+            partition = first.origin["partition"]
 
             async def committed() -> object:
                 commit = await commit_of(source, queue, partition)
@@ -442,7 +442,7 @@ class TestOffsets:
                 await source.ack(message)
             await source.stop()
             await source.requeue(first)
-            partition = first.receipt[1].partition
+            partition = first.origin["partition"]
         async with connect() as source:
             assert ids(await take(source, 1)) == [first.id]
             assert kafka._offsets_of(await commit_of(source, queue, partition)) == {1, 2, 3, 4}
@@ -459,7 +459,7 @@ class TestOffsets:
                 await source.publish(with_key(key, 1))
                 await produce(broker, queue, key=key.encode(), value=b"of another")
             taken = await take(source, 16)
-        places = {(message.key, message.receipt[1].partition) for message in taken}
+        places = {(message.key, message.origin["partition"]) for message in taken}
         assert len(places) == len(keys)
 
     async def test_what_is_published_after_a_process_without_work_has_ended_goes_to_the_next(
@@ -521,7 +521,7 @@ class TestOffsets:
             first, _, last = await take(source, 3)
             await source.ack(first)
             await source.ack(last)
-            partition = first.receipt[1].partition
+            partition = first.origin["partition"]
             await eventually((1, ""), partial(commit_of, source, queue, partition))
 
     async def test_acks_are_committed_together(
@@ -549,11 +549,11 @@ class TestOffsets:
             most = 0
             put = source.buffer.put
 
-            def count(message: Message) -> None:
+            def count(*messages: Message) -> None:
                 nonlocal most
-                unacked.add(message.id)
+                unacked.update(message.id for message in messages)
                 most = max(most, len(unacked))
-                put(message)
+                put(*messages)
 
             source.buffer.put = count  # type: ignore[method-assign]
             await publish(source, 60)
@@ -1010,15 +1010,15 @@ class TestOtherProducers:
         value: bytes | None,
     ) -> None:
         record = SimpleNamespace(
-            **{"topic": "orders", "partition": 1, "offset": 2, "timestamp": 3},
-            **{"key": key, "value": value, "headers": headers},
+            **{"offset": 2, "timestamp": 3, "key": key, "value": value, "headers": headers}
         )
-        message = kafka._message(record)
+        partition = kafka._Partition(TopicPartition("orders", 1))
+        message = kafka._message(record, partition)
         assert message.id
         assert (message.id + message.type).encode().decode()
         assert message.body == (value or b"")
         assert message.attempt >= 1
-        letter = kafka._dead_letter(record)
+        letter = kafka._dead_letter(record, partition)
         assert letter.reason.encode().decode() == letter.reason
         assert 0 <= letter.dead_lettered_at < math.inf
         for _, copied in kafka._copy(message, {})[2]:
@@ -1273,9 +1273,8 @@ class TestPublishing:
             await source.publish([OutgoingMessage(b"x", key="größe") for _ in range(3)])
             await source.publish([OutgoingMessage(b"x", id="id-1", correlation_id="c")])
             messages = await take(source, 4)
-            records = [message.receipt[1] for message in messages]
-            keyed = [record for record in records if record.key == "größe".encode()]
-            assert len({record.partition for record in keyed}) == 1
+            keyed = [one for one in messages if one.receipt[1].key == "größe".encode()]
+            assert len({message.origin["partition"] for message in keyed}) == 1
             assert sorted(message.key for message in messages) == ["größe"] * 3 + ["id-1"]
             [other] = [message for message in messages if message.key == "id-1"]
             assert (other.correlation_id, KEY in other.headers) == ("c", False)
@@ -1350,7 +1349,7 @@ class TestLimits:
             assert {letter.body for letter in letters.values()} == {small}
             async with source._reading() as reading:
                 ends = await source._ends(reading.reader)
-                async for records in source._read(reading.reader, ends, 20):
+                async for _, records in source._read(reading.reader, ends, 20):
                     for record in records:
                         kept = dict(record.headers)
                         if kept[kafka.ID] in (b"large", b"headers"):

@@ -135,7 +135,6 @@ async def test_of_two_commands_that_commit_at_once_one_sees_it_and_unites_the_ma
 async def test_a_mark_of_a_record_that_the_broker_has_deleted_does_not_count(
     connect: Connect,
 ) -> None:
-    from aiokafka import TopicPartition
     from aiokafka.admin import RecordsToDelete
 
     await make_dead_in_one_partition(connect, 8)
@@ -143,10 +142,10 @@ async def test_a_mark_of_a_record_that_the_broker_has_deleted_does_not_count(
         [letter] = [letter async for letter in source.dead_letters(1)]
         marked = Selection(ids={"id-2", "id-3", "id-4", "id-7"})
         assert await last(source.purge_dead_letters(marked)) == 4
-        record = letter.receipt
+        partition, record = letter.receipt
         async with source._admin() as admin:
-            topic_partition = TopicPartition(record.topic, record.partition)
-            await admin.delete_records({topic_partition: RecordsToDelete(record.offset + 6)})
+            below = RecordsToDelete(record.offset + 6)
+            await admin.delete_records({partition.topic_partition: below})
         await eventually(1, source.count_dead_letters)
         assert await numbers_of(source) == [6]
 

@@ -464,9 +464,10 @@ async def test_a_suspect_is_within_the_concurrency_of_its_batch_handler(
     def before(consumer: Consumer) -> None:
         deliver = consumer.source._deliver
 
-        def as_suspect(message: Message) -> bool:
-            message.deliveries = 15 if b"2" in message.body else 1
-            return deliver(message)
+        def as_suspect(*messages: Message) -> bool:
+            for message in messages:
+                message.deliveries = 15 if b"2" in message.body else 1
+            return deliver(*messages)
 
         consumer.source._deliver = as_suspect  # type: ignore[method-assign]
 

@@ -529,6 +529,34 @@ async def test_a_redelivery_of_an_in_flight_message_is_settled_by_its_handler() 
     assert one.receipt == "new"
 
 
+async def test_a_fetch_without_a_message_forgets_no_large_one() -> None:
+    """Else an idle source would ask for more of them than fit into its memory."""
+    made = Storing()
+    await made._deliver_fetched([Message(bytes(2**23)), message()])
+    for _ in range(20):
+        await made._deliver_fetched([])
+    assert made._large_bytes == 2**23
+    for _ in range(20):
+        await made._deliver_fetched([message()])
+    assert made._large_bytes < 2**16
+
+
+async def test_of_what_was_fetched_redeliveries_of_in_flight_messages_are_not_handled_again() -> (
+    None
+):
+    made = Storing()
+    one = await made.deliver()
+    made.in_flight = [one]
+    made._release(one)
+    other = Message(b"other", "other")
+    await made._deliver_fetched([Message(one.body, one.id, receipt="new"), other])
+    assert (made.buffer.take_all(), made.unacked) == ([other], {one, other})
+    assert one.receipt == "new"
+    made.ended = True
+    await made._deliver_fetched([late := Message(b"late", "late")])
+    assert made.done == [("requeue", late)]
+
+
 async def test_a_redelivery_of_an_in_flight_message_without_an_id_is_found_by_the_rest_of_it() -> (
     None
 ):

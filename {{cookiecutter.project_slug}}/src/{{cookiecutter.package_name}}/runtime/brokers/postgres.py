@@ -852,7 +852,7 @@ class PostgresBroker(Broker):
         alive, _, next_due_seconds, *_ = rows[0]
         if not alive:
             self._renew_at = -math.inf
-        some_lost = self._some_in_flight_is_lost()
+        messages = []
         for _, _, _, seq, body, id, type, headers, failures, at, crashes in (
             rows if rows[0]["seq"] else ()
         ):
@@ -868,8 +868,8 @@ class PostgresBroker(Broker):
             )
             if crashes:
                 message.deliveries += count_of(crashes)
-            if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
-                await self.requeue(message)
+            messages.append(message)
+        await self._deliver_fetched(messages)
         requeued, self._answer_lost = self._answer_lost, False
         is_full = rows[0]["seq"] is not None and len(rows) == self._limit
         if not alive or requeued or (is_full and self._room() > 0):

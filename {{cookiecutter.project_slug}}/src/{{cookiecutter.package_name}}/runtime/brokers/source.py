@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from operator import attrgetter
 from typing import Any, ClassVar, Self
 
@@ -168,8 +169,8 @@ class Source(Publisher):
         self.in_flight: Iterable[Message] = ()
         """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
         self.put_offs = PutOffs(
-            self._is_held, self._release, self._buffer_again, self._try_to_store
-        )
+            self._is_held, self._release, lambda one: self.buffer.put(one), self._try_to_store
+        )  # the buffer of then: several sources, and limits of handlers, replace it
         """Messages whose retry or dead letter the broker did not store."""
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
@@ -243,9 +244,6 @@ class Source(Publisher):
     async def begin_alone(self, message: Message) -> None:
         """The handler of this suspect begins: stored where a broker may redeliver one first that only waited."""
 
-    def _buffer_again(self, message: Message) -> None:
-        self.buffer.put(message)  # of today: several sources, and limits of handlers, replace it
-
     def _is_ours(self, message: Message) -> bool:
         return message.source is self
 
@@ -255,9 +253,7 @@ class Source(Publisher):
     def _take_back(self) -> list[Message]:
         """Those of its messages that no handler has yet, to requeue or drop them."""
         messages = self.buffer.take_all()
-        for other in messages:
-            if other.source is not self:
-                self.buffer.put(other)
+        self.buffer.put(*filterfalse(self._is_ours, messages))
         aside = [*filter(self._is_ours, self.suspects.waiting)]
         self.suspects.waiting = [one for one in self.suspects.waiting if not self._is_ours(one)]
         for suspect in aside:
@@ -270,19 +266,30 @@ class Source(Publisher):
         most = MOST_BYTES // known if self.bounds_bytes else self.prefetch
         return min(self.prefetch, most or 1) - len(self.unacked)
 
-    def _deliver(self, message: Message) -> bool:
-        """Offer a delivery to the workers; False once `stop` requeues: then the fetcher must, too."""
-        if self._type_of is not None:
-            self._complete(message)
-        message.source = self
-        if "source" not in message.origin:
-            message.origin = {**message.origin, "source": self.settings.source}
-        self.unacked.add(message)
-        size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
-        self._large_bytes = size if size > shrunk else shrunk
+    def _deliver(self, *messages: Message) -> bool:
+        """Offer deliveries to the workers; False once `stop` requeues: then the fetcher must, too."""
+        self._large_bytes -= self._large_bytes >> 2
+        for message in messages:
+            if self._type_of is not None:
+                self._complete(message)
+            message.source = self
+            if "source" not in message.origin:
+                message.origin = {**message.origin, "source": self.settings.source}
+            if (size := len(message.body)) > self._large_bytes:
+                self._large_bytes = size
+        self.unacked.update(messages)
         if not self.ended:
-            self.buffer.put(message)
+            self.buffer.put(*messages)
         return not self.ended
+
+    async def _deliver_fetched(self, messages: Sequence[Message]) -> None:
+        """Deliver or requeue them, but for redeliveries of messages in flight, whose handlers settle them."""
+        known = (*self.in_flight, *self.suspects.waiting)
+        if not all(map(self._is_held, filter(self._is_ours, known))):
+            messages = [one for one in messages if not self._still_in_flight(one)]
+        if messages and not self._deliver(*messages):
+            for message in messages:
+                await self.requeue(message)
 
     def _complete(self, message: Message) -> None:
         """Give it the type that CONSUMER_TYPE_FROM says, if it has none."""
@@ -291,11 +298,6 @@ class Source(Publisher):
 
     def _is_held(self, message: Message) -> bool:
         return message in self.unacked and not self._lost_because(message)
-
-    def _some_in_flight_is_lost(self) -> bool:
-        """Whether `_still_in_flight` can find one: to ask once for many deliveries."""
-        known = (*self.in_flight, *self.suspects.waiting)
-        return not all(map(self._is_held, filter(self._is_ours, known)))
 
     def _still_in_flight(self, message: Message) -> Message | None:
         """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""

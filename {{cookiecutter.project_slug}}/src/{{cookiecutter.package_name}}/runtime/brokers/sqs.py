@@ -986,15 +986,16 @@ class SqsBroker(Broker):
 
     async def _deliver_all(self, messages: list[dict[str, Any]]) -> None:
         invisible_until = time.monotonic() + self._address.visibility_seconds
-        some_lost = self._some_in_flight_is_lost()
+        due = []
         for raw in messages:
             message, envelope = _unpack(raw, invisible_until, self._origin)
             seconds_left = seconds_of(envelope.get("due_at")) - time.time()
             if seconds_left > 0:  # the longest delay of SQS has passed, but not all of this one
                 seconds = min(math.ceil(seconds_left), MAX_VISIBILITY_SECONDS)
                 self._change_visibility(message, seconds)
-            elif not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
-                await self.requeue(message)
+            else:
+                due.append(message)
+        await self._deliver_fetched(due)
 
     def __anext__(self) -> Coroutine[Any, Any, Message]:
         return self._next_held()
