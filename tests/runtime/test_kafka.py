@@ -549,11 +549,11 @@ class TestOffsets:
             most = 0
             put = source.buffer.put
 
-            def count(*messages: Message) -> None:
+            def count(message: Message) -> None:
                 nonlocal most
-                unacked.update(message.id for message in messages)
+                unacked.add(message.id)
                 most = max(most, len(unacked))
-                put(*messages)
+                put(message)
 
             source.buffer.put = count  # type: ignore[method-assign]
             await publish(source, 60)

@@ -135,8 +135,7 @@ class Message:
     deliveries: int = 1
     """1, and one more for each delivery that ended with neither a settlement nor a shutdown, as by a crash."""
     published_count: int = 0  # by its handler: the id of each message contains this number
-    was_tried: bool = False
-    """Whether this process has called its handler without counting an attempt."""
+    was_tried: bool = False  # whether this process has called its handler, and counted no attempt
 
     @property
     def published_at(self) -> datetime | None:

@@ -72,10 +72,9 @@ class OrderedBuffer(Buffer):
     def __len__(self) -> int:
         return len(self._here)
 
-    def put(self, *messages: Message) -> None:
-        for message in messages:
-            self._here[message] = None
-            self._enter(message, self.gates)
+    def put(self, message: Message) -> None:
+        self._here[message] = None
+        self._enter(message, self.gates)
 
     def _enter(self, message: Message, gates: Collection[Gate]) -> None:
         if all(gate.pass_or_queue(message) for gate in gates):

@@ -41,8 +41,8 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.takeable)
 
-    def put(self, *messages: Message) -> None:
-        self.takeable.extend(messages)
+    def put(self, message: Message) -> None:
+        self.takeable.append(message)
         if self._waiters and not self._woken_count:
             self._wake(1)
 

@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import filterfalse
 from operator import attrgetter
 from typing import Any, ClassVar, Self
 
@@ -253,7 +252,9 @@ class Source(Publisher):
     def _take_back(self) -> list[Message]:
         """Those of its messages that no handler has yet, to requeue or drop them."""
         messages = self.buffer.take_all()
-        self.buffer.put(*filterfalse(self._is_ours, messages))
+        for other in messages:
+            if other.source is not self:
+                self.buffer.put(other)
         aside = [*filter(self._is_ours, self.suspects.waiting)]
         self.suspects.waiting = [one for one in self.suspects.waiting if not self._is_ours(one)]
         for suspect in aside:
@@ -278,8 +279,8 @@ class Source(Publisher):
             if (size := len(message.body)) > self._large_bytes:
                 self._large_bytes = size
         self.unacked.update(messages)
-        if not self.ended:
-            self.buffer.put(*messages)
+        for message in () if self.ended else messages:
+            self.buffer.put(message)
         return not self.ended
 
     async def _deliver_fetched(self, messages: Sequence[Message]) -> None:
