@@ -28,7 +28,7 @@ _IS_SECRET = re.compile(rf"(?:{_NAME})$", re.I)
 _NAMED = re.compile(
     rf"(?=[pstack])((?:{_NAME})(?:\\{{0,8}}[\"'])?\s{{0,3}}[=:]\s{{0,3}}"
     r"(?:(?:Bearer|Basic|Digest|Negotiate|Token)\s{1,3})?)"
-    r"(?!(?<=:\s)(?-i:[A-Z][a-z]{1,20}\s[a-z]))"  # a sentence, as in "password: Field required"
+    r"(?!(?<=:\s)(?-i:[A-Z][a-z]{1,20}\s[a-z]))"  # not a sentence, such as "password: Field required"
     r"(b?\"(?:[^\"\\]|\\.)*\"?|b?'(?:[^'\\]|\\.)*'?|\{[^{}]*+\}?"
     r"|(?P<escape>\\{1,8})[\"'](?:[^\"'\\]|(?!(?P=escape)[\"'])\\++[\"']?)*"
     r"|(?:[^\s\"'&#;,()\[\]{}<>\\]|\\(?![\"'nrt]))+)",
@@ -81,7 +81,7 @@ def redacted_value(value: Any, name: str = "") -> Any:
     text = redacted(value if isinstance(value, str) else repr(value))
     if len(text) <= _LONGEST:
         return text
-    # Its two ends: brokers allow ids of a megabyte.
+    # Keep both ends: brokers allow ids of a megabyte.
     return f"{text[: _LONGEST // 2]} [{len(text)} characters] {text[-_LONGEST // 2 :]}"
 
 
@@ -103,7 +103,7 @@ def install() -> None:
         sys.stderr.write(redacted("".join(traceback.format_exception(*error))))
 
     for module, hook in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
-        if getattr(module, hook) is getattr(module, f"__{hook}__"):  # else it is the service's own
+        if getattr(module, hook) is getattr(module, f"__{hook}__"):  # not the service's own
             setattr(module, hook, show)
     keep_secret({"secret": [os.environ.get(name) for name in _ENVIRONMENT]})
 
@@ -151,5 +151,5 @@ def _form_of(part: str, before: str) -> str:
     codes = [[f"x{byte:02x}" for byte in utf8]]
     codes.append([f"u{utf16[i : i + 2].hex()}" for i in range(0, len(utf16), 2)])
     escaped = "|".join([*map(re.escape, escapes), *map(r"\\{0,8}".join, codes)])
-    own = "" if before[:1] == "\\" else r"\\{0,8}+"  # else they are taken already
+    own = "" if before[:1] == "\\" else r"\\{0,8}+"  # otherwise matched already
     return rf"(?i:{own}(?:{escaped})|{percent})"
