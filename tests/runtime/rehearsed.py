@@ -68,7 +68,7 @@ def is_new(connection: sqlite3.Connection, message: Message) -> bool:
 
 
 def call_elsewhere(what: str) -> None:
-    """An HTTP call: a fake that records it."""
+    """A fake of an HTTP call, which records it."""
     with WORLD.open("a") as world:
         world.write(f"{what}\n")
 

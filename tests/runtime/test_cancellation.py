@@ -159,7 +159,7 @@ async def test_the_source_runs_in_the_consuming_task_and_no_task_is_made() -> No
 
 
 async def test_no_item_costs_a_search_for_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would double the cost of an item: each search asks the system for the process id."""
+    """It would be half of this module's cost for an item: each search asks the system for the process id."""
     asked_for, current_task = [], asyncio.current_task
 
     def listen(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any] | None:

@@ -38,7 +38,7 @@ def done(count: int) -> Callable[[Consumer], bool]:
 
 
 async def handled(settings: ConsumerSettings, *types: str) -> list[tuple[Any, Message]]:
-    """The messages of the handlers of these types: one for each message."""
+    """The messages that the handlers of these types got: as many as there are types."""
     taken: list[tuple[Any, Message]] = []
 
     async def handle(order: Order, message: Message) -> None:
