@@ -93,7 +93,7 @@ def processes_of(folder: Path) -> str:
     return "\n".join(found)
 
 
-def test_what_cannot_be_had_is_left_out_with_its_reason(
+def test_an_unavailable_server_is_left_out_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

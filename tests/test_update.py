@@ -157,7 +157,7 @@ FIRST_UPDATABLE = "56b63d1dedf3f041cfd466d317fd3894e1105b09"
 """A commit of this repository's own history, from the day when services became updatable."""
 
 
-def test_the_place_of_the_template_and_what_it_came_from_can_be_told(
+def test_the_place_and_the_version_of_the_template_can_be_given(
     template: Path, tmp_path: Path
 ) -> None:
     """Neither is recorded correctly: the template has moved, and was no clone when it was rendered."""

@@ -31,7 +31,7 @@ def test_a_proxy_closes_the_connections_that_arrive_while_it_ends() -> None:
     gc.collect()  # an open connection would warn, which is an error here
 
 
-def test_a_free_port_is_given_to_nobody_else_until_a_server_binds_it() -> None:
+def test_a_free_port_is_not_given_again_until_a_server_binds_it() -> None:
     ports = local.free_ports(200)
     others = set()
     for _ in range(2_000):

@@ -498,7 +498,7 @@ class TestOffsets:
             taken += await take(source, 15)
         assert [message.receipt[1].offset for message in taken] == [*range(20)]
 
-    async def test_marked_messages_that_do_not_exist_any_more_hold_no_commit_back(
+    async def test_marked_messages_that_no_longer_exist_block_no_commit(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         """An example is the first message, which retention has deleted when the others are settled."""
@@ -782,7 +782,7 @@ class TestOutages:
             proxy.resume()
             await source.ack(again)
 
-    async def test_the_error_of_a_commit_that_was_given_up_is_retrieved(
+    async def test_the_error_of_a_commit_that_timed_out_is_retrieved(
         self, connect: Connect, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         never_retrieved: list[dict[str, Any]] = []
@@ -821,7 +821,7 @@ class TestOutages:
         assert entering.cancelled()
         gc.collect()  # an open connection warns, which is an error here
 
-    async def test_a_start_that_is_given_up_leaves_nothing(
+    async def test_a_start_that_is_cancelled_leaves_nothing(
         self, source_for: Callable[..., KafkaBroker], proxy: KafkaProxy
     ) -> None:
         async with source_for(broker_url=proxy.url) as source:

@@ -365,7 +365,7 @@ class TestSessions:
             await asyncio.to_thread(broker.delete, queue)
             proxy.resume()
             await eventually_logged(events, "session_lost")
-            published = await publish(source, 3)  # and there is a new subscriber
+            published = await publish(source, 3)  # and there is a new session
             assert await ack_all(source, 3) == published
 
 

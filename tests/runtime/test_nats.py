@@ -618,7 +618,7 @@ class TestAckWait:
             assert await publish(source, 1) == await ack_all(source, 1)
         await all_settled(broker, queue)
 
-    async def test_the_ack_wait_of_the_url_is_set_and_else_that_of_the_consumer_is_kept(
+    async def test_the_ack_wait_of_the_url_is_set_or_the_consumers_is_kept(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -784,7 +784,7 @@ class TestPublishing:
         assert len(made) < 30  # perhaps from a tick
 
     @pytest.mark.parametrize("end", ["timed out", "cancelled"])
-    async def test_a_publish_that_nobody_answers_leaves_nothing_behind(
+    async def test_a_publish_without_an_answer_leaves_nothing_behind(
         self,
         connect: Connect,
         broker: Server,

@@ -1237,7 +1237,7 @@ class TestTables:
                 WHERE relnamespace = 'consumer'::regnamespace AND relpersistence <> 'p'"""
             assert await connection.fetchval(unlogged) == 0
 
-    async def test_taking_costs_the_same_however_many_others_wait(
+    async def test_taking_costs_the_same_with_any_number_of_waiting_messages(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         add = """INSERT INTO consumer.messages (source, due_at, consumer, body)

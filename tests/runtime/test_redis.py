@@ -437,7 +437,7 @@ class TestSettlements:
             await eventually(0, left)
             await source.stop()
             await asyncio.gather(*workers)
-        script_bytes = 1_000  # the part of each request
+        script_bytes = 1_000  # the script's part of each request
         assert proxy.bytes_to_broker - sent_before < 1000 * script_bytes / 10
 
     async def test_a_retry_that_is_due_does_not_wait_behind_a_backlog(

@@ -141,7 +141,7 @@ def test_dead_letters_are_rehearsed_as_the_commands_write_them(tmp_path: Path) -
     assert report(tmp_path, "only_logs", "--messages", str(file))["findings"] == []
 
 
-def test_without_being_told_it_uses_no_broker_of_the_service(tmp_path: Path) -> None:
+def test_without_the_option_it_uses_no_broker_of_the_service(tmp_path: Path) -> None:
     """Also if an .env names another broker than the development broker, with options that belong to its queue."""
     (tmp_path / ".env").write_text(
         "CONSUMER_BROKER_URL=amqp://127.0.0.1:1/\nCONSUMER_SOURCE=orders,payments\n"
@@ -195,7 +195,7 @@ def test_an_example_that_is_never_handled_is_a_finding(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_rehearsal_that_cannot_be_held_says_why_in_one_sentence(
+def test_an_impossible_rehearsal_says_why_in_one_sentence(
     variables: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     more = variables.get("ARGUMENTS", "").split()

@@ -139,7 +139,7 @@ def test_env_is_read_again_each_time_that_an_editor_has_replaced_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["handlers/__init__.py", "settings.py"])
-def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_mends_it(
+def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_fixes_it(
     reloading: Reloading, name: str
 ) -> None:
     path = reloading.handlers.parents[1] / name

@@ -288,7 +288,7 @@ async def test_the_pause_before_the_next_attempt_ends_with_the_event(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
-async def test_a_refusal_is_an_outage_that_is_told_again_at_a_bounded_rate(
+async def test_a_refusal_is_an_outage_that_is_logged_again_at_a_bounded_rate(
     events: list[str], monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Also if the connection is established each time, and only its use is refused."""
@@ -311,7 +311,7 @@ async def test_a_refusal_is_an_outage_that_is_told_again_at_a_bounded_rate(
     assert (link.up, link.reason, link.outage_count) == (False, "no certificate", 3)
 
 
-async def test_an_ordinary_outage_is_told_however_soon_after_a_refusal(events: list[str]) -> None:
+async def test_an_ordinary_outage_right_after_a_refusal_is_logged(events: list[str]) -> None:
     link = Connectivity("here")
     for reason in (BrokerDenied("no"), "cut", BrokerDenied("no")):
         link.established()
@@ -319,7 +319,7 @@ async def test_an_ordinary_outage_is_told_however_soon_after_a_refusal(events: l
     assert events.count("warning reconnecting") == 3
 
 
-def test_a_refusal_in_an_outage_is_told_however_soon_and_then_both_once_a_minute(
+def test_a_refusal_in_an_outage_is_logged_at_once_and_then_both_once_a_minute(
     events: list[str],
 ) -> None:
     link = Connectivity("here")

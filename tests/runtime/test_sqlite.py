@@ -187,7 +187,7 @@ async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> 
             assert "TEMP B-TREE" not in text, statement
 
 
-async def test_fetching_costs_the_same_however_many_messages_are_stored(file: Path) -> None:
+async def test_fetching_costs_the_same_with_any_number_of_stored_messages(file: Path) -> None:
     async with opened(file):
         pass
     add = """

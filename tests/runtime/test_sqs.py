@@ -1395,7 +1395,7 @@ class TestCredentials:
         with pytest.raises(BrokerDenied, match="no credentials were found"):
             await source_for(broker_url=f"sqs://localhost:{proxy.port}").__aenter__()
 
-    async def test_those_of_the_environment_are_used_without_any_in_the_url(
+    async def test_credentials_of_the_environment_are_used_without_any_in_the_url(
         self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)

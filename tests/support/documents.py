@@ -1,4 +1,4 @@
-"""The steps of a page of docs/, to follow them: its commands, and the files that they need."""
+"""The steps of a page of docs/, to follow them: its commands, and the files that it shows."""
 
 import re
 from collections.abc import Iterator

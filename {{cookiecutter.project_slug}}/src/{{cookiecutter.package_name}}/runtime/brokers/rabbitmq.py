@@ -89,7 +89,7 @@ MOST_DELAYS = 12
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
 """Prefixes of the headers of a message's history. RabbitMQ 3.10 mistakes a retry with an old ``x-death`` for a cycle of
-dead letters, and stores it again and again."""
+dead letters, and keeps it forever."""
 ORIGIN = f"{delivery.PREFIX}origin"
 """Header: the exchange and the routing key of a message that was published again to its queue."""
 KOMBU_COMPRESSION = "compression"
