@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as Linux can test them: names of files, line ends, and the names that Python lacks there."""
+"""Windows and macOS, as far as Linux tests them: names of files, line ends, and the names that Python lacks there."""
 
 import fnmatch
 import ntpath

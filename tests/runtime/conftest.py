@@ -50,7 +50,7 @@ without_rich = str(Path(__file__).with_name("without_rich"))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [without_rich, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-# With rich, which cookiecutter installs, each traceback would block the event loop for a second, or for twenty when busy.
+# With rich, which cookiecutter installs, each traceback would block the event loop for a second, or for twenty.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 

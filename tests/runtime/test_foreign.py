@@ -1,4 +1,4 @@
-"""Messages that other programs publish with their own clients: the type selects the handler of the producer's payload."""
+"""Messages that other programs publish with their own clients: the type selects the handler of the payload."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Kafka alone: groups and offsets, outages, retries, foreign records. Tests of every broker are in test_every_source.py."""
+"""Kafka alone: groups and offsets, outages, retries. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import base64

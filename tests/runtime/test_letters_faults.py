@@ -1,4 +1,4 @@
-"""Dead letters when a broker, a client or another command fails, or when they are large, with each broker's weak points."""
+"""Dead letters when a broker, a client or another command fails, or when they are large: each broker's weak points."""
 
 import asyncio
 import time

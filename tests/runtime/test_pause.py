@@ -669,7 +669,7 @@ async def test_what_a_broker_does_not_let_one_hold_is_requeued_in_a_long_pause(
 async def test_a_suspect_that_the_broker_takes_back_while_it_waits_is_not_handled_and_keeps_no_room(
     harness: ConsumerHarness, is_released: bool
 ) -> None:
-    """Some sources release it when the broker reports that; for leases that end by time, the worker that takes it does."""
+    """Some sources release it when the broker reports that; if leases end by time, the worker that takes it does."""
     called, sources, taken_back = [], [], set[Message]()
 
     def all_are_suspects(consumer: Consumer) -> None:

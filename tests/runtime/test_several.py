@@ -88,7 +88,7 @@ async def test_both_are_consumed_and_a_message_says_from_which_it_came(
 async def test_a_long_backlog_of_one_does_not_delay_the_other(
     connect: Connect, both: str, queues: tuple[str, str], published: Any
 ) -> None:
-    """The handlers take their time: otherwise 900 messages may be taken before the other queue's server has its turn."""
+    """The handlers take their time: otherwise 900 messages may be taken before the other queue has its turn."""
     await published(0, 1000)
     await published(1, 5)
     async with connect(source=both, prefetch=4) as source:

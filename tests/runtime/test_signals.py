@@ -415,7 +415,7 @@ async def test_a_fork_restores_the_earlier_handlers_first_in_the_child() -> None
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_has_the_earlier_handlers() -> None:
-    """Else it would swallow SIGTERM, and `multiprocessing.Pool.terminate` would wait for ever."""
+    """Otherwise it would swallow SIGTERM, and `multiprocessing.Pool.terminate` would wait forever."""
     with Child(
         """
         import multiprocessing

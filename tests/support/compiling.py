@@ -1,4 +1,4 @@
-"""Jinja's compiler makes the same code of the same text each time, at half of the cost of a render: so the code is cached."""
+"""Jinja's compiler makes the same code of the same text each time, at half of a render's cost: so it is cached."""
 
 import marshal
 import os

@@ -100,7 +100,7 @@ class Handler:
                     isinstance(None, kind)  # raises TypeError for a Protocol, or Any
             if not parameters:
                 raise TypeError("it has no parameter")
-        except Exception as error:  # whatever the annotations, or pydantic, raise
+        except Exception as error:  # the annotations or pydantic may raise anything
             what = f"parameter {parameter!r}" if parameter else error
             raise HandlerError(
                 f"handler {name!r}: cannot use the signature of {_where(function)} ({what}); it takes an annotated"

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Time limits of handlers, by one timer for all calls: `asyncio.timeout` would cost each message 4 µs.
 
-A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, because it runs in
+A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, since it runs in
 a thread or swallows its cancellation, is *lost*: it is logged, and keeps its slot and its message until it ends.
 """
 
@@ -76,7 +76,7 @@ class Limits:
         return call
 
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
-        """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
+        """The failure of a call that exceeded its limit and has ended, even if it swallowed its cancellation."""
         if call.is_cancelled:
             call.task.uncancel()
             if isinstance(failure, asyncio.CancelledError | None):

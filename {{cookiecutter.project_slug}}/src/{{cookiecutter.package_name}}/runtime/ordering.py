@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Messages that wait for others in the buffer: by ``CONSUMER_ORDER_BY``, or of a handler with its own ``concurrency``."""
+"""Messages that wait for others in the buffer: by ``CONSUMER_ORDER_BY``, or by a handler's own ``concurrency``."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping

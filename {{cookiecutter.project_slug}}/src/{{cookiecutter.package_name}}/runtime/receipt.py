@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The receipt of a shutdown counts its messages by outcome: the log event `stopped`, and Kubernetes' termination message."""
+"""The receipt of a shutdown counts messages by outcome: in the log event `stopped`, and Kubernetes' termination message."""
 
 import json
 import time

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Masks secrets in all text that leaves the process: logs, standard error, reasons, probe pages, spans, commands.
 
-Two kinds are masked: *known* secrets, however they are escaped, and text that looks like a secret by its position or name.
+Two kinds are masked: *known* secrets in any escaped form, and text that looks like a secret by its position or name.
 """
 
 import json

@@ -94,7 +94,7 @@ async def _serve(
         )
         gc.freeze()  # all modules are loaded: each full collection would spend 10 ms on them
         watchdog.start()
-        if find_spec(".systemd", __package__):  # where the deployment may be a unit
+        if find_spec(".systemd", __package__):  # the deployment may be a systemd unit
             systemd = import_module(".systemd", __package__)
             systemd.ping_watchdog(consumer.limits.why_stuck)
             consumer.notify = systemd.notify

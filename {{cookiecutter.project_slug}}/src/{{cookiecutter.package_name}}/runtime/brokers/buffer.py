@@ -21,7 +21,7 @@ class Buffer:
 
     While it has deliveries, at least one worker is awake; a woken worker that leaves messages behind wakes
     two more. So all handlers start within a few turns of the event loop, and yet a worker whose handler never waits
-    empties the buffer by itself, without waking a hundred others in vain.
+    empties the buffer by itself, without waking a hundred others needlessly.
     """
 
     gates: Sequence[Any] = ()  # of an OrderedBuffer: only it needs `settled`

@@ -2,7 +2,7 @@
 """Kafka, by aiokafka: a topic read by a consumer group, a topic for retries, and one for dead letters.
 
 ``kafka://user:password@one:9092,two:9092``, or ``kafkas://`` for TLS. Options, as in ``?partitions=24&cafile=ca.pem``:
-``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, or OAUTHBEARER with ``token_provider=package.module:function``),
+``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER with ``token_provider=package.module:function``),
 ``cafile``, ``certfile``, ``keyfile``; ``partitions`` and ``replication_factor`` of topics that are created because they
 do not exist; ``session_timeout_seconds``, after which a dead consumer's partitions are reassigned;
 ``rebalance_timeout_seconds``, which bounds how long a rebalance waits for in-flight messages; Kafka's own
@@ -1369,7 +1369,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _ack(self, message: Message) -> None:
         partition, record = message.receipt
         partition.unacked.remove(record.offset)
-        if partition not in self._to_commit:  # else its commit is wanted already
+        if partition not in self._to_commit:  # otherwise its commit is wanted already
             self._to_commit.add(partition)
             self._commit_wanted.set()
         self._acked.append(message.id)
@@ -1479,7 +1479,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 partition = min(partition, len(await self._producer.partitions_for(topic)) - 1)
             confirmations = []
             for key, value, headers in records:
-                if key is None and value is None:  # which aiokafka does not send
+                if key is None and value is None:  # aiokafka does not send such a record
                     value = b""
                 try:
                     confirmation = await self._producer.send(
@@ -1568,7 +1568,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         return sum((await self._dead_letter_counts()).values())
 
     async def _dead_letter_counts(self) -> Counter[str]:
-        """Of each topic."""
+        """The number of dead letters of each topic."""
         counts = Counter[str]()
         async with self._reading() as reading:
             for tp, count in (await self._count(reading.reader, reading.taken)).items():
@@ -1579,7 +1579,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self, reading: "_Reading", letters: Sequence[DeadLetter], *, replay: bool
     ) -> AsyncIterator[int]:
         """Kafka deletes only the oldest records: the offsets of others are committed, as metadata."""
-        await self._look_what_is_taken(reading)  # by other commands too
+        await self._look_what_is_taken(reading)  # other commands take letters, too
         records = defaultdict[str, list[Any]](list)
         for letter in letters:
             record = letter.receipt

@@ -685,7 +685,7 @@ class NatsBroker(Broker):
         # The last acks, key to reply: a server that crashes may not have written them to its disk.
         self._recent_acks: dict[str, str] = {}
         self._older_acks: dict[str, str] = {}
-        self._done_keys: list[str] = []  # of messages whose records of failures can be deleted
+        self._done_keys: list[str] = []  # messages whose records of failures can be deleted
 
     # -- connecting and closing
 
@@ -760,7 +760,7 @@ class NatsBroker(Broker):
     async def declare(self) -> None:
         await self._declare(self._reachable())
         self._declared = True
-        self._next_tick = 0.0  # which depends on the ack wait that is known now
+        self._next_tick = 0.0  # it depends on the ack wait that is known now
         self._wake.set()
 
     async def delete(self) -> None:

@@ -254,7 +254,7 @@ class _Publisher:
                 self._channel = await self.client.channel(publisher_confirms=True)
 
     def too_large(self, body: bytes, properties: Basic.Properties) -> str:
-        """Why the broker would close the channel or connection for this message; else empty. Needs an open channel."""
+        """Why the broker would close the channel or connection for it; otherwise empty. Needs an open channel."""
         channel: Any = self._channel
         most = channel.max_content_size - CONTENT_HEADER_BYTES
         # Only headers can make the properties too long.
@@ -354,7 +354,7 @@ class _Deliveries:
         self.consumers: dict[str, int] = {}  # the prefetch of each consumer, by its tag
         self.asking = asyncio.Lock()
         self._most_acks = max(1, prefetch // 2)
-        self._unacked: dict[int, Message | None] = {}  # by delivery tag, in that order
+        self._unacked: dict[int, Message | None] = {}  # in the order of the delivery tags
         self._last_tag = 0
         self._acked: set[int] = set()
         self._requeued: list[int] = []

@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Redis Streams, on Redis 6.2 or later or Valkey, by redis-py: one stream with one consumer group.
 
-``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``,
-or ``unix:///path/redis.sock?db=0``; by Sentinel ``redis+sentinel://user:password@sentinel,sentinel:26379/master/0``, and a
+``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``
+or ``unix:///path/redis.sock?db=0``; by Sentinel ``redis+sentinel://user:password@sentinel,sentinel:26379/master/0``; a
 cluster ``redis+cluster://user:password@node,node:6379``. The server's address is looked up before each connection:
 after a failover, or when a slot has moved, the next connection leads to another server.
 
@@ -124,8 +124,8 @@ TYPES = (b"stream", b"zset", b"zset", b"stream")
 REQUEUED, DELAYED = "requeued", "delayed"
 """Reserved owner names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
-"""Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter has REASON, ATTEMPTS and
-DEAD_LETTERED_AT as well."""
+"""Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter also has REASON,
+ATTEMPTS and DEAD_LETTERED_AT."""
 ENTRY_ID = f"{PREFIX}id"
 """Field of an entry that was added again, and has no id of its producer: its first id from the server."""
 MOST_WIRES = 20

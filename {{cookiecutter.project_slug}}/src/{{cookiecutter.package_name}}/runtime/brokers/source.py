@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The interfaces of a broker: `Publisher`, `Source` for the consumer, and `DeadLetters` for the commands.
 
-A source also publishes the messages that handlers return; `Broker` is all three. `Source` implements the graceful shutdown for every
-broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
+A source also publishes the messages that handlers return; `Broker` is all three. `Source` implements the shutdown for
+every broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
 that cannot reach the broker is logged once as ``settlement_lost``. Each broker writes settlements in its own way.
 """
 
@@ -68,7 +68,7 @@ class Connected(ABC):
     connectivity: Connectivity
     """Made by each subclass, with the broker's address."""
     largest_body_bytes: ClassVar[int | None] = None
-    """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
+    """The longest body that can be published, with any bytes. None: only memory limits it."""
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self.settings = settings
@@ -79,7 +79,7 @@ class Connected(ABC):
 
     @abstractmethod
     async def __aexit__(self, *exc_info: object) -> None:
-        """Flush settlements, then close. Bounded in time, whatever the broker does."""
+        """Flush settlements, then close. Bounded in time, even if the broker does not answer."""
 
     @abstractmethod
     async def declare(self) -> None:
@@ -298,7 +298,7 @@ class Source(Publisher):
         return not all(map(self._is_held, filter(self._is_ours, known)))
 
     def _still_in_flight(self, message: Message) -> Message | None:
-        """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
+        """The message that a handler works on, if this is its redelivery: the handler then settles this delivery."""
         self._complete(message)
         for known in (*self.in_flight, *self.suspects.waiting):
             made_up = isinstance(known.id, MadeUpId) and isinstance(message.id, MadeUpId)

@@ -255,7 +255,7 @@ class SqliteBroker(Broker):
                 connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
                 self._connection = connection
                 connection.text_factory = bytes  # other programs' text may be invalid UTF-8
-                connection.execute("PRAGMA synchronous = FULL")  # of each connection
+                connection.execute("PRAGMA synchronous = FULL")  # for each connection
                 self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
                 self._file_identity = _identity(self._file)
             exists = self._find_tables(connection)

@@ -4,7 +4,7 @@
 ``sqs://eu-central-1`` is a region of AWS; the credentials come from where AWS's own tools look for them
 (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, the role of the pod, the task or the machine).
 ``sqs://key:secret@host:port/region`` is another server, over TLS unless it is on this machine or the URL has
-``?tls=false``; ``?cafile=ca.pem`` names the CA. ``sqs://vpce-1.sqs.eu-central-1.vpce.amazonaws.com`` is an endpoint of AWS.
+``?tls=false``; ``?cafile=ca.pem`` is the CA. ``sqs://vpce-1.sqs.eu-central-1.vpce.amazonaws.com`` is an endpoint of AWS.
 Characters that a URL reserves are percent-encoded in a secret. ``?visibility_seconds=30`` is the visibility timeout,
 after which the messages of a dead consumer are redelivered; ``?wait_seconds=2`` is how long a poll waits for a message,
 and the longest time that an idle consumer needs to stop.
@@ -666,7 +666,7 @@ class SqsBroker(Broker):
         self.connectivity = Connectivity(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
         # Fetching
-        self._fetching_ended = asyncio.Event()  # by `stop`, or because the source failed
+        self._fetching_ended = asyncio.Event()  # set by `stop`, or because the source failed
         self._wake = asyncio.Event()
         self._polls: set[asyncio.Task[Any]] = set()
         self._poll_limit = 1
@@ -890,7 +890,7 @@ class SqsBroker(Broker):
 
     async def _polls_and_settlements(self) -> None:
         while self._polls and self.stopped:
-            await asyncio.wait(self._polls)  # which does not cancel them
+            await asyncio.wait(self._polls)  # this wait does not cancel them
         await self._flushed.wait()
 
     async def _fetch(self) -> None:

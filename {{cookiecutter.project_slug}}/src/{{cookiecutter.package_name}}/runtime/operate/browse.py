@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """`dead-letters browse`: a page for one person, on loopback, with the rights of the command.
 
-Its address has a token, and so has each request, as its path. The host of each request is checked, because another site's
+Its address has a token, and so has each request, in its path. The host of each request is checked, as another site's
 name may resolve to this machine. The page shows data from any producer: browse.html shows it as text, and the
 response's security policy allows no other script. A change is a POST request, whose response has its steps:
 when the page is closed, the action ends after its current step.

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Single dead letters: the filters of the commands, the display of a letter, and `try`, which calls handlers on copies."""
+"""Single dead letters: the filters of commands, the display of a letter, and `try`, which calls handlers on copies."""
 
 import argparse
 import base64

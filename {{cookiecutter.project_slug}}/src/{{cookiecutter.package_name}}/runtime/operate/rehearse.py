@@ -284,7 +284,7 @@ class Rehearsal:
         run = self._serve(messages, trial, concurrency=count, **drain)
         run.ids = {one.id for one in messages}
         if run.left and kind != "undisturbed":
-            if self._embedded:  # else its dead consumer keeps its messages for 30 s
+            if self._embedded:  # otherwise its dead consumer keeps its messages for 30 s
                 with closing(sqlite3.connect(self._file)) as file, file:
                     file.execute("UPDATE consumers SET expires_at = 0")
             rest = Trial("undisturbed", 0, len(run.left), self._failure, traced=False)

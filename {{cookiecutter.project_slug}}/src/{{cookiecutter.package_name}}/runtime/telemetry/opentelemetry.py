@@ -183,7 +183,7 @@ class OpenTelemetry(Telemetry):
             sender = Context()  # a batch has no one sender, whose baggage it could carry
         span = self._tracer.start_span(
             _span_name(about),
-            Context(),  # a trace of its own, whatever span may be current
+            Context(),  # a separate trace, even during another span
             SpanKind.CONSUMER,
             attributes,
             links,
