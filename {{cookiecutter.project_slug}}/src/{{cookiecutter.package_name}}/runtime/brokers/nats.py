@@ -292,7 +292,7 @@ class Connection(Client):
                 connect_timeout=math.ceil(CONNECT_SECONDS),
                 allow_reconnect=False,
                 pending_size=0,  # never wait for the socket in the middle of a publish
-                skip_subject_validation=True,  # every subject was checked before
+                skip_subject_validation=True,  # those of handlers are checked by _fault_of_subject
                 error_cb=_ignore,
                 **self._url.connect_options(),
             )
