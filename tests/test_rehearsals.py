@@ -1,4 +1,4 @@
-"""Right handlers give no finding at any seed: the stubs, all of the documentation, and those of tests/runtime/rehearsed.py.
+"""Right handlers have no finding at any seed: the stubs, those of the documentation and of tests/runtime/rehearsed.py.
 
 ``REHEARSAL_SEEDS=200 python3 tasks.py test tests/test_rehearsals.py`` takes that many seeds, SEEDS_OF_A_TEST at a time.
 """

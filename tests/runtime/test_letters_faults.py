@@ -374,7 +374,7 @@ async def test_letters_on_their_way_to_a_reading_keep_their_order(
 async def test_letters_are_acked_while_there_is_no_consumer(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """For each ack the queue would deliver one more letter, which loses its place if the consumer ends before it arrives."""
+    """For each ack the queue would deliver another letter, which loses its place if the consumer ends before it arrives."""
     from aiormq.channel import Channel
 
     await make_dead(connect, 150, lambda n: "bad")

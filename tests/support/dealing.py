@@ -4,7 +4,7 @@ from typing import Any
 
 
 def dealt(items: list[Any], longest: list[bool], workers: int) -> list[Any]:
-    """Each worker except the first, which has the waiting tests, begins with some of the longest: the last would run alone.
+    """Each worker but the first, which has the waiting tests, begins with some of the longest: the last would run alone.
 
     `--dist worksteal` gives each worker at first one part of the list, all of the same size.
     """

@@ -1,4 +1,4 @@
-"""CPU time of publishing to Kafka, NATS and Redis: the service's publisher beside each bare client's own way in batches.
+"""CPU time of publishing to Kafka, NATS and Redis: by the service, and by each bare client in its own way of batching.
 
 Batches of 100 messages of 200 bytes, each confirmed, one or ten in flight at a time, as in publishing.py. The bare
 clients follow their libraries' documentation, and give each message a type and an id too, on Kafka also as its key.

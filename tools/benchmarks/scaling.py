@@ -196,7 +196,7 @@ def _measure(group: Group, part: str, processes: int, messages: int) -> Iterator
 
 
 def _redelivery(group: Group, broker: str, kills: int) -> Iterator[Figure]:
-    """One process has ten in-flight messages that it never finishes; they are redelivered to the other when it is killed.
+    """One process has ten in-flight messages that it never finishes; a kill makes the broker redeliver them to the other.
 
     On MQTT only a process with the same name gets them, so it is started then.
     """

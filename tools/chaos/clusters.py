@@ -387,7 +387,7 @@ class RedisOfCluster(RedisServer):
 
 
 class RedisSet(Cluster, RedisServer):
-    """Masters and replicas. After a restart it waits until the node is the replica of another one, or has its own again."""
+    """Masters and replicas. A restart waits until the node is a replica of another node, or has a replica again."""
 
     no_answer = (redis.exceptions.RedisError, redis.exceptions.RedisClusterException)
 

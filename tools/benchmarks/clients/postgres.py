@@ -1,6 +1,6 @@
-"""Bare asyncpg on the service's own table, to compare the service with: ``python -m tools.benchmarks.clients.postgres NAME``.
+"""Bare asyncpg on the service's own table, for comparison: ``python -m tools.benchmarks.clients.postgres NAME``.
 
-They take the same messages, call the same stopwatch, and read the service's environment variables. Neither has
+Both loops take the same messages, call the same stopwatch, and read the service's environment variables. Neither has
 leases, retries or dead letters; FastStream does not support PostgreSQL.
 """
 

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """`dead-letters browse`: a page for one person, on loopback, with the rights of the command.
 
-Its address has a token, and so has each request, in its path. The host of each request is checked, as another site's
+The path of each request has a token, as the page's address has. The host of each request is checked, as another site's
 name may resolve to this machine. The page shows data from any producer: browse.html shows it as text, and the
 response's security policy allows no other script. A change is a POST request, whose response has its steps:
 when the page is closed, the action ends after its current step.
@@ -50,7 +50,7 @@ class Chosen(Selection):
 
 @dataclass
 class Browser:
-    """Answers the requests of the page; one at a time uses the broker."""
+    """Answers the requests of the page; one request at a time uses the broker."""
 
     source: Broker
     router: Router
@@ -160,7 +160,7 @@ class Browser:
                     yield {"done": done}
 
     async def _service(self, _chosen: Selection) -> Lines:
-        """The pages of the probe port, on this machine or at CONSUMER_PROBE_HOST."""
+        """The lines of the probe port's pages, on this machine or at CONSUMER_PROBE_HOST."""
         settings = self.source.settings
         for path in ("readyz", "metrics") if settings.probe_port else ():
             try:
@@ -234,7 +234,7 @@ def _head(
 
 
 async def browse(source: Broker, router: Router, lifespan: Lifespan | None, port: int) -> None:
-    """Serve the page until this is cancelled, such as by a signal. Raises UsageError."""
+    """Serve the page until the task is cancelled, as by a signal. Raises UsageError."""
     server, address = await Browser(source, router, lifespan).start(port)
     print(f"{address}\nCtrl+C ends it. Whoever has this address has your rights.", flush=True)
     async with server:
