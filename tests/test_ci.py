@@ -612,7 +612,7 @@ def test_the_steps_that_need_no_server_pass(render_own: Render, ci: str) -> None
 
 
 def test_bots_edit_the_lock_for_vulnerabilities_and_the_images(render: Render) -> None:
-    """The weekly job upgrades the rest of the lock; the template owns the versions in pyproject.toml, workflows, compose."""
+    """The weekly job upgrades the rest of the lock; the template owns versions in pyproject.toml, workflows, compose."""
     for deploy in QUESTIONS["deploy"]:
         update, *images = parsed(render(ci="github", deploy=deploy).path, DEPENDABOT)["updates"]
         assert update["package-ecosystem"] == "uv"
