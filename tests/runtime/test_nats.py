@@ -1547,6 +1547,11 @@ class TestCredentials:
             ("filter_subjects=a,,b", "filter_subjects has an empty name"),
             ("ack_wait_seconds=soon", "ack_wait_seconds must be a number of at least 0.1"),
             ("replicas=0", "replicas must be a number of at least 1, at most 5"),
+            ("subject=$JS.API.INFO", "subject: '.JS.API.INFO' is the server's own"),
+            ("subject=orders.*", "subject: 'orders..' has spaces, wildcards or an empty part"),
+            ("subject=a%20b", "subject: 'a b' has spaces, wildcards or an empty part"),
+            ("domain=hub.%3E", "domain: 'hub.>' has spaces, wildcards or an empty part"),
+            ("inbox=a%0D%0APING", "inbox: .* has spaces, wildcards or an empty part"),
             (
                 "deliver_policy=latest",
                 "deliver_policy must be one of all, new, last, last_per_subject",

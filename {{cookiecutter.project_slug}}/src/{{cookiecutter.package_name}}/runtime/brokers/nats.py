@@ -191,15 +191,18 @@ class NatsUrl(BrokerUrl):
         if not self.hosts or self.path:
             raise self.unreadable()
         self.requires_tls = self.scheme == "tls" or bool({*TLS_OPTIONS} & self.options.keys())
+        for option in ("subject", "domain", "inbox"):
+            if fault := _fault_of_subject(name := self.options.get(option, option)):
+                raise BrokerRefused(f"CONSUMER_BROKER_URL: {option}: {name[:200]!r} {fault}")
         self.subject = self.options.get("subject")
         self.api = f"$JS.{domain}.API" if (domain := self.options.get("domain")) else "$JS.API"
         self.ack_wait_seconds = self.number("ack_wait_seconds", 0, at_least=0.1)
         """0 if the URL does not set it."""
         filters = self.options.get("filter_subjects", "").split(",")
-        self.filter: dict[str, Any] = {"filter_subjects": filters} if len(filters) > 1 else {}
+        self.filter: dict[str, Any] = {"filter_subjects": filters}
         """Settings of the consumer; a server before 2.10 takes one subject only. Empty if the URL names none."""
-        if len(filters) == 1 and filters[0]:
-            self.filter = {"filter_subject": filters[0]}
+        if len(filters) == 1:
+            self.filter = {"filter_subject": filters[0]} if filters[0] else {}
         if not all(filters) and "filter_subjects" in self.options:
             msg = "CONSUMER_BROKER_URL: filter_subjects has an empty name: write orders.created,orders.paid"
             raise BrokerRefused(msg)
