@@ -39,7 +39,7 @@ def test_every_test_file_has_a_figure_and_those_without_all_take_less_than_five_
 
 def test_the_overview_says_what_runs_and_what_is_left_out() -> None:
     runs, _, left_out = overview(everything=False).partition("Left out")
-    assert "tests/test_tasks.py: ``python3 tasks.py test`` says what it leaves out" in runs
+    assert "tests/test_tasks.py: ``python3 tasks.py test`` prints what it leaves out" in runs
     for node_id, about in LEFT_OUT.items():
         assert f"{node_id}: {about}" in left_out
         assert f"{node_id}: {about}" not in runs
