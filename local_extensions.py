@@ -1,7 +1,7 @@
 """The Jinja filters of this template, and the validation of every answer.
 
-Cookiecutter imports this file when it asks its questions. Answers are validated there: what was typed right after it
-was typed, and all of them before any file is written. The pre_gen hook validates again, because `--replay` skips the
+Cookiecutter imports this file when it asks its questions. It validates each answer right after it was typed, and all
+answers before any file is written. The pre_gen hook validates again, because `--replay` skips the
 questions. Names of handlers are checked by the service's own tools/new_handler.py.
 """
 
@@ -114,16 +114,16 @@ def record(answers: Mapping[str, Any]) -> str:
 
 
 def origin(answers: Mapping[str, Any]) -> dict[str, str]:
-    """Where this template is from, for its next version: its place, the folder in its repository, and the commit."""
+    """The origin of this template, for its next version: its place, the folder in its repository, and the commit."""
     template = _template()
     folders = (template, *template.parents)
     root = next((folder for folder in folders if (folder / ".git").exists()), template)
     place: str = answers["_template"]
     prefix, colon, _ = place.partition(":")
     if not colon and not place.lower().endswith(".zip"):
-        place = str(root)  # as typed, it would mean another folder elsewhere
+        place = str(root)  # a relative path would mean another folder elsewhere
     elif "/" not in prefix and f"{prefix}:" not in KNOWN_ANYWHERE and "@" not in prefix:
-        place = _remote(root) or place  # an abbreviation of this user's own
+        place = _remote(root) or place  # place may be an abbreviation in this user's settings
     directory = template.relative_to(root).as_posix()
     return {
         "place": place,
@@ -141,13 +141,13 @@ def _remote(root: Path) -> str:
     url = found[1] if found else ""
     return (
         f"git+{url}" if "://" in url else url
-    )  # else cookiecutter guesses by the word `git` in it
+    )  # otherwise cookiecutter guesses by the word `git` in it
 
 
 def _commit(git: Path) -> str:
-    """HEAD of this repository; empty if it is none. Does not need git to be installed."""
+    """HEAD of this repository; empty if it is no repository. Does not need git to be installed."""
     try:
-        if git.is_file():  # a worktree, or a submodule
+        if git.is_file():  # in a worktree or a submodule
             git = git.parent / git.read_text(encoding="utf-8").removeprefix("gitdir: ").strip()
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         name = head.removeprefix("ref: ")
@@ -174,19 +174,19 @@ def markdown(text: str) -> str:
 
 
 def check_answers(answers: Mapping[str, Any]) -> str:
-    """Exits with one sentence for each refused answer, of those that were given so far.
+    """Exits with one sentence for each refused answer among those that were given so far.
 
-    Cookiecutter asks for the variables in their order: this is called after each answer that was typed, and at the end.
+    Cookiecutter asks for the variables in their order, and calls this after each typed answer, and at the end.
     """
     if "ci" not in answers and "--no-input" in sys.argv:
-        return "not yet"  # nobody types: all faults are named at once
+        return "not yet"  # nobody types: the end names all faults at once
     if reason := refusal(answers):
         sys.exit(f"{reason}{_again(answers)}")
     return "checked"
 
 
 def _again(answers: Mapping[str, Any]) -> str:
-    """The command that repeats the other answers; empty where they were not typed."""
+    """The command that repeats the other answers; empty if they were not typed."""
     program, *arguments = sys.argv
     if "--no-input" in arguments or "cookiecutter" not in Path(program).parts[-2:]:
         return ""
@@ -210,7 +210,7 @@ def refusal(answers: Mapping[str, Any]) -> str:
 
 
 def _refusals(answers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The question, and the sentence."""
+    """Each refused question, and its sentence."""
     questions = _questions()
     for name in answers.keys() & questions.keys() - set(PUBLIC):
         if not name.startswith("__") and answers[name] != questions[name]:

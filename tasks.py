@@ -42,7 +42,7 @@ PYTHON_PATH = [
 """Where every command finds its modules."""
 LINTED = [
     *("local_extensions.py", "tasks.py", "hooks", "tools", "tests"),
-    *("examples/before", "examples/lost_item.py"),  # the service beside them has rules of its own
+    *("examples/before", "examples/lost_item.py"),  # the service beside them has its own rules
     # The rest of the tree is Python only once it is rendered; the tests check it then.
     *(f"{TREE}/src", f"{TREE}/stubs", f"{TREE}/tests/runtime", f"{TREE}/tools"),
 ]
@@ -66,7 +66,7 @@ COMMANDS = {
     "pictures": [["-m", "tools.pictures"], ["-m", "tools.dashboard"]],
     "release": [["-m", "tools.release"]],
 }
-"""The arguments of Python for each command; what it needs installed is its group in pyproject.toml."""
+"""The arguments of Python for each command; its requirements are the group of its name in pyproject.toml."""
 
 
 def dependency_groups() -> dict[str, list[Any]]:
@@ -85,7 +85,7 @@ def requirements(group: str) -> list[str]:
 
 
 def bootstrap(group: str) -> None:
-    """Make .venv, and install the group's requirements unless exactly these are installed already."""
+    """Make .venv, and install the group's requirements unless exactly these are installed."""
     wanted = "\n".join(requirements(group))
     stamp = ENVIRONMENT / f".installed-{group}"
     if PYTHON.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -93,7 +93,7 @@ def bootstrap(group: str) -> None:
     if wanted:
         print(f"Installing what `{group}` needs into .venv ...", flush=True)
     if not PYTHON.exists():
-        # Without pip of its own: that costs more than all the rest, and Debian's Python may lack it.
+        # Without its own pip: that costs more than everything else, and Debian's Python may lack it.
         venv.create(ENVIRONMENT, clear=True, with_pip=False)
     if wanted:
         install(wanted.splitlines())
@@ -118,7 +118,7 @@ def environment() -> dict[str, str]:
     """The environment variables of a command: the programs of .venv first, and the module paths."""
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, PYTHON_PATH))
-    # A company's certificates too, as pip.
+    # Trust a company's certificates too, like pip.
     variables.setdefault("UV_SYSTEM_CERTS", "1")
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # these commands start Python hundreds of times
     return variables
@@ -129,7 +129,7 @@ def run(command: list[str]) -> int:
     with subprocess.Popen(command, cwd=ROOT, env=environment()) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         while process.poll() is None:
-            with suppress(KeyboardInterrupt):  # the command got it too, and ends in its own way
+            with suppress(KeyboardInterrupt):  # the command got it too, and ends by itself
                 process.wait()
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

@@ -48,7 +48,7 @@ def main() -> None:
             path.unlink()  # fails if it does not exist: a table in cookiecutter.json is wrong
             remove_empty_folders(path.parent)
         for path in (*unwanted, PACKAGE / "settings.py", Path("tests/test_rehearsal.py")):
-            if (content := saved.get(path.as_posix())) is not None:  # the team's
+            if (content := saved.get(path.as_posix())) is not None:  # the team's own file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(content))
         write_manifest()

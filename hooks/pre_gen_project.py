@@ -1,8 +1,8 @@
 """Validates the answers once more: one sentence for each answer that local_extensions.py refuses.
 
 Answers from prompts or the command line were validated before cookiecutter created the project's directory. This hook
-catches the answers of `--replay`, which skips that step. In a project that exists, it also saves the files that the
-template does not own under these answers, or not any more: the other hook puts them back.
+catches the answers of `--replay`, which skips that step. In an existing project, it also saves the files that the
+template does not own under these answers, or no longer owns: the other hook restores them.
 """
 
 import base64

@@ -42,7 +42,7 @@ from tools import kafka  # noqa: E402
 
 
 def pytest_configure() -> None:
-    """Where there is Maven, Kafka can be had too."""
+    """Where Maven is installed, Kafka can be installed too."""
     if shutil.which("mvn") and shutil.which("java"):
         os.environ.setdefault("CONSUMER_TEST_BROKER_COMMAND", kafka.command())
 
@@ -54,7 +54,7 @@ LONGEST = (
     "tests/test_chaos.py::test_a_cluster_whose",
     "tests/test_chaos.py::test_twenty",
 )
-"""Above a minute, and busy. What waits for as long is first already: see runtime/conftest.py."""
+"""Busy tests of more than a minute. Tests that wait as long start first already: see runtime/conftest.py."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -67,14 +67,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compiled_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Environment, "compile", compiling_once(Environment.compile))
-        # It reads each file of the template.
+        # The hook reads each file of the template.
         patch.setattr(generate, "is_binary", cache(generate.is_binary))
         yield
 
 
 @pytest.fixture
 def hooks_in_this_process() -> Iterator[None]:
-    """Most of what a render then costs is the start of Python for each hook: for a test that renders very often."""
+    """The start of Python for each hook is most of the cost of a render: for a test that renders very often."""
 
     def run_here(script: str | Path, folder: str | Path = ".") -> None:
         with chdir(folder), redirect_stdout(StringIO()):
@@ -89,7 +89,7 @@ def hooks_in_this_process() -> Iterator[None]:
 def render(cookies_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Render:
     """Render with these answers; the same answers give the same service, so a test must not change it.
 
-    The workers of xdist share what was rendered, and each has its own copy.
+    The workers of xdist share the renders, and each has its own copy.
     """
     services: dict[str, Service] = {}
     own = tmp_path_factory.mktemp("services")
@@ -122,7 +122,7 @@ def render_own(render: Render, tmp_path: Path) -> Render:
 
 @pytest.fixture(params=SPREAD, ids=str)
 def combination(request: pytest.FixtureRequest) -> Combination:
-    """Fewer than all combinations, in which every two answers meet."""
+    """Fewer than all combinations, in which every pair of answers occurs."""
     one: Combination = request.param
     return one
 
@@ -142,7 +142,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reviewers() -> Path:
-    """The folder of checkov, bandit and others, in an environment of their own; what it downloads is kept."""
+    """The folder of checkov, bandit and others, in their own environment; their downloads are kept."""
 
     def make(environment: Path) -> None:
         run("uv", "venv", "--quiet", str(environment), cwd=TEMPLATE)
@@ -156,8 +156,8 @@ def reviewers() -> Path:
 def rabbitmq_url(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Of a real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # not one that workers share
+    """The URL of a real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # not the one that workers share
     with ExitStack() as running:
         try:
             server = running.enter_context(rabbitmq.shared(tmp_path_factory.mktemp("rabbitmq")))

@@ -90,7 +90,7 @@ asyncio.run(asyncio.wait_for(main(), 60))
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The consumer before, in a repository of its own."""
+    """The consumer before its adoption, in its own repository."""
     project = tmp_path / "invoices"
     shutil.copytree(TEMPLATE / "examples/before", project, ignore=shutil.ignore_patterns(*CACHES))
     git(project, "init", "--quiet")

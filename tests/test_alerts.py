@@ -1,4 +1,4 @@
-"""The alerts and the dashboard of a service: each alert fires when it should and only then; each panel has data."""
+"""The alerts and the dashboard of a service: each alert fires when it must, and only then; each panel has data."""
 
 import json
 import re
@@ -33,7 +33,7 @@ OPTIONAL = "NoMessages"
 
 
 def rules_of(text: str) -> list[dict[str, Any]]:
-    """The rules of the rendered file, and the one in a comment."""
+    """The rules of the rendered file, and the rule in a comment."""
     found = parse_yaml(re.sub(r"(?m)^( *)# (- alert|  )", r"\1\2", text))
     rules: list[dict[str, Any]] = found.get("spec", found)["groups"][0]["rules"]
     return rules
@@ -50,7 +50,7 @@ LABELS = {
     },
     "compose": {"job": "order-events"},
 }
-"""What the scrape adds to each series: with Kubernetes, what test_prometheus_scrapes_the_pods proves."""
+"""The labels that the scrape adds to each series: test_prometheus_scrapes_the_pods proves those of Kubernetes."""
 PROCESS = {"kubernetes": "pod", "compose": "instance"}
 
 
@@ -70,7 +70,7 @@ Series = dict[str, str]
 
 
 def series(labels: Mapping[str, str], start: int, metrics: Mapping[str, str]) -> Series:
-    """Values for each minute, of a process that starts in this minute: metric and labels to promtool's notation."""
+    """Values for each minute, of a process that starts in this minute, as metric, labels and promtool's values."""
     before = f"_x{start - 1} " if start else ""
     found = {}
     for given, values in metrics.items():
@@ -84,7 +84,7 @@ def series(labels: Mapping[str, str], start: int, metrics: Mapping[str, str]) ->
 def process(
     deploy: str, name: str, changed: Mapping[str, str] = MappingProxyType({}), *, start: int = 0
 ) -> Series:
-    """One process that handles nothing."""
+    """One process that handles no message."""
     idle = {
         "build_info__version=1": "1x90",
         "state__state=consuming": "0 1x90",
@@ -125,7 +125,7 @@ HEALTHY = {
     "reconnects_total": "0x30 1x60",
     "event_loop_lag_seconds": "0.01x40 2x2 0.01x50",
     "oldest_in_flight_seconds": "0x40 200x50",
-    "messages_total__handler=none;outcome=rejected": "7x90",  # since long ago
+    "messages_total__handler=none;outcome=rejected": "7x90",  # rejected long ago
 }
 """An outage, a pause, a blocked loop and ten minutes at the limit, each once; planned retries, and one failure in a hundred."""
 
@@ -149,11 +149,11 @@ FIRES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "EventLoopIsBlocked": ({"event_loop_lag_seconds": "2x90"}, {"PROCESS": "a"}),
     "NoMessages": ({"last_message_timestamp_seconds": "0x90"}, {}),
 }
-"""What is changed in a busy process, alone in its service; and labels of the alert in minute 35, or 75."""
+"""The changes of a busy process, alone in its service; and labels of the alert in minute 35, or 75."""
 AT = {"NoMessages": 75}
 
 Expected = list[tuple[int, str, list[dict[str, str]]]]
-"""In this minute, of this alert, those with these labels."""
+"""The minute, the alert, and the labels of each that fires."""
 
 
 def promtool(
@@ -248,7 +248,7 @@ def test_a_service_that_was_never_scraped_is_named(
 def test_the_tool_sees_a_wrong_rule(
     tmp_path: Path, rules: list[dict[str, Any]], deploy: str
 ) -> None:
-    """As it was before: the time of the last message was 0 for each new process."""
+    """An earlier rule was wrong: the time of the last message was 0 for each new process."""
     new = process(deploy, "b", {"last_message_timestamp_seconds": "0x90"}, start=60)
     given = process(deploy, "a", BUSY) | new
     [rule] = [rule for rule in rules if rule["alert"] == OPTIONAL]
@@ -267,7 +267,7 @@ def test_rules_and_panels_use_only_metrics_that_exist() -> None:
 
 
 def test_no_rule_needs_what_no_scrape_sees() -> None:
-    """These change milliseconds before the process ends."""
+    """These metrics change milliseconds before the process ends."""
     unseen: set[str] = {"abandoned", "shutdown"}
     assert not [word for word in unseen if word in EXAMPLE]
 
@@ -299,7 +299,7 @@ def test_every_service_with_prometheus_has_valid_rules_and_a_dashboard(
         scaled = "base/scaled-object.yaml" in QUESTIONS["_brokers"][broker]["kubernetes"]
         has_backlog = any("KEDA" in panel["title"] for panel in panels)
         assert has_backlog == (deploy == "kubernetes" and scaled)
-        if deploy != "kubernetes":  # the file is one that Prometheus reads
+        if deploy != "kubernetes":  # Prometheus itself reads the file
             assert promtool_accepts(service.path / FOLDER / "alerts.yaml")
 
 
@@ -313,7 +313,7 @@ print(encoder.JSONEncoder().encode([Dashboard.from_json(one) for one in json.loa
 
 
 def unknown(mine: Any, known: Any, at: str = "") -> list[str]:
-    """The places in a dashboard that are not among what Grafana's models have read of it."""
+    """The places in a dashboard that Grafana's models have not read."""
     if isinstance(mine, Mapping):
         pairs = [(mine[name], (known or {}).get(name), f"{at}/{name}") for name in mine]
     elif isinstance(mine, list):
@@ -366,7 +366,7 @@ KEDA = """\
 keda_scaler_metrics_value{metric="s0-rabbitmq-order-events",namespace="production",scaledObject="order-events",\
 scaler="rabbitMQScaler",triggerIndex="0",type="scaledobject"} 7
 """
-"""As KEDA 2.17's operator writes it, with the labels of its prommetrics.go: there is no KEDA here to scrape."""
+"""The metrics of KEDA 2.17's operator, with the labels of its prommetrics.go: there is no KEDA here to scrape."""
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_a_prometheus_that_scrapes_a_service_has_data_for_each_rule_and_panel_an
         return {rule["name"]: rule for group in asked("rules")["groups"] for rule in group["rules"]}
 
     def has_data(rule: dict[str, Any]) -> bool:
-        """Of its expression, without the limit; of an absence, of what would be absent."""
+        """Whether its expression has data, without the limit; for an absence, whether the metric has."""
         value, limits = re.subn(r"\s*(==|>)\s*[\d.]+$", "", rule["query"])
         if limits != 1:
             value = re.findall(r"absent_over_time\((.*?)\[", rule["query"])[0]
@@ -467,7 +467,7 @@ def titles_with_curves(picture: str) -> list[str]:
     """The titles of the panels, each followed by at least one curve with points."""
     titles: list[str] = []
     with_curves = set()
-    for element in ElementTree.fromstring(picture):  # our own
+    for element in ElementTree.fromstring(picture):  # the file is our own
         if element.get("class") == "title":
             titles.append(element.text or "")
         elif element.get("points"):

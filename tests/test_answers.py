@@ -47,7 +47,7 @@ REFUSED = [
     ("project_slug", "o'brien", "lowercase"),
     ("project_slug", "x" * 41, "longer than 40"),
     ("project_slug", "aio-pika", "conflicts with"),
-    ("project_slug", "on", "conflicts with"),  # true, in YAML
+    ("project_slug", "on", "conflicts with"),  # YAML reads it as true
     ("project_slug", "pydantic", "conflicts with"),
     ("package_name", "order-events", "lowercase"),
     ("package_name", "OrderEvents", "lowercase"),
@@ -115,7 +115,7 @@ SAFE = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where an answer that is executed would leave the file `pwned`."""
+    """The folder in which an executed answer would write the file `pwned`."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -199,7 +199,7 @@ def test_a_handler_cannot_take_a_name_that_its_files_use() -> None:
     in_the_registry = names_in(TREE / "stubs/registry.py")
     in_its_files = set[str]().union(*map(names_in, (TREE / "stubs").glob("*/*.py")))
     taken = QUESTIONS["_taken_handlers"]
-    # The registry imports the handler by its name; its own files have only the model's name of it.
+    # The registry imports the handler by its name; the handler's own files have only the name of its model.
     unusable = {name for name in in_the_registry if re.fullmatch("[a-z][a-z_]*", name)}
     assert unusable <= set(taken)
     models = {name for name in in_its_files if re.fullmatch("([A-Z][a-z]+)+", name)}

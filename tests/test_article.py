@@ -1,7 +1,7 @@
 """Every form of the 2019 article "A Python asyncio cancellation pattern", on today's Python.
 
-Three things are shown: that the article's own listings no longer run, that each of its forms lives on in
-runtime/cancellation.py, and which items the old form (tools/benchmarks/article_2019.py) lost and ours does not.
+Three facts are shown: that the article's own listings no longer run, that each of its forms has a successor in
+runtime/cancellation.py, and which items the old form (tools/benchmarks/article_2019.py) lost and ours keeps.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ async def cancel_what_is_left() -> None:
 async def articles_own_cancellable_aiter(
     async_iterator: AsyncIterator[Any], cancellation_event: Event
 ) -> AsyncIterator[Any]:
-    """Its last listing, word for word but for the types."""
+    """Its last listing, word for word, except the types."""
     cancellation_task: Any = asyncio.create_task(cancellation_event.wait())
     result_iter: Any = async_iterator.__aiter__()
     while not cancellation_event.is_set():
@@ -202,7 +202,7 @@ def test_the_example_in_the_docstring_of_the_module_runs_and_shuts_down() -> Non
 
 
 def item_by_item(form: Callable[[Any, Event], AsyncIterator[int]]) -> Any:
-    """The iterator as a loop that gives each item to a function, as the hand-written one does."""
+    """The iterator as a loop that gives each item to a function, like the hand-written loop."""
 
     async def loop(source: Any, event: Event, handle: Callable[[int], None]) -> None:
         async with aclosing(form(source, event)) as items:  # type: ignore[type-var]  # typed as in 2019
@@ -228,7 +228,7 @@ async def test_every_form_gives_the_items_in_order(loop: Any) -> None:
     assert handled == [1, 2, 3]
     event.set()
     await let_all_run()
-    source.put(4)  # the article's iterator waits for one more
+    source.put(4)  # the article's iterator waits for one more item
     await consumer
     await cancel_what_is_left()
 

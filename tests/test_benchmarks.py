@@ -1,4 +1,4 @@
-"""The benchmarks run, and hold a figure against each target. How fast anything is, no test says."""
+"""The benchmarks run, and compare a figure with each target. No test asserts a speed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ALWAYS = {
     "suspending source, ours / bare",
 }
 FINISHING = ("the generated service", "FastStream", "taskiq, one worker")
-"""Those that finish their handlers on SIGTERM."""
+"""Contenders that finish their handlers on SIGTERM."""
 
 
 def test_the_benchmarks_hold_a_figure_against_each_target(tmp_path: Path, prove: Prove) -> None:
@@ -59,7 +59,7 @@ def test_a_service_is_measured_beside_that_of_another_commit(tmp_path: Path) -> 
 
 
 def test_the_benchmarks_hold_what_the_pages_say_of_others(tmp_path: Path) -> None:
-    """In a run as short as possible."""
+    """The run is as short as possible."""
     output = tmp_path / "beside.jsonl"
     only = ("--only", "behaviour", "--only", "latency")
     run_task("bench", "--quick", *only, "--output", str(output))
@@ -96,13 +96,13 @@ def test_a_run_of_one_kind_leaves_the_other_and_its_date(tmp_path: Path) -> None
 
 
 def hold_the_claims(results: report.Results) -> None:
-    """Those of `report.BESIDE_OTHERS`."""
+    """Check the claims of `report.BESIDE_OTHERS`."""
     shutdown, timeout, failure, kill = report.outcomes(results)
     for name, cells in shutdown.items():
         finished, _, begun = cells["finished"].partition(" of ")
         assert finished == (begun if name in FINISHING else "0"), name
         assert cells["lost"] == "0", name
-        if name == "the generated service":  # a busy taskiq begins what it had prefetched
+        if name == "the generated service":  # a busy taskiq also begins its prefetched messages
             assert cells["newly begun"] == "0"
     for name, cells in timeout.items():
         ours = name.startswith("the generated service")

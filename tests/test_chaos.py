@@ -1,4 +1,4 @@
-"""Short chaos experiments; and a loss, a repetition or a traceback makes their reconciliation red.
+"""Short chaos experiments; their reconciliation fails after a loss, a repetition or a traceback.
 
 The long form is ``python3 tasks.py chaos``; docs/chaos.md describes it.
 """
@@ -44,7 +44,7 @@ FINE = Ending(
 
 
 def balanced() -> Reconciliation:
-    """Three published: one done during the round, one afterwards, one that no handler can do."""
+    """Three published messages: one done during the round, one afterwards, one that no handler can do."""
     return Reconciliation(
         published={"a": True, "b": True, "c": False},
         ended=["a", "b"],
@@ -194,7 +194,7 @@ def test_twenty_rolling_restarts_and_fifty_kills_lose_nothing(
 def test_a_cluster_whose_leader_is_killed_loses_nothing(
     broker: str, tmp_path: Path, prove: Prove
 ) -> None:
-    fewer = ["--ids", "1000"] if broker.startswith("redis") else []  # there are two of Redis
+    fewer = ["--ids", "1000"] if broker.startswith("redis") else []  # Redis has two
     result = chaos(tmp_path, "--broker", broker, "--only", "failover", *fewer)
     check(result, prove, f"broker={broker}, failover")
 

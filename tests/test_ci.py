@@ -1,4 +1,4 @@
-"""CI files: those of every broker, and the template's own, are valid, pinned and of least privilege, and do what they say."""
+"""CI files: those of every broker, and the template's own, are valid, pinned and of least privilege, and work."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ SCHEMAS = {
     RENOVATE: ["vendor.renovate"],
 }
 ACTION = re.compile(r"uses: (\S+)@(\S+)(?: # (\S+))?$", re.M)
-ZIZMOR_SETTINGS = "rules: {}\n"  # what is accepted says so in its own line, with the reason
+ZIZMOR_SETTINGS = "rules: {}\n"  # an accepted finding is named in its own line, with the reason
 
 CI = [ci for ci in QUESTIONS["ci"] if ci != "none"]
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
@@ -84,7 +84,7 @@ def test_the_files_of_a_service_are_valid(
 
 
 def shellcheck_of_gitlab(service: Service, program: Path) -> str:
-    """What ShellCheck says of the scripts, each as GitLab runs it: until the first command that fails."""
+    """ShellCheck's report on the scripts, each like GitLab runs it: until the first command that fails."""
     said = ""
     for name, job in parsed(service.path, GITLAB).items():
         if name not in ("workflow", "default", "variables"):
@@ -101,7 +101,7 @@ def shellcheck_of_gitlab(service: Service, program: Path) -> str:
 def test_the_scripts_of_ci_pass_a_linter(
     render: Render, reviewers: Path, deploy: str, ci: str
 ) -> None:
-    """With each broker that has commands of its own."""
+    """With each broker that has its own commands."""
     brokers = ("rabbitmq", "kafka", "mqtt")
     services = [render(broker=broker, deploy=deploy, ci=ci) for broker in brokers]
     program = reviewers / "shellcheck"
@@ -223,12 +223,12 @@ def test_jobs_have_a_time_limit_and_may_only_read(render: Render, folder: str) -
         assert job["timeout-minutes"] <= 120
 
 
-# -- which jobs run for what
+# -- the jobs for each event
 
 SECONDS = {"lint": 60, "test": 60, "audit": 30, "publish": 90}
-"""What a job takes at most from its start to its end, with checkout, downloads, broker and image.
+"""The longest time of a job from its start to its end, with checkout, downloads, broker and image.
 
-Of these, lint and types used 6 seconds of a processor, and the tests 30, by `time uv run ...` in a default service.
+In it, lint and types used 6 seconds of a processor, and the tests 30, by `time uv run ...` in a default service.
 """
 MINUTES_OF_A_PUSH = 5
 
@@ -239,7 +239,7 @@ def github(render: Render) -> Any:
 
 
 def evaluated(expression: str, event: str, **more: object) -> Any:
-    """Of the small part of GitHub's expressions that the workflow uses."""
+    """The value of an expression, in the small part of GitHub's expressions that the workflow uses."""
     text = re.sub(r"^\$\{\{(.*)\}\}$", r"\1", expression.strip())
     for theirs, ours in {"&&": " and ", "||": " or ", "github.": "github_"}.items():
         text = text.replace(theirs, ours)
@@ -249,7 +249,7 @@ def evaluated(expression: str, event: str, **more: object) -> Any:
 
 
 def pythons_by_job(workflow: Any, event: str) -> dict[str, list[str]]:
-    """The jobs that an event starts, each with the Pythons that it is run on."""
+    """The jobs that an event starts, each with its Python versions."""
     found = {}
     for name, job in workflow["jobs"].items():
         if evaluated(job.get("if", "True"), event):
@@ -295,7 +295,7 @@ def test_only_the_run_of_an_older_push_to_the_same_pull_request_is_cancelled(git
 
 
 def runs(job: Any, **variables: str) -> bool:
-    """Whether GitLab adds the job to a pipeline with these variables; of the small part of rules that are used."""
+    """Whether GitLab adds the job to a pipeline with these variables; for the small part of rules that is used."""
     rules = [rule["if"] for rule in job.get("rules", [{"if": '"" == ""'}])]
     for rule in rules:
         text = rule.replace("&&", " and ").replace("||", " or ")
@@ -339,7 +339,7 @@ def test_gitlab_runs_the_same_for_the_same_reasons(render: Render, deploy: str) 
         }
         signed = {"attest"} if published and signs else set()
         assert started("push", **com) == always | later | published | signed
-    for source in ("merge_request_event", "push"):  # a runner that cannot build them blocks nothing
+    for source in ("merge_request_event", "push"):  # a runner that cannot build it blocks nothing
         assert not started(source, IMAGE_BUILDS="no") & (change | published)
     assert pipeline["workflow"]["auto_cancel"] == {"on_new_commit": "none"}
     change_rule, *others = pipeline["workflow"]["rules"]
@@ -394,7 +394,7 @@ def test_the_bill_of_materials_is_valid_and_names_the_vendored_runtime(
 DOCKER = """#!/bin/bash
 case $1 in login) cat > /dev/null;; inspect) echo "${@: -1:1}" | sed 's/:main-7$/@sha256:'$DIGEST'/';; esac
 """
-"""Says of what was pushed that it has this digest."""
+"""Reports that a pushed image has this digest."""
 
 
 @pytest.mark.parametrize("ci", CI)
@@ -540,7 +540,7 @@ def test_the_tests_of_a_service_have_their_broker(render: Render, broker: str) -
     ("ci", "broker"), [("github", "rabbitmq"), ("gitlab", "rabbitmq"), ("gitlab", "kafka")]
 )
 def test_a_change_is_checked_by_a_rehearsal(render: Render, ci: str, broker: str) -> None:
-    """Among the tests that the command collects; on the real broker, as `REQUIRE_BROKERS` is set in each service."""
+    """The command collects its test; on the real broker, since `REQUIRE_BROKERS` is set in each service."""
     service = render(broker=broker, ci=ci)
     if ci == "github":
         job = parsed(service.path, WORKFLOW)["jobs"]["test"]
@@ -588,7 +588,7 @@ def servers_file(render: Render, broker: str) -> str:
 
 @pytest.mark.parametrize("ci", CI)
 def test_the_steps_that_need_no_server_pass(render_own: Render, ci: str) -> None:
-    """All but the tests, the image, and the audit, which asks a service on the network; uv.lock must be there, and fit."""
+    """All except the tests, the image, and the audit, which queries a network service; uv.lock must exist, and fit."""
     service = render_own(ci=ci, broker="sqlite")
     if ci == "github":
         jobs = parsed(service.path, WORKFLOW)["jobs"]
@@ -612,7 +612,7 @@ def test_the_steps_that_need_no_server_pass(render_own: Render, ci: str) -> None
 
 
 def test_bots_edit_the_lock_for_vulnerabilities_and_the_images(render: Render) -> None:
-    """The weekly job upgrades the rest of the lock; other lines are the template's, in pyproject.toml, workflows, compose.yaml."""
+    """The weekly job upgrades the rest of the lock; the template owns versions in pyproject.toml, workflows, compose."""
     for deploy in QUESTIONS["deploy"]:
         update, *images = parsed(render(ci="github", deploy=deploy).path, DEPENDABOT)["updates"]
         assert update["package-ecosystem"] == "uv"

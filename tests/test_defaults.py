@@ -1,4 +1,4 @@
-"""A service with every default, as a new user has it: published to, run and shut down, on a real RabbitMQ."""
+"""A service with every default, like a new user's: published to, run and shut down, on a real RabbitMQ."""
 
 import json
 import os

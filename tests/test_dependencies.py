@@ -1,6 +1,6 @@
-"""What each service declares can be resolved today: the newest and the oldest that it allows.
+"""The dependencies of each service can be resolved today: the newest and the oldest that it allows.
 
-At once for every Python that it runs on, which is what `--universal` means.
+At once for every Python that it supports, by `--universal`.
 """
 
 import re
@@ -10,7 +10,7 @@ import pytest
 from support.rendered import QUESTIONS, Prove, Render, run
 
 BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
-TELEMETRIES = pytest.mark.parametrize("telemetry", ["both"])  # with all dependencies of the others
+TELEMETRIES = pytest.mark.parametrize("telemetry", ["both"])  # has all dependencies of the others
 COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
 COMPILE += ["--no-header", "--no-annotate"]
 ALL = ["--group", "dev", "pyproject.toml"]
@@ -34,7 +34,7 @@ def test_the_dependencies_resolve(
 
 
 def release(version: str) -> list[int]:
-    """2.0 is the same release as 2.0.0."""
+    """2.0 and 2.0.0 are the same release."""
     numbers = [int(number) for number in version.split(".")]
     while numbers[-1] == 0:
         numbers.pop()

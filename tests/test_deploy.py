@@ -44,10 +44,10 @@ BROKERS: list[str] = QUESTIONS["broker"]
 TELEMETRIES: list[str] = QUESTIONS["telemetry"]
 DEPLOYS: list[str] = QUESTIONS["deploy"]
 SCRAPED = ("prometheus", "both")
-"""The telemetries whose metrics Prometheus scrapes."""
+"""The telemetries with metrics for Prometheus."""
 DRAIN_SECONDS, GRACE_SECONDS = QUESTIONS["_drain_seconds"], QUESTIONS["_grace_seconds"]
 
-# It would read a megabyte of JSON for each object, two times.
+# The validator would read a megabyte of JSON for each object, twice.
 kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 each_broker = pytest.mark.parametrize("broker", BROKERS)
@@ -55,7 +55,7 @@ each_overlay = pytest.mark.parametrize("overlay", ["staging", "production"])
 
 
 def program(name: str) -> str:
-    """The path of a program; skips the test where it is not installed."""
+    """The path of a program; skips the test if it is not installed."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -126,7 +126,7 @@ def early(kills_after: float, may_take: float) -> str:
         ("kubernetes", f"{BASE}/consumer.yaml", "Seconds: 40", "Seconds: 41", ""),
         ("kubernetes", f"{BASE}/consumer.yaml", PORTS, BEFORE_DRAIN, early(40, 41)),
         ("kubernetes", KUSTOMIZATION, f"{VARIABLE}=25", f"{VARIABLE}=60", early(40, 75)),
-        ("kubernetes", KUSTOMIZATION, f"      - {VARIABLE}=25\n", "", ""),  # the same by default
+        ("kubernetes", KUSTOMIZATION, f"      - {VARIABLE}=25\n", "", ""),  # equals the default
         ("kubernetes", f"{BASE}/consumer.yaml", "termination", "# termination", "no grace period"),
         ("kubernetes", PRODUCTION, "patches:\n", f"patches:\n{OF_PRODUCTION}", early(30, 40)),
         ("kubernetes", PRODUCTION, "patches:\n", f"patches:\n{JSON_PATCH}", early(30, 40)),
@@ -215,7 +215,7 @@ def test_images_have_exact_versions_in_lines_that_update_bots_move(
 
 
 class Probed(BaseHTTPRequestHandler):
-    """Answers as a service's probes do."""
+    """Answers like a service's probes."""
 
     status = 200
 
@@ -259,7 +259,7 @@ def test_the_health_check_asks_livez(
 
 
 BUILD = pytest.mark.skipif(
-    bool(why_not_here()) and os.environ.get("REQUIRE_IMAGE") != "1",  # our workflow's, as root
+    bool(why_not_here()) and os.environ.get("REQUIRE_IMAGE") != "1",  # our workflow runs it as root
     reason=why_not_here() or "it can be built here",
 )
 
@@ -273,7 +273,7 @@ def image(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 def wait_for_event(process: subprocess.Popen[str], event: str) -> list[dict[str, Any]]:
-    """Read its log up to this event."""
+    """Read the log up to this event."""
     assert process.stdout is not None
     seen: list[dict[str, Any]] = []
     for line in process.stdout:
@@ -342,7 +342,7 @@ def test_as_process_1_without_rights_and_on_a_read_only_root_it_shuts_down_on_si
 
 @BUILD
 def test_elsewhere_it_cannot_write(image: Stage) -> None:
-    """Or the test above would prove nothing about a read-only root."""
+    """Otherwise the test above would prove nothing about a read-only root."""
     process = image.start(
         writable=["/data"],
         CONSUMER_BROKER_URL="sqlite:////app/messages.db",
@@ -431,7 +431,7 @@ def test_compose_is_valid_and_its_broker_is_healthy_before_the_service_starts(
     [port] = services["broker"]["ports"]
     assert port.startswith("127.0.0.1:")
     assert "@broker:" in url or "//broker:" in url
-    if broker != "sqs":  # whose example is Amazon's own
+    if broker != "sqs":  # the example of SQS is Amazon's own
         [example] = re.findall(r"^CONSUMER_BROKER_URL=\S+", service.read(".env.example"), re.M)
         assert f":{port.split(':')[1]}" in example
 
@@ -528,7 +528,7 @@ KEDA = {
 }
 """The trigger of each broker.
 
-KEDA has none for MQTT; and a file on one node has no more throughput with more pods.
+KEDA has none for MQTT; and more pods on a file on one node have no more throughput.
 """
 TLS = {name: name for name in ("tls", "ca", "cert", "key")}
 LOGIN = {"username": "username", "password": "password"}
@@ -536,11 +536,11 @@ AUTHENTICATION: dict[str, dict[str, str]] = {
     "rabbitmq": {"host": "broker-url", **TLS},
     "redis": {**LOGIN, **TLS},
     "kafka": {"sasl": "sasl", **LOGIN, **TLS},
-    "postgres": {"connection": "broker-url"},  # whose URL has the options of TLS
+    "postgres": {"connection": "broker-url"},  # the URL has the options of TLS
 }
 """The parameters of the trigger, by the key of the Secret. SQS has roles, and NATS's monitoring port has no login."""
 PARTITIONS = 12
-"""Of a topic that the service makes; one pod more would have nothing to do."""
+"""The partitions of a topic that the service creates; one more pod would have no partition."""
 CUSTOM = {"keda.sh": "keda", "monitoring.coreos.com": "prometheus_operator"}
 Manifests = dict[str, dict[str, Any]]
 
@@ -551,7 +551,7 @@ def built(service: Service, overlay: str) -> str:
 
 
 def kustomized(service: Service, overlay: str) -> Manifests:
-    """The manifests that would be applied, by kind."""
+    """The manifests to apply, by kind."""
     documents = [parse_yaml(text) for text in built(service, overlay).split("\n---\n")]
     manifests = {document["kind"]: document for document in documents}
     assert len(manifests) == len(documents)
@@ -578,7 +578,7 @@ def test_what_kustomize_makes_is_valid(
 
 
 def unknown_fields(manifest: dict[str, Any]) -> str:
-    """Empty if the object is valid. Raises ValidationError if it has a wrong value."""
+    """The unknown fields; empty if the object is valid. Raises ValidationError if it has a wrong value."""
     group = manifest["apiVersion"].partition("/")[0]
     if group not in CUSTOM:
         for version in ("1.30", kubernetes_validate.latest_version()):
@@ -587,9 +587,9 @@ def unknown_fields(manifest: dict[str, Any]) -> str:
     module, version = CUSTOM[group], manifest["apiVersion"].partition("/")[2]
     models = importlib.import_module(f"cloudcoil.models.{module}.{version}")
     model = getattr(models, manifest["kind"]).model_validate(manifest)
-    read = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))  # what it knows
+    read = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))  # the known fields
     fallback = manifest["spec"].get("fallback", {})
-    if fallback and "behavior" not in models.Fallback.model_fields:  # before KEDA 2.17
+    if fallback and "behavior" not in models.Fallback.model_fields:  # KEDA before 2.17
         fallback = {name: value for name, value in fallback.items() if name != "behavior"}
         manifest = {**manifest, "spec": {**manifest["spec"], "fallback": fallback}}
     return "" if read == manifest else f"{read} is not {manifest}"
@@ -628,7 +628,7 @@ OF_TELEMETRY = {
     "both": {4318},
     "none": set[int](),
 }
-"""The ports that are allowed, besides those of the broker and of DNS."""
+"""The allowed ports, in addition to those of the broker and of DNS."""
 
 
 def in_namespace(name: str) -> dict[str, Any]:
@@ -696,7 +696,7 @@ def test_its_url_is_a_secret_in_a_file_and_its_resources_are_bounded(
     [container] = pod["containers"]
     assert "env" not in container
     settings = manifests["ConfigMap"]["data"]
-    if broker == "sqlite":  # which has no password
+    if broker == "sqlite":  # SQLite has no password
         assert settings["CONSUMER_BROKER_URL"] == "sqlite:////data/messages.db"
     else:
         folder, _, key = settings["CONSUMER_BROKER_URL_FILE"].rpartition("/")
@@ -755,7 +755,7 @@ def test_a_start_may_block_for_five_minutes_and_a_crash_says_why(
 
 @each_broker
 def test_in_an_outage_of_the_broker_a_node_can_be_drained(render: Render, broker: str) -> None:
-    """Then no pod is ready, and by default every eviction would be refused."""
+    """Then no pod is ready, and by default Kubernetes would refuse every eviction."""
     manifests = kustomized(render(broker=broker, deploy="kubernetes"), "production")
     budget = manifests["PodDisruptionBudget"]["spec"]
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -874,7 +874,7 @@ def test_what_differs_between_environments_is_not_in_the_base(render: Render, br
         assert not re.search(r"\.svc\b|\d{12}|arn:|eu-central-1|registry\.|namespace: ", text), file
 
 
-# -- how metrics and traces reach somebody
+# -- where metrics and traces are sent
 
 
 @each_overlay
@@ -987,7 +987,7 @@ REDIS = {"broker": "redis"}
         ({"broker": "sqs"}, "sqs://eu-central-1", PRODUCTION, *AS_IT_CAME, ""),
         ({"telemetry": "opentelemetry"}, None, PRODUCTION, "svc:4318", "svc:4319", "4319"),
         ({"broker": "mqtt"}, "mqtts://h", POLICY, *AS_IT_CAME, ""),
-        # without a port, it is the scheme's
+        # otherwise the default port of the scheme
         ({}, "amqps://u:p@h/", POLICY, "port: 5671", "port: 15671", "5671"),
         ({}, "amqps://u:p@[::1]/%2F?heartbeat=5", POLICY, "port: 5671", "port: 15671", "5671"),
         ({"broker": "mqtt"}, "mqtts://h", POLICY, "port: 8883", "port: 8884", "8883"),
@@ -1032,7 +1032,7 @@ DEFAULT_PORTS = {
     scheme: int(port)
     for row in QUESTIONS["_brokers"].values()
     for scheme, port in row["default_ports"].items()
-    if scheme != "sqs"  # whose endpoint botocore knows: HTTPS
+    if scheme != "sqs"  # botocore knows the endpoint of SQS: HTTPS
 }
 
 
@@ -1064,7 +1064,7 @@ def test_the_policy_allows_the_default_ports(broker: str) -> None:
 
 @each_broker
 def test_the_services_own_test_passes_for_each_broker(render: Render, broker: str) -> None:
-    """Here without its environment: it needs the standard library only."""
+    """Here without the service's environment: it needs the standard library only."""
     service = render(broker=broker, deploy="kubernetes")
     run(
         *[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"],
@@ -1075,7 +1075,7 @@ def test_the_services_own_test_passes_for_each_broker(render: Render, broker: st
 
 @each_broker
 def test_its_pods_have_no_rights(render: Render, broker: str) -> None:
-    """What Kubernetes calls the restricted Pod Security Standard, and a root file system that is read-only."""
+    """The pods satisfy Kubernetes' restricted Pod Security Standard, and their root file system is read-only."""
     manifests = kustomized(render(broker=broker, deploy="kubernetes"), "production")
     assert manifests["ServiceAccount"]["automountServiceAccountToken"] is False
     pod = workload(manifests)["spec"]["template"]["spec"]
@@ -1096,7 +1096,7 @@ def test_how_its_pods_are_replaced_suits_the_broker(render: Render, broker: str)
     manifests = kustomized(render(broker=broker, deploy="kubernetes"), "production")
     assert manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
     found = workload(manifests)
-    if broker == "mqtt":  # a session, and what waits in it, belongs to the pod's name
+    if broker == "mqtt":  # the pod's name owns a session and its messages
         assert found["kind"] == "StatefulSet"
         assert found["spec"]["replicas"] == 2
         assert found["spec"]["podManagementPolicy"] == "Parallel"
@@ -1200,14 +1200,14 @@ def test_the_patch_of_the_documents_gives_each_source_a_trigger(
 
 
 def test_a_trigger_with_a_login_gets_it_from_the_secret_with_tls_and_a_client_certificate() -> None:
-    """NATS's has none, and SQS's is a role: the test fails when KEDA gives them one."""
+    """The trigger of NATS has none, and that of SQS uses a role: the test fails when KEDA adds logins for them."""
     login = {"username", "password", "sasl", "connection", *TLS}
     for broker, trigger in KEDA.items():
         known = TRIGGERS[trigger["type"]]
         possible = {name for name in known if name in login and "authentication" in known[name]}
-        if broker == "postgres":  # instead of its single parts, the URL with all of them
+        if broker == "postgres":  # the URL with all parts, in place of single parts
             possible = {"connection"}
-        elif broker == "rabbitmq":  # whose URL has them
+        elif broker == "rabbitmq":  # the URL has them
             possible = {"host", *possible} - {"username", "password"}
         assert possible == {*AUTHENTICATION.get(broker, {})}, broker
 
@@ -1216,10 +1216,10 @@ def test_a_trigger_with_a_login_gets_it_from_the_secret_with_tls_and_a_client_ce
 
 
 ACCEPTED = {"CKV_K8S_11"}
-"""Of checkov: a limit of the CPU, which would slow the drain down too."""
+"""Findings of checkov: a limit of the CPU would slow the drain down, too."""
 CHECKOV = ["--skip-download", "--quiet", "--compact", "-o", "json", "--framework"]
 FILES = ("dockerfile", "github_actions", "gitlab_ci", "secrets")
-"""What checkov reads of a whole service, besides its manifests as kustomize makes them."""
+"""The parts of a whole service that checkov reads, in addition to the manifests from kustomize."""
 
 
 def found_by(reviewers: Path, folder: Path, *frameworks: str) -> tuple[set[str], int]:
@@ -1235,7 +1235,7 @@ def found_by(reviewers: Path, folder: Path, *frameworks: str) -> tuple[set[str],
 
 
 def each_content_once(services: Iterable[Service], folder: Path, *beginnings: str) -> None:
-    """The files whose names begin so: most are the same in every service, and a review takes a minute for all."""
+    """The files with these beginnings of names: most are equal in all services, and a review of all takes a minute."""
     seen = set[bytes]()
     for number, service in enumerate(services):
         for name, content in service.files.items():
@@ -1276,7 +1276,7 @@ GITLEAKS = "github.com/zricethezav/gitleaks/v8@v8.30.1"
 
 @pytest.fixture(scope="session")
 def gitleaks() -> str:
-    """The program, where it is installed, else made by Go and kept."""
+    """The installed program, or one that Go has built, which is kept."""
 
     def make(environment: Path) -> None:
         variables = {name: text for name, text in os.environ.items() if name.startswith("GO")}
@@ -1360,7 +1360,7 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
     result = run(analyze, "verify", "--man=no", str(unit), cwd=unit.parent, check=False)
     complaints = result.stdout
     version = run(analyze, "--version", cwd=unit.parent).stdout.split()[1]
-    if int(version.partition(".")[0]) < 254:  # tests/test_under_systemd.py has a newer one
+    if int(version.partition(".")[0]) < 254:  # tests/test_under_systemd.py has a newer version
         complaints = re.sub(r".*'Restart(Steps|MaxDelaySec)'.*\n", "", complaints)
     assert (result.returncode, complaints) == (0, "")
 
@@ -1375,13 +1375,13 @@ def test_systemd_sees_a_directive_that_is_none(unit: Path) -> None:
 
 @each_broker
 def test_the_unit_is_little_exposed(unit: Path) -> None:
-    """Of 100, and without running it; a unit that says nothing has 96."""
+    """At most so many points of 100, without running it; a unit without settings has 96."""
     command = ["security", "--offline=true", "--no-pager", "--threshold=15", str(unit)]
     run(program("systemd-analyze"), *command, cwd=unit.parent)
 
 
 def directives(service: Service) -> dict[str, str]:
-    """The last of each name."""
+    """The last value of each directive."""
     return dict(re.findall(r"^(\w+)=(.*)$", service.read(UNIT), re.M))
 
 

@@ -18,7 +18,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def broken_links(document: Path, text: str) -> list[str]:
-    """Relative links and those into this repository; others would need the network."""
+    """Broken links among relative ones and those into this repository; others would need the network."""
     prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.M | re.S)
     return [link for link in LINK.findall(prose) if not leads_somewhere(document, link)]
 
@@ -26,7 +26,7 @@ def broken_links(document: Path, text: str) -> list[str]:
 def leads_somewhere(document: Path, link: str) -> bool:
     if link.startswith(REPOSITORY):
         path, _, anchor = link.removeprefix(REPOSITORY).partition("#")
-        if path.startswith("/compare/v"):  # of a tag, which is elsewhere
+        if path.startswith("/compare/v"):  # the tag is on GitHub only
             return path == f"/compare/v{QUESTIONS['_template_version']}...main"
         target = TEMPLATE / (re.sub("^/(blob|tree)/main/", "", path).strip("/") or "README.md")
     elif re.match(r"\w+:", link):
@@ -40,7 +40,7 @@ def leads_somewhere(document: Path, link: str) -> bool:
 
 
 def anchors(text: str) -> set[str]:
-    """Those of the headings, as GitHub and the site make them."""
+    """The anchors of the headings, in the format of GitHub and the site."""
     headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -85,7 +85,7 @@ def build(folder: Path) -> Result:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """The pages, and the program that builds them."""
+    """The pages, and the program that builds the site."""
     shutil.copytree(TEMPLATE / "docs", tmp_path / "docs")
     (tmp_path / "tools").mkdir()
     for name in ("__init__.py", "site.py"):
@@ -127,7 +127,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_the_reference_has_what_others_rely_on() -> None:
-    """The promised names, written down here by hand."""
+    """The promised names, listed here by hand."""
     page = (TEMPLATE / "docs/reference.md").read_text(encoding="utf-8")
     settings = (
         "BROKER_URL BROKER_URL_FILE SOURCE GROUP CONCURRENCY PREFETCH DRAIN_SECONDS CONNECT_SECONDS MAX_ATTEMPTS"
@@ -150,7 +150,7 @@ def test_the_reference_has_what_others_rely_on() -> None:
 
 
 def test_the_log_has_one_name_for_a_messages_id() -> None:
-    """The one that is bound for the lines of a handler: the same value would stand twice in a line."""
+    """The name that is bound for the lines of a handler: otherwise a line would have the same value twice."""
     rows = [*reference.events(of_brokers=False), *reference.events(of_brokers=True)]
     assert {event: fields for event, _, fields, *_ in rows if "id" in fields.split(", ")} == {}
     fields = {event: set(fields.split(", ")) for event, _, fields, *_ in rows}
@@ -160,11 +160,11 @@ def test_the_log_has_one_name_for_a_messages_id() -> None:
 
 NAMED = re.compile(r"((?:[\w-]+/)*test_\w+\.py)::((?:\w+::)*test_\w+)")
 FOLDERS = ("", "tests", "tests/runtime", f"{TREE.name}/tests/runtime", TREE.name)
-"""Where a page's paths begin: docs/production.md says which of them are meant."""
+"""The folders in which a page's paths begin: docs/production.md says which apply."""
 
 
 def missing_tests(text: str) -> list[str]:
-    """Those that a page names, and that no file has."""
+    """The tests that a page names, and that no file has."""
     missing = []
     for file, test in NAMED.findall(text):
         found = [path for folder in FOLDERS if (path := TEMPLATE / folder / file).is_file()]
@@ -203,7 +203,7 @@ def test_each_line_of_the_checklist_names_its_test_or_says_that_it_is_yours() ->
 
 
 def test_each_file_of_the_checklist_is_one_of_a_service_or_of_the_template(render: Render) -> None:
-    """In the third column, and in the list of code owners."""
+    """The files in the third column, and in the list of code owners."""
     answers: list[dict[str, str]] = [
         {"deploy": "kubernetes", "ci": "github"},
         {"deploy": "compose", "ci": "gitlab", "telemetry": "both"},

@@ -20,7 +20,7 @@ ORDERS = 30
 
 
 class Walk:
-    """Takes the page's steps in order, with ports of its own; those that run until Ctrl-C get a terminal each."""
+    """Takes the page's steps in order, with its own ports; steps that run until Ctrl-C get a terminal each."""
 
     def __init__(self, service: Service, terminals: ExitStack) -> None:
         self.service, self._terminals = service, terminals
@@ -29,7 +29,7 @@ class Walk:
         self._direct = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
     def next(self, expected: str, *, check: bool = True, **words: str) -> str:
-        """Take the step, of which this is a part; returns what it printed."""
+        """Take the step that has this text; returns its output."""
         file, text = self._next(expected, words)
         if file:
             self.service.write(file, text)

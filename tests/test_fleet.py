@@ -1,4 +1,4 @@
-"""``python3 tasks.py fleet`` shows the facts in each service's own files."""
+"""``python3 tasks.py fleet`` prints the facts from each service's own files."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_an_unreleased_section_is_no_release(
 def test_the_security_releases_that_a_service_lacks_are_named(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not those that it has, and not one that is not released."""
+    """Not the releases that it has, and not an unreleased one."""
     notes = "\n\n### Upgrade notes\n\nNone.\n\n"
     security = f"\n\n### Security\n\n- A message could end the process.{notes}"
     (tmp_path / "CHANGELOG.md").write_text(
@@ -140,7 +140,7 @@ PASSES, SKIPS, FAILS = (
 
 @pytest.fixture
 def quick(render_own: Render) -> Service:
-    """A service that can run its tests, with a shutdown suite yet to be written."""
+    """A service that can run its tests, with an empty shutdown suite."""
     service = render_own(broker="sqlite")
     for path in (service.path / "tests/runtime").glob("test_*.py"):
         path.unlink()
@@ -214,7 +214,7 @@ def test_a_repository_is_looked_at_by_its_url_and_no_link_in_it_is_followed(
 
 
 TOO_DEEP = "[" * 100_000
-"""JSON."""
+"""JSON that is nested too deeply."""
 
 
 def test_files_that_cannot_be_read_hide_no_service(service: Service) -> None:
@@ -253,7 +253,7 @@ def test_a_hostile_service_cannot_steer_the_terminal(service: Service) -> None:
 
 
 def receipt(**fields: object) -> str:
-    """A line of a log."""
+    """A line of a log with a receipt."""
     counts = {"in_flight": 3, "finished": 2, "requeued": 5, "abandoned": [], "abandoned_count": 1}
     about = {"event": "stopped", "service": "orders", "version": "1.2", "seconds": 1.5}
     return json.dumps({**about, **counts, "exit_code": 0, "signal": "SIGTERM", **fields})

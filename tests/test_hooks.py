@@ -21,7 +21,7 @@ from support.rendered import (
     run,
 )
 
-# Imported by every Python that starts with it on its path, so by cookiecutter and by its hooks.
+# Every Python with it on its path imports it at start, so cookiecutter and its hooks do.
 WATCHED = """
 import sys
 
@@ -98,7 +98,7 @@ def test_a_folder_with_spaces_and_other_letters_is_fine(tmp_path: Path) -> None:
 
 @pytest.fixture
 def template_copy(tmp_path: Path) -> Path:
-    """A copy of the template, to be changed."""
+    """A copy of the template, to change it."""
     copy = tmp_path / "template"
     copy.mkdir()
     for name in ("cookiecutter.json", "local_extensions.py"):
@@ -164,14 +164,14 @@ def test_rendering_again_keeps_what_the_user_wrote(tmp_path: Path) -> None:
 
 OF_OURS = (
     "src/order_events/runtime/brokers/mine.py",
-    "src/order_events/runtime/brokers/nats.py",  # as a broker of the template
+    "src/order_events/runtime/brokers/nats.py",  # named like a broker of the template
     "tests/runtime/test_mine.py",
     "tests/runtime/harness/servers/mine.py",
     "tools/mine.py",
     "stubs/mine/__init__.pyi",
-    "stubs/json/mine.pyi",  # where the template has stubs of another kind
+    "stubs/json/mine.pyi",  # in the folder of the template's other stubs
     "deploy/mine.yaml",
-    # As the template would write them for other answers.
+    # The template's text for other answers.
     "Dockerfile",
     "compose.yaml",
     "deploy/kubernetes/base/consumer.yaml",
@@ -192,7 +192,7 @@ EDITED = (
 def test_rendering_again_deletes_nothing_and_overwrites_only_what_is_the_templates(
     tmp_path: Path,
 ) -> None:
-    """Cookiecutter removes a folder that it copies, and overwrites what it copies even with --skip-if-file-exists."""
+    """Cookiecutter removes a folder that it copies, and overwrites its files even with --skip-if-file-exists."""
     answers = ("--no-input", "broker=sqlite", "deploy=none", "ci=none")
     assert cookiecutter(tmp_path, *answers).returncode == 0
     service = Service(tmp_path / "order-events", "order_events")

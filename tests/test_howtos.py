@@ -29,7 +29,7 @@ def follow(
     before_run: Callable[[], object] = lambda: None,
     **variables: str,
 ) -> list[str]:
-    """Write the files of the page, and run its commands; returns what each command printed."""
+    """Write the files of the page, and run its commands; returns the output of each command."""
     printed = []
     for file, text in steps(TEMPLATE / "docs" / page):
         if file:
@@ -108,7 +108,7 @@ def test_errors_are_reported_to_sentry_without_the_body(
     events: list[dict[str, Any]] = []
 
     def receive(_path: str, envelope: bytes) -> tuple[int, bytes]:
-        time.sleep(0.5)  # the network's, so that the process ends before it unless it flushes
+        time.sleep(0.5)  # a network's delay: the process ends before it unless it flushes
         header, *items = envelope.splitlines()
         events.extend(json.loads(one) for one in items if b'"exception"' in one)
         return 200, json.dumps({"id": json.loads(header)["event_id"]}).encode()
@@ -131,7 +131,7 @@ def test_errors_are_reported_to_sentry_without_the_body(
 
 
 def without_source(exception: dict[str, Any]) -> dict[str, Any]:
-    """The lines around the one that raised have EXAMPLE among them."""
+    """The lines around the failing line have EXAMPLE among them."""
     source = {"pre_context", "context_line", "post_context"}
     frames = [
         {name: value for name, value in frame.items() if name not in source}
@@ -211,8 +211,8 @@ def test_avro_and_protobuf_are_decoded_in_the_frame_of_a_schema_registry(
 
 
 async def create_queue(url: str, messages: list[dict[str, str]]) -> None:
-    """A classic queue of another program, filled by pika."""
-    pika: Any = import_module("pika")  # without types
+    """A classic queue of another program, which pika has filled."""
+    pika: Any = import_module("pika")  # no types
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.queue_declare("orders", durable=True)

@@ -1,4 +1,4 @@
-"""docs/idempotency.md, as it is written: a crash between the commit and the acknowledgement leaves one effect (effectively once)."""
+"""docs/idempotency.md, followed: a crash between the commit and the acknowledgement leaves one effect (effectively once)."""
 
 import json
 import os

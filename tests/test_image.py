@@ -1,6 +1,6 @@
 """The Dockerfile of a service, built by buildah and run by podman: the image that tests/support/image.py imitates.
 
-Its base images are stand-ins of the same names, from Debian's Python and this machine's uv: no registry is asked.
+Stand-ins replace its base images, from Debian's Python and this machine's uv: no registry is needed.
 """
 
 import json
@@ -32,7 +32,7 @@ OF_THE_JOB = {
     "GITHUB_SERVER_URL": "https://git.example.com",
     "GITHUB_SHA": "0123456789abcdef0123456789abcdef01234567",
 }
-# Without a cgroup of its own, and with no more rights than a process of the tests has.
+# Without its own cgroup, and with no more rights than a process of the tests.
 CONTAINERS = """\
 [containers]
 cgroups = "disabled"
@@ -79,7 +79,7 @@ def machine(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with booted(root, folder, files, mounts, REAPER) as machine:
         container = machine.run("buildah", "from", "scratch")
         machine.run("buildah", "add", "--quiet", container, "/srv/base", "/")
-        # As in the real one, its Python is not managed by Debian.
+        # Like in the real image, its Python is not managed by Debian.
         mounted = machine.run("buildah", "mount", container)
         machine.run("sh", "-c", f"rm {mounted}/usr/lib/python3*/EXTERNALLY-MANAGED")
         python_image = f"docker.io/library/{python_image}"
@@ -92,7 +92,7 @@ def machine(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def image(machine: Machine, render: Render) -> str:
-    """Of the Dockerfile as it was rendered, by the command of the job that publishes it."""
+    """The image of the rendered Dockerfile, built by the command of the job that publishes it."""
     workflow = render(broker="sqlite", deploy="compose").read(".github/workflows/ci.yml")
     steps = parse_yaml(workflow)["jobs"]["publish"]["steps"]
     [script] = [step["run"] for step in steps if "docker build" in step.get("run", "")]
@@ -104,7 +104,7 @@ def image(machine: Machine, render: Render) -> str:
         "--volume=/etc/ssl:/etc/ssl:ro",
         *(f"--env={name}={inherited[name]}" for name in inherited),
     ]
-    # `build --pull` is left out: the stand-ins are here.
+    # `build --pull` is omitted: the stand-ins are local.
     as_docker = f'docker() {{ shift 2; buildah build {shlex.join(options)} "$@"; }}'
     variables = {**inherited, **OF_THE_JOB, "PATH": "/srv/uv:/usr/sbin:/usr/bin"}
     environment = [f"{name}={text}" for name, text in variables.items()]

@@ -1,4 +1,4 @@
-"""A service runs and is tested as its README says, and installed as any package is."""
+"""A service runs and is tested by its README's commands, and can be installed like any package."""
 
 import os
 import re
@@ -14,7 +14,7 @@ BROKERS = pytest.mark.parametrize("broker", QUESTIONS["broker"])
 
 
 def commands_in_readme(service: Service, about: str) -> str:
-    """The one block of shell commands in which this word stands."""
+    """The only block of shell commands with this word."""
     blocks = re.findall(r"```sh\n(.*?)```", service.read("README.md"), re.S)
     [block] = [block for block in blocks if about in block]
     assert isinstance(block, str)
@@ -22,11 +22,11 @@ def commands_in_readme(service: Service, about: str) -> str:
 
 
 BY_PIP = ("rabbitmq", "kafka", "sqs")
-"""pip has more to do than uv; these three have the most dependencies, and its commands are the same for all."""
+"""pip is slower than uv; these three have the most dependencies, and pip's commands are the same for all."""
 
 
-FEW_TESTS = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_contract'"}
-"""Those of the handlers and the contract; test_suites.py runs the others of every broker."""
+SHORTER = {"PYTEST_ADDOPTS": "-m 'not slow' -k 'handlers or test_contract'", "PIP_COMPILE": "0"}
+"""Only tests of the handlers and the contract: test_suites.py runs the others. pip does not compile modules."""
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_commands_of_the_readme_work(
 ) -> None:
     service = render_own(broker=broker)
     commands = commands_in_readme(service, way)
-    result = run("sh", "-ex", "-c", commands, cwd=service.path, env=FEW_TESTS)
+    result = run("sh", "-ex", "-c", commands, cwd=service.path, env=SHORTER)
     assert re.search(r"published 20, handled 20, dead letters 0", result.stdout), result.stdout
     assert re.search(r"\d+ passed", result.stdout), result.stdout
     prove("ways of the README that work", f"{way}, broker={broker}")

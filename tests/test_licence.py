@@ -1,4 +1,4 @@
-"""What a company's lawyers ask of a service: the vendored part needs no notice, and nothing claims the team's part.
+"""The questions of a company's lawyers: the vendored part needs no notice, and nothing claims the team's part.
 
 `reuse` is the program of the REUSE specification, which licence scanners follow.
 """
@@ -19,7 +19,7 @@ VENDORED = re.compile(
 
 
 def licences(service: Service) -> dict[str, list[str]]:
-    """The licence expressions in each file, as `reuse` reads them."""
+    """The licence expressions in each file, read by `reuse`."""
     report = json.loads(run("reuse", "lint", "--json", cwd=service.path, check=False).stdout)
     assert report["non_compliant"]["bad_licenses"] == []
     found = {}
@@ -35,7 +35,7 @@ def test_each_vendored_file_is_0bsd_and_no_other_claims_a_licence(
 ) -> None:
     service = render(broker=broker)
     found = licences(service)
-    # reuse leaves out empty files.
+    # reuse skips empty files.
     assert found.keys() >= {name for name, text in service.files.items() if text} - {"uv.lock"}
     vendored = {name for name in found if VENDORED.fullmatch(name)}
     assert len(vendored) > 40
@@ -44,7 +44,7 @@ def test_each_vendored_file_is_0bsd_and_no_other_claims_a_licence(
 
 
 def test_a_licence_inside_other_words_is_none(render_own: Render) -> None:
-    """Why the licence is the last part of its line."""
+    """Therefore the licence is the last part of its line."""
     service = render_own()
     name = "tests/runtime/test_drift.py"
     first, rest = service.read(name).split("\n", 1)
@@ -60,7 +60,7 @@ def test_the_license_grants_what_is_rendered_without_a_condition() -> None:
     assert mit.startswith("MIT License")
     assert "SPDX-License-Identifier: 0BSD" in exception
     assert f"`{TREE.name}/`" in exception
-    # The words of 0BSD itself.
+    # The text of 0BSD itself.
     granted = "copy, modify, and/or distribute this software for any purpose with or without fee"
     assert granted in " ".join(exception.split())
     assert "provided that" not in exception

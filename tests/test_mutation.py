@@ -1,4 +1,4 @@
-"""`tasks.py mutate` is red when a test is missing, and its list of survivors is no longer than it must be.
+"""`tasks.py mutate` fails when a test is missing, and its list of survivors is no longer than necessary.
 
 The long form is ``python3 tasks.py mutate``; docs/proof.md has its results.
 """

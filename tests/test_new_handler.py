@@ -94,7 +94,7 @@ def test_a_type_is_the_key_as_producers_write_it(
 def test_after_a_second_handler_the_first_one_gets_messages_of_all_other_types(
     render_own: Render,
 ) -> None:
-    """Messages without a type were handled until now, and still are: none becomes a dead letter by a new file."""
+    """Messages without a type were handled before, and still are: a new file makes none of them a dead letter."""
     service = render_own(broker="sqlite")
     result = add(service, "refund_issued")
     assert "the handler of 'order_created' got every message" in result.stdout
@@ -194,7 +194,7 @@ def test_the_command_says_what_is_wrong_with_a_name_as_the_tool_does(render_own:
 def test_outside_of_a_checkout_its_commands_fail_with_one_sentence(
     render_own: Render, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    """As in an image or after a plain `pip install`: only the package is there."""
+    """In an image or after a plain `pip install`, only the package exists."""
     service = render_own(broker="sqlite")
     elsewhere = tmp_path / "a/b/c"
     shutil.copytree(service.path / "src", elsewhere)

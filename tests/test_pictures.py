@@ -1,4 +1,4 @@
-"""The pictures in the documents are drawn from a real graceful shutdown, and show it as it was."""
+"""The pictures in the documents are drawn from a real graceful shutdown, and show its events."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,7 +19,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(picture: Path) -> list[str]:
-    root = ElementTree.parse(picture).getroot()  # our own file
+    root = ElementTree.parse(picture).getroot()  # the file is our own
     return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
@@ -52,7 +52,7 @@ def test_a_shutdown_is_drawn_as_it_was(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_picture_in_the_documents_is_of_the_present_code(drawn: Path, name: str) -> None:
-    """The same events in it; the moments of two runs differ."""
+    """It has the same events; the times of two runs differ."""
     kept = TEMPLATE / f"docs/pictures/stop-{name}.svg"
     moment = re.compile(r"^-?\d+\.\d\d s  ")
     now, then = (

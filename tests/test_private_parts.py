@@ -1,7 +1,7 @@
-"""The parts of client libraries that the runtime stands on and their documentation does not promise.
+"""The parts of client libraries that the runtime depends on although their documentation does not promise them.
 
-A release of a library that lacks one fails here with its name, and not in some outage. The bounds of `_brokers` in
-cookiecutter.json are to a minor version where parts are replaced.
+A release of a library without such a part fails here with its name, and not in an outage. The bounds of `_brokers` in
+cookiecutter.json are to a minor version if parts are replaced.
 """
 
 import ast
@@ -93,7 +93,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "sqlite": {},
 }
-"""Of each broker's client: what it uses of a module, or of a class in it."""
+"""For each broker's client, the parts that the broker uses of a module, or of a class in it."""
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_every_private_attribute_that_a_broker_uses_is_named_here(broker: str) -
     }
     assert (
         used - ours - {"_asdict", "_replace"} <= named
-    )  # but for the documented ones of NamedTuple
+    )  # except the documented attributes of NamedTuple
 
 
 def defined(file: Path) -> set[str]:
-    """The names of functions, classes, variables and attributes that a file of the runtime makes."""
+    """The names of functions, classes, variables and attributes that a file of the runtime defines."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -159,7 +159,7 @@ def test_a_service_declares_all_that_its_runtime_imports(
     render: Render, broker: str, telemetry: str
 ) -> None:
     service = render(broker=broker, telemetry=telemetry)
-    declared = {  # with extras, whose packages have the same name here: nats-py[nkeys]
+    declared = {  # an extra has the name of its package here: nats-py[nkeys]
         name.lower()
         for requirement in service.metadata["project"]["dependencies"]
         for name in re.findall(r"[\w.-]+", requirement.partition(">")[0])
@@ -173,7 +173,7 @@ def test_a_service_declares_all_that_its_runtime_imports(
 
 
 def imports(text: str) -> set[str]:
-    """The packages that a file imports from elsewhere."""
+    """The packages of other projects that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

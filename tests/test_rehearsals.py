@@ -1,4 +1,4 @@
-"""Handlers that are right give no finding at any seed: the stubs, all of the documentation, and those of tests/runtime/rehearsed.py.
+"""Right handlers have no finding at any seed: the stubs, those of the documentation and of tests/runtime/rehearsed.py.
 
 ``REHEARSAL_SEEDS=200 python3 tasks.py test tests/test_rehearsals.py`` takes that many seeds, SEEDS_OF_A_TEST at a time.
 """
@@ -95,8 +95,8 @@ async def lifespan():
     "idempotency#PostgreSQL": CONNECTED,
     "adopt": FILES,
 }
-"""Each page with complete handlers, or its section; and what stands at the end of handlers/__init__.py beside what the
-page says: handlers that it does not register, examples, what `lifespan` yields, `effects`."""
+"""Each page with complete handlers, or its section; and additions to handlers/__init__.py that the
+page needs: handlers that it does not register, examples, values of `lifespan`, `effects`."""
 FRAGMENTS = {
     "docs/first-incident.md": "its dependency is away: tests/test_first_incident.py runs it",
     "docs/retries.md": "what it calls, as `stock`, is left to the reader",
@@ -104,7 +104,7 @@ FRAGMENTS = {
     "README.md": "a part of the stub, which is rehearsed",
     f"{TREE.name}/README.md": "parts of the stubs, which are rehearsed",
 }
-"""The other places with handlers, and why these cannot be run."""
+"""The other places with handlers, and the reasons why these cannot run."""
 SCHEMA = """{"type": "record", "name": "Order", "fields": [
     {"name": "reference", "type": "string"}, {"name": "cents", "type": "long"}]}"""
 DATABASES = {"idempotency#SQLite": sqlite_database, "idempotency#PostgreSQL": postgres_database}
@@ -116,7 +116,7 @@ def page_of(name: str) -> tuple[Path, str]:
 
 
 def write(service: Service, name: str) -> None:
-    """The files of the page, and what its commands install and generate."""
+    """Write the files of the page, and run its commands that install and generate."""
     for file, text in steps(*page_of(name)):
         if file:
             service.write(file, text.replace("asyncio.sleep(3)", "asyncio.sleep(0.03)"))
@@ -149,7 +149,7 @@ def written(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @contextmanager
 def surroundings(name: str, folder: Path) -> Iterator[dict[str, str]]:
-    """The variables of what the handlers of the page need where they run."""
+    """The variables for the dependencies of the page's handlers."""
     answer = json.dumps({"schema": SCHEMA}).encode()
     with ExitStack() as running:
         if (database := DATABASES.get(name)) is not None:
@@ -185,7 +185,7 @@ def test_handlers_of_the_documentation_give_no_finding(
     name: str, seeds: str, written: Callable[[str], Service], tmp_path: Path
 ) -> None:
     service = written(name)
-    own = service.path / ".venv" / BIN / "python"  # of a page that installs something
+    own = service.path / ".venv" / BIN / "python"  # of a page that installs packages
     python = own if own.exists() else sys.executable
     with surroundings(name, tmp_path) as variables:
         env = {"PYTHONPATH": "src", "TMPDIR": str(tmp_path), "SEEDS": seeds, **variables}

@@ -1,4 +1,4 @@
-"""One command makes a version, in all its places, and refuses one without upgrade notes."""
+"""One command makes a version in all its places, and refuses a version without upgrade notes."""
 
 import json
 import re
@@ -17,7 +17,7 @@ NOTES = "## 9.9.0 (not released)\n\n- A change.\n\n### Upgrade notes\n\nTurn it 
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """A copy of this repository, with the next version's section among its changes."""
+    """A copy of this repository, with the next version's section in its changes."""
     folder = tmp_path / "template"
     parts = (
         ".gitignore",
@@ -137,7 +137,7 @@ def test_what_cannot_be_a_release_is_one_sentence_and_changes_nothing(
 
 
 def test_the_page_of_a_release_has_its_section_with_the_upgrade_notes(template: Path) -> None:
-    """The steps of .github/workflows/release.yml that need nothing of GitHub."""
+    """The steps of .github/workflows/release.yml that need no GitHub."""
     workflow = parse_yaml((TEMPLATE / ".github/workflows/release.yml").read_text("utf-8"))
     steps = [step["run"] for step in workflow["jobs"]["release"]["steps"] if "run" in step]
     release(template, "9.9.0")

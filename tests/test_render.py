@@ -22,7 +22,7 @@ from support.rendered import (
     every_combination,
 )
 
-# Everything that a service has, whatever was answered; {package} stands for its package.
+# Every file of every service, for any answers; {package} stands for its package.
 ALWAYS = [
     ".env.example",
     ".gitattributes",
@@ -113,7 +113,7 @@ OWNER = re.compile(
 
 
 class Unchanging(Service):
-    """Each of its files is read once."""
+    """Reads each file only once."""
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -157,7 +157,7 @@ def check_template_language(service: Service, _: Combination) -> None:
 
 
 def check_vendored(service: Service, _: Combination) -> None:
-    """The runtime and its tests are the same bytes in every service."""
+    """The runtime and its tests have the same bytes in every service."""
     folders = {
         f"src/{service.package}/runtime/": TREE / "src/{{cookiecutter.package_name}}/runtime",
         "tests/runtime/": TREE / "tests/runtime",
@@ -174,7 +174,7 @@ def python_files(folder: Path) -> dict[str, bytes]:
 
 
 def check_first_lines(service: Service, _: Combination) -> None:
-    """The first line of a vendored file says that it is vendored, and its licence."""
+    """The first line of a vendored file says that it is vendored, and names its licence."""
     vendored = (
         f"src/{service.package}/runtime/",
         "tests/conftest.py",
@@ -198,7 +198,7 @@ def check_answers(service: Service, combination: Combination) -> None:
 
 
 def check_bounds(service: Service, _: Combination) -> None:
-    """Each dependency has one on both sides."""
+    """Each dependency has a lower and an upper bound."""
     metadata = service.metadata
     declared = chain(
         metadata["project"]["dependencies"],
@@ -224,7 +224,7 @@ CHECKS = [
 
 
 def for_the_tools(service: Service) -> set[tuple[str, bytes]]:
-    """What ruff and mypy read, file by file; their settings without the names, which change nothing there."""
+    """The input of ruff and mypy, file by file; their settings without the names, which change nothing."""
     found = {(name, text) for name, text in service.files.items() if name.endswith(".py")}
     settings = service.read("pyproject.toml").replace(service.package, "PACKAGE")
     return {*found, ("pyproject.toml", settings.replace(service.path.name, "SLUG").encode())}
@@ -242,11 +242,11 @@ def test_every_combination_is_complete(
     handler_stub: str,
     telemetry: str,
 ) -> None:
-    """With these three answers; rendered here and not by `render`, which would keep them all.
+    """With these three answers; rendered here and not by `render`, which would keep all renders.
 
-    And each file that ruff and mypy would read is one of those that `test_it_is_formatted` and the next two see.
+    And each file that ruff and mypy would read is among those that `test_it_is_formatted` and the next two check.
     """
-    # What comes with a telemetry or a deploy is the same for every broker, but for the names in it.
+    # The files of a telemetry or a deploy are the same for every broker, except for the names in them.
     costly = [
         *(one for one in SPREAD if one["broker"] == broker),
         *{(one["telemetry"], one.names): one for one in SPREAD}.values(),
@@ -302,7 +302,7 @@ def test_it_is_typed(service: Service) -> None:
 def test_mypy_sees_a_library_that_is_missing_after_a_service_that_has_it(
     render: Render, tmp_path: Path
 ) -> None:
-    """Else the test above would pass, as all services of these tests have one cache."""
+    """Otherwise the test above would pass, since all services of these tests share one cache."""
     for telemetry in ("prometheus", "none"):
         service = render(broker="sqlite", telemetry=telemetry).copy_to(tmp_path / telemetry)
         service.write(f"src/{service.package}/meters.py", "import prometheus_client as meters\n")

@@ -1,4 +1,4 @@
-"""The template's own files agree with each other, and tasks.py needs nothing but Python and pip."""
+"""The template's own files agree with each other, and tasks.py needs only Python and pip."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_example_is_a_fresh_render(render: Render) -> None:
-    """If it is not: `python3 tasks.py example`."""
+    """If it fails: `python3 tasks.py example`."""
     fresh, example = render(), Service(TEMPLATE / "examples/order-events", "order_events")
     expected = fresh.files
     answers = ".template-answers.json"
@@ -78,7 +78,7 @@ NO_TESTS = {"idle_in_transaction_session_timeout"}  # a setting of PostgreSQL
     "page", sorted((TEMPLATE / "docs/brokers").glob("*.md")), ids=lambda path: path.name
 )
 def test_what_the_page_of_a_broker_promises_has_its_test(page: Path) -> None:
-    """The pages give a test by its name alone, or by the beginning of it."""
+    """The pages name a test by its name alone, or by the beginning of its name."""
     files = [*(TEMPLATE / "tests").rglob("*.py"), *(TREE / "tests").rglob("*.py")]
     tests = set(
         chain(*(re.findall(r"def test_(\w+)\(", file.read_text("utf-8")) for file in files))

@@ -1,6 +1,6 @@
 """The scaling benchmark runs, its page has its measurements, and the model of docs/scaling.md agrees with them.
 
-No test says how fast anything is: the measured points are those of tools/benchmarks/scaling.jsonl.
+No test asserts a speed: the measured points are those of tools/benchmarks/scaling.jsonl.
 """
 
 import json
@@ -19,7 +19,7 @@ from tools.benchmarks.capacity import Moment, Service
 from tools.benchmarks.scaling import TRIVIAL, WAITING
 
 MOST_OFF = 0.35
-"""How far the model may be from a measured point, as a part of it."""
+"""The largest relative error of the model at a measured point."""
 MOST_OFF_IN_THE_MEDIAN = 0.05
 SCALED = ("rabbitmq", "nats", "redis", "kafka", "sqs", "postgres")
 
@@ -159,7 +159,7 @@ def test_a_rate_above_the_limit_has_no_number_of_replicas(service: Service) -> N
 
 
 def hour(service: Service, threshold: float) -> list[Moment]:
-    """Under the load of the page, which needs four replicas."""
+    """An hour under the load of the page, which needs four replicas."""
 
     def load(seconds: float) -> float:
         return float(page.load(seconds) * service.pod_rate / page.EXAMPLE.pod_rate)

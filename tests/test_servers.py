@@ -32,7 +32,7 @@ def rabbitmq_4() -> Path:
 
 
 def test_the_runtime_passes_its_tests_on_rabbitmq_4(rabbitmq_4: Path, prove: Prove) -> None:
-    """The contract, the outages and the broker's own, all but the very slow; the machine's RabbitMQ may be another."""
+    """The contract, the outages and the broker's tests, except the very slow; the machine may have another version."""
     version = roots.version_of("rabbitmq-server", rabbitmq_4)
     assert version.startswith("4.")
     result = run_tool("servers", RABBITMQ_4, check=False)
@@ -71,7 +71,7 @@ def test_an_interrupted_run_leaves_no_process_no_mount_and_no_file(
             assert run.poll() is None
             assert time.monotonic() < give_up_at
             time.sleep(0.1)
-        os.killpg(run.pid, signum)  # as a terminal does
+        os.killpg(run.pid, signum)  # like a terminal
         assert run.wait(END_SECONDS) == 128 + signal.SIGINT
     finally:
         run.kill()
@@ -82,7 +82,7 @@ def test_an_interrupted_run_leaves_no_process_no_mount_and_no_file(
 
 
 def processes_of(folder: Path) -> str:
-    """The command lines that name it."""
+    """The command lines that name this folder."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -93,7 +93,7 @@ def processes_of(folder: Path) -> str:
     return "\n".join(found)
 
 
-def test_what_cannot_be_had_is_left_out_with_its_reason(
+def test_an_unavailable_server_is_left_out_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

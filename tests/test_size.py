@@ -1,4 +1,4 @@
-"""A service is mostly yours: how many lines it has, and which of them are marked as vendored."""
+"""A service is mostly the team's own: its number of lines, and the folders that are marked as vendored."""
 
 import re
 import subprocess
@@ -10,30 +10,30 @@ from support.rendered import CHOICES, TEMPLATE, Render, Service
 from support.repositories import commit_all, git, without_git
 
 WAY_OF_A_MESSAGE = ("message", "cancellation", "consumer", "handlers", "brokers/source")
-"""The files of the runtime on the way of a message, but for its broker."""
+"""The files of the runtime on the path of a message, without its broker."""
 
 
 def lines(service: Service, *beginnings: str) -> int:
-    """How many there are in the files whose names begin so."""
+    """The number of lines in the files with these beginnings of names."""
     texts = [text for name, text in service.files.items() if name.startswith(beginnings)]
     assert texts
     return sum(text.count(b"\n") for text in texts)
 
 
 def test_a_default_service_has_no_more_lines_than_these(render: Render) -> None:
-    """What each part costs is in docs/decisions.md; the aim is 9,000."""
+    """docs/decisions.md has the cost of each part; the aim is 9,000."""
     assert lines(render(), "") <= 12_092
 
 
 @pytest.mark.parametrize("broker", CHOICES["broker"])
 def test_a_service_has_at_most_2500_lines_of_vendored_tests(render: Render, broker: str) -> None:
-    """On the default broker; some servers need a few more for the tests to read them."""
+    """On the default broker; the tests need a few more lines to read some servers."""
     most = 2_500 if broker == "rabbitmq" else 2_550
     assert lines(render(broker=broker), "tests/runtime/") <= most
 
 
 def test_the_way_of_a_message_has_no_more_lines_than_these(render: Render) -> None:
-    """What a reader follows from the delivery to the acknowledgement; the aim is 2,500."""
+    """The files that a reader follows from the delivery to the acknowledgement; the aim is 2,500."""
     service = render()
     files = [f"src/{service.package}/runtime/{name}.py" for name in WAY_OF_A_MESSAGE]
     assert lines(service, *files) <= 1_815
@@ -44,7 +44,7 @@ YOURS = ("handlers/", "settings.py", "__main__.py")
 
 
 def test_the_readme_says_the_size(render: Render) -> None:
-    """Within two percent: it is not edited for each line."""
+    """Within two percent, so that not each line changes it."""
     service, readme = render(), (TEMPLATE / "README.md").read_text(encoding="utf-8")
     yours = lines(
         service,

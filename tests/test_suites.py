@@ -1,7 +1,7 @@
 """Every service passes its own tests with only its declared dependencies, and so does the runtime in place.
 
-The runtime's tests in place are a part of every run of pytest here, on this Python and the newest dependencies. Here
-they run again on the other Pythons, and with the oldest versions: a service's own lock may choose any of these.
+Every run of pytest here includes the runtime's tests in place, on this Python and the newest dependencies. Here
+they also run on the other Pythons, and with the oldest versions: a service's own lock may choose any of these.
 """
 
 import json
@@ -58,7 +58,7 @@ class Suite:
     def of_service(self, service: Service, what: str, *arguments: str, **variables: str) -> Result:
         command = ["python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
         began_at = time.monotonic()
-        # -X dev would also look for errors of C in each allocation, which is slow.
+        # -X dev would also check each allocation in C, which is slow.
         result = service.run(
             *command, environment=service.environment(), PYTHONMALLOC="default", **variables
         )
@@ -79,7 +79,7 @@ class Suite:
         before: Sequence[str] = (),
         **variables: str,
     ) -> Result:
-        """Without tests/conftest.py, whose fixtures need what no service has."""
+        """Without tests/conftest.py, whose fixtures need packages that no service has."""
         command = [*before, str(environment / BIN / "python"), "-X", "dev", "-m", "pytest"]
         command += ["-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir=."]
         command += ["--confcutdir=tests/runtime", "-n", "2", "--timeout=120", *arguments]
@@ -106,9 +106,9 @@ def suite(prove: Prove) -> Suite:
 
 
 def test_its_own_suite_passes(service: Service, combination: Combination, suite: Suite) -> None:
-    """All of it once for each broker, on a real server; all but the slow tests for every other service.
+    """All of it once for each broker, on a real server; for every other service, all except the slow tests.
 
-    The vendored tests are the same bytes in all services of one broker: see test_render.py.
+    The vendored tests have the same bytes in all services of one broker: see test_render.py.
     """
     broker = combination["broker"]
     if combination["handler_stub"] == "json" and combination.names == "short":
@@ -119,7 +119,7 @@ def test_its_own_suite_passes(service: Service, combination: Combination, suite:
 
 @pytest.mark.parametrize("dependency", ["aio-pika", "pydantic-settings", "structlog"])
 def test_a_dependency_that_is_not_declared_is_seen(render_own: Render, dependency: str) -> None:
-    """Else the test above would pass for a service that starts on this machine only."""
+    """Otherwise the test above would pass for a service that starts on this machine only."""
     service = render_own(broker="rabbitmq")
     declared = service.read("pyproject.toml")
     without = re.sub(rf'    "{dependency}[>=].*\n', "", declared)
@@ -152,14 +152,14 @@ class Python:
 
 @cache
 def pythons() -> list[Python]:
-    """One of each release of CPython from 3.11 that is here, the system's too, in their order."""
+    """One of each release of CPython from 3.11 on this machine, including the system's, in their order."""
     folders = [*Path.home().glob(".pyenv/versions/*/bin"), os.environ["PATH"], "/usr/bin"]
     env = {**os.environ, "PATH": os.pathsep.join(map(str, folders))}
     command = ("uv", "python", "list", "--only-installed", "--output-format=json", ">=3.11,<3.15")
     listed = json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
     found = {
         tuple(map(int, one["version"].split("."))): one["path"]
-        for one in reversed(listed)  # the first one of each wins
+        for one in reversed(listed)  # the first one of each release wins
         if (one["implementation"], one["variant"]) == ("cpython", "default")
         and one["version"].replace(".", "").isdecimal()
     }
@@ -218,7 +218,7 @@ def runtime_environment(
 def environment_on(
     python: Python, resolution: str, before: Sequence[str], what: str
 ) -> tuple[Path, str]:
-    """And what it is, with the version that the interpreter itself tells."""
+    """The environment and its Python, with the version that the interpreter itself reports."""
     environment = runtime_environment(python.path, resolution, before)
     command = (*before, str(environment / BIN / "python"), "--version")
     version = run(*command, cwd=TEMPLATE).stdout.strip()
@@ -230,13 +230,13 @@ def environment_on(
 def test_the_runtime_passes_its_tests_on_other_pythons(
     suite: Suite, python: Python, before: list[str]
 ) -> None:
-    """All but the slow tests, and the contract on the default broker."""
+    """All except the slow tests, and the contract on the default broker."""
     environment, what = environment_on(python, "highest", before, "newest")
     suite.quick_in_place(environment, what, *IN_PLACE, before=before)
     if python.root is None:
         arguments = (f"{IN_PLACE[1]}/test_contract.py", "-k", "rabbitmq")
         suite.in_place(environment, f"{what}, the contract on RabbitMQ", *arguments)
-        # Each Python accepts connections in its own way: see runtime/probes.py.
+        # Each Python accepts connections differently: see runtime/probes.py.
         arguments = ("tests/runtime/test_probes.py", "-k", "thousands_of_idle")
         suite.in_place(environment, f"{what}, 5,500 clients of the probe port", *arguments)
 
@@ -245,10 +245,10 @@ def test_the_runtime_passes_its_tests_on_other_pythons(
 def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(
     suite: Suite, python: Python, before: list[str]
 ) -> None:
-    """On the first Python that is here, whose faults stand on no later one, all but the slow ones.
+    """On the first Python of this machine, whose faults no later one has, all except the slow tests.
 
-    There also those of each broker whose oldest client is not the newest one. On the last Python those that depend on
-    a library: of the others it has passed all, with the newest versions.
+    There also the tests of each broker whose oldest client is not the newest. On the last Python the tests that depend
+    on a library: it has passed the others with the newest versions.
     """
     environment, what = environment_on(python, "lowest-direct", before, "oldest")
     first = python == pythons()[0]
@@ -267,7 +267,7 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(
 
 
 def versions(environment: Path, names: Sequence[str]) -> str:
-    """Those of these libraries whose version in it is not the one here, which is the newest."""
+    """The versions of the libraries whose version there is not the version here, which is the newest."""
     [packages] = environment.glob("lib/*/site-packages")
     found = {one.name: one.version for one in metadata.distributions(path=[str(packages)])}
     return ", ".join(

@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as another system can tell: names of files, line ends, and the names that Python lacks there."""
+"""Windows and macOS, as far as Linux tests them: names of files, line ends, and the names that Python lacks there."""
 
 import fnmatch
 import ntpath
@@ -13,7 +13,7 @@ import pytest
 
 from support.rendered import CACHES, QUESTIONS, TEMPLATE, TREE, Render, Service, mypy_cache, run
 
-# Imported by every Python that starts with it on its path: removes the names that Windows lacks.
+# Every Python with it on its path imports it at start: it removes the names that Windows lacks.
 LIKE_WINDOWS = """
 import asyncio
 import os
@@ -116,7 +116,7 @@ def test_the_demo_of_a_service_needs_nothing_that_windows_lacks(
 def test_the_runtime_names_nothing_that_a_system_lacks(
     render: Render, broker: str, system: str
 ) -> None:
-    """mypy knows of each name in the standard library on which systems it is."""
+    """mypy knows for each name in the standard library on which systems it exists."""
     service = render(broker=broker)
     check = ["mypy", f"--platform={system}", f"--cache-dir={mypy_cache().name}/{system}", "src"]
     result = service.run(*check, environment=service.environment())
@@ -132,7 +132,7 @@ def test_that_check_sees(render_own: Render) -> None:
 
 
 def test_what_is_not_rendered_is_found_with_the_separators_of_windows_too() -> None:
-    """Cookiecutter matches paths as the system writes them; fnmatch makes both sides alike first."""
+    """Cookiecutter matches paths with the system's separators; fnmatch normalizes both sides first."""
     patterns = [ntpath.normcase(pattern) for pattern in QUESTIONS["_copy_without_render"]]
     of_the_runtime = [*(TREE / "src").glob("*/runtime/**/*.py"), *(TREE / "stubs").rglob("*.py")]
     assert of_the_runtime
@@ -166,7 +166,7 @@ def test_no_two_files_differ_only_in_case_and_none_has_a_name_of_windows(
 def test_a_checkout_of_git_for_windows_has_the_same_bytes(
     render: Render, tmp_path: Path, what: str
 ) -> None:
-    """Git for Windows sets core.autocrlf, and a hash in the manifest would fit no file with other line ends."""
+    """Git for Windows sets core.autocrlf, and the manifest's hashes would fit no file with other line ends."""
     folder = copy_template(tmp_path) if what == "the template" else render().copy_to(tmp_path).path
     original, checkout = Service(folder, "order_events"), checked_out(folder, tmp_path / "checkout")
     assert checkout.files == original.files
@@ -180,7 +180,7 @@ def test_without_gitattributes_it_would_not(render_own: Render, tmp_path: Path) 
 
 
 def checked_out(folder: Path, checkout: Path) -> Service:
-    """What a clone has, made where git changes line ends to those of Windows."""
+    """The files of a clone, with git's conversion of line ends to those of Windows."""
     git = ["git", "-c", "core.autocrlf=true", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     git += ["-c", "commit.gpgsign=false", "-c", "core.safecrlf=false"]
     run(*git, "init", "--quiet", cwd=folder)

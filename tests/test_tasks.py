@@ -1,4 +1,4 @@
-"""``python3 tasks.py test`` says what it leaves out and how long it takes, and ends every process after Ctrl-C."""
+"""``python3 tasks.py test`` prints what it leaves out and how long it takes, and ends every process after Ctrl-C."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_what_is_left_out_exists() -> None:
 
 
 def test_every_test_file_has_a_figure_and_those_without_all_take_less_than_five_minutes() -> None:
-    """If not: `python3 tasks.py test --measure`, and a longer LEFT_OUT in tools/test.py."""
+    """If it fails: `python3 tasks.py test --measure`, and a longer LEFT_OUT in tools/test.py."""
     seconds = json.loads(FIGURES.read_text("utf-8"))["seconds"]
     assert seconds.keys() >= {name for name, _ in lines()} | LEFT_OUT.keys()
     assert sum(without for without, _ in seconds.values()) < MOST_SECONDS
@@ -39,7 +39,7 @@ def test_every_test_file_has_a_figure_and_those_without_all_take_less_than_five_
 
 def test_the_overview_says_what_runs_and_what_is_left_out() -> None:
     runs, _, left_out = overview(everything=False).partition("Left out")
-    assert "tests/test_tasks.py: ``python3 tasks.py test`` says what it leaves out" in runs
+    assert "tests/test_tasks.py: ``python3 tasks.py test`` prints what it leaves out" in runs
     for node_id, about in LEFT_OUT.items():
         assert f"{node_id}: {about}" in left_out
         assert f"{node_id}: {about}" not in runs
@@ -53,7 +53,7 @@ def test_the_longest_tests_begin_at_once_on_every_worker_but_the_first() -> None
     items = list(range(41))
     order = dealt(items, [number % 8 == 7 for number in items], workers=4)
     assert sorted(order) == items
-    parts = [order[start:end] for start, end in pairwise((0, 10, 20, 30, 41))]  # as xdist deals
+    parts = [order[start:end] for start, end in pairwise((0, 10, 20, 30, 41))]  # like xdist deals
     assert [part[:2] for part in parts] == [[0, 1], [7, 31], [15, 39], [23, 29]]
     assert dealt([1, 2], [False, True], workers=4) == [2, 1]
 
@@ -101,7 +101,7 @@ def test_slow(how, tmp_path):
     subprocess.Popen(command, cwd=folder, start_new_session=how != "child").wait()
     signal.pause()
 '''
-"""Each starts a process that ignores every signal: in the group of the tests, in one of its own, and as a daemon."""
+"""Each starts a process that ignores every signal: in the group of the tests, in its own group, and as a daemon."""
 
 
 def processes_of(mark: str) -> list[int]:
@@ -143,7 +143,7 @@ def test_an_interrupted_run_of_the_tests_leaves_nothing_behind(
             env=environment,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # as a terminal gives each command a group of its own
+            start_new_session=True,  # a terminal also gives each command its own group
         )
     try:
         wait_until(lambda: len([*started.iterdir()]) == 3, seconds=60)

@@ -1,4 +1,4 @@
-"""The unit of a service under a real systemd: notifications, a shutdown, the watchdog, and what each exit code does."""
+"""The unit of a service under a real systemd: notifications, shutdown, watchdog, and the effect of each exit code."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tools.servers import roots
 
 UNIT = "order-events.service"
 PROGRAM = "/opt/order-events/bin/order-events"
-STATE = "/var/lib/private/order-events"  # of a unit with DynamicUser
+STATE = "/var/lib/private/order-events"  # the folder of a unit with DynamicUser
 SHOWN_STATE = "/var/lib/order-events"
 LOG = "/var/log/order-events.log"
 WAIT_SECONDS = 60
@@ -79,8 +79,8 @@ class Unit:
         self.machine.run("env", url, PROGRAM, "publish", message)
 
     def configure(self, service: str = "", **variables: object) -> None:
-        """Its settings, and lines of the unit: the drop-in of one test."""
-        # The machine shares the network of the tests, so the unit's own port may be in use.
+        """Set its variables, and lines of the unit, in the drop-in of one test."""
+        # The machine shares the network of the tests, so the unit's port may be in use.
         environment = {"CONSUMER_PROBE_PORT": "0"} | {
             name: str(value) for name, value in variables.items()
         }
@@ -102,7 +102,7 @@ class Unit:
         return self.read(f"{STATE}/ledger").splitlines()
 
     def wait_for(self, *, line: str = "", **properties: str) -> None:
-        """For a line of the ledger, or for what `systemctl show` prints."""
+        """Wait for a line of the ledger, or for properties in `systemctl show`."""
         expected = list(properties.values())
         wait_until(
             lambda: (not line or line in self.ledger) and self.show(*properties) == expected,
@@ -137,7 +137,7 @@ def machine(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def unit(machine: Machine) -> Iterator[Unit]:
-    """With no messages, no log and no restarts."""
+    """The unit without messages, log or restarts."""
     unit = Unit(machine)
     unit.configure()
     yield unit
@@ -186,7 +186,7 @@ def test_wrong_settings_end_it_with_2_and_it_is_not_restarted(unit: Unit) -> Non
 
 
 def test_a_refused_login_is_tried_again_after_longer_and_longer_delays(unit: Unit) -> None:
-    unit.machine.run("touch", "/etc/messages.db")  # which the user of the service cannot write
+    unit.machine.run("touch", "/etc/messages.db")  # the user of the service cannot write it
     unit.configure(CONSUMER_BROKER_URL="sqlite:////etc/messages.db")
     unit.systemctl("start", check=False)
     unit.wait_for(ExecMainStatus="77", NRestarts="3")
@@ -197,7 +197,7 @@ def test_a_refused_login_is_tried_again_after_longer_and_longer_delays(unit: Uni
 
 
 def seconds_of(span: str) -> float:
-    """Of systemd's ``2s 449ms``."""
+    """The seconds of systemd's ``2s 449ms``."""
     units = {"ms": 0.001, "s": 1.0, "min": 60.0, "us": 0.000001}
     return sum(float(n) * units[name] for n, name in re.findall(r"([\d.]+)([a-z]+)", span))
 
@@ -216,7 +216,7 @@ READ = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().dec
 
 
 def test_the_journal_has_the_priority_of_each_line(unit: Unit) -> None:
-    """So `journalctl --priority=err` shows the errors, without the rest."""
+    """So `journalctl --priority=err` shows only the errors."""
     unit.machine.run("systemctl", "start", "systemd-journald")
     unit.configure("StandardOutput=journal\nStandardError=journal", CONSUMER_DRAIN_SECONDS=1)
     unit.systemctl("start")
@@ -239,7 +239,7 @@ def test_the_unit_is_bounded(unit: Unit) -> None:
 
 
 def test_the_url_is_a_credential_that_no_other_user_can_read(unit: Unit, render: Render) -> None:
-    """The lines are those of a broker that has a password."""
+    """The lines are those of a broker with a password."""
     other = render(broker="redis", deploy="systemd").read(f"deploy/systemd/{UNIT}")
     lines = re.findall(r"^(?:LoadCredential=|Environment=CONSUMER_BROKER_URL_FILE=).*", other, re.M)
     assert len(lines) == 2

@@ -34,7 +34,7 @@ IN_YOURS = {
     "src/order_events/settings.py": ('"""', '"""Ours. '),
     "tests/test_rehearsal.py": ('"""', '"""Ours. '),
 }
-"""Edits of what the team owns, each beside or in a line that the template changes as well."""
+"""Edits in the team's files, each beside or in a line that the template changes as well."""
 EDITS = {
     **IN_YOURS,
     "README.md": ("# Order events", "# Order events of ours"),
@@ -154,13 +154,13 @@ def test_uncommitted_changes_are_not_touched(old_service: Service) -> None:
 
 
 FIRST_UPDATABLE = "56b63d1dedf3f041cfd466d317fd3894e1105b09"
-"""A commit of this repository's own history, of the day on which services became updatable."""
+"""A commit of this repository's own history, from the day when services became updatable."""
 
 
-def test_the_place_of_the_template_and_what_it_came_from_can_be_told(
+def test_the_place_and_the_version_of_the_template_can_be_given(
     template: Path, tmp_path: Path
 ) -> None:
-    """Where neither is recorded as it is now: the template has moved, and was no clone when it was rendered."""
+    """Neither is recorded correctly: the template has moved, and was no clone when it was rendered."""
     service = scaffold(template, tmp_path, "--checkout", "v0.0.1")
     recorded = json.loads(service.read(ANSWERS))
     lost = {**recorded, "template": f"{template.as_uri()}-moved", "version": "0.0.0", "commit": ""}
@@ -185,7 +185,7 @@ def test_the_place_of_the_template_and_what_it_came_from_can_be_told(
 def rendered_here(
     folder: Path, *arguments: str, place: str, config: str = "", cwd: str = "."
 ) -> Service:
-    """Of a template that is named as people do, in a repository of its own."""
+    """A service of a template that is named by an abbreviation, in its own repository."""
     (folder / "rc").write_text(config)
     command = ("cookiecutter", place, "--no-input", "--config-file", str(folder / "rc"))
     env = {**IDENTITY, "HOME": str(folder)}
@@ -197,7 +197,7 @@ def rendered_here(
 
 
 def change_template(template: Path, below: str = ".") -> None:
-    """A new version of it."""
+    """Commit a new version of the template."""
     logs = next((template / below).glob("*cookiecutter*/src/*/runtime/logs.py"))
     logs.write_text(logs.read_text("utf-8").replace(PRESENT_LINE, OLD_LINE), "utf-8")
     commit_all(template, "Changed")
@@ -277,7 +277,7 @@ def test_a_template_that_is_no_repository_has_no_other_version(
 
 @pytest.mark.parametrize("program", ["its own of that day", "today's"])
 def test_a_service_of_the_first_days_comes_up_to_date(tmp_path: Path, program: str) -> None:
-    """With edits in what the team owns, the README and a vendored file."""
+    """With edits in the team's files, the README and a vendored file."""
     there = run("git", "cat-file", "-e", FIRST_UPDATABLE, cwd=TEMPLATE, check=False)
     if there.returncode != 0:
         pytest.skip("the history is not here: a shallow clone")
@@ -302,7 +302,7 @@ def test_a_service_of_the_first_days_comes_up_to_date(tmp_path: Path, program: s
     check_fresh_but_for(edits, service, template, f"description={description}")
 
 
-# -- which version, and which program
+# -- the version, and the program
 
 
 def fork_of(template: Path, folder: Path) -> Path:
@@ -311,7 +311,7 @@ def fork_of(template: Path, folder: Path) -> Path:
 
 
 def with_line(fork: Path, line: str, *tags: str) -> None:
-    """A commit in which the runtime's logs.py begins so."""
+    """A commit in which the runtime's logs.py begins with this line."""
     [logs] = fork.glob(f"*cookiecutter*/{LOGS.replace('order_events', '*')}")
     first, _, rest = logs.read_text("utf-8").partition("\n")
     logs.write_text(f'{first}\n"""{line}"""\n' + rest.partition("\n")[2], "utf-8")
@@ -444,7 +444,7 @@ def test_cruft_keeps_local_edits_and_brings_the_change(template: Path, tmp_path:
     edit(service, EDITS)
     yours = texts_of(service)
     head = git(template, "rev-parse", "HEAD").strip()
-    newest = ("--checkout", head)  # cruft would compare with v0.0.1, which it was made from
+    newest = ("--checkout", head)  # cruft would compare with v0.0.1, the service's
     assert cruft(service.path, "check", *newest).returncode == 1
     assert "# Order events of ours" in cruft(service.path, "diff").stdout
     updated = cruft(service.path, "update", "--skip-apply-ask", *newest)
@@ -501,7 +501,7 @@ def test_an_answer_that_the_template_refuses_changes_nothing(old_service: Servic
 def test_a_service_moves_from_answer_to_answer_by_updates(
     template: Path, tmp_path: Path, question: str
 ) -> None:
-    """Through all of them and back to the first: each answer's files come once, and go once."""
+    """Through all answers and back to the first: each answer's files are added once, and deleted once."""
     first, *others = CHOICES[question]
     service = scaffold(template, tmp_path, f"{question}={first}")
     edit(service, IN_YOURS)

@@ -1,8 +1,8 @@
 """The weekly jobs that propose the template's changes: their own steps, on a real remote.
 
-Each job of the rendered file runs in a checkout of its own, with the variables and secrets that the forge would give it,
-and gets of the other job only its artifact. GitHub's `gh` is a script that remembers pull requests; GitLab makes its
-merge requests of push options, which a hook of the remote writes down.
+Each job of the rendered file runs in its own checkout, with the variables and secrets that the forge would set,
+and gets only the artifact of the other job. GitHub's `gh` is a script that stores pull requests; GitLab makes its
+merge requests from push options, which a hook of the remote records.
 """
 
 import json
@@ -35,7 +35,7 @@ from support.repositories import (
 
 pytestmark = without_git
 NOBODY = str(1_000_000 + os.getpid())
-"""The job ends all processes of this user, so that each process of a test run has another one."""
+"""The job ends all processes of this user, so each process of a test run has another user."""
 IS_ROOT = sys.platform == "linux" and os.geteuid() == 0
 
 VERSION = QUESTIONS["_template_version"]
@@ -84,7 +84,7 @@ class Forge:
     folder: Path
     runs: int = 0
     outputs: dict[str, str] = field(default_factory=dict)
-    """Of the jobs of the last run, by ``JOB.outputs.NAME``."""
+    """The outputs of the jobs of the last run, by ``JOB.outputs.NAME``."""
 
     @property
     def origin(self) -> Path:
@@ -118,7 +118,7 @@ class Forge:
         git(ours.path, "push", "--quiet", "origin", "main")
 
     def run_jobs(self) -> Result:
-        """Both; the second one only if the first one has succeeded."""
+        """Run both jobs; the second only if the first has succeeded."""
         self.runs += 1
         self.outputs = {}
         first, second = BOTH[self.ci]
@@ -129,7 +129,7 @@ class Forge:
         return result
 
     def run_job(self, name: str) -> Result:
-        """In a checkout of one commit, as the forges make it."""
+        """Run one job in a checkout of one commit, like the forges."""
         one = ("--depth", "1", "--branch", "main", self.origin.as_uri(), f"{name}-{self.runs}")
         git(self.folder, "clone", "--quiet", *one)
         checkout = Service(self.folder / f"{name}-{self.runs}", "order_events")
@@ -179,7 +179,7 @@ class Forge:
                 shutil.copytree(self.bundle.parent, place, dirs_exist_ok=True)
             elif "run" in step:
                 variables = {**env, **evaluated(step.get("env", {}))}
-                command = ("bash", "-e", "-c", step["run"])  # as the runner does without `shell`
+                command = ("bash", "-e", "-c", step["run"])  # like the runner without `shell`
                 result = run(*command, cwd=checkout.path, check=False, env=variables)
                 if result.returncode != 0:
                     return result
@@ -210,7 +210,7 @@ class Forge:
         env |= {"NOBODY": NOBODY} if "NOBODY" in env else {}
         if job.get("environment", {}).get("name") == "template-update":
             env["TEMPLATE_UPDATE_TOKEN"] = TOKEN
-        checkout.path.chmod(0o777)  # as runners leave it, with the token of the job in it
+        checkout.path.chmod(0o777)  # like runners leave it, with the token of the job in it
         git(checkout.path, "config", "http.extraHeader", f"Authorization: {OWN_TOKEN}")
         folder = checkout.path
         if job.get("variables", {}).get("GIT_STRATEGY") == "none":
@@ -241,7 +241,7 @@ class Forge:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Outside of pytest's own folder, which each pytest that starts makes its user's only."""
+    """Outside of pytest's own folder, to which each pytest that starts restricts access."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder).resolve()
 
@@ -250,7 +250,7 @@ def tmp_path() -> Iterator[Path]:
 def as_scaffolded(
     request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Service]:
-    """With its CI answer."""
+    """Answers with this CI provider."""
     folder, answer = tmp_path_factory.mktemp("old"), f"ci={request.param}"
     return request.param, scaffold(template, folder, "--checkout", "v0.0.1", answer)
 
@@ -287,7 +287,7 @@ def forge(
     (tmp_path / "requests").mkdir()
     if ci == "gitlab" and IS_ROOT:
         for place in (tmp_path, own_template):
-            place.chmod(place.stat().st_mode | 0o055)  # for another user, as a forge has them
+            place.chmod(place.stat().st_mode | 0o055)  # readable for another user, as on a forge
     return forge
 
 
@@ -341,14 +341,14 @@ def test_conflicts_are_proposed_as_a_draft_that_names_them_and_the_job_fails(for
 
 
 def request_of_another_run(forge: Forge) -> str:
-    """What the job asks for where no request is open."""
+    """The job's request when no request is open."""
     (forge.folder / "requests/open").unlink(missing_ok=True)
     forge.run_jobs()
     return forge.request
 
 
 def guard(service: Service, ci: str) -> str:
-    """The step of the ordinary checks that sees what a conflict left."""
+    """The step of the ordinary checks that detects the marks of a conflict."""
     if ci == "github":
         steps: list[Any] = parse_yaml(service.read(".github/workflows/ci.yml"))["jobs"]["lint"][
             "steps"
@@ -387,7 +387,7 @@ def test_a_commit_of_a_reviewer_is_never_overwritten(forge: Forge) -> None:
 
 
 def test_a_commit_that_arrives_while_the_job_runs_is_not_overwritten(forge: Forge) -> None:
-    """Between the look at the branch and the push: the fake git pushes there, for a reviewer."""
+    """Between the look at the branch and the push: the fake git pushes there, as a reviewer."""
     assert forge.run_jobs().returncode == 0
     reviewed = push_of_a_reviewer(forge).strip()
     mine = git(forge.origin, "rev-parse", f"{reviewed}~1").strip()
@@ -408,7 +408,7 @@ exec {shutil.which("git")} "$@"
 def test_a_forge_that_refuses_changed_workflows_gets_no_proposal(
     forge: Forge, own_template: Path, tmp_path: Path
 ) -> None:
-    """As GitHub does for a token without that right: its sentence is the job's last, and nothing is asked for."""
+    """GitHub refuses a token without that right: its sentence is the job's last, and no request is opened."""
 
     def change(fork: Path) -> None:
         for file in (WORKFLOW, ".gitlab-ci.yml"):
@@ -433,7 +433,7 @@ def test_an_unavailable_template_fails_the_job_and_no_change_is_proposed(forge: 
     assert (forge.branches(), forge.request) == ({"main"}, "")
 
 
-# -- what the template's own code can do
+# -- the abilities of the template's own code
 
 SPY = """
 import os, pathlib
@@ -458,7 +458,7 @@ with open(SEEN, "a") as _file:
 
 
 def release_template(template: Path, folder: Path, changes: Callable[[Path], object]) -> Path:
-    """A clone of the template, with one release more."""
+    """A clone of the template, with one more release."""
     git(folder, "clone", "--quiet", str(template), "fork")
     fork = folder / "fork"
     changes(fork)
@@ -478,7 +478,7 @@ def from_template(forge: Forge, place: Path) -> None:
 def test_a_hook_of_the_template_sees_no_token(
     forge: Forge, own_template: Path, tmp_path: Path
 ) -> None:
-    """Neither in its own environment nor in that of a process above it."""
+    """Neither in its own environment nor in that of a parent process."""
     seen = tmp_path / "seen"
     spy = SPY.replace("SEEN", repr(str(seen)))
 
@@ -597,7 +597,7 @@ def test_the_job_with_the_token_refuses_a_bundle_of_anything_else(forge: Forge) 
 
     forge.runs += 1
     ran = forge.folder / "ran"
-    planted = forge.bundle.parent / ".git/config"  # the first job fills the artifact as it likes
+    planted = forge.bundle.parent / ".git/config"  # the first job fills the artifact with any files
     planted.parent.mkdir(parents=True)
     planted.write_text(f"[core]\n\tfsmonitor = touch {ran}\n\tsshCommand = touch {ran}\n")
     forge.bundle.write_bytes(good)
@@ -649,7 +649,7 @@ def test_a_security_release_is_named_by_title_and_text(
 
 
 def test_the_lock_is_upgraded_with_a_cooldown_of_a_week(forge: Forge) -> None:
-    """Of everything, also what is not named in pyproject.toml; and each later `uv lock` finds it up to date."""
+    """For all packages, including those not in pyproject.toml; and each later `uv lock` finds it up to date."""
     ours = forge.clone("locked")
     run("uv", "lock", "--upgrade-package", "idna==3.7", cwd=ours.path)
     assert versions(ours)["idna"] == "3.7"

@@ -1,4 +1,4 @@
-"""Whatever state a repository is in: an update leaves what is the team's, and where it must refuse, all is as it was."""
+"""In any state of a repository, an update keeps the team's files, and changes nothing when it must refuse."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def as_scaffolded(template: Path, tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture
 def service(as_scaffolded: Service, tmp_path: Path) -> Service:
-    """Of v0.0.1, in a repository of its own, with a second commit."""
+    """A service of v0.0.1, in its own repository, with a second commit."""
     shutil.copytree(as_scaffolded.path, tmp_path / "order-events", symlinks=True)
     service = Service(tmp_path / "order-events", "order_events")
     service.write("NOTES.md", "Ours.\n")
@@ -45,7 +45,7 @@ def service(as_scaffolded: Service, tmp_path: Path) -> Service:
 
 
 def snapshot(folder: Path) -> object:
-    """All refs, HEAD, the index, what is in progress, and every file with its content."""
+    """All refs, HEAD, the index, any operation in progress, and every file with its content."""
     refs = git(folder, "for-each-ref") + (folder / ".git/HEAD").read_text()
     states = {path.name for path in (folder / ".git").iterdir()} - {"ORIG_HEAD", "objects", "index"}
     files = {
@@ -65,7 +65,7 @@ def check_refused(service: Service, result: Result, before: object, sentence: st
 
 
 def branch(folder: Path, *arguments: str) -> None:
-    """Another branch with a commit of its own."""
+    """Create another branch with its own commit."""
     git(folder, "switch", "--quiet", "--create", "other", *arguments)
     (folder / "README.md").write_text("Theirs.\n")
     commit_all(folder, "Theirs")
@@ -122,7 +122,7 @@ def in_the_way(name: str, link: str = "", ignored: bool = False) -> State:
 
 
 def deleted_and_ignored(name: str) -> State:
-    """No more in git, but there."""
+    """Deleted in git, but still a file."""
 
     def prepare(service: Service) -> None:
         git(service.path, "rm", "--quiet", "--cached", name)
@@ -387,7 +387,7 @@ def untracked(service: Service) -> None:
     ],
 )
 def test_it_updates_and_touches_nothing_else(service: Service, state: State) -> None:
-    """The report's first finding: with a branch `template`, a team's work was removed."""
+    """With a branch `template`, an update once removed a team's work."""
     service.write("src/order_events/mine.py", "x = 1\n")
     service.write("README.md", service.read("README.md") + "\nOurs.\n")
     commit_all(service.path, "Our work")
@@ -442,7 +442,7 @@ def test_a_worktree_is_updated_and_no_other(service: Service, tmp_path: Path) ->
 
 
 def larger(tmp_path: Path, *services: Service, submodules: bool = False) -> Path:
-    """A repository with files of the same names, and these services in folders of it."""
+    """A repository with files of the same names, and these services in its folders."""
     root = tmp_path / "larger"
     (root / "services").mkdir(parents=True)
     for name in ("README.md", "pyproject.toml", ".gitignore", "compose.yaml"):
@@ -465,7 +465,7 @@ def test_services_in_a_larger_repository_are_updated_one_by_one(
 ) -> None:
     root = larger(tmp_path, service, service)
     first, second = (Service(root / f"services/order events {n}", "order_events") for n in (0, 1))
-    (second.path / LOGS).unlink()  # as if the first's were where the second's was moved to
+    (second.path / LOGS).unlink()  # as if the first's file were at the new place of the second's
     commit_all(root, "Ours")
     first.write("README.md", first.read("README.md") + "\nOurs.\n")
     commit_all(root, "Ours, too")
@@ -533,7 +533,7 @@ def test_a_submodule_is_updated_and_not_what_contains_it(service: Service, tmp_p
 
 
 def test_a_link_in_the_template_writes_only_here(service: Service, template: Path) -> None:
-    """Of a compromised template: a link to the outside, and a file of the team's as a link."""
+    """A compromised template has a link to the outside, and one in place of a file of the team."""
     evil = service.path.parent / "evil"
     git(service.path.parent, "clone", "--quiet", str(template), "evil")
     tree = evil / "{{cookiecutter.project_slug}}"

@@ -1,7 +1,7 @@
 """Draws the panels of a service's dashboard, for ``python3 tasks.py pictures [FOLDER]``; needs prometheus.
 
-A rendered service runs for a minute and a quarter: what it calls is away for a while, some messages are rejected, some block
-the event loop, then SIGTERM. A Prometheus scrapes it, and answers the queries of the service's own dashboard.json.
+A rendered service runs for a minute and a quarter: its dependency is down for a while, some messages are rejected, some
+block the event loop, then SIGTERM. A Prometheus scrapes it, and answers the queries of its own dashboard.json.
 """
 
 import json
@@ -56,7 +56,7 @@ AWAY, BACK, BLOCKING, STOPPED = 20, 30, (60, 65), 75  # seconds after the start
 DASHBOARD = "deploy/prometheus/dashboard.json"
 
 Ask = Callable[..., Any]
-"""A path of Prometheus's API and the parameters of the query; returns the data of its answer."""
+"""Takes a path of Prometheus's API and the parameters of the query; returns the data of its answer."""
 
 
 def main(arguments: list[str]) -> int:
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
 
 def live(service: Path, folder: Path, probe_port: int) -> None:
-    """The minute and a quarter of the picture."""
+    """Run the minute and a quarter of the picture."""
     away = folder / "away"
     environment = {
         **user_environment(),
@@ -132,7 +132,7 @@ Curve = tuple[str, list[tuple[float, float]]]
 
 
 def drawn(panels: list[dict[str, Any]], ask: Ask, began: float, ended: float, rate: str) -> str:
-    """The SVG: two panels beside each other, each with the curves that Prometheus answers its queries with."""
+    """The SVG: pairs of panels, each with the curves of Prometheus's answers to its queries."""
     rows = math.ceil(len(panels) / 2)
     height = rows * (HEAD + HEIGHT + FOOT)
     parts = [

@@ -1,7 +1,7 @@
 """Renders a service, runs it, shuts it down with in-flight messages, and counts: ``python3 tasks.py demo``.
 
-Everything it writes is in ``.demo`` of the repository. The figures at the end are counted in the two databases, and
-not taken from log lines.
+It writes only into ``.demo`` of the repository. The figures at the end are counted in the two databases, and not taken
+from log lines.
 """
 
 import json
@@ -128,7 +128,7 @@ def report(queue: Path, effects: Path, runs: list["Run"]) -> int:
 
 
 class Publisher(threading.Thread):
-    """Feeds ``order-events publish -``, a process of its own, one JSON line at a time."""
+    """Feeds ``order-events publish -``, a separate process, one JSON line at a time."""
 
     def __init__(self, program: Path, environment: dict[str, str]) -> None:
         super().__init__(daemon=True)
@@ -199,7 +199,7 @@ class Run:
         return self.event("draining")["in_flight"], seconds
 
     def wait(self) -> float:
-        """Wait for the exit; returns when it was, by the monotonic clock."""
+        """Wait for the exit; returns its time, by the monotonic clock."""
         self.exit_code = self.process.wait(WAIT_SECONDS)
         ended_at = time.monotonic()
         self._reader.join()

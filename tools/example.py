@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def normalised(answers: str) -> str:
-    """The text of .template-answers.json, without what differs from machine to machine."""
+    """The text of .template-answers.json, without the parts that differ from machine to machine."""
     recorded = json.loads(answers)
     recorded |= {"template": "gh:OWNER/cookiecutter-consumer", "commit": ""}
     return json.dumps(recorded, indent=2) + "\n"

@@ -1,7 +1,7 @@
 """Prints a table of services that were rendered from this template: ``python3 tasks.py fleet [--json] SERVICE...``.
 
-A SERVICE is a folder, or the URL of a git repository; no code of it runs. ``fleet --receipts [--json] [LOG...]`` sums the
-receipts of their shutdowns, from files or standard input. Exit codes: 0; 1 if one could not be read.
+A SERVICE is a folder, or the URL of a git repository; no code of it runs. ``fleet --receipts [--json] [LOG...]`` sums
+the receipts of their shutdowns, from files or standard input. Exit codes: 0; 1 if one could not be read.
 """
 
 import argparse
@@ -65,9 +65,9 @@ class Row:
     service: str
     version: str
     behind: str
-    """Releases of the template that are newer than the service's version; commits, where both are in this clone."""
+    """Releases of the template that are newer than the service's version; commits, if both are in this clone."""
     security: str
-    """The releases that mend a vulnerability and are newer than the service's version."""
+    """The releases that fix a vulnerability and are newer than the service's version."""
     drift: str
     """How many vendored files were edited, deleted or added."""
     broker: str
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def receipts(files: list[str]) -> tuple[list[Receipts], list[str]]:
-    """The sums of each version of a service, and what could not be read. Lines that are no receipt do not count."""
+    """The sums of each version of a service, and the unreadable files. Lines without a receipt do not count."""
     found: dict[tuple[str, str], Receipts] = {}
     unread = []
     for name in files or ["-"]:
@@ -117,7 +117,7 @@ def receipts(files: list[str]) -> tuple[list[Receipts], list[str]]:
 
 
 def receipt_in(line: str) -> dict[str, Any] | None:
-    """The log event `stopped` in this line, if it is a whole one."""
+    """The log event `stopped` in this line, if it is complete."""
     try:
         event: Any = json.loads(line)
         Receipts(event["service"], event["version"]).add(event)
@@ -130,7 +130,7 @@ def looked_at(place: str) -> Row:
     if Path(place).is_dir():
         return row(Path(place))
     with tempfile.TemporaryDirectory(prefix="fleet-") as scratch:
-        # A link of another repository would lead to a file of this machine: it is written as a text.
+        # A link of another repository could lead to a file of this machine: git writes it as a text.
         clone = ["git", "-c", "core.symlinks=false", "clone", "--quiet", "--depth", "1"]
         clone += ["--", place, scratch]
         try:
@@ -200,7 +200,7 @@ def drift(service: Path, package: str) -> str:
 
 
 def drain_seconds(service: Path, package: str) -> str:
-    """From the files for deployment, else the default of its settings; a value that is set elsewhere is not seen."""
+    """From the files for deployment, or the default of its settings; values that are set elsewhere are not seen."""
     found: set[str] = set()
     for pattern in DEPLOYED_FROM:
         for file in service.glob(pattern):
@@ -215,7 +215,7 @@ def drain_seconds(service: Path, package: str) -> str:
 def suite(service: Path) -> str:
     if not (service / "tests/runtime/test_shutdown.py").exists():
         return "missing"
-    kept = service / ".pytest_cache/v/consumer/shutdown_suite"  # by its tests/conftest.py
+    kept = service / ".pytest_cache/v/consumer/shutdown_suite"  # its tests/conftest.py writes it
     try:
         outcomes = json_of(kept)
         counts = {outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES}
@@ -235,7 +235,7 @@ def rehearsal(service: Path) -> str:
 
 
 def text_of(file: Path) -> str:
-    """Its text; empty for what is no file, or cannot be read."""
+    """The text of a file; empty if it is no file, or cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     except OSError:
@@ -243,7 +243,7 @@ def text_of(file: Path) -> str:
 
 
 def json_of(file: Path) -> Any:
-    """Its value; None for what is no file, or no JSON."""
+    """The value of a JSON file; None if it is no file, or no JSON."""
     try:
         return json.loads(text_of(file))
     except (ValueError, RecursionError):
@@ -262,7 +262,7 @@ def table(rows: list[Any], of: type[Any] = Row) -> str:
 
 
 def printable(line: str) -> str:
-    """The text of another repository must not control the terminal."""
+    """The line without control characters: text of another repository must not control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 

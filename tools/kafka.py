@@ -1,6 +1,6 @@
 """Apache Kafka for the tests, on a machine with Maven and Java 17 or later but without Docker.
 
-Maven Central has Kafka as jars; here they run as nodes that are broker and controller (KRaft). As a program::
+Maven Central has Kafka as jars; here they run as nodes that are both broker and controller (KRaft). As a program::
 
     python -m tools.kafka                                # prints the variable that the tests read
     python -m tools.kafka --port 9092 --directory DIR    # runs a broker on 127.0.0.1 until it is killed
@@ -74,20 +74,20 @@ def variables() -> dict[str, str]:
 
 
 def command() -> str:
-    """For CONSUMER_TEST_BROKER_COMMAND; the first broker that it starts is also installed by it."""
-    # With the path of this repository, as a service's tests may run it.
+    """The command for CONSUMER_TEST_BROKER_COMMAND; the first broker that it starts also installs Kafka."""
+    # It has the path of this repository, since a service's tests may run it.
     program = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tools.kafka"]
     return shlex.join([*program, "--port", "{port}", "--directory", "{directory}"])
 
 
 def variables_for(broker: str) -> dict[str, str]:
-    """The environment variables that the tests of this broker need: none, unless Kafka must be found for them."""
+    """The environment variables that the tests of this broker need: none, except for Kafka."""
     given = {"CONSUMER_TEST_BROKER_URL", "CONSUMER_TEST_BROKER_COMMAND"} & os.environ.keys()
     if broker != "kafka" or given:
         return {}
     try:
         return variables()
-    except KafkaMissing as reason:  # the tests look for Docker next
+    except KafkaMissing as reason:  # the tests try Docker next
         print(reason, file=sys.stderr)
         return {}
 
@@ -120,7 +120,7 @@ def install() -> Path:
 
 
 def node_commands(ports: Sequence[int], directory: Path) -> list[list[str]]:
-    """How to start the node on each of these ports, with the data of the directory. They are one cluster."""
+    """The commands that start a node on each of these ports, with its data in the directory. They are one cluster."""
     java = ["java", HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{install()}/*"]
     files = [directory / f"{port}.properties" for port in ports]
     if not files[-1].exists():
@@ -140,7 +140,7 @@ def node_commands(ports: Sequence[int], directory: Path) -> list[list[str]]:
 
 
 def run(ports: Sequence[int], directory: Path) -> None:
-    """Become a broker on this port, or the parent of one on each; until it is killed."""
+    """Become a broker on this port, or the parent of a broker on each; until it is killed."""
     commands = node_commands(ports, directory)
     if len(commands) == 1:
         os.execvp("java", commands[0])

@@ -45,14 +45,14 @@ PREFETCH = 7
 
 @dataclass(frozen=True)
 class Story:
-    """One kind of shutdown: the seconds of work of each message in the queue, and which signals are sent when."""
+    """One kind of shutdown: the seconds of work of each message in the queue, and the signals."""
 
     name: str
     title: str
     work_seconds: tuple[float, ...]
     drain_seconds: float
     signals: tuple[tuple[float, signal.Signals], ...]
-    """Each with its time in seconds after the first handler began."""
+    """Each signal with its time in seconds after the first handler began."""
 
 
 STORIES = (
@@ -91,7 +91,7 @@ class Work:
 
 @dataclass
 class Shutdown:
-    """What happened, in seconds after the first signal."""
+    """The events of a shutdown, in seconds after the first signal."""
 
     story: Story
     work: list[Work] = field(default_factory=list)
@@ -150,7 +150,7 @@ def play(story: Story, program: Path, queue: Path) -> Shutdown:
 def shutdown_of(
     story: Story, run: Run, sent: list[tuple[float, signal.Signals]], ended: float, left: int
 ) -> Shutdown:
-    """The shutdown as it was logged; the signals and the exit are what this process saw."""
+    """The shutdown from its log; the signals and the exit are those that this process saw."""
     zero = sent[0][0]
     shutdown = Shutdown(story, exit_code=run.exit_code or 0)
     finished = {event["message_id"]: at(event) - zero for event in run.events("finished")}
@@ -180,7 +180,7 @@ def shutdown_of(
 
 
 def at(event: dict[str, Any]) -> float:
-    """When an event was logged, in seconds since the epoch."""
+    """The time of an event, in seconds since the epoch."""
     return datetime.fromisoformat(event["timestamp"]).replace(tzinfo=UTC).timestamp()
 
 

@@ -147,7 +147,7 @@ def tree(name: str) -> ast.Module:
 
 
 def calls(node: ast.AST) -> Iterator[tuple[ast.Call, str, str]]:
-    """Each call of a method, with what it is called on and its name; both of ``(a.x if ... else a.y)()``."""
+    """Each call of a method, with the object and the method's name; both for ``(a.x if ... else a.y)()``."""
     for call in ast.walk(node):
         if isinstance(call, ast.Call):
             function = call.func
@@ -202,7 +202,7 @@ def settings() -> Iterator[tuple[str, ...]]:
 
 
 def allowed(name: str) -> str:
-    """The type and the bounds, as the model's own JSON schema has them."""
+    """The type and the bounds, from the model's own JSON schema."""
     schema = ConsumerSettings.model_json_schema()["properties"][name]
     schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
     schema = schema.get("items", schema)
@@ -239,7 +239,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 def resolved(node: ast.expr, texts: dict[str, ast.expr]) -> ast.expr:
-    """What was assigned to the name, if it is one."""
+    """The value that was assigned to the name, if it is a name."""
     return texts.get(ast.unparse(node), node)
 
 
@@ -280,7 +280,7 @@ def events(of_brokers: bool) -> Iterator[tuple[str, ...]]:
 
 
 def readings() -> Iterator[Reading]:
-    """The metrics of both kinds of telemetry, as they are before a consumer runs."""
+    """The metrics of both kinds of telemetry, before a consumer runs."""
     settings = ConsumerSettings.model_validate({"broker_url": "sqlite:///"})
     idle: Any = SimpleNamespace(
         settings=settings,

@@ -62,7 +62,7 @@ def main() -> int:
     replace(CHANGES, rf"^## {re.escape(version)} \(not released\)$", f"## {version} ({today})")
     replace(QUESTIONS, r'"_template_version": "[^"]+"', f'"_template_version": "{version}"')
     replace(PROJECT, r'^version = "[^"]+"', f'version = "{version}"')
-    # What renders the example below is what services without cookiecutter get.
+    # The version that renders the example is the version for services without cookiecutter.
     installed = metadata.version("cookiecutter")
     replace(UPDATING, r'^COOKIECUTTER = "[^"]+"', f'COOKIECUTTER = "{installed}"')
     replace(UPDATING, r'^COOKIECUTTER_UNTIL = "[^"]+"', f'COOKIECUTTER_UNTIL = "{today}"')

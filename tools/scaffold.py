@@ -29,8 +29,8 @@ def scaffold(
         "-o",
         str(folder.resolve()),
     ]
-    # Its output is what a user would do next.
-    # In the folder whose local_extensions.py it needs.
+    # Its output is the next steps of a user.
+    # It runs in the folder with the local_extensions.py that it needs.
     _python(*command, *answers, stdout=subprocess.DEVNULL, cwd=template)
     [project] = folder.iterdir()
     if handler is not None:
@@ -49,12 +49,12 @@ def install(project: Path) -> Path:
 
 
 def user_environment() -> dict[str, str]:
-    """This process's environment without PYTHONPATH, where an installed service would find the template's modules."""
+    """This process's environment without PYTHONPATH, which would show an installed service the template's modules."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def _python(module: str, *arguments: str, **options: Any) -> None:
-    """Run the module; if it fails it has printed the reason, and this program ends with its exit code."""
+    """Run the module; if it fails, it has printed the reason, and this program ends with its exit code."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], **options)
     if done.returncode != 0:
         print(f"{module} {arguments[0]} failed; see above.", file=sys.stderr)

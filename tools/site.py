@@ -1,6 +1,6 @@
 """Builds the documentation site into .cache/site; a broken link or anchor is an error. ``python3 tasks.py docs``
 
-In a folder of its own: Zensical keeps its cache in ``.cache``, where the tests keep their environments, and deletes
+It runs in its own folder: Zensical keeps its cache in ``.cache``, where the tests keep their environments, and deletes
 all of that for a clean build.
 """
 

@@ -69,27 +69,27 @@ LEFT_OUT: dict[str, str] = {
     "tests/test_chaos.py::test_a_cluster_tells": "counts of clusters without a leader",
     "tests/test_chaos.py::test_sigterm_at_any_moment": "SIGTERM every 25 ms of the start",
 }
-"""Only with --all, and what it is: ids of tests as pytest prints them, or the beginning of such ids."""
+"""Tests that run only with --all, and what they are: ids as pytest prints them, or their beginnings."""
 BROKERS_LEFT_OUT = ("rabbitmq", "redis", "kafka", "sqs", "postgres", "mqtt")
-"""In RUNTIME_TESTS, only with --all: their servers are not on PyPI, or slow. Left are the embedded broker and NATS."""
+"""Brokers in RUNTIME_TESTS only with --all: their servers are not on PyPI, or slow. SQLite and NATS stay."""
 MARKER_LEFT_OUT = "very_slow"
 RUNTIME_TESTS = {
     "tests/runtime": "the runtime where it lies",
     f"{TREE.name}/tests/runtime": "the tests that every service gets",
 }
-"""The files of each folder are one line of the overview."""
+"""The files of each folder that are one line of the overview."""
 FIGURES = Path(__file__).with_name("test_seconds.json")
 """Seconds of each line of the overview, without and only with --all. ``python3 tasks.py test --measure`` writes them."""
 
 CLEANUP_SECONDS = 0.7
-"""For pytest, after Ctrl-C."""
+"""The time for pytest's cleanup after Ctrl-C."""
 KILL_SECONDS = 5.0
-"""For the kernel, to end what was killed."""
+"""The time for the kernel to end killed processes."""
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 12 * 2**30
-"""Several times what the files of a whole run and the servers take at once."""
+"""Several times the size of the files of a whole run and its servers."""
 DELETE_SECONDS = 1.0
-"""For the temporary folder, after Ctrl-C; a large one is deleted in the background."""
+"""The time to delete the temporary folder after Ctrl-C; a large folder is deleted in the background."""
 
 
 def main(arguments: list[str]) -> int:
@@ -122,7 +122,7 @@ def overview(everything: bool) -> str:
 
 
 Line = tuple[list[float], str, str]
-"""Seconds, if they were measured; the path; what it is."""
+"""The seconds, if they were measured; the path; the description."""
 
 
 def lines() -> Iterator[tuple[str, str]]:
@@ -195,7 +195,7 @@ class Figures:
         both[is_left_out(report.nodeid, report.keywords)] += report.duration
 
     def pytest_sessionfinish(self) -> None:
-        """Tests run side by side, so the sum of their seconds is more than the time that passed."""
+        """Tests run in parallel, so the sum of their seconds exceeds the elapsed time."""
         share = (time.monotonic() - self.began_at) / max(1, sum(map(sum, self.seconds.values())))
         rounded = {
             name: [round(part * share, 1) for part in both]
@@ -211,12 +211,12 @@ class Figures:
 
 
 def run_pytest(arguments: list[str]) -> int:
-    """Run pytest with a temporary folder of its own; nothing of it is left when this returns."""
+    """Run pytest with its own temporary folder; nothing is left of it when this returns."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="tests-", dir=in_memory())).resolve()
     folder.chmod(0o711)  # some tests run as another user
-    # A test that passed needs its files no longer: there may be gigabytes of them.
+    # A passed test no longer needs its files: they may take gigabytes.
     command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
     seconds: float | None = None
@@ -238,10 +238,10 @@ def run_pytest(arguments: list[str]) -> int:
 
 
 def in_memory(folder: Path = MEMORY, room_bytes: int = ROOM_BYTES) -> Path | None:
-    """The folder of a file system in memory, if there is one with this room, programs may run there, and TMPDIR names no other.
+    """A folder in memory with this room, where programs may run, unless TMPDIR names another folder; otherwise None.
 
-    A file that is created, written and deleted there takes a twentieth of the CPU time that ext4 takes. No test needs
-    its files after a crash of the machine, which is all that a disk would add.
+    Creating, writing and deleting a file there takes a twentieth of the CPU time of ext4. No test needs
+    its files after a crash of the machine, which only a disk would keep.
     """
     meminfo = Path("/proc/meminfo")
     if "TMPDIR" in os.environ or not (folder.is_dir() and meminfo.exists()):
@@ -254,7 +254,7 @@ def in_memory(folder: Path = MEMORY, room_bytes: int = ROOM_BYTES) -> Path | Non
 
 
 def delete(folder: Path, seconds: float | None) -> None:
-    """Delete it; what is left after this time, another process deletes."""
+    """Delete the folder; another process deletes the rest after this time."""
     for mounted in mounts_below(folder):
         subprocess.run(["umount", "-l", mounted], check=False)
     program = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
@@ -275,7 +275,7 @@ def mounts_below(folder: Path) -> list[str]:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of every descendant that loses its own, as a server that became a daemon does."""
+    """Make this process the parent of every descendant whose parent ends, such as a server that became a daemon."""
     if sys.platform == "linux":
         pr_set_child_subreaper = 36
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
@@ -291,7 +291,7 @@ def wait_for(process: subprocess.Popen[bytes]) -> int:
 
 
 def kill_descendants() -> None:
-    """Kill until there are none: one may start another meanwhile. Only on Linux; elsewhere pytest's cleanup must do."""
+    """Kill until no descendant is left: one may start another meanwhile. Only on Linux; elsewhere pytest must."""
     give_up_at = time.monotonic() + KILL_SECONDS
     while (found := descendants()) and time.monotonic() < give_up_at:
         for pid in found:

@@ -5,7 +5,7 @@ The service's own update.py only fetches the template, and runs this file of its
     python updating.py --project=FOLDER --clone=BARE_REPOSITORY --checkout=REVISION [what the user typed]
 
 with any Python since 3.11, and nothing installed but git and cookiecutter or uv. Services of every older version call
-it so: the three options stay, a later --checkout overrides the first, and this stays one file without imports of ours.
+it so: the three options stay, a later --checkout overrides the first, and this stays one file without our own imports.
 
 It renders the recorded version of the template and the wanted one, and applies the difference to the current branch as
 `git cherry-pick` does; no other branch is read or written.
@@ -31,9 +31,9 @@ RECORD = ".template-answers.json"
 BUSY = "MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD BISECT_LOG sequencer rebase-merge rebase-apply"
 COOKIECUTTER = "2.7.1"
 COOKIECUTTER_UNTIL = "2026-11-29"
-"""What uvx may install: this version, with dependencies of before this day. `tasks.py release` moves both."""
+"""The packages for uvx: this version, with dependencies from before this day. `tasks.py release` changes both."""
 SECTION = re.compile(r"^## ([0-9]+\.[0-9]+\.[0-9]+)(.*)\n((?:(?!## ).*\n?)*)", re.M)
-"""Of CHANGELOG.md: version, mark and text."""
+"""A section of CHANGELOG.md: version, mark and text."""
 UNRELEASED = " (not released)"
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments()
     moved = arguments.template
     if moved and Path(moved).is_dir():
-        moved = str(Path(moved).resolve())  # as typed, it would mean another folder elsewhere
+        moved = str(Path(moved).resolve())  # a relative path would mean another folder elsewhere
     os.chdir(arguments.project)
     try:
         recorded = json.loads(Path(RECORD).read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def main() -> None:
             names = (answers["package_name"], package)
             ours = placed(renamed(git("rev-parse", f"HEAD:{prefix}"), *names), head, prefix)
             base = renamed(base, *names)
-        # Both sides of the difference have what is the team's as the team has it.
+        # Both sides of the difference get the team's files from the team.
         yours = [f"src/{package}/handlers", f"src/{package}/settings.py", "tests/handlers"]
         yours += git("ls-files", "--", "tests/test_rehearsal.py").split()
         base = placed(base, ours, prefix, *yours, RECORD)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def prefix_of_clean_project() -> str:
-    """The project's folder in its repository; exits if the repository is in no state to be updated."""
+    """The project's folder in its repository; exits if the repository cannot be updated in its present state."""
     if not shutil.which("git"):
         refuse("git is not installed.")
     asked = git("rev-parse", "--absolute-git-dir", "--is-inside-work-tree", "--show-prefix")
@@ -124,13 +124,13 @@ def apply(message: str, base: str, theirs: str, renamed_tree: str) -> None:
     if subprocess.run(pick, check=False).returncode != 0:
         if git("ls-files", "--unmerged", "--", ":/"):
             refuse("conflicts in the files above: resolve them, or run `git cherry-pick --abort`.")
-        run(["git", "cherry-pick", "--abort"])  # refused by git or by a hook
+        run(["git", "cherry-pick", "--abort"])  # git or a hook refused it
         git("reset", "--keep", before)
         refuse("git did not commit the update, see above; nothing is changed.")
 
 
 def placed(tree: str, head: str, prefix: str, *yours: str) -> str:
-    """The tree ``head`` with this one in the place of the project's, except for ``yours``."""
+    """The tree ``head`` with this tree in the place of the project's, except for ``yours``."""
 
     def replaced(path: str) -> bool:
         kept = any(inside(path, f"{prefix}{one}") for one in yours)
@@ -145,7 +145,7 @@ def placed(tree: str, head: str, prefix: str, *yours: str) -> str:
 
 
 def inside(path: str, folder: str) -> bool:
-    """Also true of the path itself."""
+    """Whether the path is in the folder; also true of the folder itself."""
     return f"{path}/".startswith(f"{folder}/")
 
 
@@ -169,7 +169,7 @@ def renamed(tree: str, old: str, new: str) -> str:
     submodules = [path for path, blob in files(tree).items() if blob.startswith("160000")]
     if submodules or not package.is_dir() or package.with_name(new).exists():
         refuse(f"no rename: there is a submodule, or src/{new}, or src/{old} does not exist.")
-    # Only where the word is the package: it may also be a variable, or a word in a sentence.
+    # Only where the word is the package: it may also be a variable, or a word of a sentence.
     modules = "|".join(sorted({re.escape(path.stem) for path in package.iterdir()}))
     before = r"""^ *(?:from|import) |\bsrc/|-m["', ]+|"package_name": \""""
     word = re.compile(rf"({before}){old}\b|(?<![\w./-]){old}(?=\.(?:{modules})\b)", re.M)
@@ -191,9 +191,9 @@ class Template:
     """The template's folder in its repository; empty for the root."""
 
     def rendered(self, revision: str, answers: Mapping[str, str], place: str) -> Path:
-        """The project as this revision renders it, in a temporary folder; it records that it is from this place."""
+        """The project as this revision renders it, in a temporary folder; it records this place as its origin."""
         scratch, config = tempfile.mkdtemp(), Path(tempfile.mkdtemp(), "config.yaml")
-        # Its clones go there: in its usual folder it would delete another one of the same name.
+        # Its clones go there: in its usual folder it would delete another clone of the same name.
         own = dict.fromkeys(["cookiecutters_dir", "replay_dir"], str(config.parent))
         config.write_text(json.dumps(own), encoding="utf-8")
         pinned = ["uvx", f"--python={sys.executable}", f"--exclude-newer={COOKIECUTTER_UNTIL}"]
@@ -214,13 +214,13 @@ class Template:
         return folder
 
     def is_in(self, release: str, revision: str) -> bool:
-        """Whether the revision has this release in its history; what the user typed is no release."""
+        """Whether the revision has this release in its history; a revision that the user typed is no release."""
         command = ["git", f"--git-dir={self.clone}", "merge-base", "--is-ancestor"]
         typed = not release.startswith("refs/tags/")
         return not typed and run([*command, release, revision]).returncode == 0
 
     def security(self, old: str, new: Mapping[str, Any]) -> list[str]:
-        """The security releases after this version, until that of the record."""
+        """The security releases after this version, until the record's version."""
         path = f"{new.get('commit')}:{self.directory}/CHANGELOG.md".replace(":/", ":")
         shown = run(["git", f"--git-dir={self.clone}", "cat-file", "blob", path])
         return security_releases(shown.stdout, after=old, until=new["version"])
@@ -241,7 +241,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def message_of(version: str, security: list[str]) -> str:
-    """That of the commit: its first line is the title of the weekly proposal, and the rest its text."""
+    """The message of the commit: its first line is the title of the weekly proposal, and the rest its text."""
     if not security:
         return f"Template {version}"
     text = f"Vulnerabilities were mended in {', '.join(security)}: see the template's CHANGELOG.md."
@@ -269,7 +269,7 @@ def run(command: list[str], cwd: Any = None, stdin: str = "", env: Mapping[str, 
 
 
 def reason_in(output: str) -> str:
-    """The line that says what went wrong: git's, else the last one."""
+    """The line with the reason: git's, or the last line."""
     lines = output.strip().splitlines() or ["no reason was given"]
     return next((line for line in lines if line.startswith("fatal: ")), lines[-1])
 

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The spool as the tests see it: what is in its folders. It has no server that could be killed."""
+"""The spool in the tests: the files in its folders. It has no server that could be killed."""
 
 import shutil
 import time

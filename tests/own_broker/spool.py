@@ -2,8 +2,8 @@
 """A spool: one file for each message, in folders that the processes of one machine share.
 
 ``spool:////var/spool/orders``, with ``?lease_seconds=30``. A message is in ``ready``, in ``held/<consumer>``, or in
-``dead``; renaming its file from one to the next ensures that one consumer has it. A consumer that has not touched its
-folder for longer than the lease counts as dead: the others move its messages back.
+``dead``; renaming its file from one folder to the next ensures that only one consumer has it. A consumer that has not
+touched its folder for longer than the lease counts as dead: the others move its messages back.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class SpoolBroker(Broker):
         self._held.mkdir()
         self._fetcher = asyncio.create_task(self._fetch_for_ever(), name="spool-fetcher")
 
-    async def _stop_fetching(self) -> None: ...  # `stopped` says it
+    async def _stop_fetching(self) -> None: ...  # `stopped` is enough
 
     async def _fetch_for_ever(self) -> None:
         try:
@@ -195,12 +195,12 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> SpoolBroker:
 
 
 def _name(due: float) -> str:
-    """Names sort by the time that they are due, and then by the order of writing."""
+    """A name that sorts by the due time, and then by the order of writing."""
     return f"{due:017.6f}-{next(_last_words):012d}-{uuid.uuid4().hex}"
 
 
 def _files(folder: Path) -> list[Path]:
-    """In the order of their names; none in a folder that is not declared."""
+    """The files in the order of their names; none in a folder that is not declared."""
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
@@ -227,6 +227,6 @@ def _message(file: Path) -> Message:
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
-    """The body, and what the first line says of it: any program may have written it."""
+    """The body, and the fields of the first line, which any program may have written."""
     about, _, body = file.read_bytes().partition(b"\n")
     return body, json_object(about)

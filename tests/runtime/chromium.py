@@ -40,7 +40,7 @@ class Chromium:
         return self.ask("POST", "execute/sync", script=script, args=[*arguments])
 
     def press(self, *keys: str) -> None:
-        """On the keyboard, where the focus is."""
+        """Press keys on the keyboard; the focused element gets them."""
         downs = [{"type": kind, "value": k} for k in keys for kind in ("keyDown", "keyUp")]
         self.ask("POST", "actions", actions=[{"type": "key", "id": "keyboard", "actions": downs}])
 
@@ -48,7 +48,7 @@ class Chromium:
         return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
 
     def press_button(self, selector: str) -> None:
-        """By the keyboard alone."""
+        """Press a button by the keyboard alone."""
         self.run("document.querySelector(arguments[0]).focus()", selector)
         self.press(ENTER)
 
@@ -64,7 +64,7 @@ class Chromium:
 
 @contextmanager
 def chromium(directory: Path) -> Iterator[Chromium]:
-    """Skips where there is none."""
+    """Skips the test if there is no Chromium."""
     driver = shutil.which("chromedriver")
     if driver is None or shutil.which("chromium") is None:
         pytest.skip("no chromium or no chromedriver here (Debian: chromium, chromium-driver)")

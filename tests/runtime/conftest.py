@@ -45,17 +45,19 @@ fixtures.server_module = server_module
 slow = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("untimed")
-# Of the services that tests start: see there.
+# Options of Python in the services that tests start: see there.
 without_rich = str(Path(__file__).with_name("without_rich"))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [without_rich, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-# With rich, which cookiecutter installs, each traceback would block the event loop for a second, or twenty on a loaded machine.
+# -X dev keeps ten frames of the stack for each callback, which is a sixth of the CPU time of these tests.
+setattr(asyncio.constants, "DEBUG_STACK_DEPTH", 1)  # noqa: B010
+# With rich, which cookiecutter installs, each traceback would block the event loop for a second, or for twenty.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that kill a server of their own are the longest: they start first, beside the others."""
+    """Tests that kill their own server are the longest: they start first, in parallel with the others."""
 
     def server_is_shared(item: pytest.Item) -> bool:
         fixtures = getattr(item, "fixturenames", ())
@@ -66,9 +68,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_logger_is_kept() -> Iterator[None]:
-    """`configure_logs` lets each logger keep its configuration: a later `capture_logs` would not see what it logs.
+    """`configure_logs` lets each logger keep its configuration: a later `capture_logs` would not see its events.
 
-    And it sets the level of all, which later tests that look into `caplog` do not expect.
+    And it sets the level of all loggers, which later tests of `caplog` do not expect.
     """
     root = logging.getLogger()
     level = root.level
@@ -81,7 +83,7 @@ def no_logger_is_kept() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_secret_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an earlier test."""
+    """No secret of an earlier test is known."""
     monkeypatch.setattr(redaction, "_known", set())
     monkeypatch.setattr(redaction, "_any_known", None)
 
@@ -97,12 +99,12 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> None:
 async def no_task_is_left_behind() -> AsyncIterator[None]:
     yield
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not tasks or not (await asyncio.wait(tasks, timeout=30))[1]  # one may just be ending
+    assert not tasks or not (await asyncio.wait(tasks, timeout=30))[1]  # a task may be about to end
 
 
 @pytest.fixture
 def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    """The real program on a queue of its own; here it can misbehave."""
+    """The real program on its own queue; here it can misbehave."""
     with Scene(broker, queue, tmp_path, MISBEHAVING) as scene:
         yield scene
 
@@ -130,7 +132,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 
 @pytest.fixture
 def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets a constant of the runtime's broker modules, in each that has one of the name."""
+    """Sets a constant in each of the runtime's broker modules that has this name."""
 
     def shorten(seconds: float, *names: str) -> None:
         for name in names:
@@ -141,10 +143,10 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def broker_modules(name: str) -> list[Any]:
-    """The modules of runtime.brokers that have an attribute of this name."""
+    """The modules of runtime.brokers that have an attribute with this name."""
     modules = []
     for found in iter_modules(brokers.__path__, f"{brokers.__name__}."):
-        with suppress(ImportError):  # of a client library
+        with suppress(ImportError):  # a missing client library
             modules.append(import_module(found.name))
     return [module for module in modules if hasattr(module, name)]
 
@@ -187,7 +189,7 @@ def start_secured(certificates: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def login_url(broker_name: str, broker: Server, start_secured: Start) -> Iterator[str]:
-    """Of a user whose name and password have the characters that a URL must encode."""
+    """The URL of a user whose name and password have the characters that a URL must encode."""
     with login(broker_name, broker, start_secured) as url:
         yield url
 
@@ -196,6 +198,6 @@ def login_url(broker_name: str, broker: Server, start_secured: Start) -> Iterato
 def tls_proxy(
     broker_name: str, broker: Server, start_secured: Start, certificates: Path
 ) -> Iterator[Proxy]:
-    """The broker behind TLS, which asks for a client's certificate if the URL can name one."""
+    """The broker behind TLS, which requires a client's certificate if the URL can name one."""
     with tls_proxy_of(broker_name, broker, start_secured, certificates) as proxy:
         yield proxy

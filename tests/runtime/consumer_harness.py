@@ -19,7 +19,7 @@ from runtime.message import OutgoingMessage
 from runtime.settings import ConsumerSettings
 
 AT_ONCE: dict[str, Any] = {"retry_seconds": 1e-6, "retry_max_seconds": 1e-6}
-"""Settings: a retry is due before the embedded broker has looked for it, so no test waits for one."""
+"""Settings: a retry is due before the embedded broker looks for it, so no test waits for a retry."""
 
 
 class Number(BaseModel):
@@ -27,7 +27,7 @@ class Number(BaseModel):
 
 
 class ConsumerHarness:
-    """A consumer, and a second source that publishes to its queue and counts what is in it."""
+    """A consumer, and a second source that publishes to its queue and counts its messages."""
 
     def __init__(
         self, broker: Server, queue: str, make_settings: Callable[..., ConsumerSettings]
@@ -49,9 +49,9 @@ class ConsumerHarness:
         before: Callable[[Consumer], None] = lambda consumer: None,
         **settings: Any,
     ) -> tuple[int, Consumer]:
-        """Publish, consume until the condition holds, shut down; returns the exit code and the consumer.
+        """Publish, consume until the condition is true, shut down; returns the exit code and the consumer.
 
-        ``before`` may change the consumer before it runs: break its source, say.
+        ``before`` may change the consumer before it runs, for example break its source.
         """
         made = self.make_settings(**settings)
         event = CancellationEvent(asyncio.get_running_loop())
@@ -65,7 +65,7 @@ class ConsumerHarness:
             with capture_logs() as self.logs:
                 consuming = asyncio.create_task(consumer.run())
                 async with asyncio.timeout(20):
-                    # Polled, as a condition may look at anything; nothing tells when it changes.
+                    # Polled, since a condition may depend on anything.
                     while not until(consumer) and not consuming.done():  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
                 event.set("test")
@@ -96,7 +96,7 @@ async def consume(
     until: Callable[[Consumer], bool],
     handlers: Mapping[str, HandlerFunction],
 ) -> Consumer:
-    """Consume from this source until the condition holds, and shut down gracefully."""
+    """Consume from this source until the condition is true, and shut down gracefully."""
     event = CancellationEvent(asyncio.get_running_loop())
     consumer = Consumer(source, Router(handlers), event, settings)
     consuming = asyncio.create_task(consumer.run())

@@ -34,29 +34,29 @@ from tools import kafka
 
 PASSWORD, ANOTHER = "the-f1rst-password", "the-s3cond-password"
 DENIED = "denied"
-"""The name of a destination that exists, and to which the right to write is refused."""
+"""The name of an existing destination, for which the right to write is refused."""
 OWN = "orders", "billing"
-"""The source and the group of whom ``deny`` leaves the rights that the broker's page documents."""
+"""The source and the group of the user for whom ``deny`` leaves the rights that the broker's page documents."""
 
 
 class Access(NamedTuple):
-    """Of one user, with ``url`` for the service. ``server`` has the URL of an administrator."""
+    """The access of one user, with ``url`` for the service. ``server`` has the URL of an administrator."""
 
     server: Server
     url: str
     deny: Callable[[], None]
-    """Refuse it, and end its connections."""
+    """Refuse the access, and end the user's connections."""
     allow: Callable[[], None]
     refusal: str
     """A regular expression that the reason of the outage matches."""
     rotated_url: str
-    """With the login that is valid after ``deny``, where that refuses the login of ``url``."""
+    """The URL with the login that is valid after ``deny``, if ``deny`` refuses the login of ``url``."""
     stores_meanwhile: bool = True
     """Whether the broker stores messages for the service while it is refused."""
     destination: str = ""
-    """Of messages, to which ``deny`` refuses the right."""
+    """The destination of messages, for which ``deny`` refuses the right."""
     keeps_acks: bool = True
-    """Whether a refused ack is sent again later; else the message is redelivered, and that is logged."""
+    """Whether a refused ack is sent again later; otherwise the message is redelivered, and that is logged."""
 
 
 def of_rabbitmq(directory: Path, what: str) -> Iterator[Access]:
@@ -116,7 +116,7 @@ def of_nats(directory: Path, what: str) -> Iterator[Access]:
         probed = DENIED if what == "destination" else "$JS.ACK.t"
 
         def may_publish() -> bool | None:
-            """None if the server ended the connection, as it may when it reads its configuration."""
+            """None if the server ended the connection, as some do while they read their configuration."""
             options = json.dumps({"verbose": True, "user": "user", "pass": PASSWORD})
             host, _, port = server.url.rpartition("@")[2].removeprefix("nats://").rpartition(":")
             with (
@@ -220,11 +220,11 @@ def of_postgres(directory: Path, what: str) -> Iterator[Access]:
 
 
 def reread(server: PrivateMosquitto) -> None:
-    """Have it read its users and their rights: after SIGHUP, 2.0.11 ends connections "due to out of memory"."""
+    """Let it read its users and their rights: after SIGHUP, 2.0.11 ends connections "due to out of memory"."""
     server.instance.send(signal.SIGTERM)
     server.instance._process.wait(20)
     server.instance.restart()
-    # Since its restart it stores nothing for that anonymous session, until it returns.
+    # Since its restart the server stores no message for that anonymous session, until it returns.
     server._command(mqtt.KEEPER, clean=False)
 
 
@@ -285,12 +285,12 @@ IAM_ACTIONS = [
     *("sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ReceiveMessage", "sqs:DeleteMessage*"),
     *("sqs:ChangeMessageVisibility*", "sqs:SendMessage*", "sns:Publish*"),
 ]
-"""Those of docs/brokers/sqs.md. AWS has no action for a batch of them, moto has."""
+"""The actions in docs/brokers/sqs.md. AWS has no action for a batch, but moto has."""
 
 
 def of_sqs(directory: Path, what: str) -> Iterator[Access]:
-    """moto looks at keys and policies, if it is told to, as IAM does, but not at the resources of a policy: of destinations,
-    it can refuse all topics of SNS, and no queue alone."""
+    """moto can check keys and policies like IAM, but not the resources of a policy: among destinations,
+    it can refuse all topics of SNS, but not a single queue."""
     with moto(directory) as open_url:
         address = open_url.rpartition("@")[2].partition("/")[0]
 
@@ -327,7 +327,7 @@ def of_sqs(directory: Path, what: str) -> Iterator[Access]:
         reset = Request(f"http://{address}/moto-api/reset-auth", data=b"0", headers=headers)
         urlopen(reset).close()
         denied = {
-            "login": "sqs:*",  # no key can be made twice
+            "login": "sqs:*",  # a key cannot be created twice
             "right": "sqs:ReceiveMessage",
             "ack": "sqs:DeleteMessage*",
             "destination": "sns:Publish*",
@@ -370,11 +370,11 @@ KAFKA_RIGHTS = [
     *((GROUP, READ, OWN[1]), (GROUP, READ, f"{OWN[1]}.dead")),
     *((TOPIC, WRITE, DENIED), (TOPIC, DESCRIBE, DENIED)),
 ]
-"""Those of docs/brokers/kafka.md."""
+"""The rights in docs/brokers/kafka.md."""
 
 
 def of_kafka(directory: Path, what: str) -> Iterator[Access]:
-    """It has SCRAM and access control lists; its administrator needs no login."""
+    """A Kafka with SCRAM and access control lists; its administrator needs no login."""
     try:
         kafka.install()
     except kafka.KafkaMissing as missing:
@@ -386,7 +386,7 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
         properties.write(KAFKA.format(**ports))
 
     def ask(key: int, version: int, body: bytes, header: bytes = b"") -> bytes:
-        """The answer to a request of Kafka's protocol, without its length and its number."""
+        """The answer to a request of Kafka's protocol, without its length and its correlation id."""
         request = struct.pack(">hhihs", key, version, 1, 1, b"t") + header + body
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
@@ -395,7 +395,7 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
                 return answers.read(length)[4:]
 
     def set_password(password: str) -> None:
-        """AlterUserScramCredentials, of one credential: flexible, so that each length is one more than it is."""
+        """AlterUserScramCredentials, for one credential: flexible encoding, so each length is written plus one."""
         salt, rounds = b"0123456789abcdef", 4096
         salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
         name = b"\5user"
@@ -408,7 +408,7 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
         return struct.pack(">h", len(value)) + value.encode()
 
     def acl(key: int, kind: int, operation: int, permission: int, name: str = "*") -> None:
-        """CreateAcls (30) or DeleteAcls (31), of one rule for a resource of this kind, or for all."""
+        """CreateAcls (30) or DeleteAcls (31), for one rule on a resource of this kind, or on all."""
         rule = struct.pack(">ib", 1, kind) + text(name) + struct.pack(">b", LITERAL)
         rule += text("User:user") + text("*") + struct.pack(">bb", operation, permission)
         answer = ask(key, 1, rule)
@@ -447,7 +447,7 @@ def of_kafka(directory: Path, what: str) -> Iterator[Access]:
             denied = GROUP if what == "ack" else TOPIC
             refusal = "password was refused" if what == "login" else "(Topic|Group)Authorization"
             rotated = with_user(proxy.url, "user", ANOTHER)
-            # A member that may not commit is out of its group.
+            # A member that may not commit leaves its group.
             to = f"topic:{DENIED}"
             yield Access(
                 administrator,
@@ -476,6 +476,6 @@ OF = {
 
 @contextmanager
 def access_to(broker: str, directory: Path, what: str) -> Iterator[Access]:
-    """``what`` is refused by `Access.deny`: "login", a "right" of a consumer, or that to "ack", or to a "destination"
-    alone, or all that the broker's page does not name ("undocumented")."""
+    """`Access.deny` refuses ``what``: "login", the "right" of a consumer, the right to "ack", or to a "destination"
+    alone, or all rights that the broker's page does not name ("undocumented")."""
     yield from OF[broker](directory, what)

@@ -32,7 +32,7 @@ class Next:
             yield source
 
     async def take(self, count: int = 1) -> list[Message]:
-        """So many messages, acknowledged; there are no more."""
+        """Take this many messages, and acknowledge them; there are no more."""
         async with self.consuming() as source, asyncio.timeout(30):
             messages = [await anext(source) for _ in range(count)]
             for message in messages:

@@ -1,6 +1,6 @@
 """The strictest source for the cancellation tests: an item given to a waiter that is then cancelled is lost.
 
-Queues and brokers keep an item until it is taken. This one does not, so it shows every loss.
+Queues and brokers keep an item until it is taken. This source does not, so it shows every loss.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import anyio
 
 
 class Handoff:
-    """Gives each item to its waiter. ``left`` has the items without one."""
+    """Gives each item to its waiter. ``left`` has the items that had no waiter."""
 
     def __init__(self) -> None:
         self.left: deque[int | Exception | None] = deque()
@@ -65,7 +65,7 @@ async def generator(handoff: Handoff) -> AsyncIterator[int]:
 
 
 class PlainIterable:
-    """Not an iterator: each ``aiter`` makes a new one."""
+    """Not an iterator: each ``aiter`` creates a new one."""
 
     def __init__(self, handoff: Handoff) -> None:
         self._handoff = handoff

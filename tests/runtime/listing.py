@@ -1,4 +1,4 @@
-"""What exists on a broker, as its own clients list it."""
+"""The queues, topics and streams of a broker, as its own clients list them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,9 +12,9 @@ RETRIES_MS = (10, 20, 40, 50, 80, 160)
 
 
 def names_on(broker: Any, sources: Iterable[str]) -> set[str]:
-    """Queues, streams, topics, keys and sessions. RabbitMQ lists none: there, what these sources may have.
+    """Queues, streams, topics, keys and sessions. RabbitMQ lists none: for it, those that these sources may have.
 
-    Without Kafka's consumer groups: it removes one that has no topic and no member any more by itself.
+    Without Kafka's consumer groups: it removes a group that has no topic and no member by itself.
     """
     match broker.url.partition(":")[0]:
         case "amqp":

@@ -1,4 +1,4 @@
-"""The service of the harness, with handlers and a lifespan that misbehave, run as that is.
+"""The service of the harness, with handlers and a lifespan that misbehave; it runs like the harness's service.
 
 Environment variables set some constants of the runtime, so that no test waits for their full time.
 """
@@ -42,7 +42,7 @@ class LargeTask(Task):
 
 
 class TaskInBatch(Task):
-    """Its handler starts when the batch is full; the ledger has it as soon as the consumer does."""
+    """Its handler starts when the batch is full; the ledger has the task as soon as the consumer has it."""
 
     @model_validator(mode="after")
     def _write(self) -> Self:
@@ -71,13 +71,13 @@ async def misbehave(task: Task, message: Message) -> None:
     begin(task, message)
     if task.end == "block":
         time.sleep(task.seconds)  # noqa: ASYNC251  # a handler with a bug: it blocks the event loop
-    elif task.end == "block in C":  # where no signal handler of Python runs
+    elif task.end == "block in C":  # signal handlers in Python do not run there
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(task.seconds * 500_000))
     elif task.end == "checkpoint":
         await message.stopping.wait()
         log.info("checkpoint", seconds_left=message.seconds_left())
     elif task.end == "exit":
-        os._exit(137)  # as a process that is killed for its memory
+        os._exit(137)  # like a process that is killed for its memory
     elif task.end == "swallow":
         await swallow_cancellations(task)
     else:
@@ -109,7 +109,7 @@ def place_of(task: Task) -> int:
 
 
 async def long(task: LongTask, message: Message) -> None:
-    """Many steps; on shutdown it retries, and resumes at the step that the ledger has stored."""
+    """Many steps; on shutdown it retries, and resumes at the step in the ledger."""
     place = place_of(task)
     begin(task, message, place=place)
     for _ in range(place, task.steps):
@@ -122,7 +122,7 @@ async def long(task: LongTask, message: Message) -> None:
 
 
 async def forward(task: Task, message: Message) -> OutgoingMessage | None:
-    """Publish the task's id to FORWARD_TO; the first process ends between that and the ack."""
+    """Publish the task's id to FORWARD_TO; the first process ends between the publish and the ack."""
     begin(task, message)
     outgoing = OutgoingMessage(task.id.encode(), "forwarded", to=os.environ["FORWARD_TO"])
     if task.end == "exit" and "KILLED" not in os.environ:
@@ -140,7 +140,7 @@ async def relay(task: Task, message: Message) -> OutgoingMessage:
 
 
 async def sink(task: Task, message: Message) -> None:
-    """Note which task came with which id."""
+    """Record the task and the message's id."""
     begin(task, message)
     write("sink", f"{task.id}/{message.id}")
     finish(task)
@@ -156,7 +156,7 @@ async def batch(tasks: list[TaskInBatch]) -> None:
 
 
 def large(task: LargeTask, message: Message) -> None:
-    """Holds its payload until as many as HOLD were started."""
+    """Holds its payload until HOLD such handlers have started."""
     begin(task, message)
     ledger = Path(os.environ["LEDGER"])
     while ledger.read_text(encoding="utf-8").count("start") < int(os.environ["HOLD"]):
@@ -181,7 +181,7 @@ async def lifespan() -> AsyncIterator[None]:
         ours = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(ours)
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, log.info, "reloading")
-        while (now := signal.set_wakeup_fd(-1)) != ours:  # the watchdog comes back
+        while (now := signal.set_wakeup_fd(-1)) != ours:  # the watchdog sets its own again
             signal.set_wakeup_fd(now)
             await asyncio.sleep(0.01)
         signal.set_wakeup_fd(now)

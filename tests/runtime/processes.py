@@ -1,4 +1,4 @@
-"""Child processes: the service that can misbehave, and programs of a few lines on the cancellation."""
+"""Child processes: the service that can misbehave, and short programs that use the cancellation."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ MISBEHAVING = Path(__file__).with_name("misbehaving.py")
 """The program of a `Scene` whose handlers can misbehave."""
 
 WAIT_SECONDS = 30
-"""How long anything may take before a test fails; far more than on an idle machine."""
+"""The time limit before a test fails; far more than an idle machine needs."""
 
 CHILD = """
 import asyncio, logging, signal, sys
@@ -38,7 +38,7 @@ async def main():
 
 
 class Child:
-    """A Python process that runs this code; with its errors in its output, and warnings as errors."""
+    """A Python process that runs this code; its output includes its errors, and warnings are errors."""
 
     def __init__(self, code: str, **options: Any) -> None:
         program = CHILD.format(module=cancellation.__name__) + textwrap.dedent(code)

@@ -1,4 +1,4 @@
-"""RabbitMQ without the runtime: what another program does."""
+"""RabbitMQ without the runtime, like another program uses it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -9,7 +9,7 @@ from harness.servers import PrivateServer
 from harness.servers.local import ServerContainer, docker
 
 AT_EASE = {"RABBITMQ_CTL_ERL_ARGS": "+S 1:1 +sbwt none"}
-"""As the servers have it: the threads of another Erlang would wait for each other by spinning, seconds on a busy machine."""
+"""Like the servers: otherwise the threads of another Erlang would spin while they wait for each other, for seconds."""
 
 
 def control_of(server: PrivateServer) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""Destinations on real servers that exist, and refuse every message: they are full, or it may not go there."""
+"""Existing destinations on real servers that refuse every message: they are full, or the right is missing."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +28,12 @@ class Refusing(NamedTuple):
     """In the broker's own words."""
     body: bytes = b"x"
     settings: Mapping[str, Any] = MappingProxyType({})
-    """Of the service to which it is refused, if that is one user of several."""
+    """Settings of a service whose user is refused, if other users are not."""
 
 
 @contextmanager
 def of_rabbitmq(server: Server, name: str) -> Iterator[Refusing]:
-    """To an internal exchange only other exchanges may publish: it is refused as a right that is missing."""
+    """Only other exchanges may publish to an internal exchange: the refusal is that of a missing right."""
     pika = pytest.importorskip("pika")
     with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
         channel = connection.channel()
@@ -46,7 +46,7 @@ def of_rabbitmq(server: Server, name: str) -> Iterator[Refusing]:
 
 @contextmanager
 def of_nats(server: Server, name: str) -> Iterator[Refusing]:
-    """A stream that is full, and was told to keep what it has."""
+    """A stream that is full, and keeps its messages."""
     assert isinstance(server, NatsServer)
 
     async def fill(client: Client) -> None:
@@ -71,7 +71,7 @@ def of_redis(server: Server, name: str) -> Iterator[Refusing]:
 
 @contextmanager
 def of_kafka(server: Server, name: str) -> Iterator[Refusing]:
-    """A topic whose records may be small only, when they are compressed."""
+    """A topic with small records only, even when they are compressed."""
     assert isinstance(server, KafkaServer)
 
     async def create(admin: AIOKafkaAdminClient) -> None:
@@ -85,7 +85,7 @@ def of_kafka(server: Server, name: str) -> Iterator[Refusing]:
 
 @contextmanager
 def of_sqs(server: Server, name: str) -> Iterator[Refusing]:
-    """A queue whose messages may be small only."""
+    """A queue with small messages only."""
     assert isinstance(server, SqsServer)
     server.client.create_queue(QueueName=name, Attributes={"MaximumMessageSize": "1024"})
     yield Refusing(f"queue:{name}", "shorter than 1024 bytes", b"x" * 2_000)
@@ -111,13 +111,13 @@ def of_postgres(server: Server, name: str) -> Iterator[Refusing]:
 
 @contextmanager
 def of_sqlite(server: Server, name: str) -> Iterator[Refusing]:
-    """A file refuses no destination, but a name that is no text. One that is full is an outage."""
+    """A file refuses no destination, except a name that is no text. A full file is an outage."""
     yield Refusing(f"source:{name}\ud800", "this message cannot be sent")
 
 
 @contextmanager
 def of_mqtt(server: Server, name: str) -> Iterator[Refusing]:
-    """A topic that the service's user may not write."""
+    """A topic to which the service's user may not publish."""
     assert isinstance(server, PrivateMosquitto)
     user = user_with(server, ["readwrite #", f"deny {name}"])
     settings = {"broker_url": with_user(server.url, *user)}

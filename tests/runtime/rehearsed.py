@@ -62,13 +62,13 @@ def add_row(connection: sqlite3.Connection, what: str, order: Order) -> None:
 
 
 def is_new(connection: sqlite3.Connection, message: Message) -> bool:
-    """The check of docs/idempotency.md."""
+    """The check in docs/idempotency.md."""
     statement = "INSERT INTO handled VALUES (?) ON CONFLICT DO NOTHING RETURNING id"
     return connection.execute(statement, (message.id,)).fetchone() is not None
 
 
 def call_elsewhere(what: str) -> None:
-    """An HTTP call, as a fake that records it."""
+    """A fake of an HTTP call, which records it."""
     with WORLD.open("a") as world:
         world.write(f"{what}\n")
 
@@ -139,7 +139,7 @@ async def records_the_id_afterwards(order: Order, message: Message) -> None:
 
 
 async def looks_at_the_attempt(order: Order, message: Message) -> None:
-    if message.attempt > 1:  # a redelivery after a crash is no attempt
+    if message.attempt > 1:  # a redelivery after a crash counts no attempt
         return
     with transaction() as connection:
         add_row(connection, "shipment", order)
@@ -343,7 +343,7 @@ async def retries_later(order: Order, message: Message) -> None:
 
 
 async def next_step(order: Order, message: Message) -> int:
-    """Does a step, and saves that it is done, in one transaction."""
+    """Does a step, and records in the same transaction that it is done."""
     with transaction() as connection:
         connection.execute("INSERT OR IGNORE INTO progress VALUES (?, 0)", (message.id,))
         [(step,)] = connection.execute("SELECT step FROM progress WHERE id = ?", (message.id,))

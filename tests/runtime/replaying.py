@@ -1,7 +1,7 @@
 """The service of the harness, whose `dead-letters replay` prints an event for its start and for each step.
 
-It interrupts itself, as SIGNAL_AT says: by which signal, behind which step (0 is the start), and how many seconds later.
-From outside, a command that takes a tenth of a second would end before the signal came.
+It interrupts itself, as SIGNAL_AT says: by which signal, after which step (0 is the start), and how many seconds later.
+From outside, a command of a tenth of a second would end before the signal arrived.
 """
 
 import json
@@ -45,7 +45,7 @@ def interrupt(signum: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(ImportError):  # of a client library
+    with suppress(ImportError):  # a missing client library
         sqs = import_module("runtime.brokers.sqs")
         setattr(sqs, "LISTING_SECONDS", int(os.environ["LISTING_SECONDS"]))  # noqa: B010
     setattr(cli, "Progress", ToldProgress)  # noqa: B010

@@ -1,4 +1,4 @@
-"""Servers that ask for a password or speak TLS: for the tests of connecting to each broker."""
+"""Servers that require a password or speak TLS, for the tests of connecting to each broker."""
 
 import base64
 import hashlib
@@ -52,12 +52,12 @@ def with_user(url: str, name: str, password: str) -> str:
     return parts._replace(netloc=netloc).geturl()
 
 
-# -- servers of their own: each gets a folder for itself, and the one with the certificates
+# -- private servers: each gets its own folder, and the folder with the certificates
 
 
 @contextmanager
 def rabbitmq_with_users(directory: Path, certificates: Path) -> Iterator[Server]:
-    """It knows `ODD_USER`, who also has `ODD_VHOST`, and `READER`."""
+    """A RabbitMQ with the users `ODD_USER`, who also has `ODD_VHOST`, and `READER`."""
     users = [("guest", "guest"), ODD_USER, READER]
     rights = [("guest", "/", ".*"), (READER[0], "/", "^$")]
     rights += [(ODD_USER[0], vhost, ".*") for vhost in ("/", ODD_VHOST)]
@@ -81,7 +81,7 @@ def rabbitmq_with_users(directory: Path, certificates: Path) -> Iterator[Server]
 
 
 def _password_hash(password: str) -> str:
-    """As RabbitMQ stores it: a salt of four bytes, and the SHA-256 of salt and password."""
+    """A hash in the format of RabbitMQ: a salt of four bytes, and the SHA-256 of salt and password."""
     salt = os.urandom(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
@@ -106,14 +106,14 @@ def _nats_with(configuration: str, directory: Path) -> AbstractContextManager[na
 
 @contextmanager
 def secured_postgres(directory: Path, certificates: Path) -> Iterator[Server]:
-    """It knows `ODD_USER`, and a user ``client`` by a certificate only."""
+    """A PostgreSQL with the users `ODD_USER`, and ``client``, who has a certificate only."""
     with postgres.private(directory) as server:
         assert isinstance(server, postgres.PrivatePostgres)
         if server.data is None:
             pytest.skip("the directory of a server in docker cannot be reached")
         for name in ("server.pem", "server.key", "ca.pem"):
             copy = Path(shutil.copy(certificates / name, server.data))
-            copy.chmod(0o600)  # the server insists that its key is its own
+            copy.chmod(0o600)  # the server requires that only it can read its key
             if os.geteuid() == 0:
                 shutil.chown(copy, server.data.stat().st_uid, server.data.stat().st_gid)
         server.query(f"CREATE USER \"{ODD_USER[0]}\" PASSWORD '{ODD_USER[1]}'")
@@ -134,7 +134,7 @@ def secured_postgres(directory: Path, certificates: Path) -> Iterator[Server]:
 
 
 Start = Callable[[Callable[[Path, Path], AbstractContextManager[Server]]], str]
-"""Gives the URL of such a server, which is started once: the fixture `start_secured`."""
+"""Gives the URL of such a server, and starts each only once: the fixture `start_secured`."""
 
 
 # -- users
@@ -164,7 +164,7 @@ def login(broker: str, server: Server, start: Start) -> Iterator[str]:
         assert isinstance(server, PrivateMosquitto)
         yield with_user(server.url, *USER_OF_MQTT)
     elif broker == "sqs":
-        yield server.url  # which has a secret
+        yield server.url  # it already has a secret
     else:
         pytest.skip(f"the {broker} of these tests knows no users")
 
@@ -178,7 +178,7 @@ TLS_FILES = {
 }
 """The options of the URL that name the CA, and the client's certificate and key if it can have one."""
 TLS_OPTION = {"postgres": "sslmode=verify-full", "sqs": "tls=true"}
-"""The option of the URL that turns TLS on, where its scheme does not."""
+"""The option of the URL that turns TLS on, if its scheme does not."""
 
 
 def tls_files(broker: str) -> tuple[str, ...]:
@@ -186,10 +186,10 @@ def tls_files(broker: str) -> tuple[str, ...]:
 
 
 def tls_proxy_of(broker: str, server: Server, start: Start, certificates: Path) -> Proxy:
-    """A proxy to the broker behind TLS, which asks for a client's certificate if the URL can name one."""
-    if broker == "nats":  # TLS begins after its first line, so the server speaks it
+    """A proxy to the broker behind TLS, which requires a client's certificate if the URL can name one."""
+    if broker == "nats":  # TLS begins after the server's first line, so the server speaks it
         return Proxy(start(nats_with_tls).replace("nats:", "tls:"))
-    if broker == "postgres":  # and here after a question in plain text
+    if broker == "postgres":  # here TLS begins after a request in plain text
         port = urlsplit(start(secured_postgres)).port
         return Proxy(f"postgres://client@127.0.0.1:{port}/postgres?schema=of%20client")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
@@ -200,7 +200,7 @@ def tls_proxy_of(broker: str, server: Server, start: Start, certificates: Path) 
 
 
 def make_certificates(directory: Path) -> None:
-    """A CA, and what it has signed: a server's and a client's certificate; and another CA."""
+    """A CA with a server's and a client's certificate that it has signed; and another CA."""
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 
     def openssl(*arguments: str) -> None:
@@ -229,7 +229,7 @@ def make_certificates(directory: Path) -> None:
 def once_for_all_workers(
     factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
 ) -> Path:
-    """A directory that the first process of a test run makes for the rest."""
+    """A directory that the first process of a test run creates for all of them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         directory = factory.mktemp(name)
         make(directory)

@@ -1,4 +1,4 @@
-"""One server of each broker for all the processes of a test run, in place of one for each, as a service has it."""
+"""One server of each broker for all processes of a test run; a service's tests have one for each process."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from harness import servers
 from harness.servers import Server
 
 OF_EACH_PROCESS = ("mqtt", "sqlite")
-"""Start in an instant, or are a file."""
+"""These start in an instant, or are a file."""
 
 _started_here: set[Path] = set()
 
@@ -22,9 +22,9 @@ _started_here: set[Path] = set()
 def one_for_all_workers(
     broker: str, directory: Path, start: Callable[[Path], AbstractContextManager[Server]]
 ) -> Iterator[str]:
-    """The URL of one server for all the processes of a test run: the first process starts it for the rest.
+    """The URL of one server for all processes of a test run: the first process starts it for the others.
 
-    They find it next to the workers' own temporary folders, of which the directory must be a part.
+    The others find it beside the workers' temporary folders, so the directory must be in one of these.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         with start(directory) as server:
@@ -35,7 +35,7 @@ def one_for_all_workers(
     common = directory.parents[1] / f"{broker}-of-all-workers"
     common.mkdir(exist_ok=True)
     url = common / "url"
-    if common in _started_here:  # by another fixture: that one must not wait for this one
+    if common in _started_here:  # another fixture started it: this one must not wait for that
         yield url.read_text()
         return
     with (common / "using").open("w") as using, (common / "starting").open("w") as starting:

@@ -1,4 +1,4 @@
-"""Steps that the tests of the template take, and services do not: on a source, and on what it logs."""
+"""Steps of the template's tests that services do not need: on a source, and on its log events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sized
@@ -17,7 +17,7 @@ from runtime.settings import ConsumerSettings
 Event = dict[str, Any]
 """Log events, with their levels."""
 over_the_network = pytest.mark.parametrize("broker", SERVED_BROKERS, indirect=True, scope="session")
-"""For tests of a server, a connection or a subscription, which a broker in a file does not have."""
+"""For tests of a server, a connection or a subscription, which an embedded broker does not have."""
 
 _started_once: set[tuple[str, str]] = set()
 
@@ -46,12 +46,12 @@ def ids(messages: Iterable[Any]) -> list[str]:
 
 
 def as_promised(source: Source, ids: list[str]) -> list[str]:
-    """In this order, if the broker keeps it; else sorted, so that only the set is compared."""
+    """In this order, if the broker keeps it; otherwise sorted, so that only the sets are compared."""
     return ids if source.capabilities.order else sorted(ids)
 
 
 async def start_once(settings: ConsumerSettings) -> None:
-    """Start and stop a consumer, where a broker retains no messages for a consumer that it has never seen."""
+    """Start and stop a consumer, if the broker retains messages only for a consumer that it has seen."""
     source = make_source(settings)
     consumer = (settings.source, settings.group)
     if source.capabilities.retains_before_first_consumer or consumer in _started_once:
@@ -69,7 +69,7 @@ def scene_needs(scene: Scene, *capabilities: str) -> None:
 
 
 async def buffer_holds(source: Source, count: int) -> None:
-    """Wait until the source's buffer holds this many."""
+    """Wait until the source's buffer has this many messages."""
     await eventually(count, length_of(source.buffer))
 
 
@@ -115,7 +115,7 @@ async def eventually_reconnected(source: Source, events: list[Event]) -> None:
 
 
 async def last(progress: AsyncIterator[int]) -> int:
-    """The number once it no longer changes."""
+    """The last number."""
     numbers = [number async for number in progress]
     return numbers[-1] if numbers else 0
 
@@ -129,12 +129,12 @@ def with_options(url: str, *given: str, **options: object) -> str:
 
 
 async def eventually_counts(broker: Server, queue: str, counts: Counts) -> None:
-    """Wait until the broker's own counts are these."""
+    """Wait until the broker's own counts are equal to these."""
     await eventually(counts, lambda: asyncio.to_thread(broker.counts, queue))
 
 
 def handle_the_rest(scene: Scene) -> None:
-    """Let one more service handle the rest, so that every task is accounted for."""
+    """Let one more service handle the remaining tasks, so that every task is counted."""
     process = scene.start(concurrency=10)
     wait_until(lambda: set(scene.ledger.ended) >= set(scene.published))
     assert_clean_shutdown(process)

@@ -1,4 +1,4 @@
-"""Any message of a producer is handled or dead-lettered with a reason; it ends no consumer and is in no log."""
+"""Any message of a producer is handled or dead-lettered with a reason; it ends no consumer, and no log has its body."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ class Order(BaseModel):
 
 
 class Strict(Order, extra="forbid"):
-    """Its reasons name the fields of the payload."""
+    """The reasons of its errors name fields of the payload."""
 
 
 SECRET = "hidden-value"
@@ -111,7 +111,7 @@ def test_unusual_input_is_accepted(case: str) -> None:
 
 
 async def fails_with_it(event: Order) -> None:
-    """A handler that lets pydantic's error pass, and quotes the payload in it."""
+    """A handler that raises pydantic's error, which quotes the payload."""
     if event.nested is not None:
         Strict.model_validate({"number": event.nested})
 
@@ -204,7 +204,7 @@ async def test_rows_of_another_program_are_messages_too(
         seen.append(body)
 
     async with opened(make_source(settings)):
-        pass  # which creates the tables
+        pass  # connecting creates the tables
     insert = "INSERT INTO messages (source, id, type, headers, body) VALUES (?, ?, ?, ?, ?)"
     with closing(sqlite3.connect(broker.file)) as connection, connection:
         for headers in ("not JSON", "[1]", "[" * 100_000):

@@ -39,7 +39,7 @@ def settings_of(broker: Server, queue: str, **more: Any) -> ConsumerSettings:
 
 
 async def make_dead(broker: Server, queue: str, *letters: Letter) -> None:
-    """Each is the id, the reason and the body; its type is `work`, or the reason if that is hostile."""
+    """Each letter is the id, the reason and the body; its type is `work`, or the reason if that is hostile."""
     async with opened(make_source(settings_of(broker, queue), 10)) as source:
         before = await source.count_dead_letters()
         await source.start()
@@ -53,7 +53,7 @@ async def make_dead(broker: Server, queue: str, *letters: Letter) -> None:
 
 @pytest.fixture
 def port() -> int:
-    """The probe port of the service that the page asks."""
+    """The probe port of the service that the page queries."""
     return free_port()
 
 
@@ -92,7 +92,7 @@ def request(
 
 
 def keys_of(page: str, *ids: str) -> list[str]:
-    """By which the page names the letters with these ids."""
+    """The keys by which the page names the letters with these ids."""
     lines = map(json.loads, request(page, "letters")[2].splitlines())
     return [line["key"] for line in lines if line.get("id") in ids]
 
@@ -122,7 +122,7 @@ def wait_until_idle(browser: Chromium) -> None:
 
 
 def use_by_keyboard(page: str, browser: Chromium, broker: Server, queue: str) -> None:
-    """Group, show, try, replay and purge seven letters; some brokers count what was requeued a little later."""
+    """Group, show, try, replay and purge seven letters; some brokers count requeued letters a little later."""
 
     def wait_for_counts(ready: int, dead: int) -> None:
         wait_until(lambda: (broker.counts(queue).ready, broker.counts(queue).dead) == (ready, dead))
@@ -178,7 +178,7 @@ def test_the_tab_key_reaches_whatever_one_can_press(page: str, browser: Chromium
 def test_a_letter_that_is_chosen_leaves_the_others_of_its_group_at_hand(
     page: str, browser: Chromium
 ) -> None:
-    """They are read one after the other, also on a small screen; what is done is done to the chosen one alone."""
+    """They are read one after the other, also on a small screen; an action affects only the chosen letter."""
     resize(browser, 320, 400)
     top = "return document.getElementById('letter').getBoundingClientRect().top"
     browser.open(page)
@@ -219,7 +219,7 @@ def test_it_is_readable_light_and_dark_narrow_and_wide(
     browser.press_button("#groups li:last-child button")  # the type, and so the list, is hostile
     browser.press_button("#letters button")
     browser.wait_for_text("#letter", HOSTILE)
-    browser.run("document.getElementById('chosen').textContent += 'x'.repeat(500)")  # as an id
+    browser.run("document.getElementById('chosen').textContent += 'x'.repeat(500)")  # a long id
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
     tops = "return [...document.querySelectorAll('section')].map(one => one.offsetTop)"
     groups, letters, one, service = browser.run(tops)
@@ -313,7 +313,7 @@ def test_a_wrong_port_is_one_sentence_and_exit_code_2(
     assert result.stderr.count("\n") == 1
 
 
-# -- in the browser: what happens meanwhile
+# -- in the browser: events during a request
 
 
 def test_a_letter_that_is_read_meanwhile_does_not_replace_what_was_asked(
@@ -332,7 +332,7 @@ def test_a_letter_that_is_read_meanwhile_does_not_replace_what_was_asked(
     browser.press_button("#yes")
     browser.wait_for_text("#status", "purge: 6 of 6 done")
     assert broker.counts(queue).dead == 1
-    assert browser.text("#letter") == ""  # of what is not chosen any more
+    assert browser.text("#letter") == ""  # this letter is not chosen any more
 
 
 def test_a_read_that_another_follows_is_forgotten(page: str, browser: Chromium) -> None:
@@ -411,7 +411,7 @@ def test_the_page_shows_readiness_and_metrics_of_the_service(
 
 
 class Page:
-    """The requests of a page, to a browser of these handlers."""
+    """The requests of a page, sent to a browser of these handlers."""
 
     def __init__(self, browser: Browser, address: str) -> None:
         self.browser = browser
@@ -507,7 +507,7 @@ async def test_trying_ends_when_the_page_is_closed(browsing: Open) -> None:
         await began.wait()
         writer.transport.abort()
         assert len(await page.keys()) == 2
-        assert calls == ["begins", "ends"]  # of the first letter; the second is not tried
+        assert calls == ["begins", "ends"]  # the first letter ended; the second is not tried
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ async def test_a_lifespan_that_fails_is_an_error_of_the_page(
 async def test_a_reading_ends_before_the_next_one_begins(
     browsing: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it ends, some brokers hide the letters that it has read."""
+    """Until the reading ends, some brokers hide the letters that were read."""
     events = []
 
     def make(settings: ConsumerSettings) -> Broker:
@@ -547,7 +547,7 @@ async def test_a_reading_ends_before_the_next_one_begins(
             try:
                 yield None
             finally:
-                await asyncio.sleep(0.1)  # as a request to the broker
+                await asyncio.sleep(0.1)  # like a request to the broker
                 events.append("ends")
 
         monkeypatch.setattr(source, "_reading", reading)

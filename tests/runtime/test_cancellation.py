@@ -26,7 +26,7 @@ every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.k
 
 @pytest.fixture(autouse=True)
 def nothing_is_reported_by_the_event_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Errors such as a task that was destroyed while it was pending, or an exception never retrieved."""
+    """Fails for errors such as a task that was destroyed while it was pending, or an exception never retrieved."""
     yield
     records = caplog.get_records("call")
     assert [r for r in records if r.name == "asyncio" and r.levelno >= logging.ERROR] == []
@@ -51,7 +51,7 @@ async def collect(source: Any, event: asyncio.Event) -> list[int]:
 async def waiting(
     source: Any, event: asyncio.Event, make_task: Callable[..., Any] = asyncio.create_task
 ) -> asyncio.Task[list[int]]:
-    """A task that collects the items, and now waits for the next one."""
+    """A task that collects the items, and now waits for the next item."""
     consumer: asyncio.Task[list[int]] = make_task(collect(source, event))
     await let_all_run()
     return consumer
@@ -159,7 +159,7 @@ async def test_the_source_runs_in_the_consuming_task_and_no_task_is_made() -> No
 
 
 async def test_no_item_costs_a_search_for_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That would be half of all that this adds to an item: each search asks the system for the process id."""
+    """It would be half of this module's cost for an item: each search asks the system for the process id."""
     asked_for, current_task = [], asyncio.current_task
 
     def listen(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any] | None:
@@ -301,7 +301,7 @@ async def waiting_for_ever() -> AsyncIterator[int]:
 
 
 async def taking_the_cancellation_back() -> AsyncIterator[int]:
-    """As Python requires of code that suppresses one."""
+    """Python requires this of code that suppresses a cancellation."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(3600)
         yield 1
@@ -626,7 +626,7 @@ async def test_a_scope_that_a_source_holds_open_across_items_still_works(scope: 
 
 
 async def test_a_task_group_that_a_source_holds_open_is_left_in_order() -> None:
-    """While it waits. At a ``yield``, closing a task group is an error with or without this module."""
+    """The source waits. At a ``yield``, closing a task group is an error with or without this module."""
     ended = []
 
     async def with_a_helper() -> AsyncIterator[int]:

@@ -1,7 +1,7 @@
 """cancellation.py at every interleaving: the event loop is turned by hand, one iteration at a time.
 
-The sweeps try every offset between two things that happen; the state machine tries what hypothesis thinks
-of. Both feed the strictest source (`handoff.py`), in every way a source may wait.
+The sweeps try every offset between two events; the state machine tries those that hypothesis generates. Both
+feed the strictest source (`handoff.py`), in every way in which a source may wait.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def no_scope(_: "Scene") -> AsyncIterator[None]:
 
 
 class Scene:
-    """An event loop that stands still, and on it one task that consumes from a handoff."""
+    """An event loop that stands still, with one task that consumes from a handoff."""
 
     def __init__(self, source: str, body_iterations: int = 0, scope: Scope = no_scope) -> None:
         self.loop = asyncio.new_event_loop()
@@ -75,7 +75,7 @@ class Scene:
                     await asyncio.sleep(0)
                 self.handled.append(item)
         self.fire_scope = lambda: None
-        await asyncio.sleep(0)  # a cancellation that was left over would come here
+        await asyncio.sleep(0)  # a leftover cancellation would arrive here
         self.cancelling_at_end = self.consumer.cancelling()
 
     def __enter__(self) -> Self:
@@ -157,7 +157,7 @@ every_source = pytest.mark.parametrize("source", SOURCES)
 
 
 def now(scene: Scene, action: Callable[[], None]) -> None:
-    """At the start of the next iteration: before everything that is ready."""
+    """At the start of the next iteration: before all ready callbacks."""
     asyncio._set_running_loop(scene.loop)
     try:
         action()
@@ -166,16 +166,16 @@ def now(scene: Scene, action: Callable[[], None]) -> None:
 
 
 def soon(scene: Scene, action: Callable[[], None]) -> None:
-    """In the next iteration: after everything that is ready."""
+    """In the next iteration: after all ready callbacks."""
     scene.loop.call_soon(action)
 
 
 def at_every_offset(
     make_scene: Callable[[], Scene], iterations: range, first: Action, *others: Action
 ) -> None:
-    """Let ``first`` happen in the middle of these iterations, and each of the others in any of them.
+    """Run ``first`` in the middle of these iterations, and each of the others in any of them.
 
-    Within an iteration each happens at its start or at its end, and together in every order.
+    Within an iteration each event is at its start or at its end, and events together are in every order.
     """
     middle = iterations[len(iterations) // 2]
     schedules = dict.fromkeys(
@@ -238,7 +238,7 @@ async def task_group_around(scene: Scene) -> AsyncIterator[None]:
 
 
 SCOPES = [timeout_around, anyio_scope_around]
-if sys.version_info >= (3, 13):  # before, a failed TaskGroup leaves cancelling() at 1 by itself
+if sys.version_info >= (3, 13):  # before, a failed TaskGroup leaves cancelling() at 1
     SCOPES.append(task_group_around)
 
 
@@ -258,7 +258,7 @@ def test_three_things_at_any_offsets_break_no_rule(source: str, third: Action) -
 
 
 class Interleavings(RuleBasedStateMachine):
-    """The events, in any order; at the end, the event is set and all conditions must hold."""
+    """The events, in any order; at the end, the event is set and all conditions must be true."""
 
     scene: Scene
 

@@ -1,4 +1,4 @@
-"""A chain of three services: what the first publishes is what the second handles, through kills and restarts of each."""
+"""A chain of three services: the second handles the messages of the first, through kills and restarts of each."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ TASKS = 120
 
 
 class Stage:
-    """A service, and the place to which it publishes; it is started again as often as it is stopped."""
+    """A service and its destination; it is restarted as often as it is stopped."""
 
     def __init__(self, scene: Scene, **variables: str) -> None:
         self.scene = scene
@@ -44,7 +44,7 @@ class Stage:
 
 @pytest.fixture
 def scenes(broker: Server, queue: str, tmp_path: Path) -> Iterator[list[Scene]]:
-    """Of the three services; each queue exists before anything is published to it."""
+    """The scenes of the three services; each queue exists before a message is published to it."""
     with ExitStack() as stack:
         scenes = []
         for place in range(3):

@@ -80,11 +80,11 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     def call(
         *argv: str, handlers: dict[str, HandlerFunction] = ONE, **more: Any
     ) -> tuple[int, str, str]:
-        capsys.readouterr()  # what the test itself logged before
+        capsys.readouterr()  # drop earlier output of the test
         try:
             service = Service(name="orders", handlers=handlers, settings_class=Settings, **more)
             exit_code = main(service, argv)
-        except SystemExit as usage:  # argparse's own
+        except SystemExit as usage:  # from argparse
             exit_code = int(usage.code or 0)
         output = capsys.readouterr()
         return exit_code, output.out, output.err
@@ -104,7 +104,7 @@ def command(call: Call, broker: Server, queue: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Give a command standard input."""
+    """Gives a command its standard input."""
     with ExitStack() as files:
 
         def stdin(content: bytes) -> None:
@@ -134,7 +134,7 @@ async def make_dead(broker: Server, queue: str, count: int, reason: str = "reaso
 
 
 def wait_for_dead(broker: Server, queue: str, count: int) -> None:
-    """A broker may take a moment to count published messages, or listed and requeued ones."""
+    """Wait for the broker, which may count published, listed or requeued messages a moment later."""
     give_up_at = time.monotonic() + 20
     while broker.counts(queue).dead != count:
         assert time.monotonic() < give_up_at, broker.counts(queue)
@@ -183,7 +183,7 @@ def test_as_many_messages_are_prefetched_as_can_be_in_flight_unless_it_is_set(
 def test_version_names_the_service_the_template_and_its_brokers_without_any_setting(
     call: Call,
 ) -> None:
-    """tests/test_install.py has the same for an installed service."""
+    """tests/test_install.py tests the same for an installed service."""
     exit_code, out, _ = call("--version")
     assert exit_code == 0
     said = re.fullmatch(r"orders unknown \(cookiecutter-consumer [\d.]+, (.*)\)\n", out)
@@ -294,7 +294,7 @@ def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
 ) -> None:
     if broker.url.startswith("mqtt"):
         pytest.skip("a topic of MQTT is never created")
-    # All queues of a database share tables, which other tests may have created: here they are of this queue alone.
+    # All queues of a database share tables, which other tests may have created: here this queue has its own tables.
     alone = {"sqlite": f"sqlite:///{tmp_path}/{queue}.db"}
     alone["postgres"] = with_options(broker.url, schema=queue)
     url = alone.get(broker.url.partition(":")[0], broker.url)
@@ -331,7 +331,7 @@ def test_check_and_list_change_nothing_and_declare_creates_what_is_missing(
 def test_a_secret_in_the_name_of_the_source_is_masked(
     command: Call, queue: str, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
-    """Such as the token of a device in a topic."""
+    """An example is the token of a device in a topic."""
     monkeypatch.setenv("PGPASSWORD", secret := f"hush-{queue}")
     monkeypatch.setenv("CONSUMER_SOURCE", f"devices/{secret}/status")
     exit_code, out, err = command(*argv)
@@ -382,7 +382,7 @@ def test_publish_puts_one_message_into_the_queue(command: Call, broker: Server, 
 def test_publish_reads_json_lines(
     command: Call, broker: Server, queue: str, stdin: Callable[[bytes], None]
 ) -> None:
-    lines = [json.dumps({"id": f"{number:0500}"}) for number in range(300)]  # two pipes full
+    lines = [json.dumps({"id": f"{number:0500}"}) for number in range(300)]  # two pipes are full
     stdin(("\n".join(lines) + "\n\n").encode())
     exit_code, _, err = command("publish", "-")
     assert (exit_code, err) == (0, f"published 300 messages to {queue}\n")
@@ -700,7 +700,7 @@ def test_a_signal_ends_a_publish_that_waits_for_its_input(
         process.send_signal(signum)
         assert process.wait(20) == 128 + signum
         told = process.stderr.read().decode()
-    # The broker can have a message before its confirmation comes here, and the signal in between.
+    # The broker can have a message before its confirmation arrives here, and the signal in between.
     assert told in (f"published {count} to {queue}\n" for count in ("1 message", "0 messages"))
 
 
@@ -751,7 +751,7 @@ def test_an_interrupted_publish_says_how_many_were_confirmed(
         assert process.wait(20) == 128 + signal.SIGINT
         told = process.stderr.read().decode()
     [count] = re.findall(r"published ([\d,]+) messages", told)
-    # The step in progress may be in the queue, and its confirmation not here yet.
+    # The step in progress may be in the queue, while its confirmation has not arrived yet.
     assert 0 <= broker.counts(queue).ready - int(count.replace(",", "")) <= AT_ONCE
 
 

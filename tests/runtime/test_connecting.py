@@ -83,7 +83,7 @@ LIBRARIES = (
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """What the runtime and the libraries have logged, at DEBUG, as it leaves the process."""
+    """The text that the runtime and the libraries have logged at DEBUG, as it leaves the process."""
     for name in LIBRARIES:
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
     output = io.StringIO()
@@ -135,7 +135,7 @@ async def test_no_error_of_tls_has_the_password(
     logged: Callable[[], str],
 ) -> None:
     url = with_files(broker_name, tls_proxy.url, certificates / "other.pem")
-    if broker_name != "postgres":  # whose user of this server has no password
+    if broker_name != "postgres":  # its user on this server has no password
         url = with_user(url, "me", PLANTED)
     keep_secret(settings_for(broker_url=url))
     with pytest.raises(BrokerError) as failed:
@@ -154,7 +154,7 @@ async def test_no_error_of_publishing_has_the_password(
     logged: Callable[[], str],
 ) -> None:
     shorten(1, "CONNECT_SECONDS", "ANSWER_SECONDS")
-    if broker_name == "sqs":  # whose server takes any keys
+    if broker_name == "sqs":  # its server accepts any keys
         login_url = with_user(login_url, "me", PLANTED)
     keep_secret(settings_for(broker_url=login_url))
     with proxy_type(broker.url)(login_url) as proxy:
@@ -187,7 +187,7 @@ def test_an_invalid_url_is_one_sentence_that_does_not_repeat_it(
 
 
 def with_files(broker: str, url: str, *files: Path) -> str:
-    """The URL with TLS, and the files of the CA, of the client's certificate, and of its key."""
+    """The URL with TLS, and the files of the CA, of the client's certificate and of its key."""
     named = dict(zip(tls_files(broker), files, strict=False))
     return with_options(url, TLS_OPTION.get(broker, ""), **named)
 
@@ -211,7 +211,7 @@ async def test_tls_with_a_ca_and_a_client_certificate(
         await eventually_reconnected(source, events)
         (last_id,) = await publish(source, 1)
         while last_id not in await ack_all(source, 1):
-            assert broker_name in REQUEUES_ON_DISCONNECT  # an ack may have been on its way
+            assert broker_name in REQUEUES_ON_DISCONNECT  # an ack may have been lost on its way
         shorten(0.3, "STOP_SECONDS", "CANCEL_SECONDS", "FLUSH_SECONDS", "CLOSE_SECONDS")
         tls_proxy.black_hole()
         began_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The consumer in this process, on the embedded broker: the outcome of a message, whatever its handler does."""
+"""The consumer in this process, on the embedded broker: the outcome of a message for anything that its handler does."""
 
 import asyncio
 import inspect
@@ -72,7 +72,7 @@ async def fail(
 
 
 class Falsy(Exception):
-    """As an error of many parts may be that has none."""
+    """An error that may be falsy, such as an error of many parts that has none."""
 
     def __len__(self) -> int:
         return 0
@@ -122,7 +122,7 @@ async def test_no_more_handlers_run_than_concurrency_allows(harness: ConsumerHar
 async def test_as_many_blocking_handlers_run_at_once_as_concurrency_allows(
     harness: ConsumerHarness,
 ) -> None:
-    count = 40  # more than a pool of threads has by itself
+    count = 40  # more than the default number of a thread pool
     all_are_there = threading.Barrier(count)
 
     def handle(event: Number) -> None:
@@ -256,8 +256,8 @@ async def test_a_handler_that_cancels_itself_has_failed_and_its_worker_goes_on(
     async def handle(event: Number, message: Message) -> None:
         task = asyncio.current_task()
         assert task is not None
-        assert task.cancelling() == 0  # of the message before
-        if message.attempt == 1:  # and never takes it back, as async_timeout before 4.0.3
+        assert task.cancelling() == 0  # of the previous message
+        if message.attempt == 1:  # and never uncancels, like async_timeout before 4.0.3
             task.cancel()
             await asyncio.sleep(0)
 
@@ -490,7 +490,7 @@ async def test_a_failed_fetcher_shuts_the_service_down_with_exit_code_1(
         numbers(1), kill_the_fetcher, handlers={"n": handle}, concurrency=10
     )
     assert exit_code == 1
-    [crashed] = harness.events("crashed")  # not one for each worker
+    [crashed] = harness.events("crashed")  # only one, and not one for each worker
     assert "the client library died" in crashed["error"]
     assert consumer.event.reason == "failure"
 
@@ -900,7 +900,7 @@ async def test_a_start_step_that_swallows_its_first_cancellation_is_cancelled_ag
     assert cancellations == 2
 
 
-# A background task of the lifespan.
+# A background task of the lifespan fails.
 
 
 @asynccontextmanager
@@ -932,7 +932,7 @@ async def test_a_background_task_of_the_lifespan_that_fails_drains_first(
     async def handle(number: Number) -> None:
         nonlocal finished
         failing.set()
-        await asyncio.sleep(0.2)  # in which the task fails
+        await asyncio.sleep(0.2)  # the task fails meanwhile
         finished += 1
 
     exit_code, consumer = await harness.run(
@@ -947,14 +947,14 @@ async def test_a_background_task_of_the_lifespan_that_fails_drains_first(
     assert "cache cannot be refreshed" in repr(crashed["exc_info"])
 
 
-# Bounds.
+# Time limits.
 
 
 @pytest.mark.parametrize("drain_seconds", [0, 0.1, 0.5])
 async def test_closing_takes_at_most_the_sum_of_its_bounds(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, drain_seconds: float
 ) -> None:
-    """With a tenth of each bound, and a handler, a source and a lifespan that take longer than any."""
+    """Each limit is a tenth, and a handler, a source and a lifespan take longer than any limit."""
     for name in BOUNDS:
         monkeypatch.setattr(consumer_module, name, getattr(consumer_module, name) / 10)
     closed = asyncio.Event()
@@ -1174,7 +1174,7 @@ async def test_during_shutdown_a_handler_sees_how_much_of_the_drain_time_is_left
         [consumer] = consumers
         consumer.event.set("test")
         assert consumer.event.set_at is not None
-        consumer.event.set_at -= 10  # so long had something blocked the event loop
+        consumer.event.set_at -= 10  # a blocked event loop causes such a delay
         while consumer.state == "consuming":  # noqa: ASYNC110  # nothing tells when it changes
             await asyncio.sleep(0)
         seen.extend([consumer.state, message.seconds_left()])

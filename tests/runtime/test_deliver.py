@@ -1,4 +1,4 @@
-"""`deliver`: what became of a message, by the consumer's own code."""
+"""`deliver`: the outcome of a message in the consumer's own code."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ class Order(BaseModel):
 
 
 class Client(list[str]):
-    """What lifespan yields."""
+    """A resource that lifespan yields."""
 
 
 @asynccontextmanager

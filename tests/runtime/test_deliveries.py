@@ -1,4 +1,4 @@
-"""A message that kills its process, on every broker that counts deliveries; and how it is found afterwards."""
+"""A message that kills its process, on every broker that counts deliveries; and how the message is found afterwards."""
 
 import asyncio
 import re
@@ -45,10 +45,10 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_no_other_doe
         )
 
     def is_settled() -> bool:
-        """Restarts the service when it has died, as a supervisor does."""
+        """Restart the service when it has died, like a supervisor."""
         if (exit_code := scene.processes[-1].child.poll()) is not None:
             assert exit_code == 137
-            # Of NATS, a cause that never began before the limit, since others came first, kills once more.
+            # On NATS, a message that had not begun before the limit, since others came first, kills once more.
             assert len(scene.processes) <= MOST + 1, "it kills more processes than it may"
             start()
         return set(scene.ledger.ended) >= set(healthy) and scene.broker.counts(scene.queue).dead > 0
@@ -56,8 +56,8 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_no_other_doe
     start()
     wait_until(is_settled, seconds=60)
     assert_clean_shutdown(scene.processes[-1])
-    assert len(scene.processes) > 2  # NATS may count one that a dead process did not take
-    assert file.read_text().startswith("{")  # nothing but the receipt
+    assert len(scene.processes) > 2  # NATS may count a delivery that a dead process did not take
+    assert file.read_text().startswith("{")  # only the receipt
     assert "task-4" not in scene.ledger.ended
     scene.assert_left(dead=1)
     [letter] = letters_of(scene)
@@ -70,7 +70,7 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_no_other_doe
 async def test_a_message_that_was_requeued_often_is_not_suspected_to_kill_its_process(
     connect: Connect, counted: Counted
 ) -> None:
-    """By rolling restarts, with a handler at work or before any took it."""
+    """Rolling restarts requeue it, at work in a handler or before a worker took it."""
     async with connect(prefetch=0) as source:
         need(source, "counts_crashes")
         published = await publish(source, 2)
@@ -94,7 +94,7 @@ async def test_a_message_that_was_requeued_often_is_not_suspected_to_kill_its_pr
 def test_of_suspects_that_come_in_another_order_none_is_rejected_that_only_waited(
     scene: Scene,
 ) -> None:
-    """NATS redelivers in the order in which ack waits end: a neighbour of the cause may come first, each time."""
+    """NATS redelivers in the order in which ack waits end: another message may come first each time."""
     [neighbour] = scene.publish(1)
     scene.publish(1, end="exit")
 
@@ -119,14 +119,14 @@ def test_of_suspects_that_come_in_another_order_none_is_rejected_that_only_waite
 
 @pytest.mark.slow
 def test_a_suspect_that_was_requeued_begins_anew(scene: Scene, broker_name: str) -> None:
-    """It may have been beside the one that killed the process: another process must not reject it."""
+    """It may have been in flight beside the message that killed the process: another process must not reject it."""
     scene_needs(scene, "counts_crashes")
     scene.publish(1, seconds=60)
     settings: dict[str, Any] = {"url": scene.broker.impatient_url, "max_deliveries": 2}
     killed = scene.start(**settings)
     killed.wait_for("handling")
     killed.stop(signal.SIGKILL)
-    # SQS counts the delivery to a poll of the process that stops, too.
+    # SQS also counts the delivery to a poll of the process that is shutting down.
     for deliveries in ({2}, {1, 2} if broker_name == "sqs" else {1}):
         process = scene.start(drain_seconds=0, **settings)  # requeued at the deadline
         assert process.wait_for("handling")["deliveries"] in deliveries
@@ -225,7 +225,7 @@ def test_the_termination_message_names_what_was_in_flight_when_the_process_was_k
     process = scene.start(url=url, TERMINATION_MESSAGE_PATH=file)
     process.wait_for("handling")
     assert file.read_text() == f"ended while it handled {id} (work, delivery 3)"
-    wait_until(lambda: file.read_text() == "")  # it is settled
+    wait_until(lambda: file.read_text() == "")  # the message is settled
     assert_clean_shutdown(process)
 
 

@@ -1,4 +1,4 @@
-"""How a dead letter is made to fit what the broker can store."""
+"""How a dead letter is shortened until the broker can store it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +45,7 @@ TIMES = st.one_of(
 
 @given(TIMES)
 def test_any_time_of_publishing_is_one_or_none(value: Any) -> None:
-    """Foreign producers write what they want, and a time that Python has not must not end a consumer."""
+    """Foreign producers write any value, and a time that Python cannot represent must not end a consumer."""
     message = make_message(b"", id="", type="", headers={}, published_at=value)
     seconds = queue_seconds(message)
     if message.published_at is None:

@@ -1,4 +1,4 @@
-"""A login or a right that is refused in mid-run is an outage: an administrator mends it without a restart."""
+"""A login or a right that is refused in mid-run is an outage: an administrator fixes it without a restart."""
 
 import asyncio
 import re
@@ -48,13 +48,13 @@ def access(request: pytest.FixtureRequest, what: str, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def broker(access: Access) -> Server:
-    """Of `scene`."""
+    """The server of `scene`."""
     return access.server
 
 
 @pytest.fixture
 def queue() -> str:
-    """Not deleted: the server is this test's own."""
+    """The queue is not deleted: the server is this test's own."""
     return f"ccc-test-{uuid.uuid4().hex[:12]}"
 
 
@@ -133,7 +133,7 @@ async def test_an_ack_that_is_refused_waits_until_it_is_allowed_again(
 def test_a_password_that_is_rotated_in_its_file_is_taken_up_without_a_restart(
     scene: Scene, access: Access, tmp_path: Path
 ) -> None:
-    """And is masked as the first one was. A file that cannot be used meanwhile ends nothing."""
+    """The new password is masked like the first. An unusable file meanwhile ends nothing."""
     port, file = free_port(), tmp_path / "broker-url"
     file.write_text(access.url)
     process = scene.start(
@@ -170,7 +170,7 @@ async def test_a_missing_right_to_the_destination_alone_is_a_dead_letter_with_th
     settings_for: Callable[..., ConsumerSettings],
     batched: bool,
 ) -> None:
-    """Of a user who may read the source, and write everything else: its other messages are published."""
+    """The user may read the source, and write to everything else: other messages are published."""
     settings: dict[str, Any] = {**AT_ONCE, "broker_url": access.url, "max_attempts": 2}
     async with opened(
         make_source(settings_for(**settings))
@@ -202,7 +202,7 @@ async def test_a_missing_right_to_the_destination_alone_is_a_dead_letter_with_th
     assert not harness.events("reconnecting")
     async with following.consuming() as source, asyncio.timeout(30):
         bodies = set[bytes]()
-        while len(bodies) < 2:  # of a batch, some are sent twice
+        while len(bodies) < 2:  # some of a batch are sent twice
             message = await anext(source)
             bodies.add(message.body)
             await source.ack(message)
@@ -218,7 +218,7 @@ async def test_a_missing_right_to_the_destination_alone_is_a_dead_letter_with_th
 async def test_the_rights_that_the_page_names_are_enough(
     access: Access, settings_for: Callable[..., ConsumerSettings], events: list[Event]
 ) -> None:
-    """The other brokers have such a test in a file of their own."""
+    """Each other broker has such a test in its own file."""
     source, group = OWN
     about = {"source": source, "group": group, "retry_seconds": 0.1, "retry_max_seconds": 0.4}
     async with make_source(settings_for(**about)) as owner:

@@ -1,4 +1,4 @@
-"""What every broker must do, but for test_contract.py, which services have too."""
+"""The behaviour of every broker, in addition to test_contract.py, which services have too."""
 
 import asyncio
 import random
@@ -40,7 +40,7 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
 
 @pytest.fixture
 async def connect(connect: Connect, source_for: Callable[..., Source]) -> Connect:
-    """To a queue that a consumer has started on once, so that each broker retains the published messages."""
+    """Connects to a queue on which a consumer has started once, so that each broker retains published messages."""
     await start_once(source_for().settings)
     return connect
 
@@ -66,7 +66,7 @@ async def test_workers_share_one_source(connect: Connect) -> None:
 
 
 async def test_a_message_says_when_it_was_published_also_as_a_retry(connect: Connect) -> None:
-    """To the second: RabbitMQ's property has no more."""
+    """The time is exact to the second: RabbitMQ's property has no more."""
     async with connect() as source:
         before = datetime.now(UTC).replace(microsecond=0)
         await publish(source, 1)
@@ -136,7 +136,7 @@ async def test_a_source_is_connected_from_entering_to_leaving(connect: Connect) 
     async with connect(prefetch=1) as source:
         assert source.connected
         await source.stop()
-        assert source.connected  # what is in flight can still be settled
+        assert source.connected  # in-flight messages can still be settled
     assert not source.connected
 
 
@@ -235,7 +235,7 @@ async def test_settlements_in_any_order_settle_exactly_their_messages(
                     await source.retry(message, 300, "not now")
                     delayed += 1
                 case 3 if seed % 2:
-                    pass  # requeued on leaving
+                    pass  # leaving the context requeues the messages
                 case _:
                     await source.ack(message)
                     done += 1
@@ -250,7 +250,7 @@ async def test_settlements_in_any_order_settle_exactly_their_messages(
 async def test_what_is_settled_sooner_than_it_is_written_has_a_bound(
     connect: Connect, counted: Counted, verb: str
 ) -> None:
-    """Where what fetches and what settles are separate requests: of a storm of rejects a shutdown writes the rest in time."""
+    """Fetching and settling are separate requests here: a shutdown still writes the rest of many rejects in time."""
     prefetch, count = 20, 400
     async with connect(prefetch=prefetch) as source:
         await publish(source, count)
@@ -288,7 +288,7 @@ async def test_prefetch_is_never_exceeded(connect: Connect) -> None:
         await publish(few, 30)
         held = await take(few, 3)
         async with connect(prefetch=30) as many:
-            others = await take(many, 27)  # fewer if the first had more than its three
+            others = await take(many, 27)  # fewer than 27 if the first had more than its three
             await ack(many, others)
         await ack(few, held)
 
@@ -328,7 +328,7 @@ async def test_rolling_restarts_count_no_attempts(connect: Connect) -> None:
     async with connect(prefetch=0) as source:
         need(source, "requeue")
         await publish(source, 1)
-    for _ in range(25):  # RabbitMQ 4 by itself would make it a dead letter after 20
+    for _ in range(25):  # RabbitMQ 4 by default makes it a dead letter after 20
         async with connect(prefetch=1) as source:
             await buffer_holds(source, 1)
             await source.stop()
@@ -355,7 +355,7 @@ async def test_an_in_flight_message_stays_with_its_consumer_for_longer_than_the_
             await source.ack(messages[0])
             await other.stop()
             await source.stop()
-            await asyncio.sleep(1.5 * lease_seconds)  # it is kept during the drain
+            await asyncio.sleep(1.5 * lease_seconds)  # the lease is kept during the drain
             await source.ack(messages[1])
     await counted(ready=1)
     assert not find(events, "settlement_lost")
@@ -474,7 +474,7 @@ async def test_stop_requeues_untaken_messages_and_ends_deliveries(connect: Conne
                 await anext(one)
             assert one.requeued_count == 10
             if one.capabilities.requeue:
-                await others_get_everything()  # the first is still connected
+                await others_get_everything()  # the first consumer is still connected
         if not one.capabilities.requeue:
             await others_get_everything()
 
@@ -488,7 +488,7 @@ async def test_stop_requeues_untaken_messages_and_ends_deliveries(connect: Conne
 async def test_what_arrives_while_deliveries_end_is_requeued_behind_what_came_before(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But on MQTT, whose session keeps it in its place, and on Kafka and SQS."""
+    """Except on MQTT, whose session keeps its place, and on Kafka and SQS."""
     async with connect(prefetch=0) as publisher:
         async with connect(prefetch=10) as one:
             published = await publish(publisher, 2)

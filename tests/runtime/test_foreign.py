@@ -1,4 +1,4 @@
-"""What other programs publish with their own clients: the type selects the handler, and the payload is the producer's."""
+"""Messages that other programs publish with their own clients: the type selects the handler of the payload."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ def attribute(value: str) -> dict[str, str]:
 
 
 class Received:
-    """A service with one handler for each of these types; it keeps what they got."""
+    """A service with one handler for each of these types; it records the handled messages."""
 
     def __init__(self, *types: str) -> None:
         self.calls: list[tuple[str, Order | None, Message]] = []
@@ -55,7 +55,7 @@ class Received:
         return handle
 
     async def consume(self, settings: ConsumerSettings, count: int = 1) -> list[tuple[str, str]]:
-        """The handler and the id of the order, of each message; none may be rejected."""
+        """The handler and the order's id of each message; no message may be rejected."""
         consumer = await consume(
             make_source(settings, 5),
             settings,
@@ -104,7 +104,7 @@ def test_a_binary_cloud_event_has_its_id_and_type_in_headers(prefix: str) -> Non
 def test_a_long_id_of_a_cloud_event_becomes_a_short_one_that_is_as_distinct(
     structured: bool,
 ) -> None:
-    """A broker must be able to store it again: AMQP has 255 bytes for it."""
+    """A broker must be able to store it again: AMQP allows 255 bytes for an id."""
 
     def id_of(event_id: str) -> str:
         event = {**EVENT, "id": event_id}
@@ -256,7 +256,7 @@ async def test_an_empty_body_is_a_tombstone_for_a_handler_that_takes_none(
     assert await received.consume(settings) == [("order", "")]
 
 
-# -- a type that the producer says needs no setting; Kafka, NATS and MQTT have CloudEvents in files of their own
+# -- a producer's type needs no setting; the CloudEvents of Kafka, NATS and MQTT are in their own files
 
 
 def type_by_pika(url: str, queue: str) -> None:
@@ -318,7 +318,7 @@ async def test_a_type_that_the_producer_says_needs_no_setting_and_comes_before_o
 async def test_a_dead_letter_has_the_type_that_the_setting_says(
     settings_for: SettingsFor, broker_name: str
 ) -> None:
-    """So the commands find it by its type, and try the handler that it had."""
+    """So the commands find the letter by its type, and try the handler of that type."""
     settings = settings_for(type_from="body:event")
     await start_once(settings)
     if not make_source(settings).capabilities.dead_letters:
@@ -414,7 +414,7 @@ async def test_a_celery_task_selects_its_handler_by_its_header(
         pass
 
     def produce() -> None:
-        """As protocol 2 of Celery: the body is [args, kwargs, options]."""
+        """Protocol 2 of Celery: the body is [args, kwargs, options]."""
         host, port = broker.url.removeprefix("amqp://").split("@")[-1].split("/")[0].split(":")
         body = json.dumps([[], {"id": "o-1"}, {"callbacks": None}])
         headers = {"lang": "py", "task": "billing.create_order", "id": "t-1", "retries": 0}
@@ -482,7 +482,7 @@ async def test_a_row_is_inserted_in_the_transaction_of_another_program(
     assert (created.key, created.correlation_id) == ("k", "c-1")
     assert created.origin == {"source": queue}
     assert messages["order.packed"].body == packed
-    assert messages["order.shipped"].id != "e-4"  # a row has an id of its own
+    assert messages["order.shipped"].id != "e-4"  # a row has its own id
 
 
 # -- Redis: redis-py's XADD
@@ -528,7 +528,7 @@ sqs = pytest.mark.parametrize("broker", ["sqs"], indirect=True, scope="session")
 
 @pytest.fixture
 def aws(broker: Server) -> Callable[[str], Any]:
-    """Another program's clients of a service."""
+    """Clients of another program for each service."""
     boto3 = pytest.importorskip("boto3")
     arguments = import_module("runtime.brokers.sqs").parse_url(broker.url).client_arguments
     return lambda service: boto3.client(service, **arguments)
@@ -538,7 +538,7 @@ def aws(broker: Server) -> Callable[[str], Any]:
 async def queue_arn(
     settings_for: SettingsFor, broker: Server, queue: str, aws: Callable[[str], Any]
 ) -> str:
-    """Of the queue, which exists."""
+    """The ARN of the queue, which exists."""
     async with opened(make_source(settings_for())):
         pass
     client = aws("sqs")
@@ -591,7 +591,7 @@ async def test_boto3_publishes_to_a_topic_of_sns(
     aws: Callable[[str], Any],
     raw: str,
 ) -> None:
-    """Also a message that SNS and the queue have got from a CloudEvents producer, and one without a type."""
+    """Also a message that SNS and the queue have received from a CloudEvents producer, and a message without a type."""
     client = aws("sns")
     topic = client.create_topic(Name=f"{queue}-events")["TopicArn"]
     options = {"RawMessageDelivery": raw}

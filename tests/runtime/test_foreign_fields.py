@@ -1,7 +1,7 @@
-"""Where each part of a message comes from: the table of docs/brokers.md, with the brokers' plain clients.
+"""The origin of each field of a message: the table of docs/brokers.md, with the brokers' plain clients.
 
-Each producer writes one message with everything that the table names first, and one with nothing but a body. CloudEvents,
-and what CONSUMER_TYPE_FROM names, are in the other files of foreign messages.
+Each producer writes one message with all fields that the table names first, and one with only a body. CloudEvents,
+and the places in CONSUMER_TYPE_FROM, are in the other files of foreign messages.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from runtime.settings import ConsumerSettings
 from steps import start_once
 
 SENT_AT = 1_700_000_000
-"""In Unix seconds, where the producer says it."""
+"""The time that a producer sets, in Unix seconds."""
 KEY = {"message-key": "k-1"}
 PROPERTIES = {
     "content-type": "application/json",
@@ -124,7 +124,7 @@ def by_sqlite3(server: Server, queue: str) -> None:
 
 def by_paho(server: Server, queue: str) -> None:
     mqtt = pytest.importorskip("paho.mqtt.client")
-    properties = import_module("paho.mqtt.properties").Properties(3)  # of PUBLISH
+    properties = import_module("paho.mqtt.properties").Properties(3)  # 3 is PUBLISH
     ours = {**OURS, "x-consumer-published-at": str(SENT_AT), **KEY}
     properties.UserProperty = [*ours.items()]
     properties.ContentType = "application/json"
@@ -149,9 +149,9 @@ PRODUCERS: dict[str, Callable[[Server, str], None]] = {
     "mqtt": by_paho,
 }
 BY_THE_SERVER = {"nats", "sqs"}
-"""Brokers that choose the time of a message themselves."""
+"""Brokers that set the time of a message themselves."""
 WITHOUT_TIME = {"rabbitmq", "mqtt"}
-"""Brokers that know no time unless the producer says it."""
+"""Brokers that have no time unless the producer sets it."""
 ORIGINS: dict[str, dict[str, Any]] = {
     "rabbitmq": {"exchange": "", "routing_key": "NAME"},
     "nats": {"subject": "NAME"},
@@ -172,7 +172,7 @@ IDS = {
     "sqlite": "[0-9a-f]{32}",
     "mqtt": "[0-9a-f]{32}",
 }
-"""Of a message without one: random, or the broker's own."""
+"""The ids of messages without one: random, or the broker's own."""
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ async def messages(
     queue: str,
     settings_for: Callable[..., ConsumerSettings],
 ) -> list[Message]:
-    """The one that says everything, and the one that says nothing."""
+    """The message with all fields, and the message with none."""
     await start_once(settings := settings_for())
     async with opened(make_source(settings)):
         await asyncio.to_thread(PRODUCERS[broker_name], broker, queue)
@@ -222,7 +222,7 @@ async def test_a_message_that_says_nothing_has_an_id_and_empty_fields(
 async def test_the_message_group_is_the_key_of_a_message_without_one(
     broker: Server, queue: str, settings_for: Callable[..., ConsumerSettings]
 ) -> None:
-    """Of a fair queue, with a tenant as the group; also after a replay, which is a copy."""
+    """A fair queue, with a tenant as the group; also after a replay, which is a copy."""
     assert isinstance(broker, SqsServer)
     keyed = {"message-key": {"DataType": "String", "StringValue": "k-1"}}
     async with opened(make_source(settings_for(), 2)) as source:

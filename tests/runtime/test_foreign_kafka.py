@@ -1,4 +1,4 @@
-"""Records of other programs on Kafka: librdkafka's producer, CloudEvents by its SDK, and the shape of Debezium."""
+"""Records of other programs on Kafka: librdkafka's producer, CloudEvents by its SDK, and the format of Debezium."""
 
 import asyncio
 import gzip
@@ -44,7 +44,7 @@ class Row(BaseModel):
 
 
 class Change(BaseModel):
-    """What Debezium writes, as far as a handler wants it."""
+    """The parts of a Debezium record that a handler needs."""
 
     before: Row | None
     after: Row | None
@@ -167,7 +167,7 @@ async def test_a_tombstone_is_a_dead_letter_where_the_handler_takes_none(
 async def test_the_event_router_of_debezium_needs_one_setting(
     settings_for: Callable[..., ConsumerSettings], produce: Produce
 ) -> None:
-    """With ``table.fields.additional.placement=type:header:eventType``."""
+    """The option is ``table.fields.additional.placement=type:header:eventType``."""
     settings = await declared(settings_for(type_from="header:eventType"))
     headers = [("id", b"f2e1"), ("eventType", b"OrderCreated")]
     await asyncio.to_thread(produce, b'{"number": 1}', b"1", headers=headers)

@@ -35,7 +35,7 @@ class Order(BaseModel):
 async def publish(
     broker: Server, topic: str, body: bytes, version: Any = MQTTv5, **properties: Any
 ) -> None:
-    """As another program does."""
+    """Publish like another program."""
 
     def publish() -> None:
         client = Client(CallbackAPIVersion.VERSION2, protocol=version)
@@ -66,7 +66,7 @@ def done(count: int) -> Callable[[Consumer], bool]:
 
 
 async def handled(settings: ConsumerSettings, *types: str) -> list[tuple[int, Message]]:
-    """What the handlers of these types got: as many messages."""
+    """The messages that the handlers of these types got: as many as there are types."""
     taken: list[tuple[int, Message]] = []
 
     async def handle(order: Order, message: Message) -> None:
@@ -111,7 +111,7 @@ async def test_the_properties_of_the_protocol_are_those_of_the_message(
 async def test_a_cloud_event_needs_no_setting(
     settings_for: Callable[..., ConsumerSettings], broker: Server, queue: str
 ) -> None:
-    """As its binding for MQTT writes it, binary and structured."""
+    """The binding for MQTT, binary and structured."""
     settings = await started(settings_for())
     type = "com.acme.order.created.v1"
     attributes = {"specversion": "1.0", "id": "e-1", "source": "/shop", "type": type}
@@ -165,7 +165,7 @@ async def test_a_gzipped_body_is_unpacked_for_the_handler_or_a_dead_letter(
 async def test_where_a_message_came_from_is_known_after_a_retry(
     settings_for: Callable[..., ConsumerSettings], broker: Server, queue: str
 ) -> None:
-    """Also of a filter with wildcards."""
+    """Also for a filter with wildcards."""
     settings = settings_for(source=f"{queue}/+/status", group=queue, type_from="topic", **QUICK)
     await started(settings)
     topic = f"{queue}/device-7/status"

@@ -27,7 +27,7 @@ class Order(BaseModel):
 
 @pytest.fixture
 async def producer(broker: Server, queue: str) -> AsyncIterator[Client]:
-    """Of another program, to the subjects of a stream that operations made."""
+    """A client of another program, for the subjects of a stream that operations created."""
     async with await nats.connect(broker.url) as client:
         await client.jetstream().add_stream(name=queue, subjects=[f"{queue}.>"])
         yield client
@@ -38,7 +38,7 @@ def done(count: int) -> Callable[[Consumer], bool]:
 
 
 async def handled(settings: ConsumerSettings, *types: str) -> list[tuple[Any, Message]]:
-    """What the handlers of these types got: as many messages."""
+    """The messages that the handlers of these types got: as many as there are types."""
     taken: list[tuple[Any, Message]] = []
 
     async def handle(order: Order, message: Message) -> None:
@@ -98,7 +98,7 @@ async def test_headers_are_read_with_the_properties_among_them(
 async def test_a_cloud_event_needs_no_setting(
     settings_for: Callable[..., ConsumerSettings], producer: Client, queue: str
 ) -> None:
-    """As its binding for NATS writes it, binary and structured."""
+    """The binding for NATS, binary and structured."""
     type = "com.acme.order.created.v1"
     binary = {
         "ce-specversion": "1.0",

@@ -1,4 +1,4 @@
-"""Several groups on one source: each has its own attempts, retries and dead letters, and touches those of no other."""
+"""Several groups on one source: each has its own attempts, retries and dead letters, and does not touch another's."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from steps import last, publish, start_once, with_options
 pytestmark = pytest.mark.parametrize(
     "broker", ["kafka", "mqtt", "nats", "redis"], indirect=True, scope="session"
 )
-"""Those on which each group gets every message."""
+"""The brokers on which each group gets every message."""
 
 MAX_ATTEMPTS = 3
 EACH_ATTEMPT = list(range(1, MAX_ATTEMPTS + 1))
 SETTINGS = {"retry_seconds": 0.05, "retry_max_seconds": 0.2}
 QUIET_SECONDS = 1.0
-"""Longer than any retry waits."""
+"""Longer than the delay of any retry."""
 
 
 class Group:
-    """One live consumer group, and what its handler saw."""
+    """One live consumer group, and the messages of its handler."""
 
     def __init__(self, source: Any, *, fails: bool) -> None:
         self.source = source
@@ -45,7 +45,7 @@ class Group:
                 await self.source.reject(message, "bad")
 
     async def seen(self) -> tuple[list[int], int]:
-        """The attempts, and how many dead letters there are."""
+        """The attempts, and the number of dead letters."""
         if not self.source.capabilities.dead_letters:
             return self.attempts, 0
         return self.attempts, len([letter async for letter in self.source.dead_letters(100)])
@@ -57,10 +57,10 @@ class Group:
 
 @pytest.fixture
 async def url(broker: Server, broker_name: str, queue: str) -> str:
-    """Of a source on which several groups may be."""
+    """The URL of a source that allows several groups."""
     if broker_name != "nats":
         return broker.url
-    server = await nats.connect(broker.url)  # the service itself would make a work queue
+    server = await nats.connect(broker.url)  # the service itself would create a work queue
     await server.jetstream().add_stream(name=queue, subjects=[f"{queue}.>"])
     await server.close()
     return with_options(broker.url, subject=f"{queue}.eu")

@@ -1,4 +1,4 @@
-"""Handlers: which signatures are understood, how payloads are decoded, and which handler gets a message."""
+"""Handlers: which signatures are accepted, how payloads are decoded, and which handler gets a message."""
 
 import asyncio
 import functools
@@ -20,7 +20,7 @@ from runtime.message import Message, Reject, Retry
 
 
 class Panic(BaseException):
-    """As extensions in Rust raise it."""
+    """Raised like a panic of an extension in Rust."""
 
 
 class Order(BaseModel):
@@ -329,7 +329,7 @@ def test_a_signature_that_cannot_be_given_is_one_sentence_at_the_start(function:
         Router({"order": function}).give(None)
 
 
-# What `lifespan` yielded, and `around`.
+# The values that `lifespan` yields, and `around`.
 
 
 class Pool:
@@ -337,7 +337,7 @@ class Pool:
 
 
 class Client:
-    """Another one."""
+    """Another resource."""
 
 
 @dataclass

@@ -28,10 +28,10 @@ def test_a_proxy_closes_the_connections_that_arrive_while_it_ends() -> None:
                     client = clients.enter_context(socket.socket())
                     client.setblocking(False)
                     client.connect_ex(("127.0.0.1", proxy.port))
-    gc.collect()  # a connection left open would warn, which is an error here
+    gc.collect()  # an open connection would warn, which is an error here
 
 
-def test_a_free_port_is_given_to_nobody_else_until_a_server_binds_it() -> None:
+def test_a_free_port_is_not_given_again_until_a_server_binds_it() -> None:
     ports = local.free_ports(200)
     others = set()
     for _ in range(2_000):
@@ -62,12 +62,12 @@ def test_the_server_of_all_workers_stays_until_the_last_of_them_leaves(
     with ExitStack() as others:
         first = ExitStack()
         assert first.enter_context(worker(0)) == "server 0"
-        sharing._started_here.clear()  # as in another process
+        sharing._started_here.clear()  # like another process
         assert others.enter_context(worker(1)) == "server 0"
         leaving = threading.Thread(target=first.close)
         leaving.start()
         leaving.join(0.2)
-        assert leaving.is_alive()  # it waits for the other one
+        assert leaving.is_alive()  # it waits for the other process
         joining = threading.Thread(target=lambda: others.enter_context(worker(2)))
         joining.start()
         joining.join(10)
@@ -144,7 +144,7 @@ def test_a_container_that_does_not_start_is_removed(docker: Path) -> None:
 def test_mosquittos_database_is_read_also_when_two_are_written_in_one_instant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By an autosave and a signal: the second file may have the inode number of the one before both."""
+    """An autosave and a signal write them: the second file may have the inode number of the file before both."""
     with ExitStack() as stack:
         try:
             broker = stack.enter_context(mqtt.private(tmp_path))

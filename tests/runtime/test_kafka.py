@@ -1,4 +1,4 @@
-"""Kafka alone: groups and offsets, outages, retries, records of others. What every broker must do is in test_every_source.py."""
+"""Kafka alone: groups and offsets, outages, retries. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import base64
@@ -96,7 +96,7 @@ Connect = Callable[..., AbstractAsyncContextManager[KafkaBroker]]
 def answer_to_create(
     monkeypatch: pytest.MonkeyPatch, error: type[KafkaError], *, unless: Callable[[NewTopic], bool]
 ) -> list[list[NewTopic]]:
-    """Kafka refuses so to make topics, unless that is true of the first; returns what it was asked for."""
+    """Kafka's refusal to create topics, except for the first if that is true; returns the requested topics."""
     create = AIOKafkaAdminClient.create_topics
     asked: list[list[NewTopic]] = []
 
@@ -111,7 +111,7 @@ def answer_to_create(
 
 
 async def commits() -> bool:
-    """Whether a commit is under way."""
+    """Whether a commit is in progress."""
     return any("_do_commit_offsets" in repr(task) for task in asyncio.all_tasks())
 
 
@@ -120,18 +120,18 @@ async def all_of(published: list[str], handled: list[str]) -> bool:
 
 
 def with_key(key: str, count: int) -> list[OutgoingMessage]:
-    """Messages of one partition."""
+    """Messages for one partition."""
     return [OutgoingMessage(b"%d" % number, headers={KEY: key}) for number in range(count)]
 
 
 async def produce(
     broker: Server, queue: str, compression_type: str | None = None, **record: Any
 ) -> None:
-    """A record of another producer."""
+    """Produce a record of another producer."""
     producer = AIOKafkaProducer(
         bootstrap_servers=urlsplit(broker.url).netloc,
         compression_type=compression_type,
-        max_request_size=2**30,  # before it is packed
+        max_request_size=2**30,  # before compression
         max_batch_size=2**30,
     )
     await producer.start()
@@ -142,7 +142,7 @@ async def produce(
 
 
 async def produce_names(broker: Server, queue: str, names: list[bytes]) -> None:
-    """One batch of records to partition 0, each with a header of such a name; aiokafka itself would encode a text."""
+    """One batch of records to partition 0, each with a header of such a name; aiokafka itself encodes only text."""
     async with AIOKafkaProducer(bootstrap_servers=urlsplit(broker.url).netloc) as producer:
         batch = producer.create_batch()
         for name in names:
@@ -157,7 +157,7 @@ async def produce_names(broker: Server, queue: str, names: list[bytes]) -> None:
 
 
 def own(queue: str, kind: str = "") -> str:
-    """The topic of the tests' group; without a kind that of all groups."""
+    """The topic of the tests' group; without a kind, the topic of all groups."""
     return f"{queue}.{queue}{kind}" if kind else queue
 
 
@@ -174,26 +174,26 @@ async def admin_of(broker: Server, ask: Callable[[AIOKafkaAdminClient], Any]) ->
 
 
 async def make_topic(broker: Server, name: str, most_bytes: int) -> None:
-    """As an operator makes it."""
+    """Create a topic like an operator."""
     topic = NewTopic(name, 1, 1, topic_configs={"max.message.bytes": str(most_bytes)})
     await admin_of(broker, lambda admin: admin.create_topics([topic]))
 
 
 async def produce_many(broker: Server, queue: str, count: int) -> None:
-    """One batch to partition 0."""
+    """Produce one batch to partition 0."""
     async with AIOKafkaProducer(bootstrap_servers=urlsplit(broker.url).netloc) as producer:
         sent = [await producer.send(queue, b"%d" % n, partition=0) for n in range(count)]
         await asyncio.gather(*sent)
 
 
 async def delete_below(broker: Server, queue: str, offset: int) -> None:
-    """As the broker's retention does it."""
+    """Delete records like the broker's retention."""
     below = {TopicPartition(queue, 0): RecordsToDelete(offset)}
     await admin_of(broker, lambda admin: admin.delete_records(below))
 
 
 async def commit_of(source: KafkaBroker, topic: str, partition: int) -> OffsetAndMetadata:
-    """What the tests' group has committed."""
+    """The commit of the tests' group."""
     tp = TopicPartition(topic, partition)
     async with source._reader(topic, topic) as reader:
         commits = await reader._coordinator.fetch_committed_offsets([tp])
@@ -203,7 +203,7 @@ async def commit_of(source: KafkaBroker, topic: str, partition: int) -> OffsetAn
 async def commit_as_other(
     broker: Server, queue: str, partition: int, offset: int, metadata: str
 ) -> None:
-    """As `kafka-consumer-groups --reset-offsets` does it, while the group has no member."""
+    """Commit like `kafka-consumer-groups --reset-offsets`, while the group has no member."""
     other = AIOKafkaConsumer(
         bootstrap_servers=urlsplit(broker.url).netloc, group_id=queue, enable_auto_commit=False
     )
@@ -217,7 +217,7 @@ async def commit_as_other(
 
 
 MARKS = base64.b64encode(zlib.compress(b"\xff")).decode()
-"""As in our metadata, without our name."""
+"""Marks like those of our metadata, without our name."""
 
 ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "a header that is listed as JSON is gone": ("", [(kafka.JSON_HEADERS, b'["gone"]')]),
@@ -233,7 +233,7 @@ ODD_RECORDS: dict[str, tuple[str, list[tuple[str, bytes | None]]]] = {
     "the time of a retry is null": (RETRY, [("ce_type", b"order"), (kafka.DUE_AT, None)]),
     "the time of a retry is no number": (RETRY, [("ce_type", b"order"), (kafka.DUE_AT, b"x")]),
 }
-"""Written to the topic, or to that of its retries, by another program."""
+"""Records of another program, in the topic or in that of its retries."""
 
 OUR_HEADERS = [kafka.JSON_HEADERS, kafka.ID, kafka.TYPE, KEY, kafka.ORIGIN, *kafka.HISTORY]
 HEADER_NAMES = st.sampled_from([*OUR_HEADERS, "ce_id", "ce_type", "a"]) | st.text()
@@ -254,7 +254,7 @@ RECORDS = st.lists(
 
 
 async def produce_any(broker: Server, topic: str, records: list[Any]) -> None:
-    """One batch to partition 0, also of records that aiokafka's own `send` refuses."""
+    """One batch to partition 0, including records that aiokafka's own `send` refuses."""
     host = urlsplit(broker.url).netloc
     async with AIOKafkaProducer(bootstrap_servers=host, max_batch_size=2**20) as producer:
         batch = producer.create_batch()
@@ -264,7 +264,7 @@ async def produce_any(broker: Server, topic: str, records: list[Any]) -> None:
 
 
 async def dead_letter_all(settings: ConsumerSettings, count: int) -> None:
-    """Run a consumer, whose handler fails, until there are so many dead letters."""
+    """Run a consumer with a handler that fails, until there are this many dead letters."""
 
     async def fail(body: bytes, message: Message) -> None:
         raise Retry if message.attempt == 1 else Reject("bad")
@@ -284,7 +284,7 @@ async def dead_letter_all(settings: ConsumerSettings, count: int) -> None:
 
 
 async def consume_until_rejected(settings: ConsumerSettings) -> int:
-    """Run a consumer, whose handlers fail, until it has rejected one message; returns its exit code."""
+    """Run a consumer with handlers that fail, until it has rejected one message; returns its exit code."""
 
     async def fail(body: bytes) -> None:
         raise ValueError
@@ -304,12 +304,12 @@ async def consume_until_rejected(settings: ConsumerSettings) -> int:
 
 @contextmanager
 def little_memory(more_bytes: int) -> Iterator[None]:
-    """This process gets at most this much more memory."""
+    """This process may allocate at most this many more bytes."""
     if sys.platform != "linux":
         pytest.skip("only Linux holds a process to RLIMIT_AS")
     import resource  # not on every system
 
-    gc.collect()  # what it frees later would be more
+    gc.collect()  # later frees would add room
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + more_bytes, limits[1]))
@@ -476,7 +476,7 @@ class TestOffsets:
             return at in source._partitions
 
         async with connect() as source:
-            await eventually(True, looked)  # and found nothing
+            await eventually(True, looked)  # it found nothing
             await source.stop()
         async with connect(prefetch=0) as source:
             assert await commit_of(source, *at) == (3, "")
@@ -488,7 +488,7 @@ class TestOffsets:
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
         async with connect(prefetch=0):
-            pass  # which makes the topics
+            pass  # connecting creates the topics
         await produce_many(broker, queue, 5)
         await commit_as_other(broker, queue, 0, 10, kafka._metadata_of(10, {11, 12, 13}))
         async with connect(prefetch=20) as source:
@@ -498,10 +498,10 @@ class TestOffsets:
             taken += await take(source, 15)
         assert [message.receipt[1].offset for message in taken] == [*range(20)]
 
-    async def test_marked_messages_that_do_not_exist_any_more_hold_no_commit_back(
+    async def test_marked_messages_that_no_longer_exist_block_no_commit(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """Such as the first one, which retention has deleted, when the others are settled."""
+        """An example is the first message, which retention has deleted when the others are settled."""
         async with connect(prefetch=0):
             pass
         await produce_many(broker, queue, 6)
@@ -539,7 +539,7 @@ class TestOffsets:
             await publish(source, 500)
             for message in await take(source, 500):
                 await source.ack(message)
-                await asyncio.sleep(0)  # others get their turn
+                await asyncio.sleep(0)  # let other tasks run
         assert sum(commit.offset for commit in commits[-1].values()) >= 500 / PARTITIONS
         assert len(commits) <= 3
 
@@ -629,7 +629,7 @@ class TestGroups:
         monkeypatch: pytest.MonkeyPatch,
         events: list[Event],
     ) -> None:
-        """The poll still sees the partitions of before, with what was read of them, and then dropped."""
+        """The poll still sees the earlier partitions, with their records, which are dropped."""
         shorten(0.2, "POLL_SECONDS")
         patient = f"{broker.url}&rebalance_timeout_seconds=20"
 
@@ -710,7 +710,7 @@ class TestGroups:
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=0):
-            pass  # which makes the topics
+            pass  # connecting creates the topics
         other = AIOKafkaConsumer(
             queue,
             bootstrap_servers=urlsplit(broker.url).netloc,
@@ -732,7 +732,7 @@ class TestGroups:
             await publish(one, 8)
             held = await take(one, 8)
             one.in_flight = held
-            async with connect(prefetch=1):  # the rebalance does not wait for them long enough
+            async with connect(prefetch=1):  # the rebalance does not wait long enough for them
                 pass
             await eventually_logged(events, "partitions_assigned", count=3)
 
@@ -782,7 +782,7 @@ class TestOutages:
             proxy.resume()
             await source.ack(again)
 
-    async def test_the_error_of_a_commit_that_was_given_up_is_retrieved(
+    async def test_the_error_of_a_commit_that_timed_out_is_retrieved(
         self, connect: Connect, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         never_retrieved: list[dict[str, Any]] = []
@@ -819,9 +819,9 @@ class TestOutages:
         entering.cancel()
         await asyncio.wait({entering})
         assert entering.cancelled()
-        gc.collect()  # a connection that is left open warns, which is an error here
+        gc.collect()  # an open connection warns, which is an error here
 
-    async def test_a_start_that_is_given_up_leaves_nothing(
+    async def test_a_start_that_is_cancelled_leaves_nothing(
         self, source_for: Callable[..., KafkaBroker], proxy: KafkaProxy
     ) -> None:
         async with source_for(broker_url=proxy.url) as source:
@@ -882,7 +882,7 @@ class TestRetries:
     async def test_a_failure_in_a_rebalance_ends_the_consumption(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """aiokafka only logs what its listener raises."""
+        """aiokafka only logs exceptions of its listener."""
         async with connect() as source:
             with monkeypatch.context() as patch:
                 patch.delattr(KafkaBroker, "_give_up_partitions")
@@ -1072,9 +1072,9 @@ class TestOtherProducers:
     async def test_a_batch_that_does_not_fit_into_memory_unpacked_ends_the_consumption(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """The client library has no bound for it; the broker may have one: see brokers/kafka.md of the template."""
+        """The client library has no limit for it; the broker may have one: see brokers/kafka.md of the template."""
         async with connect(prefetch=0):
-            pass  # which makes the topic
+            pass  # connecting creates the topic
         await produce(broker, queue, compression_type="gzip", value=bytes(300_000_000))
         with little_memory(50_000_000):
             async with connect() as source:
@@ -1162,7 +1162,7 @@ class TestTopics:
     async def test_looking_creates_no_topic(
         self, source_for: Callable[..., KafkaBroker], queue: str
     ) -> None:
-        """By default, brokers create each topic whose metadata is asked for."""
+        """By default, brokers create each topic whose metadata a client requests."""
         async with source_for() as source:
             for _ in range(2):
                 described = await source.describe()
@@ -1244,7 +1244,7 @@ class TestPublishing:
             began_at = time.monotonic()
             with pytest.raises(BrokerRefused, match=rf"the topic '{missing}' does not exist"):
                 await source.publish(messages)
-            assert time.monotonic() - began_at < kafka.ANSWER_SECONDS / 2  # it asks, and waits not
+            assert time.monotonic() - began_at < kafka.ANSWER_SECONDS / 2  # it does not wait
             taken = await take(source, 3)
             assert sorted(message.body for message in taken) == [b"1", b"3", b"5"]
             for message in taken:
@@ -1293,7 +1293,7 @@ class TestPublishing:
 
 
 class TestLimits:
-    """What is too large for the retry topic or the dead-letter topic."""
+    """Records that are too large for the retry topic or the dead-letter topic."""
 
     async def test_the_group_s_topics_take_what_their_source_takes(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
@@ -1431,7 +1431,7 @@ class TestRetention:
     async def test_records_that_are_all_deleted_while_the_consumer_runs_are_logged(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
-        """As above, with no record left."""
+        """As in the test above, with no record left."""
         async with connect(prefetch=2) as source:
             await produce_many(broker, queue, 8)
             for message in await take(source, 2):
@@ -1483,7 +1483,7 @@ class TestRetention:
     async def test_an_aborted_record_behind_one_that_is_read_leniently_is_not_seen(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """The second reading of the batches begins with the transactions that were aborted before."""
+        """The second reading of the batches begins with the same aborted transactions."""
         async with connect(prefetch=0):
             pass
         host = urlsplit(broker.url).netloc
@@ -1562,7 +1562,7 @@ class TestUrl:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Of every broker: runtime.brokers.url. Without any password, OpenSSL would ask on the terminal."""
+        """For every broker: runtime.brokers.url. Without a password, OpenSSL would ask on the terminal."""
         given: list[object] = []
         load = ssl.SSLContext.load_cert_chain
 
@@ -1598,7 +1598,7 @@ class TestUrl:
                 await eventually_logged(events, "reconnecting")
                 proxy.resume()
                 said = f"{await source.describe()}"
-        except BrokerError as refusal:  # this server knows no passwords, or not this one
+        except BrokerError as refusal:  # this server has no passwords, or another one
             said = str(refusal)
         assert said
         assert "hush" not in f"{said} {events} {caplog.text}"

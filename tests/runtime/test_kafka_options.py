@@ -37,14 +37,14 @@ def assigned(source: KafkaBroker) -> set[Any]:
 
 
 def generation(source: KafkaBroker) -> int:
-    """Of the group: how many rebalances there were."""
+    """The generation of the group, which counts rebalances."""
     assert source._consumer is not None
     number: int = source._consumer._coordinator.generation
     return number
 
 
 async def shares(*sources: KafkaBroker) -> list[set[Any]]:
-    """What each has, once all have joined."""
+    """The partitions of each consumer, once all have joined."""
 
     async def all_joined() -> bool:
         generations = {generation(source) for source in sources}
@@ -69,7 +69,7 @@ class TestAssignors:
     async def test_a_consumer_of_librdkafka_with_its_defaults_can_be_in_the_group(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """So a service replaces one that is written with another client while both run."""
+        """So a service can replace a service with another client while both run."""
         confluent_kafka = pytest.importorskip("confluent_kafka")
         seen: list[str] = []
         ended = threading.Event()
@@ -171,7 +171,7 @@ class TestStaticMembership:
             await asyncio.wait([taking])
             if (failure := taking.exception()) is None:
                 assert ids(taking.result()) == [id]
-            else:  # the broker has fenced each for the other
+            else:  # the broker has fenced each of them
                 assert "has the group_instance_id 'same'" in str(failure)
 
 
@@ -209,7 +209,7 @@ class TestIsolation:
         async with connect() as source, producer:
             async with producer.transaction():
                 await producer.send_and_wait(queue, b"in a transaction", partition=0)
-                await publish(source, 1, headers={KEY: "c"})  # of partition 2
+                await publish(source, 1, headers={KEY: "c"})  # a key of partition 2
                 await ack_all(source, 1)
                 assert len(source.unacked) == 0
             [message] = await take(source, 1)
@@ -252,9 +252,9 @@ class TestBeginning:
         source_for: Callable[..., Any],
         shorten: Callable[..., None],
     ) -> None:
-        """A topic that a pattern matches, and a partition: else what they get before they are found would be lost.
+        """A topic that a pattern matches, and a partition: otherwise records from before their discovery would be lost.
 
-        Another program makes both, and writes to them.
+        Another program creates both, and writes to them.
         """
         shorten(1, "DISCOVER_SECONDS")
         old, new, group = f"{queue}.old", f"{queue}.new", f"{queue}-group"
@@ -301,12 +301,12 @@ listener.name.sasl_plaintext.oauthbearer.sasl.jaas.config=\\
 org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
 listener.name.sasl_plaintext.oauthbearer.connections.max.reauth.ms=60000
 """
-"""Kafka's unsecured tokens, which are for tests: it looks at their times, and at no signature."""
+"""Kafka's unsecured tokens for tests: the broker checks their times, but no signature."""
 
 
 @pytest.fixture(scope="module")
 def token_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker that takes tokens only; without the options of the login."""
+    """A broker that accepts tokens only; without the options of the login."""
     try:
         kafka.install()
     except kafka.KafkaMissing as missing:
@@ -323,7 +323,7 @@ def token_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def unsecured_token(seconds: float) -> str:
-    """A JWT without a signature, which is valid for so many seconds."""
+    """A JWT without a signature, which is valid for this many seconds."""
     now = time.time()
     claims = {"sub": "order-events", "iat": now - 1, "exp": now + seconds}
     parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))
@@ -334,7 +334,7 @@ def unsecured_token(seconds: float) -> str:
 def with_token(
     token_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], str]:
-    """The URL with this function of a module of the team's."""
+    """The URL with this function of a module of the team."""
     module = f"team_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{module}.py").write_text(
         "asked = 0\n"
@@ -396,7 +396,7 @@ class TestTokens:
             published: list[str] = []
             handled: list[str] = []
             first = team.asked
-            while team.asked < first + 9:  # of at most three connections at a time
+            while team.asked < first + 9:  # at most three connections at a time
                 [id] = await publish(source, 1)
                 published.append(id)
                 handled += await ack_all(source, 1)

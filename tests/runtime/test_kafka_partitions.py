@@ -1,4 +1,4 @@
-"""Kafka without a server: which partition a key has, and what a commit says is settled, on a model of one partition."""
+"""Kafka without a server: the partition of a key, and the marks of a commit, on a model of one partition."""
 
 import random
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from runtime.brokers import kafka
 
 MOST_BYTES = (0, 60, kafka.MOST_METADATA_BYTES)
-"""Of a commit's metadata: no marks, some, and as many as there are here."""
+"""Limits of a commit's metadata: room for no marks, for some, and for all marks here."""
 
 
 class Log:
-    """A partition, and the group's commit for it. Some offsets are no messages, such as the end of a transaction."""
+    """A partition, and the group's commit for it. Some offsets have no message, such as the end of a transaction."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -36,7 +36,7 @@ class Log:
 
 
 class Owner:
-    """The process that has the partition, as the source polls, acks and commits."""
+    """The process that has the partition; the source polls, acks and commits like this."""
 
     def __init__(self, log: Log) -> None:
         self.log = log

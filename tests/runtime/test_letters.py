@@ -1,4 +1,4 @@
-"""Some of many dead letters, on every broker: those that a filter selects are taken, the others stay as they were."""
+"""Some of many dead letters, on every broker: those that a filter selects are taken, the others stay unchanged."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ from test_cli import Call, Order, call, command, on_one_broker, settings_of  # n
 
 AT_ONCE = 100
 MANY, FEWER = 10_000, {"sqs": 1_000}
-"""moto searches its whole queue for each letter: ten times as many take a hundred times as long."""
+"""moto searches its whole queue for each letter: ten times as many letters take a hundred times as long."""
 WAIT_SECONDS = 120
 
 
@@ -64,7 +64,7 @@ async def numbers_of(source: Broker, **filters: Any) -> list[int]:
 
 
 def keeps_order(source: Broker) -> bool:
-    """Of dead letters: Kafka's are in one partition."""
+    """Whether dead letters keep their order: Kafka's are in one partition."""
     return source.capabilities.order or type(source).__name__ == "KafkaBroker"
 
 
@@ -76,7 +76,7 @@ async def last(steps: AsyncIterator[int]) -> int:
 async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others_keep_their_order(
     connect: Connect, request: pytest.FixtureRequest
 ) -> None:
-    """Meanwhile a consumer takes what is replayed, and rejects it again; another command lists."""
+    """Meanwhile a consumer takes the replayed letters, and rejects them again; another command lists."""
     broker = request.node.callspec.params["broker"]
     count = int(os.environ.get("DEAD_LETTERS", FEWER.get(broker, MANY)))
     one, rare = count // 2, count // 100
@@ -100,12 +100,12 @@ async def test_of_ten_thousand_dead_letters_1_or_100_are_replayed_and_the_others
             await consumer.ack(message)
 
             async def handle() -> None:
-                # The first comes when all have been read, however long that takes.
+                # The first number arrives when all letters have been read, even after a long time.
                 for _ in range(100):
                     await consumer.reject(await anext(consumer), "again")
 
             async def look() -> None:
-                if type(source).__name__ != "RabbitBroker":  # where it would hold some of them
+                if type(source).__name__ != "RabbitBroker":  # it would keep some of them unacked
                     [letter async for letter in other.dead_letters(50)]
 
             began = time.monotonic()
@@ -150,7 +150,7 @@ async def test_a_filter_takes_its_letters_and_the_others_keep_their_order_and_th
         assert await last(source.replay_dead_letters(chosen)) == 3
         await eventually(57, source.count_dead_letters)
         assert await numbers_of(source) == kept
-        await eventually(57, source.count_dead_letters)  # what was read is visible again
+        await eventually(57, source.count_dead_letters)  # the letters are visible again
         assert await last(source.purge_dead_letters(Selection(reason="bad", limit=5))) == 5
         await eventually(52, source.count_dead_letters)
         left = await numbers_of(source)
@@ -169,7 +169,7 @@ async def test_a_filter_takes_its_letters_and_the_others_keep_their_order_and_th
 async def test_two_commands_at_once_lose_none_and_delete_only_what_they_select(
     connect: Connect,
 ) -> None:
-    """A letter may be replayed by both, if they read it at the same moment; on most brokers it is not."""
+    """Both may replay a letter that they read at the same moment; on most brokers this does not happen."""
     await make_dead(connect, 300, lambda n: f"{n % 2} bad")
     async with connect(prefetch=0) as one, connect(prefetch=0) as other:
         await asyncio.gather(
@@ -177,7 +177,7 @@ async def test_two_commands_at_once_lose_none_and_delete_only_what_they_select(
             last(other.purge_dead_letters(Selection(reason="0 bad"))),
         )
         give_up_at = time.monotonic() + WAIT_SECONDS
-        while await numbers_of(one, reason="0 bad"):  # what the other command held meanwhile
+        while await numbers_of(one, reason="0 bad"):  # letters that the other command had hidden
             assert time.monotonic() < give_up_at
             await last(one.purge_dead_letters(Selection(reason="0 bad")))
         await eventually(150, one.count_dead_letters)
@@ -185,7 +185,7 @@ async def test_two_commands_at_once_lose_none_and_delete_only_what_they_select(
 
 
 class Clock:
-    """In place of the modules time and asyncio: time passes only while one sleeps."""
+    """Replaces the modules time and asyncio: time passes only during a sleep."""
 
     now = 0.0
 
@@ -308,7 +308,7 @@ def test_more_offsets_than_a_commit_can_hold_are_refused_before_any_is_moved() -
 
 
 async def letters_of(settings: Any, *letters: tuple[str, str, bytes]) -> None:
-    """Dead letters of this id, reason and body, in the embedded broker's file."""
+    """Dead letters with this id, reason and body, in the embedded broker's file."""
     async with make_source(settings, prefetch=10) as source:
         await source.declare()
         await source.start()
@@ -504,7 +504,7 @@ def test_a_letter_is_found_by_its_id_as_it_is_and_as_it_is_shown(
 def test_the_reading_of_a_command_that_fails_ends_before_its_connection(
     some_dead: Call, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    """Until it ends, some brokers hide the letters that it has read."""
+    """Until the reading ends, some brokers hide the letters that were read."""
     events = []
 
     class Watched(type(make_source(ConsumerSettings(broker_url="sqlite:///x.db")))):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Dead letters where a broker, a client or another command fails, or where they are large: each broker's own weak places."""
+"""Dead letters when a broker, a client or another command fails, or when they are large: each broker's weak points."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def on(*brokers: str) -> pytest.MarkDecorator:
 
 async def collect(steps: AsyncIterator[int], into: list[int]) -> None:
     async for step in steps:
-        into.append(step)  # those before a failure
+        into.append(step)  # the steps before a failure
 
 
 # -- Kafka
@@ -65,7 +65,7 @@ async def test_the_mark_of_a_letter_is_kept_when_a_selection_ends_right_before_i
 async def test_a_topic_that_a_refresh_of_the_metadata_leaves_out_is_still_written_to(
     connect: Connect, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiokafka asks for all topics first, and then only for those that were unknown when they were written to."""
+    """aiokafka requests all topics first, and later only the topics that were unknown when it wrote to them."""
     await make_dead_in_one_partition(connect, 1)
     async with connect(prefetch=0) as source:
         client, accumulator = source._producer.client, source._producer._message_accumulator
@@ -174,7 +174,7 @@ def test_a_pattern_that_would_match_something_else_is_one_sentence(
 
 @on("nats")
 async def test_a_letter_that_another_command_has_deleted_is_not_counted(connect: Connect) -> None:
-    """Behind others and below the first of the stream: the server has an answer for each."""
+    """Behind others and below the first of the stream: the server has another answer for each."""
     await make_dead(connect, 5, lambda n: "bad")
     async with connect(prefetch=0) as one, connect(prefetch=0) as other, one._reading() as reading:
         letters = [letter async for letter in one._present_letters(reading)]
@@ -261,7 +261,7 @@ async def test_a_letter_is_hidden_from_others_until_the_command_ends(
 async def test_letters_that_come_again_while_they_are_read_hide_none_of_the_others(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a server that is too slow to hide all of them for as long as they are read."""
+    """As on a server that is too slow to hide all of them until they are read."""
     from runtime.brokers import sqs
 
     hidden: dict[str, str] = {}
@@ -287,7 +287,7 @@ async def test_letters_that_come_again_while_they_are_read_hide_none_of_the_othe
 async def test_acks_that_the_queue_does_not_get_are_not_counted(
     connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """The connection breaks when the command has written them."""
+    """The connection breaks after the command has written the acks."""
     from aiormq.channel import Channel
 
     await make_dead(connect, 30, lambda n: "bad")
@@ -318,9 +318,9 @@ async def test_acks_that_the_queue_does_not_get_are_not_counted(
 async def test_letters_on_their_way_to_a_reading_keep_their_order(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The queue gets a consumer's end together with its beginning, unless the reading waits for what it asked for.
+    """The queue gets a consumer's end together with its beginning, unless the reading waits for the requested letters.
 
-    Of more than 32 letters that a queue has sent to a consumer without knowing of its end, it keeps no order.
+    Of more than 32 letters that a queue has sent to a consumer before it learns of its end, it keeps no order.
     """
     from aiormq.abc import ChannelFrame
     from aiormq.channel import Channel
@@ -340,7 +340,7 @@ async def test_letters_on_their_way_to_a_reading_keep_their_order(
         await channel.write_queue.put(frame)
 
     async def consume_later(channel: Any, queue: str, callback: Any, *, consumer_tag: str) -> None:
-        if not consumer_tag.startswith("00001-"):  # the first shows how large letters are
+        if not consumer_tag.startswith("00001-"):  # the first consumer shows how large letters are
             await consume(channel, queue, callback, consumer_tag=consumer_tag)
             return
         channel.consumers[consumer_tag] = callback
@@ -373,7 +373,7 @@ async def test_letters_on_their_way_to_a_reading_keep_their_order(
 async def test_letters_are_acked_while_there_is_no_consumer(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """For each ack the queue would pass on one more letter, which loses its place if the consumer ends before it arrives."""
+    """For each ack the queue would deliver another letter, which loses its place if the consumer ends before it arrives."""
     from aiormq.channel import Channel
 
     await make_dead(connect, 150, lambda n: "bad")
@@ -390,7 +390,7 @@ async def test_letters_are_acked_while_there_is_no_consumer(
 
 
 class SlowProxy(Proxy):
-    """The broker's bytes arrive so many seconds later."""
+    """The broker's bytes arrive this many seconds later."""
 
     seconds = 0.0
 
@@ -406,7 +406,7 @@ async def test_each_request_of_a_step_has_its_own_time_however_long_all_of_them_
     monkeypatch: pytest.MonkeyPatch,
     shorten: Callable[..., None],
 ) -> None:
-    """As on a busy machine, where the letters on their way alone take seconds."""
+    """A busy machine, where the letters on their way alone take seconds."""
     from runtime.brokers import rabbitmq
 
     await make_dead(connect, 3, lambda n: "bad")
@@ -446,7 +446,7 @@ async def test_what_must_reach_its_end_has_a_bound() -> None:
 
 @on("rabbitmq")
 async def test_what_a_command_has_read_is_back_when_it_ends(connect: Connect) -> None:
-    """Otherwise the next one, a click on a page later, would find none of them."""
+    """Otherwise the next command, one click later on a page, would find none of them."""
     await make_dead(connect, 250, lambda n: "bad")
     async with connect(prefetch=0) as source:
         for _ in range(3):

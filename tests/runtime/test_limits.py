@@ -1,4 +1,4 @@
-"""The limits of handlers: the time limit, what a service that is stuck says, and what `Handles` sets for one handler."""
+"""The limits of handlers: the time limit, the report of a stuck service, and `Handles` for one handler."""
 
 import asyncio
 import json
@@ -142,7 +142,7 @@ async def test_the_message_is_retried_with_the_reason_however_the_handler_takes_
     retried = harness.events("message_retried")
     assert {(e["attempt"], e["reason"]) for e in retried} == {(1, PAST_IT)}
     assert len(retried) == 3
-    assert {*failures} == {TimeoutError, type(None)}  # as the metrics have them
+    assert {*failures} == {TimeoutError, type(None)}  # the labels of the metrics
     assert not harness.events("handler_overrun")
 
 
@@ -200,7 +200,7 @@ async def test_0_disables_the_limit_and_each_handler_may_have_its_own(
 
 @on_one_broker
 async def test_a_shorter_limit_is_kept_while_a_longer_one_runs(harness: ConsumerHarness) -> None:
-    """There is one timer for all."""
+    """All limits share one timer."""
     order: list[str] = []
 
     async def handle(event: Number, message: Message) -> None:
@@ -256,7 +256,7 @@ async def test_a_limit_in_the_drain_is_a_retry_and_not_an_abandoned_message(
 async def test_a_message_that_may_kill_its_process_has_the_limit_too(
     harness: ConsumerHarness,
 ) -> None:
-    """These are handled one after the other: one that hangs would stop all of them."""
+    """Suspects are handled one after the other: a suspect that hangs would stop all of them."""
 
     def before(consumer: Consumer) -> None:
         consumer.source.suspects.many = 0
@@ -274,7 +274,7 @@ async def test_a_message_that_may_kill_its_process_has_the_limit_too(
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Ends what cannot be cancelled."""
+    """An event that ends calls which cannot be cancelled."""
     RELEASE.clear()
     yield RELEASE
     RELEASE.set()
@@ -338,7 +338,7 @@ async def test_of_several_threads_only_the_one_past_its_limit_is_shown(
 
 
 async def swallow(event: Number) -> None:
-    while not RELEASE.is_set():  # it is set from anywhere
+    while not RELEASE.is_set():  # any test sets it
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.01)
 
@@ -550,7 +550,7 @@ async def test_where_the_broker_delivers_large_messages_too_few_lost_ones_are_no
 async def test_at_the_deadline_a_handler_past_its_limit_has_failed_and_the_others_are_requeued(
     harness: ConsumerHarness, release: threading.Event
 ) -> None:
-    """Otherwise it would hang each process that gets its message, for ever."""
+    """Otherwise it would block each process that gets its message, forever."""
     handlers: dict[str, HandlerFunction] = {"lost": Handles(swallow, seconds=LIMIT), "n": hang}
     async with opened(make_source(harness.make_settings())) as publisher:
         await publisher.publish([OutgoingMessage(body, "lost") for body in numbers(2)])
@@ -626,12 +626,12 @@ async def test_on_every_broker_messages_of_a_handler_at_its_limit_delay_no_other
     await consume(source, settings, lambda c: len(handled) >= 6, handlers)
     assert sorted(handled) == [*started, *range(6, 12)]
     assert len(started) == 1
-    assert source.requeued_count >= 5  # SQS delivers them once more meanwhile
+    assert source.requeued_count >= 5  # SQS redelivers them once more meanwhile
     await consume(make_source(settings, 30), settings, lambda c: len(set(handled)) == 12, handlers)
     assert ({*handled}, most) == (
         {*range(12)},
         1,
-    )  # Kafka repeats what is behind them in their partition
+    )  # Kafka redelivers the messages behind them in their partition
 
 
 @on_one_broker

@@ -1,4 +1,4 @@
-"""The lines of the log, as a supervisor reads them."""
+"""The lines of the log that a supervisor reads."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_a_line_has_its_priority_where_the_journal_reads_it_and_nowhere_else(
     read, write = os.pipe()
     about = os.fstat(write)
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
-    if of != "none":  # the variable is inherited, also by a process whose output goes elsewhere
+    if of != "none":  # a process inherits the variable even if its output goes elsewhere
         inode = about.st_ino + (of == "another process")
         environment["JOURNAL_STREAM"] = f"{about.st_dev}:{inode}"
     program = LINES.format(log_format=log_format)
@@ -62,7 +62,7 @@ def test_a_line_has_its_priority_where_the_journal_reads_it_and_nowhere_else(
 def failure(
     kind: type[Exception], text: str, depth: int = 0, cause: Exception | None = None
 ) -> Any:
-    """One that was raised, after so many calls."""
+    """A failure that was raised, after this many calls."""
 
     def sink(left: int) -> None:
         if left:

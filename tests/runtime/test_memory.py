@@ -1,4 +1,4 @@
-"""Memory: the documented worst case within the limit of the manifest, held by the kernel."""
+"""Memory: the kernel keeps the documented worst case within the limit of the manifest."""
 
 import json
 import os
@@ -26,15 +26,15 @@ CGROUPS = {
     "memory.limit_in_bytes": Path("/sys/fs/cgroup/memory"),
     "memory.max": Path("/sys/fs/cgroup"),
 }
-"""Of version 1 and 2, by the file with the limit."""
+"""The folders of version 1 and 2, by the file with the limit."""
 MOST_BODY_BYTES: int = ConsumerSettings.model_fields["max_body_bytes"].default
 LARGEST = {"kafka": 900_000, "nats": 900_000, "sqs": 700_000}
-"""Where the broker's own limit is lower, by default."""
+"""Bodies for brokers whose own limit is lower, by default."""
 
 
 @contextmanager
 def limited_memory(limit_bytes: int) -> Iterator[Path]:
-    """A cgroup with this limit: the file to write a process's id to."""
+    """A cgroup with this limit: yields the file for the id of a process."""
     for name, parent in CGROUPS.items():
         group = parent / f"ccc-test-{os.getpid()}"
         with suppress(OSError):
@@ -57,7 +57,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture
 def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    """The file of the embedded broker is on a disk: in memory it would count as the process's."""
+    """The file of the embedded broker is on a disk: in memory it would count as the process's memory."""
     with TemporaryDirectory(prefix="memory-", dir="/var/tmp", ignore_cleanup_errors=True) as folder:
         if isinstance(broker, SqliteFile):
             broker = SqliteFile(Path(folder, "queues.db"))
@@ -107,9 +107,9 @@ def test_as_many_of_the_largest_messages_as_it_can_hold_fit_into_the_memory_of_t
 def test_batches_of_the_largest_messages_fit_into_that_memory(
     memory: Path, scene: Scene, broker_name: str
 ) -> None:
-    """With the default prefetch of batches, 1000 messages; on MQTT with the one of the documented sum.
+    """With the default prefetch of batches, 1000 messages; on MQTT with the prefetch of the documented sum.
 
-    Mosquitto before 2.0.13 exceeds that after the first ack, so there it gets one prefetch of messages.
+    Mosquitto before 2.0.13 exceeds this prefetch after the first ack, so there it gets only that many messages.
     """
     count, prefetch = (10, {"prefetch": 10}) if broker_name == "mqtt" else (40, {})
     publish(scene, count, LARGEST.get(broker_name, MOST_BODY_BYTES))

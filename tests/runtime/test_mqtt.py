@@ -1,4 +1,4 @@
-"""MQTT alone: sessions, its missing guarantees, outages. What every broker must do is in test_every_source.py."""
+"""MQTT alone: sessions, its missing guarantees, outages. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import os
@@ -76,7 +76,7 @@ ODD_PROPERTIES = {
     "numbers that are none": [(ATTEMPTS, "1e3"), (mqtt.NOT_BEFORE, "\u0663")],
     "a time in a thousand years": [(mqtt.NOT_BEFORE, "1e14")],
 }
-"""Of another program."""
+"""Properties of another program's message."""
 
 OUR_PROPERTIES = [mqtt.ID, mqtt.TYPE, mqtt.TOPIC, mqtt.IN_JSON, mqtt.MARK, *mqtt.HISTORY]
 PROPERTY_NAMES = st.sampled_from([*OUR_PROPERTIES, "a"]) | st.text()
@@ -126,17 +126,17 @@ def subscribed(broker: PrivateMosquitto, topic: str) -> Iterator[list[MQTTMessag
 
 CONNACK, SUBACK, UNSUBACK = b"\x20\x03\0\0\0", b"\x90\x05%b\0\1\1", b"\xb0\x04%b\0\0"
 SUBACK_OF_ONE = b"\x90\x04%b\0\1"
-"""Yes to everything; ``%b`` is the number of the packet that is answered."""
+"""Grants every request; ``%b`` is the id of the packet that is answered."""
 
 
 def disconnect(reason: int) -> bytes:
-    """With a reason string, since paho-mqtt 2.1.0 ignores the reason code of a shorter packet."""
+    """A DISCONNECT with a reason string, since paho-mqtt 2.1.0 ignores the reason code of a shorter packet."""
     return b"\xe0\x06%c\x04\x1f\0\1x" % reason
 
 
 @asynccontextmanager
 async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> AsyncIterator[Any]:
-    """A broker of a few lines, for answers that Mosquitto never gives: its URL, and how many connections it had."""
+    """A broker of a few lines, for answers that Mosquitto never gives: its URL, and the number of its connections."""
     answers = {0x10: connack, 0x82: suback, 0xA2: UNSUBACK, 0x30: b""}
     scripted = SimpleNamespace(url="", accepted=0)
 
@@ -149,11 +149,11 @@ async def broker_that_says(connack: bytes = CONNACK, suback: bytes = SUBACK) -> 
                 if kind not in answers:
                     break
                 answer = answers[kind]
-                if kind == 0x30:  # whoever publishes has subscribed
+                if kind == 0x30:  # a publisher has subscribed before
                     answer = bytes([kind, length]) + packet
                 if (
                     kind == 0x82 and b"$share" not in packet
-                ):  # what the consumer proves its rights with
+                ):  # the message by which the consumer proves its rights
                     answer = SUBACK_OF_ONE
                 writer.write(answer % packet[:2] if b"%b" in answer else answer)
         writer.close()
@@ -178,7 +178,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMosquitto
 
 
 LARGE = 19_950
-"""A body that fits into a message of that broker, and not with the properties of the runtime."""
+"""A body that fits into a message of that broker, but not together with the properties of the runtime."""
 VERSION = subprocess.run(
     [shutil.which("mosquitto", path=f"{os.environ.get('PATH')}:/usr/sbin") or "true", "-h"],
     capture_output=True,
@@ -287,7 +287,7 @@ class TestSessions:
             in_flight = await take(source, 2)
             await buffer_holds(source, 3)
             await source.stop()
-            published += await publish(source, 1)  # and nothing that comes now is started
+            published += await publish(source, 1)  # and no later message is started
             for message in in_flight:
                 await source.ack(message)
             await answered(source)
@@ -298,7 +298,7 @@ class TestSessions:
         assert source.requeued_count == 3
         await eventually_counts(broker, queue, Counts(ready=9, delayed=0, dead=0))
         async with connect(prefetch=1) as other:
-            publish_foreign(broker, queue)  # one of these two is assigned to each of the sessions
+            publish_foreign(broker, queue)  # one of these two is assigned to each session
             publish_foreign(broker, queue)
             await ack_all(other, 1)
             await eventually_counts(broker, queue, Counts(ready=10, delayed=0, dead=0))
@@ -330,7 +330,7 @@ class TestSessions:
             held = await take(source, 2)
             await buffer_holds(source, 1)
             await eventually_counts(broker, queue, Counts(ready=27, delayed=0, dead=0))
-            # Mosquitto before 2.0.13 forgets the limit with the first acknowledgement: nothing to see then.
+            # Mosquitto before 2.0.13 forgets the limit with the first acknowledgement: then the test sees nothing.
             for message in reversed(held):  # in any order
                 await source.ack(message)
             assert len(await ack_all(source, 28)) == 28
@@ -365,7 +365,7 @@ class TestSessions:
             await asyncio.to_thread(broker.delete, queue)
             proxy.resume()
             await eventually_logged(events, "session_lost")
-            published = await publish(source, 3)  # and there is a new one
+            published = await publish(source, 3)  # and there is a new session
             assert await ack_all(source, 3) == published
 
 
@@ -459,7 +459,7 @@ class TestRetries:
             await source.retry(message, 0.01, "not now")
             assert "has lost the subscription" in find(events, "settlement_lost")[0]["reason"]
             (message,) = await take(source, 1)
-            while message.attempt == 1:  # it may be here before the new subscription
+            while message.attempt == 1:  # it may arrive before the new subscription
                 await source.retry(message, 0.01, "not now")
                 (message,) = await take(source, 1)
             assert ([message.id], message.attempt) == (published, 2)
@@ -514,9 +514,9 @@ class TestRetries:
                 await source.reject(message, "bad")
                 if last_one:
                     await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
-                else:  # it is put off, and others are handled
+                else:  # it is put off, and other messages are handled
                     await asyncio.wait({message.receipt.connection.ended}, timeout=1)
-                    if message.receipt.connection.ended.done():  # as some Mosquittos do then
+                    if message.receipt.connection.ended.done():  # some Mosquittos end it then
                         await eventually_reconnected(source, events)
                         (message,) = await take(source, 1)
                         await source.reject(message, "bad")
@@ -565,7 +565,7 @@ class TestPublishing:
     async def test_what_the_broker_refuses_harms_neither_others_nor_the_consumer(
         self, connect: Connect, broker: PrivateMosquitto, queue: str, events: list[Event]
     ) -> None:
-        """Some Mosquittos end the connection of the message: it is not the consumer's."""
+        """Some Mosquittos end the connection of the message, which is not the consumer's."""
         rights = [f"readwrite {queue}", f"readwrite {queue}/retry/{queue}"]
         url = with_user(broker.url, *await asyncio.to_thread(user_with, broker, rights))
         async with connect(prefetch=5, broker_url=url) as source:
@@ -604,7 +604,7 @@ class TestPublishing:
             with pytest.raises(BrokerDenied, match="/denied: Not authorized"):
                 await source.publish([denied, *others])
             bodies: set[bytes] = set()
-            while len(bodies) < 10:  # one may be there twice
+            while len(bodies) < 10:  # one may have been sent twice
                 (message,) = await take(source, 1)
                 bodies.add(message.body)
                 await source.ack(message)
@@ -698,7 +698,7 @@ class TestPacketLimit:
     ) -> None:
         async with connect(broker_url=small.url, group=queue) as source:
             assert source._connection is not None
-            source._connection.largest_packet = mqtt.LARGEST_PACKET  # as if it had not said so
+            source._connection.largest_packet = mqtt.LARGEST_PACKET  # as if it had named no limit
             await asyncio.to_thread(publish_foreign, small, queue, body=b"x" * LARGE)
             (message,) = await take(source, 1)
             await source.retry(message, 0.01, "not now")
@@ -725,7 +725,7 @@ class TestRetained:
             client.publish(queue, b"online", 1, retain=True).wait_for_publish(10)
         try:
             async with connect(broker_url=proxy.url) as source:
-                if "2.0.11" in VERSION:  # later ones send none to a shared subscription
+                if "2.0.11" in VERSION:  # later versions send none to a shared subscription
                     await ack_all(source, 1)
                 await answered(source)
                 proxy.cut()
@@ -880,7 +880,7 @@ class TestForeignMessages:
             pytest.skip("this Mosquitto does not pass on malformed properties")
         async with connect() as source:
             malformed: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            object.__setattr__(malformed, "PayloadFormatIndicator", 2)  # which paho checks
+            object.__setattr__(malformed, "PayloadFormatIndicator", 2)  # paho checks this
             malformed.UserProperty = ("name", "value")
             with foreign_client(broker) as client:
                 for qos in (0, 1):
@@ -1144,13 +1144,13 @@ class TestTls:
 
 
 async def answered(source: MqttBroker) -> None:
-    """Returns when the broker has answered to all that was sent before; so what it delivered then is here."""
+    """Returns when the broker has answered all earlier packets; so its earlier deliveries have arrived."""
     assert source._connection is not None
     await source._connection.unsubscribe(["nothing"])
 
 
 async def has_witness(source: MqttBroker) -> bool:
-    """And it is connected, if the network is suspected."""
+    """Whether there is a connected witness, for a suspected network."""
     witness = source._witness
     return witness is not None and not witness.ended.done() and witness._session_present.done()
 

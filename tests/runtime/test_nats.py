@@ -1,4 +1,4 @@
-"""NATS alone: outages, the ack wait, groups, its limits. What every broker must do is in test_every_source.py."""
+"""NATS alone: outages, the ack wait, groups, its limits. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import json
@@ -99,7 +99,7 @@ async def all_settled(server: Server, queue: str) -> None:
 
 
 def impatient(url: str) -> str:
-    """With the shortest ack wait."""
+    """The URL with the shortest ack wait."""
     return f"{url}?ack_wait_seconds=1"
 
 
@@ -131,7 +131,7 @@ class TestOutages:
                 (message,) = await take(source, 1)
                 await js.delete_stream(f"{queue}_attempts")
                 await source.requeue(message)
-                (message,) = await take(source, 1)  # its attempts were looked for
+                (message,) = await take(source, 1)  # its attempts were looked up
                 assert message.attempt == 1
                 await source.ack(message)
             await eventually_logged(events, "connected", count=2)
@@ -156,7 +156,7 @@ class TestOutages:
                 async with asyncio.timeout(WAIT_SECONDS):
                     with pytest.raises(SourceFailed, match="it has max_deliver, after which"):
                         await worker
-            assert isinstance(source.buffer.failure, BrokerRefused)  # and so /livez is 503
+            assert isinstance(source.buffer.failure, BrokerRefused)  # so /livez is 503
             assert not source.connected
 
     async def test_a_deleted_stream_that_must_not_be_created_again_is_awaited(
@@ -165,7 +165,7 @@ class TestOutages:
         user, password = ODD_USER
         administrator = url_for(guarded, user, password)
         async with connect(prefetch=0, broker_url=administrator):
-            pass  # which makes the streams
+            pass  # connecting creates the streams
         async with connect(broker_url=url_for(guarded, "consumer", "makes-no-streams")) as source:
             async with await nats.connect(guarded.url, user=user, password=password) as client:
                 await client.jetstream().delete_stream(queue)
@@ -209,17 +209,17 @@ class TestOutages:
     async def test_messages_acked_just_before_a_crash_of_the_server_are_not_handled_again(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
-        # What the server had sent, and the crash took from the connection, comes after the ack wait.
+        # Messages that the server had sent, and that the crash took from the connection, arrive after the ack wait.
         url = with_options(node.url, ack_wait_seconds=10)
         async with connect(prefetch=200, broker_url=url) as source:
             await publish(source, 500)
             handled = await ack_all(source, 300)
-            node.kill()  # its consumer's state is written to the disk only now and then
+            node.kill()  # the consumer's state is written to the disk only now and then
             await eventually_logged(events, "reconnecting")
             await asyncio.to_thread(node.restart)
             handled += await ack_all(source, 200)
             assert len(set(handled)) == len(handled)
-            # Those whose acks the crash took come once more, and are acked.
+            # Messages whose acks the crash took are delivered once more, and acked.
             await all_settled(node, queue)
             await source.stop()
         await asyncio.to_thread(node.delete, queue)
@@ -248,7 +248,7 @@ class TestOutages:
     async def test_a_restart_of_the_server_is_no_other_consumer(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
-        """nats-server 2.10 then tells another time of its creation: acks before the restart would not be sent again."""
+        """nats-server 2.10 then reports another creation time: acks from before the restart would not be sent again."""
         async with connect(prefetch=2, broker_url=node.url) as source:
             await publish(source, 2)
             (message,) = await take(source, 1)
@@ -260,7 +260,7 @@ class TestOutages:
             assert message.receipt.reply == reply
             await source.ack(message)
             await ack_all(source, 1)
-            # The server may have forgotten the deliveries too: then it delivers them again, and they are acked at once.
+            # The server may also have forgotten the deliveries: then it redelivers them, and they are acked at once.
             await all_settled(node, queue)
         await asyncio.to_thread(node.delete, queue)
 
@@ -272,7 +272,7 @@ class TestOutages:
             ("00:00:01.1239Z", False),  # nats-server 2.10, after a restart
             ("00:00:05.000000001Z", True),
             ("00:00:01Z", True),
-            ("00:00:03Z", True),  # by a server of the cluster whose clock is behind
+            ("00:00:03Z", True),  # from a server of the cluster whose clock is behind
         ],
     )
     def test_a_consumer_is_another_if_it_was_created_since_it_was_known(
@@ -553,7 +553,7 @@ async def leader_of(cluster: dict[str, PrivateNats], stream: str) -> str:
 
 
 async def publish_insistently(source: NatsBroker, count: int) -> list[str]:
-    """Repeats have the same ids, which the stream stores once."""
+    """Publish until it succeeds: repeats have the same ids, and the stream stores each once."""
     messages = [OutgoingMessage(b"x") for _ in range(count)]
     while True:
         try:
@@ -587,7 +587,7 @@ class TestAckWait:
             proxy.resume()
             await eventually_logged(events, "connected", count=3)
             (new,) = await publish(other, 1)
-            assert await ack_all(dead, 1) == [new]  # and not the one that was in its buffer
+            assert await ack_all(dead, 1) == [new]  # and not the message that was in its buffer
             for message in messages:
                 await other.ack(message)
         await all_settled(broker, queue)
@@ -618,7 +618,7 @@ class TestAckWait:
             assert await publish(source, 1) == await ack_all(source, 1)
         await all_settled(broker, queue)
 
-    async def test_the_ack_wait_of_the_url_is_set_and_else_that_of_the_consumer_is_kept(
+    async def test_the_ack_wait_of_the_url_is_set_or_the_consumers_is_kept(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with manager(broker) as js:
@@ -664,7 +664,7 @@ class TestStopping:
             for deliveries in (1, 2, 3):
                 (message,) = await take(source, 1)
                 assert message.deliveries == deliveries
-                await source.requeue(message)  # to JetStream as a crash
+                await source.requeue(message)  # JetStream counts it like a crash
 
 
 class TestSettlements:
@@ -765,7 +765,7 @@ class TestPublishing:
     async def test_what_is_published_together_makes_no_task_for_each(
         self, connect: Connect, queue: str
     ) -> None:
-        """A task and a timer for each cost half of the CPU."""
+        """A task and a timer for each message cost half of the CPU."""
         made: list[Any] = []
 
         def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
@@ -781,10 +781,10 @@ class TestPublishing:
             finally:
                 loop.set_task_factory(None)
             assert (await source.describe())[queue] == 300
-        assert len(made) < 30  # of a tick, perhaps
+        assert len(made) < 30  # perhaps from a tick
 
     @pytest.mark.parametrize("end", ["timed out", "cancelled"])
-    async def test_a_publish_that_nobody_answers_leaves_nothing_behind(
+    async def test_a_publish_without_an_answer_leaves_nothing_behind(
         self,
         connect: Connect,
         broker: Server,
@@ -874,7 +874,7 @@ class TestMessages:
         self, connect: Connect, broker: Server, queue: str, id: str, type: str
     ) -> None:
         headers = {
-            "Nats-Rollup": "all",  # to the broker an order to delete everything before it
+            "Nats-Rollup": "all",  # the broker takes it as an order to delete everything before it
             "x-consumer-attempts": "7",
             "two\nlines": "a\r\nb",
             "empty": "",
@@ -901,7 +901,7 @@ class TestMessages:
     ) -> None:
         async with manager(broker) as js:
             await js.add_stream(name=queue, subjects=[f"{queue}.*"])
-            orders = {"Nats-Msg-Id": "id-1", "Nats-Expected-Stream": queue}  # to the broker
+            orders = {"Nats-Msg-Id": "id-1", "Nats-Expected-Stream": queue}  # for the broker
             await js.publish(f"{queue}.order_created", b"1", headers=orders)
             await js.publish(f"{queue}.order_created", b"2", headers={"x-consumer-json": "[1]"})
         async with connect(prefetch=2, type_from="subject") as source:
@@ -912,7 +912,7 @@ class TestMessages:
             (again,) = await take(source, 1)
             assert again.id == other.id  # the same each time
             await source.ack(again)
-            await source.reject(one, "bad")  # its headers would forbid the stream of dead letters
+            await source.reject(one, "bad")  # its headers would forbid the stream
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
 
     @pytest.mark.parametrize(
@@ -1008,7 +1008,7 @@ class TestMessages:
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
         async with connect(prefetch=0) as source:
-            for _ in range(2):  # as after an answer that was lost
+            for _ in range(2):  # like after an answer that was lost
                 await source.publish([OutgoingMessage(b"body", id="id-1")])
             await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
 
@@ -1194,9 +1194,9 @@ class TestForeignMessages:
                 block = b"NATS/1.0\r\n" + b"".join(lines) + b"\r\n"
                 sizes = b"%s %d %d" % (subject.encode(), len(block), len(block + body))
                 await client._send_command(b"HPUB %s\r\n%s%s\r\n" % (sizes, block, body))
-            await client.jetstream().publish(subject, b"last")  # confirmed after those before it
+            await client.jetstream().publish(subject, b"last")  # confirmed after the others
             info = await client.jetstream().stream_info(subject.partition(".")[0])
-            return info.state.messages  # of these, JetStream refuses some
+            return info.state.messages  # JetStream refuses some of them
 
         async def survive() -> None:
             async with (
@@ -1379,7 +1379,7 @@ def program() -> str:
 
 @pytest.fixture(scope="session")
 def guarded(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNats]:
-    """A NATS that knows these users."""
+    """A NATS with these users."""
     nkey = nkeys.from_seed(bytearray(SEED)).public_key.decode()
     users = USERS.replace("NKEY", nkey)
     with installed(program, tmp_path_factory.mktemp("guarded"), users) as server:
@@ -1391,7 +1391,7 @@ def key_of(prefix: int, number: int) -> Any:
 
 
 def jwt(issuer: Any, subject: Any, kind: str, **claims: Any) -> str:
-    """As nsc makes it: NATS signs with its own keys, and has its claims in one object."""
+    """A token like nsc's: NATS signs with its own keys, and has its claims in one object."""
 
     def encoded(data: bytes) -> str:
         return urlsafe_b64encode(data).rstrip(b"=").decode()
@@ -1426,7 +1426,7 @@ class TestCredentials:
     async def test_a_jwt_and_a_seed_in_a_file_are_enough(
         self, connect: Connect, program: str, tmp_path: Path
     ) -> None:
-        """With a server in operator mode, as in Synadia's NATS: it knows an operator, and no users."""
+        """With a server in operator mode, like Synadia's NATS: it has an operator, and no users."""
         operator = key_of(nkeys.PREFIX_BYTE_OPERATOR, 1)
         accounts = [key_of(nkeys.PREFIX_BYTE_ACCOUNT, number) for number in (2, 3)]
         user = nkeys.from_seed(bytearray(SEED))
@@ -1547,6 +1547,11 @@ class TestCredentials:
             ("filter_subjects=a,,b", "filter_subjects has an empty name"),
             ("ack_wait_seconds=soon", "ack_wait_seconds must be a number of at least 0.1"),
             ("replicas=0", "replicas must be a number of at least 1, at most 5"),
+            ("subject=$JS.API.INFO", "subject: '.JS.API.INFO' is the server's own"),
+            ("subject=orders.*", "subject: 'orders..' has spaces, wildcards or an empty part"),
+            ("subject=a%20b", "subject: 'a b' has spaces, wildcards or an empty part"),
+            ("domain=hub.%3E", "domain: 'hub.>' has spaces, wildcards or an empty part"),
+            ("inbox=a%0D%0APING", "inbox: .* has spaces, wildcards or an empty part"),
             (
                 "deliver_policy=latest",
                 "deliver_policy must be one of all, new, last, last_per_subject",
@@ -1592,12 +1597,12 @@ RIGHTS["declare"] = [
     *(f"$JS.API.STREAM.CREATE.orders{suffix}" for suffix in ("", "_dead", "_attempts")),
     "$JS.API.CONSUMER.DURABLE.CREATE.orders.billing",
 ]
-"""As in the documentation, for each command: what its user may publish. He may subscribe to ``_INBOX.>``."""
+"""The rights in the documentation, for each command: the subjects to publish to. All may subscribe to ``_INBOX.>``."""
 
 
 @pytest.fixture(scope="session")
 def limited(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNats]:
-    """A NATS with a user for each command, and one for each right of a consumer, who has the others."""
+    """A NATS with a user for each command, and for each right of a consumer one user with all other rights."""
     users = {"root": [">"], **RIGHTS} | {
         f"run-without-{number}": [one for one in RIGHTS["run"] if one != right]
         for number, right in enumerate(RIGHTS["run"])
@@ -1700,7 +1705,7 @@ class TestMonitoring:
     async def test_kedas_question_needs_no_login_and_finds_the_consumer(
         self, source_for: Callable[..., NatsBroker], program: str, tmp_path: Path
     ) -> None:
-        """As its scaler asks, whose parameters are in scaled-object.yaml; the account of the user is $G."""
+        """The request of KEDA's scaler, whose parameters are in scaled-object.yaml; the account of the user is $G."""
         (port,) = free_ports(1)
         users = 'authorization: { users: [{ user: "me", password: "s3cret" }] }'
         with installed(program, tmp_path, f"http: 127.0.0.1:{port}\n{users}") as server:

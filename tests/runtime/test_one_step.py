@@ -1,4 +1,4 @@
-"""Brokers that publish what follows from a message and acknowledge it in one step: never one without the other."""
+"""Brokers that publish a message's results and acknowledge it in one step: never one without the other."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Traces and metrics: what a collector receives, by the messaging conventions; and no collector delays a shutdown."""
+"""Traces and metrics: the exports of a service, by the messaging conventions; no collector delays a shutdown."""
 
 import asyncio
 import json
@@ -65,14 +65,14 @@ from runtime.telemetry.opentelemetry import (
 )
 
 ENABLED: dict[str, Any] = {"TELEMETRY": "opentelemetry"}
-"""For the service in `MISBEHAVING`: only here does a runtime have two kinds of telemetry."""
+"""Variables of the service in `MISBEHAVING`: only here does a runtime have two kinds of telemetry."""
 
 on_one_broker = pytest.mark.parametrize("broker", ["sqlite"], indirect=True)
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-01"}
-"""The header of a message whose publisher, somewhere else, was traced."""
+"""The header of a message from a publisher, somewhere else, that was traced."""
 
 SYSTEMS = {
     "amqp": ("rabbitmq", False),
@@ -98,7 +98,7 @@ def attributes_of(pairs: Any) -> Attributes:
 
 
 class Collector:
-    """What an OTLP/HTTP receiver got."""
+    """The exports that an OTLP/HTTP receiver got."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -126,7 +126,7 @@ class Collector:
 
     @property
     def resources(self) -> list[Attributes]:
-        """Of the metrics."""
+        """The resources of the metrics."""
         requests = map(ExportMetricsServiceRequest.FromString, self.bodies["/v1/metrics"])
         resources = [found.resource for request in requests for found in request.resource_metrics]
         return [attributes_of(resource.attributes) for resource in resources]
@@ -179,7 +179,7 @@ def publish_by_command(scene: Scene, endpoint: str, task: dict[str, Any]) -> Non
 def test_a_published_message_is_linked_to_its_processing(
     scene: Scene, collector: Collector
 ) -> None:
-    """On every broker: the context travels in the message's headers."""
+    """On every broker: the message's headers have the context."""
     publish_by_command(scene, collector.url, {"id": "task-0"})
     [sent] = collector.spans_of_kind(Span.SPAN_KIND_PRODUCER)
     assert sent.name == f"send {scene.queue}"
@@ -258,7 +258,7 @@ def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene, collector:
     failures = {a["error.type"]: p.as_int for a, p in metrics["consumer.failures"]}
     assert failures == {"Reject": 2, "CancelledError": 2}
     [(_, queued)] = metrics["consumer.message.queue"]
-    assert queued.count == 11  # the one that is not JSON reached no handler
+    assert queued.count == 11  # the message that is not JSON reached no handler
     assert 0 <= queued.sum < 60 * queued.count
     assert max(queued.explicit_bounds) == 600
     assert any(point.exemplars for _, point in metrics["messaging.process.duration"])
@@ -274,7 +274,7 @@ def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene, collector:
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """A collector that accepts connections and never says a word."""
+    """A collector that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -335,7 +335,7 @@ def test_an_outage_of_the_collector_is_one_line_in_a_minute(scene: Scene) -> Non
 
     def refuse(listener: socket.socket) -> None:
         nonlocal attempts
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # the socket is closed
             while True:
                 listener.accept()[0].close()
                 attempts += 1
@@ -356,7 +356,7 @@ def test_an_outage_of_the_collector_is_one_line_in_a_minute(scene: Scene) -> Non
     [failed] = process.find("export_failed")
     assert (failed["level"], len(failed["reason"]) <= 300) == ("warning", True)
     names = {event["event"] for event in process.events}
-    # A sentence of the SDK; but asyncio warns of a slow machine.
+    # A sentence of the SDK is not; but asyncio warns about a slow machine.
     assert not [name for name in names if " " in name and not name.startswith("Executing <")]
     assert process.stderr == ""
 
@@ -364,7 +364,7 @@ def test_an_outage_of_the_collector_is_one_line_in_a_minute(scene: Scene) -> Non
 def test_a_line_of_an_outage_of_the_collector_says_how_long_it_has_lasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Traces and metrics apart: a collector may accept only one of the two."""
+    """Traces and metrics are independent: a collector may accept only one of them."""
     said: list[dict[str, Any]] = []
     monkeypatch.setattr(opentelemetry, "log", structlog.wrap_logger(None, processors=[keep(said)]))
     now = 1_000.0
@@ -412,7 +412,7 @@ def keep(said: list[dict[str, Any]]) -> Callable[..., Any]:
 
 
 def in_a_thread(call: Callable[[], object]) -> None:
-    """As the SDK exports traces and metrics: each in a thread of its own."""
+    """Like the SDK, which exports traces and metrics in a thread each."""
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
@@ -519,7 +519,7 @@ async def test_a_batch_is_one_span_with_a_link_for_each_message(bench: Bench) ->
 async def test_each_span_and_metric_has_the_source_of_its_message_and_the_destination_of_what_follows(
     bench: Bench, queue: str
 ) -> None:
-    """Not all the names of CONSUMER_SOURCE; and a batch from several sources has none of them."""
+    """Not all names of CONSUMER_SOURCE; a batch from several sources has no name."""
     one, two, third = f"{queue}-a", f"{queue}-b", f"{queue}-c"
 
     async def handle(body: bytes) -> OutgoingMessage | None:
@@ -585,7 +585,7 @@ async def test_a_payload_that_does_not_validate_has_a_span_too(bench: Bench) -> 
 async def test_invalid_headers_are_ignored(
     bench: Bench, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Old versions warn with the header's text, which a report of pytest-xdist cannot hold.
+    # Old versions warn with the header's text, which a report of pytest-xdist cannot contain.
     caplog.set_level(logging.CRITICAL, "opentelemetry")
 
     async def handle(body: bytes) -> None: ...
@@ -710,7 +710,7 @@ def test_a_broker_is_named_as_the_conventions_do(
 def test_nothing_is_recorded_unless_a_collector_is_named(
     tmp_path: Path, variables: dict[str, str], records: bool
 ) -> None:
-    """In a process of its own: the providers are the whole process's."""
+    """In a separate process: the providers belong to the whole process."""
     program = (
         "from runtime.settings import ConsumerSettings\n"
         "from runtime.telemetry.opentelemetry import make_telemetry\n"
@@ -871,7 +871,7 @@ def test_with_both_a_shutdown_says_what_finished(scene: Scene, collector: Collec
 
 def test_both_exporters_have_all_that_the_consumer_counts() -> None:
     methods = {name for name, method in vars(Telemetry).items() if callable(method)}
-    assert methods - vars(Both).keys() == {"readings"}  # which each part makes of its own
+    assert methods - vars(Both).keys() == {"readings"}  # each part has its own
     parts = Telemetry(), Telemetry()
     both = Both(*parts)  # type: ignore[arg-type]  # any two
     both.watch(SimpleNamespace(router=SimpleNamespace(types={"work"})))  # type: ignore[arg-type]

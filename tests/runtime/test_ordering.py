@@ -46,7 +46,7 @@ def by_key(steps: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 
 class Log:
-    """Which steps a source delivered, which began and ended, and which overlapped."""
+    """The steps that a source delivered, the steps that began and ended, and those that overlapped."""
 
     def __init__(self) -> None:
         self.delivered: Steps = []
@@ -181,7 +181,7 @@ async def test_take_all_keeps_the_order_of_delivery_and_in_flight_keys_stay_in_f
     in_flight = await buffer.get()
     assert [m.id for m in buffer.take_all()] == ["b0", "a1", "-0", "b1", "a2"]
     assert (len(buffer), len(buffer.takeable)) == (0, 0)
-    for again in (message("a", 1), message("b", 0)):  # as after an outage
+    for again in (message("a", 1), message("b", 0)):  # like after an outage
         buffer.put(again)
     assert (await buffer.get()).id == "b0"
     assert not buffer.takeable
@@ -370,7 +370,7 @@ async def test_a_shutdown_requeues_messages_that_wait_for_their_key_and_the_next
     scope="session",
 )
 async def test_a_shutdown_in_a_long_queue_keeps_its_order(harness: ConsumerHarness) -> None:
-    """Also of what was on its way to the process. RabbitMQ and SQS decide it themselves."""
+    """Also for messages on their way to the process. RabbitMQ and SQS decide their order themselves."""
     steps = [("abc"[number % 3], number) for number in range(300)]
     stopped, continued = Log(), Log()
     settings: dict[str, Any] = {"order_by": "body:key", "concurrency": 4, "prefetch": 100}

@@ -1,4 +1,4 @@
-"""While what the handlers need is down, the service pauses: no attempt is counted, and one message at a time is tried."""
+"""While a dependency is down, the service pauses: no attempt is counted, and one message at a time is tried."""
 
 import asyncio
 import time
@@ -31,22 +31,22 @@ from runtime.telemetry import queue_seconds
 from steps import over_the_network, start_once, with_options
 
 embedded = pytest.mark.parametrize("broker", ["sqlite"], indirect=True, scope="session")
-"""Where the broker makes no difference."""
+"""For tests in which the broker makes no difference."""
 RETRIES_FIRST = ("sqlite", "postgres", "redis")
 """They deliver due retries before other messages."""
 MESSAGES = 12
 AT_ONCE_SECONDS = 5.0
-"""For a shutdown whose service would pause for a minute."""
+"""The time limit of a shutdown whose service would pause for a minute."""
 
 
 class Dependency:
-    """An HTTP server that can go away; and what the handlers that need it saw."""
+    """An HTTP server that can go away; and the calls of the handlers that need it."""
 
     def __init__(self) -> None:
         self.server: asyncio.Server | None = None
         self.port = 0
         self.calls: list[tuple[float, str, int]] = []
-        """Of each call: when it began, the message's id, its attempt."""
+        """For each call its begin, the message's id and its attempt."""
         self.most_at_once = self.at_once = 0
         self.answered_at: list[float] = []
 
@@ -134,7 +134,7 @@ def events(logs: list[Any], name: str) -> list[Any]:
 async def test_an_outage_of_a_dependency_makes_no_dead_letter_and_counts_no_attempt_in_the_pause(
     settings_for: Callable[..., ConsumerSettings], dependency: Dependency, compressed: None
 ) -> None:
-    """With two attempts for each message: hundreds of probes would dead-letter all of them."""
+    """Each message has two attempts: hundreds of probes would dead-letter all of them."""
     settings = settings_for(
         concurrency=3, breaker_failures=4, max_attempts=2, retry_seconds=0.1, retry_max_seconds=0.4
     )
@@ -144,7 +144,7 @@ async def test_an_outage_of_a_dependency_makes_no_dead_letter_and_counts_no_atte
         async with running(settings, dependency.handle) as consumer:
             await until(lambda: consumer.breaker.reason)
             assert why_not_ready(consumer) == ""
-            await until(lambda: dependency.at_once == 0)  # those that were in flight
+            await until(lambda: dependency.at_once == 0)  # the in-flight messages
             dependency.most_at_once, calls = 0, len(dependency.calls)
             await until(lambda: len(events(logs, "paused")) >= 15)
             assert dependency.most_at_once == 1
@@ -192,7 +192,7 @@ async def test_a_shutdown_in_a_pause_ends_at_once_and_the_next_process_has_the_f
 async def test_no_lease_expires_in_a_pause(
     settings_for: Callable[..., ConsumerSettings], broker: Server, broker_name: str
 ) -> None:
-    """Another consumer of the same queue gets none of the messages that this one has in its buffer."""
+    """Another consumer of the same queue gets none of the messages in the first consumer's buffer."""
     if (lease_seconds := LEASE_SECONDS.get(broker_name)) is None:
         pytest.skip("this broker has no lease: it requeues when a connection ends")
 
@@ -205,7 +205,7 @@ async def test_no_lease_expires_in_a_pause(
     async with running(settings, handle) as consumer:
         await until(lambda: consumer.breaker.reason and not consumer.in_flight)
         async with opened(make_source(settings, MESSAGES)) as other:
-            await other.start()  # it may get what the consumer has not asked for
+            await other.start()  # it may get messages that the first consumer has not requested
             await asyncio.sleep(2.5 * lease_seconds)
             held = {message.id for message in consumer.source.unacked}
             assert held
@@ -217,7 +217,7 @@ async def test_no_lease_expires_in_a_pause(
 async def test_an_outage_of_the_broker_in_a_pause_ends_with_it(
     settings_for: Callable[..., ConsumerSettings], proxy: Any, broker: Server
 ) -> None:
-    """Its deliveries are lost meanwhile: the probe is the first one that is still valid."""
+    """Its deliveries are lost meanwhile: the probe is the first delivery that is still valid."""
     url = with_options(proxy.url, broker.lease_option)  # the answer with a delivery may be lost
     settings = settings_for(broker_url=url, concurrency=2)
     await publish(settings)
@@ -239,7 +239,7 @@ async def test_an_outage_of_the_broker_in_a_pause_ends_with_it(
 async def test_more_poison_messages_than_the_prefetch_do_not_keep_it_paused(
     settings_for: Callable[..., ConsumerSettings], compressed: None
 ) -> None:
-    """They leave the buffer to others; each becomes a dead letter by its attempts."""
+    """They leave the buffer to other messages; each becomes a dead letter by its attempts."""
     settings = settings_for(
         concurrency=2, breaker_failures=10, max_attempts=2, retry_seconds=0.05, retry_max_seconds=2
     )
@@ -271,7 +271,7 @@ async def test_more_poison_messages_than_the_prefetch_do_not_keep_it_paused(
 async def test_poison_messages_that_come_back_before_others_do_not_keep_it_paused(
     settings_for: Callable[..., ConsumerSettings], prefetch: int, compressed: None
 ) -> None:
-    """More than fit in the buffer and in the ten pauses that the longest delay lasts; also where the buffer has just one."""
+    """More than fit in the buffer and in the ten pauses of the longest delay; also with a buffer of just one."""
     settings = settings_for(
         concurrency=min(2, prefetch),
         prefetch=prefetch,
@@ -305,7 +305,7 @@ async def fail_with(error: BaseException) -> None:
 
 @embedded
 async def test_poison_messages_among_healthy_ones_never_trip_it(harness: ConsumerHarness) -> None:
-    """They fail much more often than the breaker allows in a row."""
+    """They fail much more often than the breaker allows failures in a row."""
 
     async def handle(event: Number) -> None:
         if event.number in (7, 8):
@@ -322,7 +322,7 @@ async def test_poison_messages_among_healthy_ones_never_trip_it(harness: Consume
 
 @embedded
 async def test_one_message_that_fails_alone_is_no_outage(harness: ConsumerHarness) -> None:
-    """It becomes a dead letter after its attempts: in a pause it would be tried without end."""
+    """It becomes a dead letter after its attempts: a pause would try it without end."""
     await harness.run(
         numbers(1), lambda c: c.rejected_count == 1,
         handlers={"n": broken},
@@ -412,7 +412,7 @@ async def test_a_refused_probe_is_followed_by_the_next_message_at_once(
 async def test_a_pause_that_a_later_message_asks_for_outlasts_the_probe(
     harness: ConsumerHarness, compressed: None, probe: str
 ) -> None:
-    """One that was in flight before: the probe's result does not end what it asked for."""
+    """A message that was in flight before asks for it: the probe's result does not end the requested pause."""
     calls: list[float] = []
     slow, waits = asyncio.Event(), asyncio.Event()
     began: list[float] = []
@@ -534,7 +534,7 @@ def test_a_pause_has_seconds(seconds: float) -> None:
 async def test_between_two_probes_each_message_is_passed_over_once_at_most(
     settings_for: Callable[..., ConsumerSettings], compressed: None
 ) -> None:
-    """However fast they come back: one of them is tried."""
+    """Even if they come back fast, one of them is tried."""
     source = make_source(settings := settings_for())
     breaker = pause_module.Breaker(source, settings, lambda *_: None)
     failed = [Message(b"", f"id-{number}") for number in range(3)]
@@ -553,7 +553,7 @@ async def test_between_two_probes_each_message_is_passed_over_once_at_most(
 async def test_where_all_that_wait_were_tried_none_is_passed_over(
     settings_for: Callable[..., ConsumerSettings], compressed: None
 ) -> None:
-    """Else each probe would cost all of them another delay, up to CONSUMER_RETRY_MAX_SECONDS."""
+    """Otherwise each probe would cost all of them another delay, up to CONSUMER_RETRY_MAX_SECONDS."""
     source = make_source(settings := settings_for(), 3)
     breaker = pause_module.Breaker(source, settings, lambda *_: None)
     first, second, another = (Message(b"", name, source=source) for name in ("a", "b", "c"))
@@ -642,7 +642,7 @@ def test_the_default_schedule_spans_more_than_an_hour() -> None:
 async def test_what_a_broker_does_not_let_one_hold_is_requeued_in_a_long_pause(
     harness: ConsumerHarness, monkeypatch: pytest.MonkeyPatch, suspect: bool
 ) -> None:
-    """Also suspects that wait for another one."""
+    """Also suspects that wait for another suspect."""
 
     def hold_briefly(consumer: Consumer) -> None:
         monkeypatch.setattr(type(consumer.source), "longest_hold_seconds", 0.1)
@@ -669,7 +669,7 @@ async def test_what_a_broker_does_not_let_one_hold_is_requeued_in_a_long_pause(
 async def test_a_suspect_that_the_broker_takes_back_while_it_waits_is_not_handled_and_keeps_no_room(
     harness: ConsumerHarness, is_released: bool
 ) -> None:
-    """Some sources release it when they hear of that; others, whose lease ends with time, leave that to whoever takes it."""
+    """Some sources release it when the broker reports that; if leases end by time, the worker that takes it does."""
     called, sources, taken_back = [], [], set[Message]()
 
     def all_are_suspects(consumer: Consumer) -> None:

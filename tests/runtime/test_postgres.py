@@ -1,4 +1,4 @@
-"""PostgreSQL alone: leases, outages, its tables, its limits. What every broker must do is in test_every_source.py."""
+"""PostgreSQL alone: leases, outages, its tables, its limits. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import json
@@ -238,7 +238,7 @@ class TestOutages:
                 await source.ack(message)
                 await eventually_logged(events, "reconnect_failed", count=2)
             finally:
-                # The session that turns it off is itself read-only; ALTER SYSTEM writes no row.
+                # The session that turns it off is read-only itself; ALTER SYSTEM writes no row.
                 await set_read_only("off")
             await eventually_logged(events, "connected", count=2)
             published = await publish(source, 1)
@@ -306,7 +306,7 @@ class TestLeases:
                     other = await stack.enter_async_context(connect(prefetch=2))
                     again = await take(other, 2)
                 assert [(m.id, m.attempt) for m in again] == [(id, 1) for id in published]
-                await buffer_holds(one, 0)  # dropped unseen
+                await buffer_holds(one, 0)  # dropped without a log
                 await one.ack(in_flight)
                 for message in again:
                     await other.ack(message)
@@ -326,7 +326,7 @@ class TestLeases:
         async with connect(prefetch=4) as source:
             published = await publish(source, 4)
             in_flight = await take(source, 4)
-            # This consumer does not know yet.
+            # This consumer does not know it yet.
             await query(
                 broker, "UPDATE consumer.messages SET consumer = 0 WHERE source = $1", queue
             )
@@ -379,7 +379,7 @@ class TestLeases:
     async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_redelivered(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
-        """As by an operator, for a pod that is gone."""
+        """An operator deletes it, for a pod that is gone."""
         delete = "DELETE FROM consumer.consumers WHERE source = $1"
         async with connect(prefetch=0) as publisher:
             published = await publish(publisher, 5)
@@ -391,7 +391,7 @@ class TestLeases:
                 assert Counter((m.id, m.attempt) for m in taken) == Counter(
                     (id, 1) for id in published
                 )
-                await query(broker, delete, queue)  # and those of a consumer that is alive
+                await query(broker, delete, queue)  # and the messages of a live consumer
                 again = await take(source, 5)
                 assert Counter(m.id for m in again) == Counter(published)
                 for message in again:
@@ -411,7 +411,7 @@ class TestLeases:
                 assert rows[0]["alive"]
                 async with connect(prefetch=1, options="?lease_seconds=0.2") as other:
                     await in_use(other)
-                    await asyncio.sleep(0.3)  # it has looked, and passed over the row
+                    await asyncio.sleep(0.3)  # it has looked, and skipped the row
                     still = "SELECT count(*) FROM consumer.consumers WHERE id = $1"
                     assert (await query(broker, still, id))[0][0] == 1
                     assert len(other.buffer) == 0
@@ -436,7 +436,7 @@ class TestLeases:
         queue: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 0.1)  # both are back in time
+        monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 0.1)  # both reconnect in time
         options = "?lease_seconds=2&poll_seconds=0.1"
         async with (
             connect(1, url=proxy.url, options=options) as one,
@@ -484,7 +484,7 @@ class TestLeases:
         assert letter.reason == f"{postgres.CRASH_LIMIT} consumers died with it in flight"
 
 
-SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too comes once an hour
+SELDOM = "?poll_seconds=3600&lease_seconds=10800"  # the renewal too is once an hour
 
 
 class TestWaking:
@@ -529,7 +529,7 @@ class TestWaking:
         async with connect(prefetch=1, options=SELDOM) as source:
             await in_use(source)
             connection = await asyncpg.connect(broker.url)
-            async with connection.transaction():  # with whatever else this is about
+            async with connection.transaction():  # together with other statements
                 await connection.execute(insert, queue)
                 await connection.execute(f"NOTIFY consumer, '{queue}'")
             await connection.close()
@@ -751,7 +751,7 @@ class TestSettlements:
             sent_before = proxy.bytes_to_broker
             await ack_all(source, 1000)
             await source.stop()
-            assert proxy.bytes_to_broker - sent_before < 1000 * 40  # alone, each would be 200 bytes
+            assert proxy.bytes_to_broker - sent_before < 1000 * 40  # alone, each takes 200 bytes
 
     @pytest.mark.parametrize("seconds", [1e300, math.inf])
     async def test_a_delay_beyond_all_bounds_is_a_century(
@@ -774,7 +774,7 @@ class TestSettlements:
             progress = []
             async for moved in source.replay_dead_letters():
                 progress.append(moved)
-                await query(broker, die, queue, 1)  # one that comes meanwhile stays
+                await query(broker, die, queue, 1)  # a message that arrives meanwhile stays
             assert progress == [postgres.STEP, 2 * postgres.STEP, count]
             assert await last(source.purge_dead_letters()) == len(progress)
         async with connect(prefetch=count) as consumer:
@@ -782,7 +782,7 @@ class TestSettlements:
 
 
 class TestPublishing:
-    """What follows from a message, in the statement that acknowledges it."""
+    """Publishing a message's results, in the statement that acknowledges it."""
 
     async def test_many_handlers_share_a_statement(
         self, connect: Connect, proxy: Proxy, broker: PostgresServer, queue: str
@@ -861,7 +861,7 @@ class TestPublishing:
             await publish(source, 1)
             (message,) = await take(source, 1)
             update = "UPDATE consumer.messages SET consumer = 0 WHERE source = $1"
-            await query(broker, update, queue)  # this consumer does not know yet
+            await query(broker, update, queue)  # this consumer does not know it yet
             await source.publish_and_ack(message, [onward(message, queue)])
             [lost] = find(events, "settlement_lost")
             assert (lost["settlement"], lost["reason"]) == ("ack", "its lease had expired")
@@ -1032,7 +1032,7 @@ TIMES = st.sampled_from(["-infinity", "2000-01-01", "4713-01-01 BC"])
 
 
 class TestRows:
-    """Any program with the right to insert may write a number that this one never would."""
+    """Any program with the right to insert may write a number that this runtime never would."""
 
     @pytest.mark.parametrize("failures", [2**31 - 1, -5])
     async def test_impossible_failures_count_as_none_and_end_no_consumer(
@@ -1237,7 +1237,7 @@ class TestTables:
                 WHERE relnamespace = 'consumer'::regnamespace AND relpersistence <> 'p'"""
             assert await connection.fetchval(unlogged) == 0
 
-    async def test_taking_costs_the_same_however_many_others_wait(
+    async def test_taking_costs_the_same_with_any_number_of_waiting_messages(
         self, connect: Connect, broker: PostgresServer, queue: str
     ) -> None:
         add = """INSERT INTO consumer.messages (source, due_at, consumer, body)
@@ -1245,14 +1245,14 @@ class TestTables:
         async with connect(prefetch=0) as source:
 
             async def rows_read() -> int:
-                """By the exchange, in all steps of its plan together."""
+                """The rows read by the exchange, in all steps of its plan together."""
                 async with source._request() as connection, connection.transaction():
                     register, exchange = (
                         postgres._sql(statement, "consumer")
                         for statement in (postgres.REGISTER, postgres.EXCHANGE)
                     )
                     me = await connection.fetchval(register, queue, 60.0)
-                    # The worst there is: a plan that was made for an empty table, for whatever comes.
+                    # The worst case: a plan for an empty table, which then has any rows.
                     await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
                     explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE worst('{queue}', {me}, ARRAY[]::bigint[], 10)"
                     if not await connection.fetchval(
@@ -1273,7 +1273,7 @@ class TestTables:
             ):
                 await query(broker, add, *place, 5000)
             await query(broker, add, queue, "-infinity", None, 5000)
-            # The plan differs by some rows with the table's statistics; one that reads the others, by thousands.
+            # The plan differs by some rows with the table's statistics; a plan that reads the other rows, by thousands.
             assert await rows_read() <= before + 100
             await query(broker, "DELETE FROM consumer.messages WHERE source = 'other'")
 

@@ -1,4 +1,4 @@
-"""The probes: live while the loop turns and the fetcher lives; ready while messages are being taken."""
+"""The probes: live while the loop runs and the fetcher lives; ready while messages are taken."""
 
 import asyncio
 import errno
@@ -57,7 +57,7 @@ async def handle(body: bytes) -> None: ...
 
 @pytest.fixture
 async def consumer(tmp_path: Path) -> Consumer:
-    """One that does not run: its state is what a test makes it."""
+    """A consumer that does not run: a test sets its state."""
     url = f"sqlite:///{tmp_path}/messages.db"
     settings = ConsumerSettings.model_validate({"broker_url": url, "source": "probed"})
     event = CancellationEvent(asyncio.get_running_loop())
@@ -107,7 +107,7 @@ async def test_the_lag_of_a_blocked_loop_is_reported(monkeypatch: pytest.MonkeyP
     await asyncio.sleep(0)
     assert lag.seconds() < 0.2
     time.sleep(0.3)  # noqa: ASYNC251  # it is to block the event loop
-    assert lag.seconds() >= 0.28  # asked before the late sample
+    assert lag.seconds() >= 0.28  # before the late sample
     await asyncio.sleep(0.02)
     assert lag.seconds() >= 0.28  # and after it
     sampling.cancel()
@@ -165,7 +165,7 @@ async def test_an_open_client_connection_is_closed_with_the_server(consumer: Con
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:
-    """What is left to read until the server closes the connection."""
+    """The rest of the stream, until the server closes the connection."""
     async with asyncio.timeout(WAIT_SECONDS):
         try:
             return await reader.read()
@@ -287,7 +287,7 @@ async def test_a_port_in_use_is_one_sentence_that_names_the_variable(consumer: C
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    """On a file of its own, as some of these tests lock it or take it away."""
+    """In a separate file, since some of these tests lock it or remove it."""
     with Scene(SqliteFile(tmp_path / "messages.db"), "probed", tmp_path, MISBEHAVING) as scene:
         yield scene
 
@@ -298,7 +298,7 @@ def database(scene: Scene) -> Path:
 
 
 def answers(port: int, path: str) -> Callable[[], bool]:
-    """Whether it does so with 200."""
+    """Whether the answer is 200."""
 
     def answer() -> bool:
         try:
@@ -379,7 +379,7 @@ def test_when_the_fetcher_has_failed_it_is_not_live(scene: Scene) -> None:
     database(scene).unlink()
     wait_until(lambda: ask(port, "/livez")[0] == 503)
     assert "was deleted or replaced" in ask(port, "/livez")[1]
-    assert process.wait() == 1  # after the handler, as ever
+    assert process.wait() == 1  # after the handler, as always
     assert len(scene.ledger.ended) == 1
 
 
@@ -401,7 +401,7 @@ PROBE_SECONDS = 3
 
 
 def start_with_limits(scene: Scene, limits: str, **settings: object) -> ServiceProcess:
-    """The service under limits of open files, as ``ulimit`` takes them."""
+    """The service with limits of open files, as arguments of ``ulimit``."""
     # Without the debug mode of asyncio, which takes milliseconds for each connection.
     command = [
         word for word in service_command("run", service=MISBEHAVING) if word not in ("-X", "dev")
@@ -440,7 +440,7 @@ def test_thousands_of_idle_and_slow_connections_harm_neither_liveness_nor_the_br
 
 
 def seconds_without_a_core(pid: int) -> float:
-    """How long the main thread could run and did not, as others ran: the machine's load is no harm that the flood does."""
+    """How long the main thread was ready and did not run: the machine's load is no harm by the flood."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -465,7 +465,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""Those who are sent away come again at once."""
+"""Refused connections come again at once."""
 
 
 @contextmanager

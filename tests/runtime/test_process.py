@@ -135,7 +135,7 @@ WRONG = [
     ({"HANDLERS": "wrong"}, "handler 'wrong': cannot use the signature"),
     ({"HANDLERS": "wrong_limit"}, "handler 'wrong_limit': Handles(concurrency): Input should be"),
 ]
-"""Found before there are settings that say how to log, or before there is a source."""
+"""Faults that are found before the settings of the log, or before a source exist."""
 
 
 @pytest.mark.parametrize(("variables", "reason"), WRONG)
@@ -228,7 +228,7 @@ def test_a_blocked_event_loop_can_be_forced(scene: Scene, end: str, call: str) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there asyncio itself listens")
 def test_the_watchdog_works_beside_a_signal_handler_of_the_lifespan(scene: Scene) -> None:
-    """asyncio's handlers take the place that wakes the watchdog; both are woken."""
+    """asyncio's handlers replace the descriptor that wakes the watchdog; both are woken."""
     scene.publish(1, seconds=3600, end="block in C")
     process = scene.start(drain_seconds=0.5, CLOSE_SECONDS=0.5, LIFESPAN_LISTENS=1)
     process.wait_for("handling")

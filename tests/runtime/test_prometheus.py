@@ -58,7 +58,7 @@ NAMES = {
     "consumer_messages_abandoned_total": set(),
     "consumer_messages_requeued_total": set(),
 }
-"""Each with its labels. Others rely on these: none may go, none may be renamed."""
+"""Each metric with its labels. Dashboards depend on these: none may be removed or renamed."""
 
 
 class Page:
@@ -78,7 +78,7 @@ class Page:
 
     @property
     def outcomes(self) -> dict[tuple[str, str], int]:
-        """By handler and outcome, without those that are 0."""
+        """The messages by handler and outcome, without zeros."""
         return {
             (s.labels["handler"], s.labels["outcome"]): int(s.value)
             for s in self.samples
@@ -87,7 +87,7 @@ class Page:
 
     @property
     def failures(self) -> dict[tuple[str, str], int]:
-        """By handler and type of error."""
+        """The failures by handler and type of error."""
         return {
             (s.labels["handler"], s.labels["error"]): int(s.value)
             for s in self.samples
@@ -154,7 +154,7 @@ def test_after_a_known_run_the_metrics_equal_the_ledger(scene: Scene) -> None:
     assert page.value("consumer_shutdown_duration_seconds") == 0
 
     process.send(signal.SIGTERM)
-    process.wait_for("drained")  # the lifespan now takes its time to close
+    process.wait_for("drained")  # the lifespan is closing now
     page = Page(ask(port, "/metrics")[1])
     assert page.outcomes["work", "abandoned"] == 2
     assert page.value("consumer_messages_abandoned_total") == 2
@@ -216,7 +216,7 @@ async def test_labels_are_bounded_whatever_messages_come(run: Run) -> None:
 
 
 async def test_types_of_errors_are_bounded(run: Run) -> None:
-    """Also of a handler that makes a class for each message."""
+    """Also for a handler that creates a class for each message."""
 
     async def handle(body: bytes) -> None:
         raise type(body.decode(), (Reject,), {})
@@ -245,7 +245,7 @@ async def test_the_last_message_has_no_time_before_the_first(run: Run) -> None:
 
 
 async def test_a_retry_is_not_in_the_time_in_the_queue(run: Run) -> None:
-    """Its wait is planned."""
+    """The wait of a retry is planned."""
 
     async def handle(body: bytes, message: Message) -> None:
         if message.attempt == 1:

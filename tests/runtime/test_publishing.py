@@ -1,4 +1,4 @@
-"""What handlers publish, on every broker: confirmed before the message is acknowledged, and with the same id each time."""
+"""Messages that handlers publish, on every broker: confirmed before the ack, and with the same id each time."""
 
 import asyncio
 import time
@@ -26,9 +26,9 @@ from steps import over_the_network, start_once
 
 rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope="session")
 CREATES_DESTINATIONS = {"postgres", "sqlite"}
-"""Brokers on which a destination needs not exist before."""
+"""Brokers on which a destination need not exist before."""
 DROPS_REPEATED = {"nats"}
-"""Brokers that store one message of those with the same id."""
+"""Brokers that store one of several messages with the same id."""
 
 
 class Doubled(BaseModel):
@@ -50,11 +50,11 @@ async def refusing(
     broker: Server, broker_name: str, queue: str, settings_for: Callable[..., ConsumerSettings]
 ) -> AsyncIterator[Refusing]:
     """A destination that refuses every message."""
-    async with opened(make_source(settings_for())):  # makes the tables, if there are tables
+    async with opened(make_source(settings_for())):  # creates the tables, if there are any
         pass
     refuse = REFUSING[broker_name](broker, f"{queue}-refusing")
     refusing = await asyncio.to_thread(refuse.__enter__)
-    if refusing.settings:  # another user, of the same session
+    if refusing.settings:  # another user of the same session
         async with opened(make_source(settings_for(**refusing.settings))) as source:
             await source.start()
             await source.stop()
@@ -64,7 +64,7 @@ async def refusing(
 
 @pytest.fixture(autouse=True)
 async def started_once(settings_for: Callable[..., ConsumerSettings]) -> None:
-    """So that each broker retains the messages that are published before the consumer of the test starts."""
+    """Starts a consumer once, so that each broker retains the messages that are published before the test's own."""
     await start_once(settings_for())
 
 
@@ -425,7 +425,7 @@ async def test_a_batch_cannot_settle_a_message_of_another(harness: ConsumerHarne
 async def test_another_client_reads_what_a_handler_publishes(
     harness: ConsumerHarness, broker: Server, queue: str
 ) -> None:
-    """Through a topic exchange, as aio-pika alone sees it."""
+    """Through a topic exchange, from which aio-pika alone reads."""
 
     async def publish(event: Number) -> OutgoingMessage:
         to = f"exchange:{queue}-events/number.doubled"

@@ -1,4 +1,4 @@
-"""RabbitMQ alone: outages, its topology, its limits. What every broker must do is in test_every_source.py."""
+"""RabbitMQ alone: outages, its topology, its limits. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import struct
@@ -91,7 +91,7 @@ UNREADABLE: dict[str, tuple[dict[str, Any], tuple[bytes, bytes], str]] = {
         "handled",
     ),
 }
-"""Properties, which of their bytes are replaced by which, and how the message ends."""
+"""Properties, the bytes of them to replace, and the outcome of the message."""
 
 Connect = Callable[..., AbstractAsyncContextManager[RabbitBroker]]
 
@@ -105,14 +105,14 @@ def node(start_server: StartServer) -> PrivateServer:
 
 @pytest.fixture
 def with_users(start_secured: Start) -> str:
-    """The URL of a RabbitMQ that knows `ODD_USER` and `READER`."""
+    """The URL of a RabbitMQ with the users `ODD_USER` and `READER`."""
     return start_secured(rabbitmq_with_users)
 
 
 @asynccontextmanager
 async def alarm(server: PrivateRabbit) -> AsyncIterator[None]:
-    """Less of the disk is free than the broker asks for."""
-    # In a thread: rabbitmqctl takes seconds, in which the event loop must send heartbeats.
+    """A context in which less of the disk is free than the broker requires."""
+    # In a thread: rabbitmqctl takes seconds, and meanwhile the event loop must send heartbeats.
     await asyncio.to_thread(control_of(server), "set_disk_free_limit", str(10**15))
     try:
         yield
@@ -131,14 +131,14 @@ RIGHTS = {
     "dead-letters replay": (NO, DEFAULT_EXCHANGE, r"^orders\.dead$"),
     "dead-letters purge": (NO, NO, r"^orders\.dead$"),
 }
-"""To configure, to write and to read, as docs/brokers/rabbitmq.md says."""
+"""The rights to configure, to write and to read, from docs/brokers/rabbitmq.md."""
 
 
 class TestAcksThatWereNotSent:
     async def test_are_logged_when_the_event_loop_was_blocked_beyond_the_heartbeats(
         self, connect: Connect, broker: Server, events: list[Event]
     ) -> None:
-        """The broker has closed the connection, which this process learns only after it has sent the ack."""
+        """The broker has closed the connection, and this process detects that only after it has sent the ack."""
         async with connect(prefetch=1, broker_url=f"{broker.url}?heartbeat=1") as source:
             (published,) = await publish(source, 1)
             (message,) = await take(source, 1)
@@ -185,7 +185,7 @@ class TestAcksThatWereNotSent:
     async def test_never_cover_what_is_requeued_while_the_broker_is_asked(
         self, broker: Server
     ) -> None:
-        """After a blocked event loop the broker is asked before acks are written; that takes a while."""
+        """After a blocked event loop the broker is asked before acks are written, which takes a while."""
         deliveries = rabbitmq._Deliveries(channel := fake_channel(), 10)
         asked, answered, written = asyncio.Event(), asyncio.Event(), []
 
@@ -221,7 +221,7 @@ async def count(source: RabbitBroker) -> None:
 
 
 async def publish_alone(source: RabbitBroker) -> None:
-    source._publisher._exchanges = {""}  # as before the first message to this one
+    source._publisher._exchanges = {""}  # like before the first message to this exchange
     with pytest.raises(BrokerRefused, match="no queue for the message"):
         await source.publish([OutgoingMessage(b"", to="exchange:amq.direct/nowhere")])
 
@@ -242,7 +242,7 @@ class TestOutages:
         monkeypatch: pytest.MonkeyPatch,
         step: str,
     ) -> None:
-        """The connection is lost in its first step, or in its last."""
+        """The connection is lost in the first step of the start, or in the last."""
         async with opened(source_for(10, broker_url=proxy.url)) as source:
             whole = getattr(Channel, step)
 
@@ -295,7 +295,7 @@ class TestOutages:
             await eventually_logged(events, "reconnecting")
             await source.ack(second)
             proxy.resume()
-            # The retry may have arrived before the connection broke, or not; the rest is certain.
+            # The retry may have arrived before the connection broke; the rest is certain.
             handled = await ack_all(source, 2)
             assert set(handled) <= set(published)
             await eventually_logged(events, "connected", count=2)
@@ -379,7 +379,7 @@ class TestOutages:
             [tag] = source._deliveries.consumers
             callback = channel.consumers[tag]
             await channel.basic_cancel(tag)
-            # Ended at the broker: as if this process did not know yet.
+            # Ended at the broker, while this process does not know it yet.
             channel.consumers[tag] = callback
             header = ContentHeader(properties=Basic.Properties(message_id="first"), body_size=1)
             for frame in (
@@ -564,7 +564,7 @@ class TestSettlements:
         assert proxy.bytes_to_broker - sent_before < 1000 * ack_bytes / 4
 
     async def test_quick_handlers_get_the_whole_prefetch(self, connect: Connect) -> None:
-        """Also if never as many messages are unacked as the first guess at their size lets fit."""
+        """Also if there are never as many unacked messages as fit by the first estimate of their size."""
         async with connect(prefetch=40, max_body_bytes=10_000_000) as source:
             for _ in range(10):
                 await publish(source, 1)
@@ -576,7 +576,7 @@ class TestSettlements:
     async def test_no_ack_is_dropped_because_the_queue_is_slower_than_the_close(
         self, connect: Connect, broker: Server, queue: str, prefetch: int
     ) -> None:
-        """A channel holds acks back; each is a frame of its own, as every other message stays unacked."""
+        """A channel holds acks back; each ack is its own frame, since every other message stays unacked."""
         async with connect(prefetch=0) as source:
             await publish(source, 400)
         for _ in range(6):
@@ -597,7 +597,7 @@ class TestSettlements:
         receive = source._on_delivery
 
         async def drop_one(delivered: DeliveredMessage) -> None:
-            if delivered.body != b"3":  # as if aiormq had failed on it
+            if delivered.body != b"3":  # as if aiormq had failed to decode it
                 await receive(delivered)
 
         source._on_delivery = drop_one  # type: ignore[method-assign]
@@ -614,7 +614,7 @@ class TestMoving:
     async def test_a_priority_stays_as_it_is_and_an_absent_one_absent(
         self, connect: Connect, broker: Server, queue: str, priority: int | None
     ) -> None:
-        """RabbitMQ 4.3 takes an absent one for 4: with 0 a message would be behind all others."""
+        """RabbitMQ 4.3 takes an absent priority for 4: with 0 a message would be behind all others."""
         seen = []
         async with connect(prefetch=1) as source, open_channel(broker.url) as channel:
             await publish_frames(channel, queue, Basic.Properties(priority=priority))
@@ -634,7 +634,7 @@ class TestMoving:
     async def test_a_replayed_dead_letter_comes_before_what_is_published_after_it(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """On RabbitMQ 4.3 only if its priority is as absent as theirs."""
+        """On RabbitMQ 4.3 only if its priority is absent, like theirs."""
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             (dead,) = await take(source, 1)
@@ -662,7 +662,7 @@ class TestMoving:
     async def test_a_dead_letter_that_another_program_moved_back_is_retried(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """With its old x-death RabbitMQ 3.10 took the retry for a cycle, and kept it for ever."""
+        """Because of its old x-death, RabbitMQ 3.10 took the retry for a cycle, and kept it forever."""
         async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
             await publish_raw(channel, queue, message_id="id-1", expiration=0.05)
             await eventually_counts(broker, queue, Counts(ready=0, delayed=0, dead=1))
@@ -756,7 +756,7 @@ class TestMoving:
     async def test_headers_at_the_frame_limit_become_a_dead_letter_without_them_and_harm_no_other(
         self, connect: Connect, broker: Server, queue: str, events: list[Event]
     ) -> None:
-        """A longer frame ends the connection, on which the dead letters of others travel."""
+        """A longer frame ends the connection, on which the dead letters of other messages are sent."""
         async with connect(prefetch=21) as source, open_channel(broker.url) as channel:
             headers: dict[str, Any] = {"stack": "x" * 130_950}
             await publish_frames(channel, queue, Basic.Properties(headers=headers))
@@ -825,7 +825,7 @@ class TestMoving:
 
         async def kept() -> int:
             counts = await asyncio.to_thread(broker.counts, queue)
-            return counts.dead + counts.ready  # requeued, where the new queue was not ready
+            return counts.dead + counts.ready  # requeued if the new queue was not ready
 
         await eventually(3, kept)
 
@@ -867,7 +867,7 @@ class TestPublishing:
     async def test_what_many_handlers_publish_at_once_is_one_write_and_each_hears_of_its_own(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """Also behind a message that cannot be written, and beside one that reaches no queue."""
+        """Also behind a message that cannot be written, and beside a message that reaches no queue."""
         async with connect(prefetch=0) as source:
             await publish(source, 1)
             client = source._publisher.client
@@ -902,7 +902,7 @@ class TestPublishing:
     async def test_each_burst_to_a_missing_exchange_is_refused_and_harms_no_other_message(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """A channel gets no number of which the broker has not heard yet that it is free."""
+        """A channel does not get a number before the broker knows that it is free."""
         async with connect(prefetch=0) as source:
             missing = [OutgoingMessage(b"x", to=f"exchange:{queue}-missing/") for _ in range(100)]
             for number in range(3):
@@ -916,7 +916,7 @@ class TestPublishing:
     async def test_another_client_reads_bodies_of_every_number_of_frames(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:
-        """The frames are ours; those at once in one write, of any size, do not run into each other."""
+        """The frames are the runtime's; several in one write, of any size, do not mix."""
         pika = pytest.importorskip("pika")
         async with connect(prefetch=0) as source:
             await publish(source, 1)
@@ -941,7 +941,7 @@ class TestDeadLetters:
     async def test_a_replay_leaves_no_dead_letter_behind(
         self, connect: Connect, broker: Server, queue: str, count: int
     ) -> None:
-        """The channel of a quorum queue drops more than 32 acks that the queue has not stored when it is closed."""
+        """The close of a quorum queue's channel drops more than 32 acks that the queue has not stored."""
         async with connect(prefetch=0) as source, open_channel(broker.url) as channel:
             for number in range(count):
                 await publish_raw(channel, f"{queue}.dead", message_id=str(number))
@@ -1022,7 +1022,7 @@ class TestTopology:
             async with connect(broker_url=with_user(with_users, *READER)):
                 pass
         async with connect(prefetch=0, broker_url=with_users) as owner:
-            # Published by another user, who is named in the message: RabbitMQ checks that name.
+            # Another user publishes, and the message names this user: RabbitMQ checks the name.
             async with open_channel(with_users) as channel:
                 await publish_raw(channel, queue, message_id="id-1", user_id="guest")
             async with connect(prefetch=1, broker_url=with_user(with_users, *READER)) as source:
@@ -1090,7 +1090,7 @@ class TestLooking:
 
 
 async def use(source: RabbitBroker, command: str) -> None:
-    """As the command line does."""
+    """Use the source like the command line."""
     if command == "check":
         await source.describe()
     elif command.startswith("publish"):
@@ -1118,7 +1118,7 @@ async def use(source: RabbitBroker, command: str) -> None:
 
 @pytest.mark.very_slow
 class TestRefusals:
-    """On a server of its own, which rabbitmqctl can limit."""
+    """On a private server, which rabbitmqctl can limit."""
 
     @pytest.mark.parametrize(
         ("limit", "unlimit", "reason"),
@@ -1150,7 +1150,7 @@ class TestRefusals:
         reason: str,
     ) -> None:
         control = control_of(node)
-        with suppress(CalledProcessError):  # it exists
+        with suppress(CalledProcessError):  # it already exists
             control("add_vhost", "other")
         control("set_permissions", "-p", "other", "guest", ".*", ".*", ".*")
         source = source_for(broker_url=f"{node.url}other")
@@ -1194,7 +1194,7 @@ class TestRefusals:
             for message in await take(source, 10):
                 await source.reject(message, "bad")
             assert "it is full" in source.put_offs.reason
-            assert len(await ack_all(source, 2)) == 2  # others go on
+            assert len(await ack_all(source, 2)) == 2  # others are still handled
             letters = await source.count_dead_letters()
             assert letters < 10
             if emptied:
@@ -1257,7 +1257,7 @@ class TestRefusals:
     async def test_a_body_above_a_new_limit_of_the_broker_becomes_a_shortened_dead_letter(
         self, connect: Connect, node: PrivateServer, queue: str, events: list[Event]
     ) -> None:
-        """As after an update to RabbitMQ 4, whose limit is 16 MiB in place of 128."""
+        """Like after an update to RabbitMQ 4, whose limit is 16 MiB in place of 128."""
         control = control_of(node)
         async with connect(prefetch=0, broker_url=node.url) as source:
             await source.publish([OutgoingMessage(b"x" * 4_000_000, id="large")])
@@ -1410,9 +1410,9 @@ async def publish_frames(
     replace: tuple[bytes, bytes] = (b"", b""),
     exchange: str = "",
 ) -> None:
-    """Publish what other clients can send and aio-pika cannot; it also gives each message an id.
+    """Publish messages that other clients can send and aio-pika cannot; aio-pika also gives each message an id.
 
-    aio-pika does not count it: nothing else can be published on this channel.
+    aio-pika does not count these: nothing else can be published on this channel.
     """
     underlay: Any = await channel.get_underlay_channel()
     frames: list[Any] = [

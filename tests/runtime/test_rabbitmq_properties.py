@@ -1,4 +1,4 @@
-"""What foreign producers write travels unchanged through a retry, a dead letter and a replay: on RabbitMQ's wire."""
+"""Properties of foreign producers stay unchanged through a retry, a dead letter and a replay: on RabbitMQ's wire."""
 
 import asyncio
 import struct
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scop
 SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": 0.4}
 
 Encoded = dict[str, bytes]
-"""By name of a property or a header: the bytes of its value."""
+"""The bytes of each value, by the name of a property or a header."""
 
 
-# -- bytes as any producer can write them
+# -- bytes that any producer can write
 
 
 def long(value: bytes) -> bytes:
@@ -93,16 +93,16 @@ PROPERTIES: dict[str, "st.SearchStrategy[bytes]"] = {
     "app_id": SHORT.map(short),
     "cluster_id": SHORT.map(short),
 }
-"""In the order in which they travel."""
+"""The properties in the order on the wire."""
 FLAGS = {name: 1 << 15 - place for place, name in enumerate(PROPERTIES)}
 CHANGED = {"headers", "delivery_mode", "expiration", "message_id", "user_id"}
-"""The headers get those of the runtime; a copy is persistent, has no time to live, and has an id."""
+"""The headers get those of the runtime; a copy is persistent, has no expiration, and has an id."""
 SIZES = {b"V": 0, b"D": 5} | {bytes([kind]): 1 for kind in b"tbB"}
 SIZES |= {b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"f": 4, b"d": 8, b"l": 8, b"T": 8}
 
 
 class Raw(Basic.Properties):
-    """Properties whose bytes are these."""
+    """Properties with these bytes."""
 
     def __init__(self, encoded: Encoded) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def parse_table(data: bytes) -> Encoded:
 
 @pytest.fixture(autouse=True)
 def keep_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each `Basic.Properties` that arrives has what was on the wire, as ``seen``."""
+    """Each received `Basic.Properties` has the bytes on the wire, as ``seen``."""
     unmarshal = Basic.Properties.unmarshal
 
     def unmarshal_and_keep(self: Any, flags: int, data: bytes) -> None:
@@ -176,7 +176,7 @@ async def raw_publisher(url: str, queue: str) -> AsyncIterator[Callable[[int, En
 async def travel(
     source: RabbitBroker, broker: Server, published: list[Encoded]
 ) -> list[list[Message]]:
-    """Each message in the order of publishing: as it came, after a retry, and after a dead letter and a replay."""
+    """Each message in the order of publishing: at first, after a retry, and after a dead letter and a replay."""
     queue, count = source.settings.source, len(published)
     async with raw_publisher(broker.url, queue) as send:
         for number, encoded in enumerate(published):
@@ -228,7 +228,7 @@ def test_all_properties_survive_a_retry_a_dead_letter_and_a_replay(
 
 
 async def test_a_float_is_published_as_a_double(connect: Callable[..., Any], queue: str) -> None:
-    """aio-pika's client sends floats of 32 bits: half a minute off in a time, and an error above 3e38."""
+    """aio-pika's client sends floats of 32 bits: half a minute off for a time, and an error above 3e38."""
     numbers = {"time": 1764394266.731, "large": 1e300, "list": [0.1, {"deep": -0.1}]}
     async with connect(prefetch=1) as source:
         await source.publish([OutgoingMessage(b"", headers=numbers)])
@@ -240,7 +240,7 @@ async def test_a_float_is_published_as_a_double(connect: Callable[..., Any], que
 async def test_what_cannot_be_decoded_survives_too(
     source_for: Callable[..., RabbitBroker], broker: Server
 ) -> None:
-    """A time beyond the year 9999 as a property and as a header, and text that is not UTF-8."""
+    """A time after the year 9999 as a property and as a header, and text that is not UTF-8."""
     odd = {
         "headers": table(
             {"late": b"T\x7f" + bytes(7), "latin": b"S" + long(b"gr\xf6\xdfe"), "n": b"b\7"}

@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def receipt_of(process: ServiceProcess, message: Path) -> dict[str, Any]:
-    """Of the log; the termination message has the same."""
+    """The receipt in the log; the termination message has the same."""
     [stopped] = process.find("stopped")
     left = json.loads(message.read_text().splitlines()[-1])
     assert {name: stopped[name] for name in left} == left

@@ -46,7 +46,7 @@ SECRETS = st.text(st.characters(exclude_characters="*"), min_size=4, max_size=40
 
 
 def forms_of(secret: str) -> list[str]:
-    """The secret as programs write it; a form of a form, too."""
+    """The secret in the forms that programs write, also the form of a form."""
     written = secret.encode("utf-8", "surrogatepass")
     escaped = [
         repr(secret)[1:-1],
@@ -130,7 +130,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_half_a_megabyte_of_hostile_text_takes_linear_time(part: str) -> None:
-    """With a time that grows by the square, one of these would not end within the limit of a test."""
+    """With quadratic time, one of these would exceed the time limit of a test."""
     for secret in ('p@ss w"ord', "\\\\\\x", "%%%%", '""""', "aaaaab", "    x"):
         keep_secret({"token": secret})
     text = (part.replace("\t", " ") * 500_000)[:500_000]
@@ -189,7 +189,7 @@ def test_every_secret_of_the_settings_is_known() -> None:
 
 
 def test_the_address_of_a_broker_is_shown_unless_credentials_are_in_it() -> None:
-    """Else each error would begin with ``***``, and say nothing of where."""
+    """Otherwise each error would begin with ``***``, and not name the place."""
     for url in ("nats://broker-7:4222", "nats://t0ken@broker-7:4222", "amqp://me:s3cret@broker-7"):
         load_settings(ConsumerSettings, broker_url=url)
     said = "nats://broker-7:4222: timed out; t0ken, s3cret, nats://t0ken@broker-7:4222"
@@ -337,7 +337,7 @@ def of_a_log(text: str) -> str:
 def test_a_secret_is_masked_before_the_text_is_cut(
     shown: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the end of what is shown lies in it, no part of it is left."""
+    """No part of the secret is left, at any position of the cut."""
     (tmp_path / "message").touch()
     monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
     keep_secret({"token": CUT, "key_of_two_lines_secret": "first-line\nsecond-line"})
@@ -365,7 +365,7 @@ class Strict(BaseModel):
 
 
 def failures() -> Iterator[Callable[[], object]]:
-    """Errors as client libraries raise them, each with a planted secret."""
+    """Errors of client libraries, each with a planted secret."""
     texts = [
         f"could not connect to postgres://app:{OWN_SECRETS[0]}@db/x",
         "the server said lib pq",

@@ -1,4 +1,4 @@
-"""Redis alone: outages, leases, its keys, its limits. What every broker must do is in test_every_source.py."""
+"""Redis alone: outages, leases, its keys, its limits. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import json
@@ -105,7 +105,7 @@ def queue(broker: Server) -> Iterator[str]:
 
 
 def new_name(server: Server) -> str:
-    """On a cluster with braces, so that the other keys begin with the stream's name too: these tests look at them."""
+    """On a cluster with braces, so that the other keys begin with the stream's name too: these tests read them."""
     name = f"ccc-test-{uuid.uuid4().hex[:12]}"
     return f"{{{name}}}" if "+cluster:" in server.url else name
 
@@ -248,7 +248,7 @@ class TestOutages:
                 handled = await ack_all(source, 50)
                 in_flight = await take(source, 5)
                 while not await asyncio.to_thread(client.wait, 1, 1000):
-                    pass  # else the last ones may be lost; the first copy takes as long as a client waits
+                    pass  # otherwise the last ones may be lost; the first copy takes as long as a client waits
                 primary.kill()
                 follower.replicaof("NO", "ONE")
                 proxy._target_port = urlsplit(replica.url).port or 0
@@ -314,7 +314,7 @@ class TestLeases:
             (first,) = await take(source, 1)
             client.xreadgroup(
                 queue, source._consumer, {queue: ">"}
-            )  # the source never hears of the second
+            )  # the source never learns of the second
             await source.ack(first)
             assert await ack_all(source, 1) == published[1:]
 
@@ -343,7 +343,7 @@ class TestLeases:
         trimmed: bool,
     ) -> None:
         async with connect(prefetch=0):
-            pass  # which makes the group
+            pass  # connecting creates the group
         with client.pipeline() as pipeline:
             for number in range(4_000):
                 pipeline.xadd(queue, {"id": number})
@@ -352,7 +352,7 @@ class TestLeases:
         client.zadd(f"{queue}.consumers", {"dead": 1})
         if trimmed:
             client.xtrim(queue, maxlen=500, approximate=False)
-        lease = 3  # a sweep each second, from the third on
+        lease = 3  # a sweep each second, from the third second on
         async with connect(prefetch=1, broker_url=with_lease(broker.url, lease)) as source:
             began_at = time.monotonic()
             await eventually(0, lambda: pending(client, queue, "dead"))
@@ -369,7 +369,7 @@ class TestLeases:
         async with connect(prefetch=0) as publisher:
             await publish(publisher, 1)
         client.xreadgroup(queue, "away", {queue: ">"})
-        # As after an outage that was longer than the lease.
+        # Like after an outage that was longer than the lease.
         client.zadd(f"{queue}.consumers", {"away": client.time()[0] * 1000 - 2000})
         connected_at = time.monotonic()
         async with connect(prefetch=1, broker_url=with_lease(broker.url, 1)) as source:
@@ -437,7 +437,7 @@ class TestSettlements:
             await eventually(0, left)
             await source.stop()
             await asyncio.gather(*workers)
-        script_bytes = 1_000  # which each request has
+        script_bytes = 1_000  # the script's part of each request
         assert proxy.bytes_to_broker - sent_before < 1000 * script_bytes / 10
 
     async def test_a_retry_that_is_due_does_not_wait_behind_a_backlog(
@@ -591,7 +591,7 @@ async def publish_insistently(source: RedisBroker, count: int) -> list[str]:
 
 
 async def pending(client: Any, queue: str, owner: str = "") -> int:
-    """How many entries this owner in the group has, or all of them."""
+    """How many entries this owner in the group has, or all owners."""
     rows = client.xinfo_consumers(queue, queue)
     return sum(row["pending"] for row in rows if not owner or row["name"] == owner.encode())
 
@@ -800,7 +800,7 @@ class TestForeignEntries:
 
 
 class TestPublishing:
-    """What follows from entries, in the script that acknowledges them."""
+    """Publishing the results of entries, in the script that acknowledges them."""
 
     async def test_a_stream_that_does_not_exist_or_is_none_harms_no_other_message(
         self, connect: Connect, broker: Server, client: Any, queue: str, events: list[Event]
@@ -1037,7 +1037,7 @@ class TestTopology:
                 described = await source.describe()
                 return int(described[queue]) + int(described[f"{queue} in flight"])
 
-            await source.ack(messages[-1])  # after which Redis does not always know the lag
+            await source.ack(messages[-1])  # afterwards Redis does not always know the lag
             await eventually(7, left)
             await source.stop()
             await eventually(7, left)
@@ -1083,7 +1083,7 @@ class TestTopology:
     async def test_an_entry_is_deleted_when_the_last_group_has_acknowledged_it(
         self, connect: Connect, client: Any, queue: str
     ) -> None:
-        """The other one is of another program, and reads slowly."""
+        """The other group is another program's, and reads slowly."""
         client.xgroup_create(queue, "theirs", "0", mkstream=True)
         async with connect() as source:
             await publish(source, 3)
@@ -1104,7 +1104,7 @@ class TestTopology:
             await publish(source, 1)
             await ack_all(source, 1)
             await source.flush()
-            assert client.xlen(queue) == 3  # those that nobody acknowledges any more stay
+            assert client.xlen(queue) == 3  # entries that no group acknowledges any more stay
 
     async def test_a_replay_and_an_entry_that_was_trimmed_in_flight_are_of_one_group(
         self, connect: Connect, client: Any, queue: str
@@ -1281,7 +1281,7 @@ def node_of(server: RedisSet, stream: str) -> str:
 
 
 class TestSets:
-    """Several servers: what follows a failover, and a slot that moves."""
+    """Several servers: after a failover, and for a slot that moves."""
 
     @pytest.fixture(autouse=True)
     def reconnects_soon(self, shorten: Callable[..., None]) -> None:
@@ -1431,7 +1431,7 @@ def delayed_of(server: Server, queue: str) -> int:
 
 
 class TestAddresses:
-    """By Sentinel, and of clusters: what the URL says, and what its servers answer."""
+    """Addresses by Sentinel, and of clusters: in the URL, and in the servers' answers."""
 
     @pytest.mark.parametrize(
         ("url", "sentence"),
@@ -1492,7 +1492,7 @@ class TestAddresses:
         assert text.startswith("BrokerRefused")
         assert text.endswith(f": the Sentinels know no master 'orders', but: {MASTER}")
         locate = MasterOfSentinels(lambda: RedisUrl(sentinel.replace(f"/{MASTER}", "/orders")))
-        locate._was_found = True  # in an outage: the Sentinels may have lost their settings
+        locate._was_found = True  # as in an outage: the Sentinels may have lost their settings
         with pytest.raises(redis.exceptions.RedisError, match="see no live master 'orders'"):
             await locate()
         host = urlsplit(node.url).netloc
@@ -1651,15 +1651,15 @@ RIGHTS = shlex.split("""
     +xgroup +xinfo +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xrevrange +xlen
     +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore +zremrangebyscore +unlink
 """)
-"""As in the documentation."""
+"""The rights in the documentation."""
 UNNOTICED = ["+info", "+ping", "+client|id", "+client|unblock", "+xrevrange", "+unlink"]
-"""Harmless, or of no use to a consumer that is busy."""
+"""Rights whose lack is harmless, or does not affect a busy consumer."""
 
 
 class TestCredentials:
     @pytest.fixture
     def user(self, node: PrivateServer, queue: str) -> Iterator[Callable[..., str]]:
-        """Makes the user with these rights; returns a URL with his name and password."""
+        """Creates the user with these rights; returns a URL with the user's name and password."""
         with client_of(node) as client:
 
             def make(*rights: str) -> str:

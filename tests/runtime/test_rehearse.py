@@ -1,4 +1,4 @@
-"""`rehearse` names the fault of each wrong handler of rehearsed.py. That it finds none in right ones: tests/test_rehearsals.py."""
+"""`rehearse` names the fault of each wrong handler of rehearsed.py. tests/test_rehearsals.py has the right handlers."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def environment(directory: Path, **variables: str) -> dict[str, str]:
 
 
 def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Of this handler; nothing of it is left, neither a process nor a file."""
+    """Rehearse this handler; it leaves neither a process nor a file."""
     result = subprocess.run(
         command(*arguments), cwd=directory, env=environment(directory, **variables),
         capture_output=True, text=True, timeout=300, check=False,
@@ -59,10 +59,10 @@ def run(directory: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 
 def processes_in(directory: Path) -> list[str]:
-    """The numbers of those that work in this folder."""
+    """The ids of the processes that work in this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended, or is of another user
+        with suppress(OSError):  # it has just ended, or another user owns it
             if process.joinpath("cwd").readlink() == directory:
                 found.append(process.name)
     return found
@@ -141,8 +141,8 @@ def test_dead_letters_are_rehearsed_as_the_commands_write_them(tmp_path: Path) -
     assert report(tmp_path, "only_logs", "--messages", str(file))["findings"] == []
 
 
-def test_without_being_told_it_uses_no_broker_of_the_service(tmp_path: Path) -> None:
-    """As by an .env that names another one than that of development, with all that belongs to its queue."""
+def test_without_the_option_it_uses_no_broker_of_the_service(tmp_path: Path) -> None:
+    """Also if an .env names another broker than the development broker, with options that belong to its queue."""
     (tmp_path / ".env").write_text(
         "CONSUMER_BROKER_URL=amqp://127.0.0.1:1/\nCONSUMER_SOURCE=orders,payments\n"
         "CONSUMER_TYPE_FROM=routing-key\nCONSUMER_DECLARE=no\nCONSUMER_ORDER_BY=body:reference\n"
@@ -195,7 +195,7 @@ def test_an_example_that_is_never_handled_is_a_finding(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_rehearsal_that_cannot_be_held_says_why_in_one_sentence(
+def test_an_impossible_rehearsal_says_why_in_one_sentence(
     variables: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     more = variables.get("ARGUMENTS", "").split()
@@ -274,11 +274,11 @@ async def test_what_a_rehearsal_makes_on_a_broker_is_gone_afterwards(
     async with make_source(settings) as source:
         after = await source.describe()
     counts = {value for name, value in after.items() if queue in name}
-    assert after == before or counts == {0}  # the tables of PostgreSQL are shared
+    assert after == before or counts == {0}  # PostgreSQL's tables are shared
 
 
 def made_for(stderr: str, broker: Server) -> set[str]:
-    """What exists on the broker of all that the rehearsal said that it would make."""
+    """The names on the broker that the rehearsal announced, and that exist."""
     [name] = [line.split()[-2] for line in stderr.splitlines() if NAMED in line]
     name = name.removesuffix("-0,")
     found = names_on(broker, [f"{name}-{place}" for place in range(3)])

@@ -123,7 +123,7 @@ def test_a_service_that_cannot_start_waits_for_the_next_change(
 def test_env_is_read_again_each_time_that_an_editor_has_replaced_it(
     reloading: Reloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First it does not exist."""
+    """At first it does not exist."""
     monkeypatch.chdir(tmp_path)
     with closing(reloading.start()) as process:
         wait_for(process, "consuming", 1)
@@ -139,7 +139,7 @@ def test_env_is_read_again_each_time_that_an_editor_has_replaced_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["handlers/__init__.py", "settings.py"])
-def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_mends_it(
+def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_fixes_it(
     reloading: Reloading, name: str
 ) -> None:
     path = reloading.handlers.parents[1] / name
@@ -160,7 +160,7 @@ def test_it_starts_with_an_error_in_a_file_and_waits_for_the_change_that_mends_i
 def test_files_that_cannot_be_watched_are_one_sentence_and_end_the_service(
     reloading: Reloading, tmp_path: Path, error: str
 ) -> None:
-    """As at the limit of inotify; the first look comes when the service consumes."""
+    """Like at the limit of inotify; the first watch begins when the service consumes."""
     watch = (
         "import pathlib, time\n\n\ndef watch(*paths, **options):\n"
         "    while not pathlib.Path('started').exists():\n        time.sleep(0.01)\n"

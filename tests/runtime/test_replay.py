@@ -1,4 +1,4 @@
-"""Replaying dead letters, on every broker that has them: nothing is lost, whatever interrupts the command."""
+"""Replaying dead letters, on every broker that stores them: no interruption of the command loses a letter."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ INTERRUPTIONS = [signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGINT]
 
 
 async def make_dead(connect: Connect, count: int, part: int = 1) -> None:
-    """Dead letters whose bodies are the numbers up to this one; the reason has the remainder by ``part``."""
+    """Dead letters with the numbers up to this one as bodies; the reason has the remainder by ``part``."""
     async with connect(prefetch=AT_ONCE) as source:
         need(source, "dead_letters")
         await publish(source, count)
@@ -54,7 +54,7 @@ async def test_a_replay_moves_each_dead_letter_once(
 
 
 async def handle_all(connect: Connect, least: int) -> Counter[int]:
-    """Acknowledge all messages, at least so many; returns how often each number came."""
+    """Acknowledge all messages, at least this many; returns how often each number was delivered."""
     handled: Counter[int] = Counter()
     async with connect(prefetch=AT_ONCE) as source:
         while handled.total() < least or len(source.buffer) or await is_waiting(source):
@@ -84,7 +84,7 @@ async def is_waiting(source: Source) -> bool:
 async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_progress(
     connect: Connect, broker: Server, queue: str, tmp_path: Path, verb: str, part: int
 ) -> None:
-    """The command is interrupted at random moments, again and again, and says how many it has moved.
+    """The command is interrupted at random moments, again and again, and prints how many it has moved.
 
     First right behind its first step, so that each broker's is interrupted. With a filter, the letters that it does not select stay, and none of them is moved, or deleted by a purge.
     """
@@ -97,7 +97,7 @@ async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_
     filters = ("--reason", "bad 0") if part > 1 else ()
 
     def replay(signum: signal.Signals | None, moment: tuple[int, float]) -> tuple[list[int], bool]:
-        """The sizes of the steps, and whether it was interrupted: after so many steps and seconds."""
+        """The sizes of the steps, and whether it was interrupted: after this many steps and seconds."""
         ledger = Ledger(tmp_path / "ledger")
         signal_at = f"{signum or 0} {moment[0]} {moment[1]}"
         environment = service_environment(
@@ -126,7 +126,7 @@ async def test_an_interrupted_replay_loses_none_and_doubles_at_most_the_step_in_
     give_up_at = time.monotonic() + 8 * WAIT_SECONDS
     async with connect(prefetch=0) as source:
         while await source.count_dead_letters() > LETTERS - len(chosen):
-            assert time.monotonic() < give_up_at  # SQS hides what a killed one held
+            assert time.monotonic() < give_up_at  # SQS hides a killed command's letters
             results.append(await asyncio.to_thread(replay, None, (0, 0.0)))
         await eventually(LETTERS - len(chosen), source.count_dead_letters)
         left = [int(letter.body) async for letter in source.dead_letters()]

@@ -20,7 +20,7 @@ URL = "amqp://user:p%40ss-word@localhost/"
 
 @pytest.fixture(autouse=True)
 def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # where there is no .env
+    monkeypatch.chdir(tmp_path)  # a folder without .env
     for name in ConsumerSettings.model_fields:
         monkeypatch.delenv(f"CONSUMER_{name}".upper(), raising=False)
 

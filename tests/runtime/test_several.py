@@ -45,7 +45,7 @@ def queues(broker: Server, queue: str) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 async def both(queues: tuple[str, str], source_for: MakeSource) -> str:
-    """As CONSUMER_SOURCE has them; each broker retains the messages that are published to them."""
+    """The queues for CONSUMER_SOURCE; each broker retains the messages that are published to them."""
     await start_once(source_for(source=",".join(queues)).settings)
     return ",".join(queues)
 
@@ -88,7 +88,7 @@ async def test_both_are_consumed_and_a_message_says_from_which_it_came(
 async def test_a_long_backlog_of_one_does_not_delay_the_other(
     connect: Connect, both: str, queues: tuple[str, str], published: Any
 ) -> None:
-    """With handlers that take their time: without, 900 messages may be taken while the server of the other has no turn."""
+    """The handlers take their time: otherwise 900 messages may be taken before the other queue has its turn."""
     await published(0, 1000)
     await published(1, 5)
     async with connect(source=both, prefetch=4) as source:
@@ -109,7 +109,7 @@ async def test_a_long_backlog_of_one_does_not_delay_the_other(
 async def test_a_backlog_of_one_does_not_delay_the_other_when_half_of_its_prefetch_does_not_fit(
     connect: Connect, both: str, queues: tuple[str, str], published: Any
 ) -> None:
-    """In memory: it asks for few until it has seen how large its messages are."""
+    """In memory: a source requests few messages until it knows how large they are."""
     await published(0, 500)
     await published(1, 20)
     async with connect(source=both, prefetch=100) as source:
@@ -229,7 +229,7 @@ async def _publish(settings: ConsumerSettings, bodies: list[bytes]) -> None:
         await source.publish([OutgoingMessage(body, "work") for body in bodies])
 
 
-# -- of each, where the embedded broker is enough
+# -- each source, where the embedded broker is enough
 
 embedded = pytest.mark.parametrize("broker", ["sqlite"], indirect=True, scope="session")
 
@@ -291,7 +291,7 @@ async def test_a_start_that_fails_for_one_leaves_none_open_and_is_repeated(
         await source.start()
         await source.publish([OutgoingMessage(b"1")])
         [message] = await take(source, 1)
-        assert message.origin == {"source": queues[0]}  # the first is what `publish` publishes to
+        assert message.origin == {"source": queues[0]}  # `publish` publishes to the first
         await source.ack(message)
         await source.stop()
 

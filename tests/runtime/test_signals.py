@@ -133,7 +133,7 @@ async def test_signals_are_counted_while_the_event_loop_is_blocked_and_set_the_e
         event.on_repeat = lambda _: None
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        # Not one iteration of the event loop since: as if a handler computed all the while.
+        # No iteration of the event loop has run since: as if a handler computed all the time.
         assert [signum for signum, _ in event.signals] == [signal.SIGTERM, signal.SIGINT]
         assert not event.is_set()
         await let_all_run()
@@ -149,7 +149,7 @@ def test_set_from_another_thread_wakes_an_idle_event_loop(new_loop: Any, debug: 
     async def wait() -> str | None:
         event = CancellationEvent(asyncio.get_running_loop())
         setter = threading.Thread(target=event.set, args=("from a thread",))
-        # The thread starts when everything here sleeps.
+        # The thread starts when all else sleeps.
         asyncio.get_running_loop().call_soon(setter.start)
         async for _ in cancellable_aiter(PlainIterator(Handoff()), event):
             pass
@@ -194,7 +194,7 @@ def test_an_item_that_comes_with_the_signal_is_delivered_on_every_event_loop(new
 
 @every_loop
 def test_an_event_loop_in_another_thread_is_stopped_by_a_signal(new_loop: Any) -> None:
-    """Signals come to the main thread only, so the event is made there, with ``loop``."""
+    """Only the main thread receives signals, so the event is created there, with ``loop``."""
     loop = new_loop()
     waiting = threading.Event()
 
@@ -259,7 +259,7 @@ def test_the_earlier_handlers_are_restored(earlier: Any) -> None:
 async def test_for_a_handler_that_is_not_pythons_the_default_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a program that embeds Python: its own handler cannot be restored."""
+    """A program that embeds Python has such a handler: its own handler cannot be restored."""
     found, set_handler = signal.getsignal(signal.SIGINT), signal.signal
     event = make_cancellation_event(signals=[])
     with monkeypatch.context() as embedded:
@@ -273,7 +273,7 @@ async def test_for_a_handler_that_is_not_pythons_the_default_is_restored(
 async def test_signals_that_are_installed_twice_are_restored() -> None:
     event = make_cancellation_event()
     event.install_signals(SIGNALS)
-    event.restore_signals()  # the fixture looks at the handlers
+    event.restore_signals()  # the fixture checks the handlers
     event.restore_signals()
 
 
@@ -339,7 +339,7 @@ async def test_an_event_loop_without_add_signal_handler_is_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def not_there(*_: object) -> None:
-        raise NotImplementedError  # the very answer of the event loops that cannot
+        raise NotImplementedError  # event loops without signal handlers raise this
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", not_there)
     with make_cancellation_event() as event:
@@ -365,7 +365,7 @@ def test_an_idle_process_ends_quietly_on_a_signal(signum: signal.Signals) -> Non
 
 @pytest.mark.slow
 def test_a_process_that_was_started_with_sigint_ignored_is_stopped_by_it() -> None:
-    """As a shell starts its background jobs."""
+    """Shells start background jobs like this."""
     with Child("asyncio.run(main())", preexec_fn=ignore_sigint) as child:
         assert child.line() == "ready"
         child.kill(signal.SIGINT)
@@ -415,7 +415,7 @@ async def test_a_fork_restores_the_earlier_handlers_first_in_the_child() -> None
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_has_the_earlier_handlers() -> None:
-    """Else it would swallow SIGTERM, and `multiprocessing.Pool.terminate` would wait for ever."""
+    """Otherwise it would swallow SIGTERM, and `multiprocessing.Pool.terminate` would wait forever."""
     with Child(
         """
         import multiprocessing

@@ -37,7 +37,7 @@ def message(number: int = 0) -> Message:
 
 
 async def waiting(buffer: Buffer, count: int) -> list[asyncio.Task[Message]]:
-    """This many workers, all of them asleep in `get`, in the order of the list."""
+    """This many workers, all asleep in `get`, in the order of the list."""
     workers = [asyncio.create_task(buffer.get()) for _ in range(count)]
     await asyncio.sleep(0)
     return workers
@@ -66,7 +66,7 @@ async def test_one_put_wakes_one_waiting_worker() -> None:
     buffer = Buffer()
     workers = await waiting(buffer, 3)
     buffer.put(message())
-    assert len(buffer._waiters) == 2  # these were not even called
+    assert len(buffer._waiters) == 2  # these were not even woken
     await let_all_run()
     assert [worker.done() for worker in workers] == [True, False, False]
     await end(workers)
@@ -122,7 +122,7 @@ async def test_a_worker_cancelled_after_its_call_passes_the_call_on() -> None:
 async def test_a_put_at_the_instant_of_a_cancellation_goes_to_the_next_worker() -> None:
     buffer = Buffer()
     first, second = await waiting(buffer, 2)
-    first.cancel()  # it does not know yet
+    first.cancel()  # it does not know it yet
     buffer.put(message())
     await let_all_run()
     assert first.cancelled()
@@ -162,7 +162,7 @@ STEPS = ["put", "get", "cancel", "abandon", "turn"]
 
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=40))
 def test_no_message_waits_while_a_worker_waits(steps: list[str]) -> None:
-    """Whatever the interleaving of puts, workers that come and go, and turns of the loop; none is lost."""
+    """In any order of puts, workers that start and end, and turns of the loop; no message is lost."""
 
     async def interleave() -> None:
         buffer = Buffer()
@@ -177,7 +177,7 @@ def test_no_message_waits_while_a_worker_waits(steps: list[str]) -> None:
                     workers.append(asyncio.create_task(buffer.get()))
                 case "cancel" if workers:
                     workers[len(workers) // 2].cancel()
-                case "abandon" if not buffer.takeable:  # a coroutine is closed as it is woken
+                case "abandon" if not buffer.takeable:  # a coroutine is closed when it is woken
                     abandoned = buffer.get()
                     abandoned.send(None)
                     buffer.put(message())
@@ -230,7 +230,7 @@ async def test_taking_all_empties_the_buffer_and_wakes_no_worker() -> None:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The levels and names of what is logged."""
+    """The levels and names of the log events."""
     events: list[str] = []
 
     def keep(_logger: object, level: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -288,10 +288,10 @@ async def test_the_pause_before_the_next_attempt_ends_with_the_event(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
-async def test_a_refusal_is_an_outage_that_is_told_again_at_a_bounded_rate(
+async def test_a_refusal_is_an_outage_that_is_logged_again_at_a_bounded_rate(
     events: list[str], monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """Also when the connection is established each time, and only its use is refused."""
+    """Also if the connection is established each time, and only its use is refused."""
     monkeypatch.setattr(connectivity, "LONGEST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(logs, "SELDOM_SECONDS", seconds)
     link, until, outcomes = Connectivity("here"), asyncio.Event(), iter([False, True] * 3)
@@ -311,7 +311,7 @@ async def test_a_refusal_is_an_outage_that_is_told_again_at_a_bounded_rate(
     assert (link.up, link.reason, link.outage_count) == (False, "no certificate", 3)
 
 
-async def test_an_ordinary_outage_is_told_however_soon_after_a_refusal(events: list[str]) -> None:
+async def test_an_ordinary_outage_right_after_a_refusal_is_logged(events: list[str]) -> None:
     link = Connectivity("here")
     for reason in (BrokerDenied("no"), "cut", BrokerDenied("no")):
         link.established()
@@ -319,7 +319,7 @@ async def test_an_ordinary_outage_is_told_however_soon_after_a_refusal(events: l
     assert events.count("warning reconnecting") == 3
 
 
-def test_a_refusal_in_an_outage_is_told_however_soon_and_then_both_once_a_minute(
+def test_a_refusal_in_an_outage_is_logged_at_once_and_then_both_once_a_minute(
     events: list[str],
 ) -> None:
     link = Connectivity("here")
@@ -365,11 +365,11 @@ async def test_any_other_error_of_the_work_passes_through(
         await Connectivity("here").keep(work, asyncio.Event())
 
 
-# What the broker cannot store.
+# Messages that the broker cannot store.
 
 
 class Storing(Source):
-    """A source whose broker stores retries and dead letters as `refusal` says."""
+    """A source whose broker refuses retries and dead letters with `refusal`, if there is one."""
 
     destinations: ClassVar = {}
     connected = True
@@ -453,7 +453,7 @@ async def test_its_delay_is_kept(storing: Storing) -> None:
 async def test_a_dead_letter_that_cannot_be_stored_is_tried_again(
     storing: Storing, events: list[Any]
 ) -> None:
-    """No worker waits for it, its handler does not run again, and the log says each attempt."""
+    """No worker waits for it, its handler does not run again, and the log has each attempt."""
     one = await storing.deliver()
     await storing.reject(one, "it is bad")
     assert not len(storing.buffer)
@@ -572,7 +572,7 @@ async def test_a_redelivery_of_an_in_flight_message_without_an_id_is_found_by_th
     assert made._still_in_flight(delivered(b"offline", topic="devices/1")) is None
     assert made._still_in_flight(Message(b"online", "id", headers=one.headers)) is None
     assert made._still_in_flight(delivered(b"online", topic="devices/1")) is one
-    assert made._still_in_flight(delivered(b"online", topic="devices/1")) is None  # another message
+    assert made._still_in_flight(delivered(b"online", topic="devices/1")) is None  # another one
 
 
 async def test_a_redelivery_has_the_type_that_consumer_type_from_says() -> None:

@@ -1,4 +1,4 @@
-"""The embedded broker alone: leases, processes that are killed, and files that cannot be used."""
+"""The embedded broker alone: leases, killed processes, and files that cannot be used."""
 
 import asyncio
 import multiprocessing
@@ -37,7 +37,7 @@ PREFETCH = 10
 if sys.platform == "win32":
     PROCESSES = multiprocessing.get_context("spawn")
 else:
-    # Forked from a process that has imported everything already: fifty of them start within seconds.
+    # Forked from a process that has imported everything: fifty of them start within seconds.
     PROCESSES = multiprocessing.get_context("forkserver")
     PROCESSES.set_forkserver_preload([__name__])
 
@@ -61,7 +61,7 @@ def source_of(
 
 @asynccontextmanager
 async def opened(file: Path, *arguments: Any, **options: Any) -> AsyncIterator[SqliteBroker]:
-    """Declared, and not consuming."""
+    """A source that is declared, and does not consume."""
     async with source_of(file, *arguments, **options) as source:
         await source.declare()
         yield source
@@ -93,14 +93,14 @@ async def become_true(condition: Callable[[], bool]) -> None:
 
 
 def query(file: Path, statement: str, *parameters: object) -> list[Any]:
-    """The rows that any other SQLite client would see; changes are committed."""
+    """The rows for any other SQLite client; changes are committed."""
     with closing(sqlite3.connect(file)) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Another program has a write transaction open."""
+    """A context in which another program has a write transaction open."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -187,7 +187,7 @@ async def test_no_frequent_statement_reads_all_messages_or_sorts(file: Path) -> 
             assert "TEMP B-TREE" not in text, statement
 
 
-async def test_fetching_costs_the_same_however_many_messages_are_stored(file: Path) -> None:
+async def test_fetching_costs_the_same_with_any_number_of_stored_messages(file: Path) -> None:
     async with opened(file):
         pass
     add = """
@@ -243,7 +243,7 @@ async def test_every_transaction_is_written_through_to_the_disk(
         pass
 
     class BuiltWithout(sqlite3.Connection):
-        """As SQLite is on some systems."""
+        """SQLite on some systems."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -272,7 +272,7 @@ async def test_many_dead_letters_are_moved_in_steps(file: Path) -> None:
         progress = []
         async for moved in source.replay_dead_letters():
             progress.append(moved)
-            query(file, died + "LIMIT 1")  # one that comes meanwhile stays
+            query(file, died + "LIMIT 1")  # a message that arrives meanwhile stays
         assert progress == [
             sqlite.SqliteBroker.dead_letters_at_once,
             2 * sqlite.SqliteBroker.dead_letters_at_once,
@@ -453,7 +453,7 @@ async def test_the_connection_has_one_thread_which_ends_with_it(file: Path) -> N
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if "sqlite" in thread.name]
 
-    await become_true(lambda: threads() == [])  # of the test before
+    await become_true(lambda: threads() == [])  # of the previous test
     with pytest.raises(BrokerUnavailable, match=f"^{file} is not open$"):
         await publish(source_of(file), 1)
     async with consuming(file) as source:
@@ -530,12 +530,12 @@ async def test_a_consumer_that_counted_as_dead_loses_its_messages_and_goes_on(
         published = await publish(one, 2)
         (in_flight,) = await take(one)
         await become_true(lambda: len(one.buffer) == 1)
-        query(file, "UPDATE consumers SET expires_at = 1")  # as after a long suspension
+        query(file, "UPDATE consumers SET expires_at = 1")  # like after a long suspension
         async with consuming(file, prefetch=2) as other:
             again = await take(other, 2)
             assert [message.id for message in again] == published
             assert [message.attempt for message in again] == [1, 1]
-            await become_true(lambda: not one.buffer)  # dropped unseen
+            await become_true(lambda: not one.buffer)  # dropped without a log
             await one.ack(in_flight)
             assert names(events).count("settlement_lost") == 1
             for message in again:
@@ -561,7 +561,7 @@ async def test_a_redelivery_of_an_in_flight_message_is_not_started_again(file: P
 async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_counted_and_redelivered(
     file: Path,
 ) -> None:
-    """As by an operator, for a pod that is gone."""
+    """An operator deletes it, for a pod that is gone."""
     async with opened(file) as publisher:
         published = await publish(publisher, 5)
         query(file, "UPDATE messages SET consumer = 7 WHERE seq < 4")
@@ -570,7 +570,7 @@ async def test_the_messages_of_a_consumer_whose_row_was_deleted_are_counted_and_
             taken = await take(source, 5)
             assert sorted(message.id for message in taken) == sorted(published)
             assert {message.attempt for message in taken} == {1}
-            query(file, "DELETE FROM consumers")  # and those of a consumer that is alive
+            query(file, "DELETE FROM consumers")  # and the messages of a live consumer
             again = await take(source, 5)
             assert sorted(message.id for message in again) == sorted(published)
             for message in again:
@@ -586,7 +586,7 @@ async def test_messages_taken_after_a_false_death_are_redelivered_when_their_con
         (handled,) = await take(one)
         await one.ack(handled)
         await become_true(lambda: not one._settlements)
-        query(file, "DELETE FROM consumers")  # as by a process whose clock is ahead
+        query(file, "DELETE FROM consumers")  # like by a process whose clock is ahead
         published = await publish(one, 1)
         await take(one)
         query(file, "UPDATE consumers SET expires_at = 1")  # and then it dies
@@ -600,7 +600,7 @@ async def test_a_settlement_that_comes_too_late_is_logged_and_changes_nothing(
     async with consuming(file) as one:
         await publish(one, 1)
         (in_flight,) = await take(one)
-        query(file, "UPDATE messages SET consumer = NULL")  # this consumer does not know yet
+        query(file, "UPDATE messages SET consumer = NULL")  # this consumer does not know it yet
         await one.ack(in_flight)
         (again,) = await take(one)
         assert again.id == in_flight.id
@@ -655,7 +655,7 @@ async def test_deliveries_count_the_consumers_that_died_with_the_message(file: P
 # -- rows of other programs
 
 VALUES = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
-# SQLite keeps any bytes as text, and another kind of value than the column's.
+# SQLite stores any bytes as text, and other kinds of values than the column's.
 ROWS = st.lists(st.tuples(*[st.tuples(VALUES, st.sampled_from(["?", "CAST(? AS TEXT)"]))] * 5))
 
 
@@ -694,7 +694,7 @@ def test_whatever_other_programs_write_ends_no_consumer_and_can_be_listed_and_re
 
 
 def str_or(value: Any) -> Any:
-    """Half a character cannot be bound."""
+    """SQLite cannot bind half of a surrogate pair."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
@@ -702,7 +702,7 @@ def str_or(value: Any) -> Any:
 
 
 def note(ledger: Path, what: str, ids: list[str]) -> None:
-    """One write, so that it is there in full or not at all, whenever the process dies."""
+    """One write, so that the line is complete or missing, whenever the process dies."""
     with ledger.open("ab", buffering=0) as opened:
         opened.write("".join(f"{what} {id}\n" for id in ids).encode())
 
@@ -756,7 +756,7 @@ def publish_and_end(file: Path, ledger: Path, count: int) -> None:
 
 
 def consume_until_empty(file: Path, ledger: Path, count: int) -> None:
-    """Until all consumers together have handled this many messages."""
+    """Consume until all consumers together have handled this many messages."""
 
     async def work(source: SqliteBroker) -> None:
         async for message in source:
@@ -787,7 +787,7 @@ def publish_the_time(file: Path, count: int) -> None:
     async def run() -> None:
         async with opened(file) as source:
             for number in range(count):
-                # At ever other moments between two looks of the consumer.
+                # At varying moments between two looks of the consumer.
                 await asyncio.sleep(0.05 + 0.007 * number)
                 await source.publish([OutgoingMessage(repr(time.time()).encode())])
 
@@ -933,7 +933,7 @@ def overwrite(file: Path, data: bytes, at: int = 0) -> None:
 
 
 async def refusal(file: Path) -> str:
-    """The error of connecting and declaring: BrokerRefused, with no connection left open."""
+    """The error of connecting and declaring: BrokerRefused, with no open connection left."""
     source = source_of(file)
     with pytest.raises(BrokerRefused) as caught:
         async with source:
@@ -982,7 +982,7 @@ async def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> No
 
 @pytest.fixture
 def not_root() -> Iterator[Path]:
-    """A directory, for a user that file permissions apply to: to root they do not."""
+    """A directory, for a user to whom file permissions apply: they do not apply to root."""
     with tempfile.TemporaryDirectory() as directory:
         is_root = hasattr(os, "geteuid") and os.geteuid() == 0
         if is_root:
@@ -1030,7 +1030,7 @@ async def test_a_look_by_another_user_does_not_stop_the_owner(not_root: Path) ->
     os.seteuid(0)
     os.seteuid(65534)
     assert os.listdir(not_root) == ["queue.db"]  # noqa: PTH208
-    async with opened(file) as source:  # and what another program leaves is named
+    async with opened(file) as source:  # and the leftover of another program is named
         os.seteuid(0)
         os.chown(f"{file}-shm", 4321, -1)
         os.seteuid(65534)
@@ -1086,7 +1086,7 @@ async def test_a_full_disk_is_unavailable_and_publishes_nothing(file: Path) -> N
 
 
 async def fill_the_disk(source: SqliteBroker, pages: int = 1) -> None:
-    """SQLite's own limit, as a disk would answer; a limit below the size means: no page more."""
+    """SQLite's own limit, which acts like a full disk; a limit below the size allows no more pages."""
 
     def limit() -> None:
         assert source._connection is not None

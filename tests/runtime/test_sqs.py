@@ -1,4 +1,4 @@
-"""SQS alone: leases, batches, its limits, messages of others. What every broker must do is in test_every_source.py."""
+"""SQS alone: leases, batches, its limits, foreign messages. Tests of every broker are in test_every_source.py."""
 
 import asyncio
 import base64
@@ -88,7 +88,7 @@ class TestOutages:
     async def test_visibility_is_not_extended_after_its_timeout(
         self, connect: Connect, proxy: Proxy, broker: SqsServer, queue: str
     ) -> None:
-        """Not even as the repetition of one that was in time."""
+        """Not even by the repetition of a request that was in time."""
         sent_at: list[float] = []
         url = with_options(proxy.url, visibility_seconds=1)
         async with connect(broker_url=url) as source, connect(prefetch=0) as other:
@@ -111,7 +111,7 @@ class TestOutages:
         async with connect(prefetch=0) as source:
             await publish(source, 1)
             starting = asyncio.create_task(source.start())
-            await asyncio.sleep(0)  # its first poll is under way
+            await asyncio.sleep(0)  # its first poll is in progress
             assert source._polls
             starting.cancel()
         await eventually_counts(broker, queue, Counts(ready=1, delayed=0, dead=0))
@@ -120,7 +120,7 @@ class TestOutages:
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with connect(prefetch=1) as source:
-            monkeypatch.setattr(sqs, "BATCH_SIZE", 11)  # SQS refuses to be asked for as many
+            monkeypatch.setattr(sqs, "BATCH_SIZE", 11)  # SQS refuses a request for so many
             source.prefetch = 11
             await publish(source, 1)
             async with asyncio.timeout(20):
@@ -205,7 +205,7 @@ class TestLeases:
         async with connect(prefetch=0) as source:
             (published,) = await publish(source, 1)
             url = broker.queue_url(queue)
-            for _ in range(3):  # as often as a consumer took it and was gone
+            for _ in range(3):  # as often as a consumer received it and ended
                 received = broker.client.receive_message(QueueUrl=url, VisibilityTimeout=0)
                 assert received["Messages"]
                 await asyncio.sleep(0.01)
@@ -223,7 +223,7 @@ class TestBatches:
     ) -> None:
         async with connect(prefetch=4) as source:
             await publish(source, 1)
-            await buffer_holds(source, 1)  # and three more are not worth a poll now
+            await buffer_holds(source, 1)  # a poll for three more is not worthwhile now
             (first,) = await take(source, 1)
             await publish(source, 1)
             async with asyncio.timeout(5):
@@ -336,7 +336,7 @@ class TestBatches:
 
             def fail_once(parsed: dict[str, Any], **_: object) -> None:
                 written.append(len(parsed["Successful"]))
-                if len(written) == 1:  # as SQS says it, where moto never does
+                if len(written) == 1:  # SQS reports this, but moto never does
                     parsed["Failed"] = [{"Id": "1", "SenderFault": False, "Code": "InternalError"}]
 
             register = source._client.meta.events.register
@@ -367,7 +367,7 @@ class TestStopping:
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:
         async with connect() as source, connect(prefetch=0) as publisher:
-            await asyncio.sleep(0.1)  # its poll waits
+            await asyncio.sleep(0.1)  # its poll is waiting
             stopping = asyncio.create_task(source.stop())
             await publish(publisher, 3)
             await stopping
@@ -387,14 +387,14 @@ class TestStopping:
 
 
 def send_raw(broker: SqsServer, queue: str, body: str, **parameters: Any) -> str:
-    """Send as another producer would; returns the message's id."""
+    """Send like another producer; returns the message's id."""
     url = broker.queue_url(queue)
     sent = broker.client.send_message(QueueUrl=url, MessageBody=body, **parameters)
     return str(sent["MessageId"])
 
 
 def deny_sends(source: SqsBroker, queue: str) -> None:
-    """As IAM answers, which moto does not have; to sends to this queue, or to any."""
+    """Answer like IAM, which moto does not have: to sends to this queue, or to any."""
 
     def deny(params: dict[str, Any], **_: object) -> Any:
         if queue in params["body"].decode() or queue in params["url"]:
@@ -588,7 +588,7 @@ class TestMessages:
     ) -> None:
         shorten(0.01, "FIRST_SECONDS")
         async with connect(prefetch=0) as publisher:
-            id = send_raw(broker, queue, "x" * 100_000)  # as large as it may be, until now
+            id = send_raw(broker, queue, "x" * 100_000)  # the largest size so far
             small = await publish(publisher, 9)
         smaller = {
             "QueueUrl": broker.queue_url(queue),
@@ -609,10 +609,10 @@ class TestMessages:
             )
             [large] = [message for message in again if message.id == id]
             assert "could not be stored" in source.put_offs.reason
-            await source.retry(large, 0, "not now")  # and so on
+            await source.retry(large, 0, "not now")  # the next attempts are in this process, too
             (large,) = await take(source, 1)
             assert large.attempt == 3
-            await asyncio.sleep(1.2)  # it is still ours
+            await asyncio.sleep(1.2)  # it still belongs to this consumer
             for message in again:
                 await source.ack(message)
             assert not source.put_offs.reason
@@ -648,7 +648,7 @@ class TestMessages:
     async def test_a_dead_letter_that_sqs_moves_back_starts_with_attempt_1(
         self, connect: Connect, broker: SqsServer, queue: str
     ) -> None:
-        """As StartMessageMoveTask does, the button of the console: body and attributes are unmodified."""
+        """Like StartMessageMoveTask, the button of the console: body and attributes are unmodified."""
         async with connect(prefetch=1) as source:
             await publish(source, 1)
             for attempt in (1, 2, 3):
@@ -744,7 +744,7 @@ def sns(broker: SqsServer) -> Any:
 
 
 def receive(broker: SqsServer, queue: str) -> list[dict[str, Any]]:
-    """All that is in the queue, or ten."""
+    """All messages in the queue, or ten of them."""
     received = broker.client.receive_message(
         QueueUrl=broker.queue_url(queue),
         MaxNumberOfMessages=10,
@@ -793,7 +793,7 @@ class TestPublishing:
             assert not broker.queue_url(f"{queue}-missing")
             await eventually_counts(broker, following, Counts(ready=2, delayed=0, dead=0))
             broker.delete(following)
-            for _ in range(2):  # also when it was there before
+            for _ in range(2):  # also if it existed before
                 with pytest.raises(BrokerRefused, match=f"'{following}' does not exist"):
                     await source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
             broker.client.create_queue(QueueName=following)
@@ -820,7 +820,7 @@ class TestPublishing:
             deny_sends(source, following)
             with pytest.raises(BrokerDenied, match=f"to the queue '{following}'"):
                 await source.publish([OutgoingMessage(b"x", to=f"queue:{following}")])
-            await publish(source, 1)  # to its own
+            await publish(source, 1)  # to its own queue
         await eventually_counts(broker, following, Counts(ready=2, delayed=0, dead=0))
 
     @pytest.mark.parametrize(
@@ -868,7 +868,7 @@ class TestPublishing:
             first, second = receive(broker, name)
             assert first["Attributes"]["MessageGroupId"] == "customer-1"
             assert first["Attributes"]["MessageDeduplicationId"] == "i-1"
-            token = second["Attributes"]["MessageGroupId"]  # of what SQS does not take as one
+            token = second["Attributes"]["MessageGroupId"]  # of an id that SQS refuses as a group
             assert token == second["Attributes"]["MessageDeduplicationId"]
             assert len(token) == 64
             broker.client.purge_queue(QueueUrl=broker.queue_url(name))
@@ -967,7 +967,7 @@ EVENT: dict[str, Any] = {
 
 @pytest.mark.usefixtures("broker")
 class TestEnvelopes:
-    """Of SNS, EventBridge and S3: what is stored stays as it came."""
+    """Envelopes of SNS, EventBridge and S3: stored copies stay unchanged."""
 
     async def test_it_survives_a_retry_a_dead_letter_and_a_replay(
         self, connect: Connect, broker: SqsServer, queue: str
@@ -1127,7 +1127,7 @@ FOREIGN = st.fixed_dictionaries(
         **dict.fromkeys(("source", "id", "time", "Service", "Event"), SMALL),
     },
 )
-"""Envelopes of SNS, EventBridge and S3, and what looks like them."""
+"""Envelopes of SNS, EventBridge and S3, and similar JSON."""
 
 
 @given(st.text() | FOREIGN.map(json.dumps), ENVELOPES.map(json.dumps) | st.text(), ATTRIBUTES)
@@ -1213,7 +1213,7 @@ class TestTopology:
         shorten: Callable[..., None],
         deleted: str,
     ) -> None:
-        """It is never made again as one of ours."""
+        """The queue is never created again as the service's own."""
         shorten(0.2, "FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")
         graveyard = f"{queue}-graveyard"
         gone = queue if deleted == "queue" else graveyard
@@ -1335,11 +1335,11 @@ class TestAddress:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that looks at credentials, and knows none."""
+    """A server that checks credentials, and has none."""
     try:
         with moto(tmp_path_factory.mktemp("strict")) as url:
             port = urlsplit(url).port
-            # What it lets through before it looks: no request at all.
+            # The number of requests that it accepts before it checks: none.
             headers = {"Content-Type": "text/plain"}
             reset = f"http://127.0.0.1:{port}/moto-api/reset-auth"
             with urlopen(Request(reset, data=b"0", headers=headers)):
@@ -1395,7 +1395,7 @@ class TestCredentials:
         with pytest.raises(BrokerDenied, match="no credentials were found"):
             await source_for(broker_url=f"sqs://localhost:{proxy.port}").__aenter__()
 
-    async def test_those_of_the_environment_are_used_without_any_in_the_url(
+    async def test_credentials_of_the_environment_are_used_without_any_in_the_url(
         self, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)

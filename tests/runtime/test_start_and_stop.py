@@ -1,4 +1,4 @@
-"""More of a shutdown, and the start, with real processes on every broker: here, and not again in services."""
+"""More tests of the start and the shutdown, with real processes on every broker, which services do not repeat."""
 
 import random
 import signal
@@ -61,7 +61,7 @@ def test_a_signal_at_any_moment_of_the_start_leaves_no_message_unacked(scene: Sc
         process = scene.start(consuming=False)
         time.sleep(chance.uniform(0, 0.8))
         exit_code, _ = process.stop()
-        # Before the handlers are installed the signal itself ends the process, and no message was taken.
+        # Before the handlers are installed the signal itself ends the process, and it has taken no message.
         assert exit_code in (0, -signal.SIGTERM), process.stderr
         assert_quiet(process)
     scene.assert_left(ready=3 - len(scene.ledger.ended))
@@ -86,13 +86,13 @@ def test_a_message_that_waits_for_its_retry_is_kept_with_its_attempts(scene: Sce
 
 
 def test_all_in_flight_messages_at_the_deadline_are_redelivered_at_once(scene: Scene) -> None:
-    """Fewer than the prefetch: the consumer has asked for more, and could get the messages that it requeues."""
+    """Fewer than the prefetch: the consumer has requested more, and could get its own requeued messages."""
     tasks = scene.publish(4, seconds=60)
     for _ in range(2):
         started_at = time.monotonic()
         process = scene.start(concurrency=4, prefetch=10, drain_seconds=0)
         process.wait_for("handling", count=len(tasks), attempt=1)
-        assert time.monotonic() - started_at < 25  # below every lease
+        assert time.monotonic() - started_at < 25  # shorter than every lease
         assert process.stop()[0] == 75
 
 

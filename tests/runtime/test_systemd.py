@@ -1,4 +1,4 @@
-"""The messages to systemd: the real program, real signals, and a socket in systemd's place."""
+"""The notifications to systemd: the real program, real signals, and a socket that replaces systemd's."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ LONGEST_PATH = 100
 
 
 class Manager:
-    """Stands where systemd does: notes each message, and when it came."""
+    """Replaces systemd: records each message, and its time."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -125,7 +125,7 @@ def test_the_watchdog_is_pinged_while_the_event_loop_turns_and_not_while_it_is_b
     process.wait_for("handling")
     blocked_at = time.monotonic()
     wait_until(lambda: scene.ledger.ended == scene.published)
-    # What was sent just before may be read just after.
+    # A message that was sent just before may be read just after.
     while_blocked = manager.ping_times(since=blocked_at + WATCHDOG_SECONDS)
     assert [at for at in while_blocked if at < blocked_at + 8 * WATCHDOG_SECONDS] == []
     wait_until(lambda: bool(manager.ping_times(since=blocked_at + 8 * WATCHDOG_SECONDS)))
@@ -152,7 +152,7 @@ def test_the_watchdog_is_not_pinged_while_every_handler_is_past_its_time_limit(
 def test_the_signal_of_the_watchdog_leaves_the_stack_of_the_blocked_handler(scene: Scene) -> None:
     scene.publish(1, end="block", seconds=WAIT_SECONDS)
     environment = service_environment(scene.broker.url, scene.queue, scene.ledger)
-    # Without -X dev, with which Python would do so by itself.
+    # Without -X dev, which enables faulthandler by itself.
     process = ServiceProcess([sys.executable, str(scene.service), "run"], environment)
     scene.processes.append(process)
     process.wait_for("handling")

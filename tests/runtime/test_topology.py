@@ -1,4 +1,4 @@
-"""What exists already: it is looked for, used as it is, and nothing is made that nobody asked for."""
+"""The existing topology is used unchanged, and commands create only what was requested."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +24,7 @@ rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True, scope=
 
 
 MAY_HAVE_ALL = {"mqtt", "postgres", "sqlite"}
-"""A topic of MQTT is a name, and so is a source in a database, whose tables these tests share."""
+"""On MQTT a topic is a name, and so is a source in a database, whose tables these tests share."""
 
 
 async def look(settings: ConsumerSettings) -> dict[str, int | str]:
@@ -50,7 +50,7 @@ async def test_without_the_right_to_declare_what_is_missing_is_one_sentence_and_
 async def test_looking_makes_and_changes_nothing_although_the_service_may(
     settings_for: SettingsFor, broker_name: str
 ) -> None:
-    """As `check` and ``dead-letters`` do it."""
+    """The commands `check` and ``dead-letters`` do this."""
     settings = settings_for()
     before = await look(settings)
     if broker_name not in MAY_HAVE_ALL:
@@ -146,7 +146,7 @@ async def test_an_existing_queue_is_consumed_as_it_is(
 async def test_shutdowns_do_not_reach_the_delivery_limit_of_an_existing_queue_that_is_half_of_ours(
     settings_for: SettingsFor, broker: Server, queue: str
 ) -> None:
-    """Where requeues count, it would drop the messages: this one has no dead letters."""
+    """If requeues count, the queue would drop the messages: it has no dead letters."""
     arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 2}
     async with open_channel(broker.url) as channel:
         await channel.declare_queue(queue, durable=True, arguments=arguments)
@@ -213,7 +213,7 @@ async def test_bindings_bring_other_programs_messages_and_come_back_with_the_que
 
 @pytest.mark.slow
 async def test_bindings_need_just_the_rights_that_the_page_names(start_server: Any) -> None:
-    """To configure, to write and to read; then without each of the two that only bindings need."""
+    """The rights to configure, to write and to read; then without each of the two that only bindings need."""
     node = start_server("private", "rabbitmq")
     control, queue, user = control_of(node), "orders", "user-of-bindings"
     settings = ConsumerSettings.model_validate(
@@ -256,7 +256,7 @@ async def publish_through(exchange: Any, routing_key: str) -> None:
 
 
 async def until_bound(source: Broker, exchange: Any) -> None:
-    """Publish until a message comes: the queue is made again, with its bindings."""
+    """Publish until a message arrives: the queue is created again, with its bindings."""
     async with asyncio.timeout(20):
         coming = asyncio.create_task(take(source, 1))
         while not coming.done():
@@ -286,7 +286,7 @@ async def test_the_type_from_the_routing_key_survives_a_retry_and_a_replay(
         await source.reject(again, "bad")
         [letter] = [letter async for letter in source.dead_letters(2)]
         assert (letter.type, letter.origin["routing_key"]) == ("order.created", "order.created")
-        await eventually(1, source.count_dead_letters)  # when it is in the queue again
+        await eventually(1, source.count_dead_letters)  # when the message is in the queue again
         assert [moved async for moved in source.replay_dead_letters()] == [1]
         (replayed,) = await take(source, 1)
         assert (replayed.type, replayed.origin) == ("order.created", message.origin)
@@ -300,7 +300,7 @@ DEAD_LETTERED_BY_THE_BROKER: dict[str, dict[str, Any]] = {
     "delivery_limit": {"x-queue-type": "quorum", "x-delivery-limit": 1},
     "rejected": {},
 }
-"""By its reason: the arguments of the queue, which is an existing one."""
+"""The arguments of an existing queue, by the reason of the dead letter."""
 
 
 @rabbitmq
@@ -356,7 +356,7 @@ async def test_what_the_broker_itself_dead_lettered_has_its_type_and_its_routing
 async def test_what_comes_back_by_the_retry_queue_of_its_team_has_its_routing_key(
     settings_for: SettingsFor, broker: Server, queue: str, exchange: Any
 ) -> None:
-    """Dead-lettered from the queue to the one in which it waits, and from there to the queue."""
+    """Dead-lettered from the queue to a queue in which it waits, and from there to the first queue."""
 
     def dead_letter_to(name: str) -> dict[str, Any]:
         return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name}

@@ -1,4 +1,4 @@
-"""A broker that is away or does not respond loses and delays nothing; a shutdown meanwhile is as graceful as any."""
+"""A broker that is down or unresponsive loses and delays nothing; a shutdown meanwhile is graceful, too."""
 
 import asyncio
 import json
@@ -112,7 +112,7 @@ async def test_an_unresponsive_broker_cannot_delay_the_shutdown(
 async def test_many_suspects_cannot_delay_a_shutdown_at_an_unresponsive_broker(
     connect: Connect, proxy: Proxy
 ) -> None:
-    """Where a copy or a record of each begins a new count, all of them share one bound."""
+    """If a copy or a record of each begins a new count, all of them share one time limit."""
     async with connect(broker_url=proxy.url, prefetch=20) as source:
         need(source, "counts_crashes")
         await publish(source, 20)
@@ -129,7 +129,7 @@ async def test_many_suspects_cannot_delay_a_shutdown_at_an_unresponsive_broker(
 async def test_a_shutdown_during_an_outage_is_immediate(
     connect: Connect, proxy: Proxy, events: list[Event], shorten: Shorten
 ) -> None:
-    """It waits for none of the bounds that a broker has which can be reached: here they are a minute long."""
+    """It waits for none of the time limits for a reachable broker: here they are a minute long."""
     shorten(60, "STOP_SECONDS", "CANCEL_SECONDS", "FLUSH_SECONDS", "CLOSE_SECONDS")
     async with connect(broker_url=proxy.url) as source:
         await publish(source, 5)
@@ -263,7 +263,7 @@ async def test_a_long_outage_is_a_line_a_minute_with_its_duration(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And none of the client libraries' own sentences. The log's clock is ahead by a minute after 10 attempts."""
+    """And the log has no lines of client libraries. Its clock is ahead by a minute after 10 attempts."""
     ahead_seconds = 0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_seconds)
     monkeypatch.setattr(logs, "time", clock)
@@ -309,7 +309,7 @@ def test_a_rolling_restart_during_an_outage_loses_nothing(scene: Scene, proxy: P
     assert_quiet(old)
     assert len(scene.ledger.ended) >= 1, "the in-flight message is finished"
     new = scene.start(url=url, consuming=False)
-    new.wait_for("reconnecting")  # and it goes on waiting
+    new.wait_for("reconnecting")  # and it continues to wait
     proxy.resume()
     new.wait_for("consuming")
     published_since = scene.publish(5)

@@ -1,4 +1,4 @@
-"""How the watchdog notices signals. Its further work is tested in test_process.py, with real blocked services."""
+"""How the watchdog detects signals. test_process.py tests its other work, with real blocked services."""
 
 import sys
 
@@ -39,7 +39,7 @@ def watched(*steps: str) -> Child:
 
 
 def test_a_signal_that_no_python_handler_has_seen_wakes_the_event_loop() -> None:
-    """It came in the instant in which the loop began to wait, so no handler of Python has run."""
+    """The signal arrived in the instant in which the loop began to wait, so no handler in Python has run."""
     with watched(
         "dog.start()", "dog._wakeup_writer.send(bytes([signal.SIGTERM]))", "await dog.woken.wait()"
     ) as child:
@@ -67,7 +67,7 @@ def test_the_signals_of_a_forked_child_are_not_taken_for_ones_own() -> None:
 
 @pytest.mark.parametrize("drain_seconds", [0, 1, 25])
 def test_the_bounds_of_closing_end_before_the_watchdog_does(drain_seconds: float) -> None:
-    """Each step takes all of its time; the source stops beside the drain and the cancelling."""
+    """Each step takes its whole time limit; the source stops during the drain and the cancellation."""
     c = consumer
     cancelling = max(drain_seconds, c.IDLE_SECONDS) + c.CANCEL_SECONDS + c.REQUEUE_SECONDS
     total = max(c.STOP_SOURCE_SECONDS, cancelling) + c.CLOSE_SOURCE_SECONDS

@@ -1,4 +1,4 @@
-"""A server that stands for one that a page of docs/ asks."""
+"""A server that replaces a server in a page of docs/."""
 
 import gzip
 import threading

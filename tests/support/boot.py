@@ -1,4 +1,4 @@
-"""A machine in namespaces of its own, over a root of another Debian release that stays as it is: with a real systemd, or none."""
+"""A machine in its own namespaces, over an unchanged root of another Debian release: with a real systemd, or none."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("python-is-python3", "python3-pip", "python3-venv", "systemd")
-"""Of a root that boots, and that serves as the base of an image too."""
+"""The packages of a root that boots, and that is also the base of an image."""
 TARGET = """\
 [Unit]
 Description=What process 1 starts: nothing
@@ -19,7 +19,7 @@ AllowIsolate=yes
 CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 START_SECONDS = 30
 
-# The devices and file systems that systemd expects of a container manager; see https://systemd.io/CONTAINER_INTERFACE.
+# The devices and file systems that systemd requires of a container manager; see systemd.io/CONTAINER_INTERFACE.
 # Mounts are shared, so that a credential that systemd mounts reaches the namespace of its service.
 BOOT = """
 root=$1 work=$2; shift 2
@@ -51,19 +51,19 @@ SYSTEMD = (
     "/usr/lib/systemd/systemd --system --unit=test.target --log-target=console --show-status=no"
 )
 REAPER = "sh -c 'while sleep 1000; do :; done'"
-"""Process 1 where systemd is not needed."""
+"""Process 1 if systemd is not needed."""
 NAMESPACES = ("--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--kill-child")
 
 
 @dataclass
 class Machine:
-    """It runs until the block of `booted` ends."""
+    """A machine that runs until the block of `booted` ends."""
 
     pid: int
-    """Of its process 1, as seen from here."""
+    """The id of its process 1 on this machine."""
 
     def run(self, *command: str, check: bool = True) -> str:
-        """The output of a command in it."""
+        """The output of a command in the machine."""
         enter = ["nsenter", f"--target={self.pid}", "--all", "env", "-i", "PATH=/usr/sbin:/usr/bin"]
         done = subprocess.run(
             [*enter, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -80,9 +80,9 @@ class Machine:
 def booted(
     root: Path, work: Path, files: dict[str, str], mounts: dict[Path, str], first: str = SYSTEMD
 ) -> Iterator[Machine]:
-    """A machine over this root, with these files in it, and folders of this machine mounted there.
+    """A machine over this root, with these files, and with folders of this machine mounted in it.
 
-    ``first`` is what becomes process 1.
+    ``first`` becomes process 1.
     """
     for name in ("upper", "work", "root"):
         (work / name).mkdir()
@@ -113,7 +113,7 @@ def booted(
 
 
 def _machine(process: subprocess.Popen[bytes], answers: list[str], console: Path) -> Machine:
-    """As soon as this command succeeds there."""
+    """Wait until this command succeeds in the machine."""
     give_up_at = time.monotonic() + START_SECONDS
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None and time.monotonic() < give_up_at:
@@ -129,7 +129,7 @@ def _machine(process: subprocess.Popen[bytes], answers: list[str], console: Path
 
 @contextmanager
 def _cgroup(name: str) -> Iterator[Path]:
-    """The file by which a process joins a group of its own, which is gone afterwards."""
+    """The file by which a process joins its own group, which is deleted afterwards."""
     mounted = next(folder for folder in CGROUPS if (folder / "cgroup.procs").exists())
     group = mounted / name
     group.mkdir()
@@ -141,7 +141,7 @@ def _cgroup(name: str) -> Iterator[Path]:
             for folder in sorted(group.rglob("*/"), reverse=True):
                 with suppress(OSError):
                     folder.rmdir()
-            with suppress(OSError):  # a process of it has not ended yet
+            with suppress(OSError):  # a process of the group has not ended yet
                 group.rmdir()
             assert time.monotonic() < give_up_at, f"{group} is still in use"
             time.sleep(0.05)

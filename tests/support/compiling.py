@@ -1,4 +1,4 @@
-"""Jinja's compiler makes the same code of the same text each time, and is half of what a render costs: so the code is kept."""
+"""Jinja's compiler makes the same code of the same text each time, at half of a render's cost: so it is cached."""
 
 import marshal
 import os
@@ -13,12 +13,12 @@ from typing import Any
 import jinja2
 
 KEPT = Path(__file__).resolve().parents[2] / ".cache/compiled"
-"""For all processes, and for the next run: a file's name is a hash of all that the code is made of."""
+"""For all processes, and for the next run: a file's name is a hash of the compiler's whole input."""
 Compile = Callable[..., CodeType | str]
 
 
 def compiling_once(compile_anew: Compile) -> Compile:
-    """For `jinja2.Environment.compile`."""
+    """A replacement of `jinja2.Environment.compile`."""
     codes: dict[Any, CodeType | str] = {}
 
     def compile_once(self: jinja2.Environment, *source: Any) -> CodeType | str:
@@ -49,11 +49,11 @@ RULES = (
     *("line_comment_prefix", "trim_blocks", "lstrip_blocks", "newline_sequence"),
     *("keep_trailing_newline", "optimized", "autoescape"),
 )
-"""What a text's code depends on, of an environment, beside its extensions."""
+"""The settings of an environment that a text's code depends on, in addition to its extensions."""
 
 
 def keep(file: Path, content: bytes) -> None:
-    """Whole or not at all, as others may read it at this moment; not where this user may not write."""
+    """Write the file completely or not at all, since others may read it; not without the right to write."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         own = file.with_suffix(f".{os.getpid()}")

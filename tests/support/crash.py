@@ -51,7 +51,7 @@ def sqlite_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
 
 @contextmanager
 def postgres_database(folder: Path) -> Iterator[tuple[dict[str, str], Query]]:
-    """A schema of its own, which is gone afterwards."""
+    """A separate schema, which is deleted afterwards."""
     from harness.servers import postgres
 
     with postgres.shared(folder) as server:

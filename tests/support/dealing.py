@@ -1,12 +1,12 @@
-"""The order in which the tests are dealt to pytest's workers."""
+"""The order in which pytest's workers get the tests."""
 
 from typing import Any
 
 
 def dealt(items: list[Any], longest: list[bool], workers: int) -> list[Any]:
-    """So that each worker but the first, which has those that wait, begins with some of the longest: the last would be alone.
+    """Each worker but the first, which has the waiting tests, begins with some of the longest: the last would run alone.
 
-    `--dist worksteal` gives each worker at first one part of the list, and an equal one.
+    `--dist worksteal` gives each worker at first one part of the list, all of the same size.
     """
     long = [item for item, is_long in zip(items, longest, strict=True) if is_long]
     rest = [item for item, is_long in zip(items, longest, strict=True) if not is_long]

@@ -1,4 +1,4 @@
-"""An imitation of Docker: builds a service's Dockerfile, its instructions one by one, in a root of their own, and runs it.
+"""An imitation of Docker: runs the instructions of a service's Dockerfile in their own root, and starts the image.
 
 The base image is this machine's /usr and /etc, read-only, with the Python of these tests where it always is, as
 not each one can be moved. What it takes is Linux, root, and the programs `unshare`, `mount` and `chroot`. Where
@@ -34,7 +34,7 @@ def why_not_here() -> str:
 
 @dataclass
 class Stage:
-    """A root, and what holds for commands in it."""
+    """A root, and the settings of commands in it."""
 
     root: Path
     variables: dict[str, str] = field(default_factory=lambda: dict(BASE_VARIABLES))
@@ -48,14 +48,14 @@ class Stage:
         return self.root / os.path.normpath(Path("/", self.folder, inside)).lstrip("/")
 
     def mounts(self) -> str:
-        """Shell commands that make it a root to change to."""
+        """Shell commands that prepare the root."""
         local = self.root.with_suffix(".local")
         lines = [f"mount --bind {self.root} {self.root}"]
         for name in OF_THE_MACHINE:
             if Path("/", name).exists():
                 mounted = self.root / name
                 mounted.mkdir(exist_ok=True)
-                # What was copied there, over the machine's; without a folder for changes it is read-only.
+                # The copied files, over the machine's; without a folder for changes the root is read-only.
                 lines.append(f"mount -t overlay -o lowerdir={mounted}:/{name} overlay {mounted}")
         for path in (local / "upper", local / "work", self.path(PYTHON)):
             path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Stage:
         return "\n".join(lines)
 
     def run(self, command: str) -> Result:
-        """As RUN: by a shell, as root, with what installers need of the environment."""
+        """Run like RUN: in a shell, as root, with the variables that installers need."""
         inherited = {name: text for name, text in os.environ.items() if name.startswith(INSTALLERS)}
         variables = [f"{name}={text}" for name, text in {**inherited, **self.variables}.items()]
         there = ["env", "-i", "-C", self.folder, *variables, "sh", "-c", command]
@@ -81,7 +81,7 @@ class Stage:
         )
 
     def start(self, *, writable: list[str], **variables: str) -> subprocess.Popen[str]:
-        """The container: process 1 of its own namespace, the image's user, and nothing writable but these."""
+        """The container: process 1 of its own namespace, the image's user, and no writable folders except these."""
         script = [self.mounts(), f"mount -t tmpfs -o mode=1777 tmp {self.root}/tmp"]
         script += [f"mount --bind {self.root}{folder} {self.root}{folder}" for folder in writable]
         script += [f"mount -o remount,bind,ro {self.root}{part}" for part in ("", PYTHON)]
@@ -101,7 +101,7 @@ class BuildFailed(Exception):
 
 
 def build(service: Service, folder: Path) -> Stage:
-    """Build the service's image there; returns its last stage."""
+    """Build the service's image in this folder; returns its last stage."""
     stages: dict[str, Stage] = {}
     context = [line[1:] for line in service.read(".dockerignore").splitlines() if line[0] == "!"]
     for instruction, text in instructions(service.read("Dockerfile")):
@@ -110,7 +110,7 @@ def build(service: Service, folder: Path) -> Stage:
                 name = text.split(" AS ")[-1]
                 stage = stages[name] = Stage(folder / f"stage-{len(stages)}")
                 stage.root.mkdir(parents=True)
-                if "/uv:" in text:  # its image has this program, and no other file that is used
+                if "/uv:" in text:  # its image has this program, and no other file is used
                     shutil.copy(shutil.which("uv") or "", stage.root)
             case "ENV":
                 for word in shlex.split(text):

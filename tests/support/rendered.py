@@ -30,7 +30,7 @@ PUBLIC_QUESTIONS = [name for name in QUESTIONS if not name.startswith("_")]
 ENVIRONMENTS = TEMPLATE / ".cache/environments"
 CACHES = {"__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
-LONG_NAME = "order_events_" * 3 + "x"  # 40 characters, as long as a name may be
+LONG_NAME = "order_events_" * 3 + "x"  # 40 characters, the longest name
 NAMES = {
     "short": {"project_slug": "order-events", "package_name": "order_events"},
     "long": {"project_slug": LONG_NAME.replace("_", "-"), "package_name": LONG_NAME},
@@ -51,7 +51,7 @@ CHOICES: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Combination:
-    """One set of answers: to each question of `CHOICES`, and of what is typed the key in `NAMES` and `HANDLERS`."""
+    """One set of answers: to each question of `CHOICES`, and of typed answers the keys in `NAMES` and `HANDLERS`."""
 
     chosen: dict[str, str]
     handlers: str
@@ -80,10 +80,10 @@ def every_choice(questions: Collection[str]) -> list[dict[str, str]]:
 
 
 def spread() -> list[Combination]:
-    """Every handler stub of every broker, with each of what is typed; and every pair of answers somewhere.
+    """Every handler stub of every broker, with each of the typed answers; and every pair of answers at least once.
 
-    To each row comes, of the other questions, what has met its answers least often so far. The first rows have
-    one stub and all brokers, so those whose whole suites are run differ in the other questions.
+    Each row gets, for the other questions, the answers that met its own least often so far. The first rows have
+    one stub and all brokers, so those whose whole suites run differ in the other questions.
     """
     of_a_row = ("handler_stub", "broker")
     others = every_choice([question for question in CHOICES if question not in of_a_row])
@@ -105,28 +105,28 @@ def pairs(answers: dict[str, str]) -> list[Pair]:
 
 
 SPREAD = spread()
-"""For what is costly: the tools, and the services' own tests."""
+"""For costly tests: the tools, and the services' own tests."""
 
 
 def every_combination() -> list[Combination]:
-    """The full product of all choices, with what is typed in turns: for what costs little more than rendering."""
+    """The full product of all choices, with the typed answers in turn: for tests that cost little more than that."""
     typed = cycle(HANDLERS)
     return [Combination(chosen, *next(typed)) for chosen in every_choice(CHOICES)]
 
 
 def parse_yaml(text: str) -> Any:
-    """The one document in the text; YAML 1.2, in which ``on`` is a word."""
+    """The only document in the text; YAML 1.2, in which ``on`` is a word."""
     return deepcopy(_parsed(text))
 
 
 @cache
 def _parsed(text: str) -> Any:
-    """Once: the same manifest is in many services, and the parser is slow."""
+    """Parsed once: the same manifest is in many services, and the parser is slow."""
     return YAML(typ="safe", pure=True).load(text)
 
 
 Render = Callable[..., "Service"]
-"""The fixtures `render` and `render_own`: answers in, a service out."""
+"""The fixtures `render` and `render_own`: they take answers, and return a service."""
 Prove = Callable[[str, str], None]
 """The fixture `prove`."""
 
@@ -153,7 +153,7 @@ class Service:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Every file's content, without what tools leave behind."""
+        """Every file's content, without the files of tools."""
         return {
             file.relative_to(self.path).as_posix(): file.read_bytes()
             for file in self.path.rglob("*")
@@ -161,7 +161,7 @@ class Service:
         }
 
     def example(self, handler: str) -> str:
-        """The message that the handler's file gives as an example."""
+        """The example message in the handler's file."""
         text = self.read(f"src/{self.package}/handlers/{handler}.py")
         tree = ast.parse(text)
         [example] = [
@@ -173,9 +173,9 @@ class Service:
         return example.decode()
 
     def demo(self) -> str:
-        """What its demo prints: twenty messages, of which each is handled the first time."""
+        """The output of its demo: twenty messages, each handled at the first attempt."""
         command = ("python", "-m", self.package, "demo")
-        # A handler that fails would be tried again for minutes.
+        # A handler that fails would be retried for minutes.
         ended = self.run(*command, environment=self.environment(), CONSUMER_MAX_ATTEMPTS="1")
         assert ended.returncode == 0, ended.stdout
         assert "published 20, handled 20, dead letters 0" in ended.stdout
@@ -186,9 +186,9 @@ class Service:
         return Service(folder / self.path.name, self.package)
 
     def environment(self, python: str = sys.executable, resolution: str = "highest") -> Path:
-        """A virtual environment with what this service declares, and nothing else; not the service itself.
+        """A virtual environment with this service's declared dependencies, without the service and anything else.
 
-        Services that declare the same share it, and it is kept for the next run.
+        Services with the same dependencies share it, and it is kept for the next run.
         """
         metadata = self.metadata
         declared = [
@@ -218,12 +218,12 @@ class Service:
 
 @cache
 def mypy_cache() -> "TemporaryDirectory[str]":
-    """One for all services: mypy itself checks again what differs. Each process of a test run has its own."""
+    """One cache for all services: mypy itself checks the differences. Each process of a test run has its own."""
     return TemporaryDirectory(prefix="mypy-")
 
 
 def environment_of(declared: object, make: Callable[[Path], None]) -> Path:
-    """The virtual environment of what is declared, made if there is none yet, and kept for the next run."""
+    """The virtual environment of these dependencies, created if there is none, and kept for the next run."""
     environment = ENVIRONMENTS / sha256(json.dumps(declared).encode()).hexdigest()[:16]
     environment.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{environment}.lock"):
@@ -235,7 +235,7 @@ def environment_of(declared: object, make: Callable[[Path], None]) -> Path:
 
 
 MODULES = {"PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH))}
-"""Where the commands of tasks.py find tools, runtime and harness."""
+"""The paths of tools, runtime and harness for the commands of tasks.py."""
 BIN = "Scripts" if os.name == "nt" else "bin"
 Result = subprocess.CompletedProcess[str]
 INHERITED = (
@@ -248,7 +248,7 @@ INSTALLERS = ("PIP_", "UV_", "SSL_", "HTTP", "http")
 def run(
     *command: str, cwd: Path, check: bool = True, stdin: str = "", env: Mapping[str, str] = {}
 ) -> Result:
-    """Run a command that sees of this process's environment only what it must."""
+    """Run a command with only the required variables of this process's environment."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -271,7 +271,7 @@ def run(
 
 
 def run_task(task: str, *arguments: str, check: bool = True) -> Result:
-    """Run ``tasks.py TASK`` with what it declares, and nothing else."""
+    """Run ``tasks.py TASK`` with its declared dependencies, and nothing else."""
     needed = requirements(task)
 
     def make(environment: Path) -> None:
@@ -286,7 +286,7 @@ def run_task(task: str, *arguments: str, check: bool = True) -> Result:
 
 
 def run_tool(name: str, *arguments: object, check: bool = True, cwd: Path = TEMPLATE) -> Result:
-    """Run ``python -m tools.NAME`` of the template in this folder, on the interpreter of the tests."""
+    """Run ``python -m tools.NAME`` of the template in this folder, with the interpreter of the tests."""
     command = [sys.executable, "-m", f"tools.{name}", *map(str, arguments)]
     return run(*command, cwd=cwd, check=check, env=MODULES if cwd == TEMPLATE else {})
 
@@ -298,7 +298,7 @@ def cookiecutter(
     stdin: str = "",
     env: Mapping[str, str] = {},
 ) -> Result:
-    """Run cookiecutter's own command line in this folder, with a home of its own."""
+    """Run cookiecutter's own command line in this folder, with its own home."""
     (folder / "home").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cookiecutter", str(template), "--default-config", *arguments]
     env = {"HOME": str(folder / "home"), **env}

@@ -1,4 +1,4 @@
-"""The template in a repository of its own, with an older state in it; and services that came from there."""
+"""The template in its own repository, with an older state; and services from there."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from support.rendered import QUESTIONS, TEMPLATE, Result, Service, run
 
 without_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 PROGRAMS = Path(__file__).with_name("programs")
-"""With a cookiecutter that takes less time; tools/update.py finds it there too."""
+"""A cookiecutter that takes less time; tools/update.py finds it there too."""
 IDENTITY = {
     **{f"GIT_{role}_NAME": "Somebody" for role in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{role}_EMAIL": "somebody@example.com" for role in ("AUTHOR", "COMMITTER")},
@@ -33,14 +33,14 @@ OLD_STATE = {
         '"_template_version": "0.0.1"',
     ),
     f"{PACKAGE}/runtime/logs.py": (PRESENT_LINE, OLD_LINE),
-    # What a team owns was written differently then: a registry, a model, a test and the settings.
+    # The team's files were written differently then: a registry, a model, a test and the settings.
     f"{TREE}/stubs/registry.py": ('"""', '"""As it was. '),
     f"{TREE}/stubs/json/handler.py": ("(min_length=1)", "(min_length=2)"),
     f"{TREE}/stubs/json/test_handler.py": ('b"{}"', 'b"[]"'),
     f"{PACKAGE}/settings.py": ('"""', '"""As it was. '),
     f"{TREE}/tests/test_rehearsal.py": ('"""', '"""As it was. '),
 }
-"""What differs in v0.0.1: in each file the present text, and the old one."""
+"""The differences of v0.0.1: in each file the present text, and the old text."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -53,7 +53,7 @@ def commit_all(folder: Path, message: str) -> None:
 
 
 def copy_present_state(folder: Path) -> None:
-    """What is in the working tree here, committed or not."""
+    """Copy the working tree, with its uncommitted files."""
     ours = git(TEMPLATE, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
     for name in filter(None, ours):
         if (TEMPLATE / name).exists():
@@ -62,7 +62,7 @@ def copy_present_state(folder: Path) -> None:
 
 
 def write_template(folder: Path) -> Path:
-    """A repository with two releases of the template: an older state, v0.0.1, and the present one."""
+    """A repository with two releases of the template: an older state, v0.0.1, and the present state."""
     copy_present_state(folder)
     git(folder, "init", "--quiet")
     present = {folder / name: (folder / name).read_text("utf-8") for name in OLD_STATE}
@@ -80,7 +80,7 @@ def write_template(folder: Path) -> Path:
 
 
 def clone_template(folder: Path) -> Path:
-    """This repository with its own history, and the present state on top."""
+    """This repository with its own history, and the present state as its last commit."""
     git(TEMPLATE, "clone", "--quiet", "--no-checkout", TEMPLATE.as_uri(), str(folder))
     copy_present_state(folder)
     commit_all(folder, "The present state")

@@ -1,4 +1,4 @@
-"""Commands as in a terminal, that are ended by Ctrl-C."""
+"""Commands like in a terminal, which Ctrl-C ends."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ class Terminal:
         return "".join(self.lines)
 
     def wait_for(self, text: str, count: int = 1) -> None:
-        """Until so many lines have the text."""
+        """Wait until this many lines have the text."""
 
         def seen() -> bool:
             return sum(text in line for line in self.lines) >= count
@@ -54,7 +54,7 @@ class Terminal:
             assert seen(), self.output
 
     def press_ctrl_c(self) -> str:
-        """Returns what it printed; its exit code must be 0."""
+        """Returns the command's output; its exit code must be 0."""
         os.killpg(self._process.pid, signal.SIGINT)
         code = self._process.wait(WAIT_SECONDS)
         self._reader.join()
@@ -74,7 +74,7 @@ class Terminal:
 
 
 def run_until(event: str, command: str, folder: Path) -> str:
-    """Ctrl-C when its log has the event; returns what it printed. Its exit code must be 0."""
+    """Press Ctrl-C when the log has the event; returns the output. The exit code must be 0."""
     with Terminal(command, folder) as terminal:
         terminal.wait_for(f'"{event}"')
         return terminal.press_ctrl_c()

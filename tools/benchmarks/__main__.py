@@ -1,7 +1,7 @@
 """Measures the template's promises about speed: ``python3 tasks.py bench [OPTIONS]``.
 
-Times are of this machine at this hour: compare only within one run. The variants take turns, and the
-median of the rounds is held against the target.
+Times are valid for this machine at this hour: compare only within one run. The variants take turns, and the
+median of the rounds is compared with the target.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Sizes:
     items: int
     messages: int
     messages_through: dict[str, int]
-    """For the memory; of the brokers that are not named it is not measured."""
+    """For the memory; brokers without an entry are not measured."""
     stops: int
     behaviour: behaviour.Sizes
     latency: dict[int, int]

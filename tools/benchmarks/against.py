@@ -1,7 +1,7 @@
 """CPU time per message of this service beside that of another commit: ``python3 tasks.py bench --against COMMIT``.
 
-Each is rendered from its own template, and run by this interpreter with the same libraries. Each has a queue of its own, and a
-server of its own unless one is given. They take turns; the ratio is that of the two in each round.
+Each is rendered from its own template, and run by this interpreter with the same libraries. Each has its own queue,
+and its own server unless one is given. They take turns; the ratio is that of the two in each round.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The pattern as the 2019 article "A Python asyncio cancellation pattern" has it: the form to compare with.
+"""The pattern of the 2019 article "A Python asyncio cancellation pattern", to compare with.
 
 The only changes are those that today's Python requires: `asyncio.wait` takes no bare coroutines since 3.11, so each
-one is wrapped by `asyncio.ensure_future`. The indentation, which the article's web page lost, follows its text.
-Its losses are shown in tests/test_article.py.
+coroutine is wrapped by `asyncio.ensure_future`. The indentation, which the article's web page lost, follows its text.
+tests/test_article.py shows its losses.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ T = TypeVar("T")
 async def handwritten_loop(
     ticker: AsyncIterable[T], cancellation_event: Event, handle: Callable[[T], None]
 ) -> None:
-    """The loop that the article calls hideous; ``handle`` stands for its ``print``."""
+    """The loop that the article calls hideous; ``handle`` replaces its ``print``."""
     cancellation_task: asyncio.Task[Any] = asyncio.create_task(cancellation_event.wait())
     ticker_iter = ticker.__aiter__()
     while not cancellation_event.is_set():

@@ -1,6 +1,6 @@
-"""What becomes of the messages, beside other consumers: in a shutdown, past its deadline, on a failure, after a kill.
+"""The outcome of messages, beside other consumers: in a shutdown, past its deadline, on a failure, after a kill.
 
-Every row is a real process on a private RabbitMQ. The account is that of the handlers' ledger and of the broker's queues.
+Every row is a real process on a private RabbitMQ. The handlers' ledger and the broker's queues give the counts.
 """
 
 import json
@@ -32,11 +32,11 @@ class Sizes:
     repetitions: int
     handler_seconds: float
     long_seconds: float
-    """Of a handler that is not finished in the timeout of a second; taskiq waits five seconds before it counts that one."""
+    """The time of a handler that exceeds the timeout of a second; taskiq waits five seconds before it counts."""
     silence_seconds: float
-    """When a failing handler is called no more; the longest of the service's first retry delays is 8 s."""
+    """After this silence a failing handler is called no more; the service's longest first retry delay is 8 s."""
     contenders: int = 10
-    """Only so many of each situation."""
+    """The most contenders in each situation."""
 
 
 Row = dict[str, object]
@@ -120,7 +120,7 @@ NOISE = re.compile(r"\x1b\[\d*m|\[MainProcess\] |\[worker-0\] ")
 
 
 def words(lines: list[str]) -> str:
-    """The log without times, traces and ids; of equal lines one, with their number."""
+    """The log without times, traces and ids; equal lines become one, with their number."""
     said: Counter[str] = Counter()
     for line in lines:
         if line.startswith("{"):

@@ -14,9 +14,9 @@ from itertools import count
 SYNC_SECONDS = 15.0
 """How often the HorizontalPodAutoscaler, which KEDA makes, asks for the lag."""
 TOLERANCE = 0.1
-"""A lag that is off its target by less than this part changes nothing."""
+"""A lag that is off its target by less than this ratio changes nothing."""
 NEXT_TO_NOTHING = 0.01
-"""A replica that adds less than this part of one replica's rate adds nothing: the shared resource is used up."""
+"""A replica that adds less than this part of one replica's rate is useless: the shared resource is exhausted."""
 FASTEST_PODS = 4
 """In one period of 15 seconds it adds four pods or doubles them, whichever is more: its default."""
 
@@ -29,21 +29,21 @@ class Service:
     """The seconds of a handler, waiting included; and those that the runtime and the broker add to each message."""
     concurrency: int = 10
     cpu_seconds: float = 0.0
-    """CPU of the replica's process for each message: an event loop has one core, however many there are."""
+    """CPU of the replica's process for each message: an event loop has one core, even on a machine with many."""
     shared_seconds: float = 0.0
-    """For each message, of the resource that all replicas share: 1 / the broker's maximum deliveries per second."""
+    """For each message, at the resource that all replicas share: 1 / the broker's maximum deliveries per second."""
     partitions: int | None = None
-    """More replicas than these have nothing to do; None where any replica gets any message."""
+    """More replicas than partitions have nothing to do; None if any replica gets any message."""
 
     @property
     def pod_rate(self) -> float:
-        """Of one replica that always has work."""
+        """The rate of one replica that always has work."""
         return self.throughput(1)
 
-    @lru_cache(maxsize=1000)  # noqa: B019  # of values, and few: a simulation asks every second
+    @lru_cache(maxsize=1000)  # noqa: B019  # few values: a simulation asks every second
     def throughput(self, replicas: int) -> float:
-        """Of this many replicas that always have work: the slots of all of them go round between their handlers,
-        the event loop of each replica, and the one thing that all share; where some are already, others wait.
+        """The rate of this many replicas that always have work: all of their slots circulate between their handlers,
+        the event loop of each replica, and the one shared resource; where other slots are, a slot waits.
         (Mean value analysis of a closed network of queues.)
         """
         working = min(replicas, self.partitions or replicas)
@@ -59,7 +59,7 @@ class Service:
         return rate
 
     def calibrated(self, pod_rate: float) -> "Service":
-        """The same with the handler's time such that one replica has this rate."""
+        """The same service with a handler time that gives one replica this rate."""
         service = self
         for _ in range(100):
             off = self.concurrency * (1 / pod_rate - 1 / service.pod_rate)
@@ -74,10 +74,10 @@ class Service:
         away_seconds: float = 60.0,
         catch_up_seconds: float = 300.0,
     ) -> int | None:
-        """The fewest that handle the rate and ``headroom`` more, and that make up within ``catch_up_seconds``
-        for one of them that is away: killed and its messages redelivered, or drained, and then started again. None if no number does.
+        """The fewest replicas that handle the rate and ``headroom`` more, and that make up within ``catch_up_seconds``
+        for one absent replica, which was killed, or drained, and then started again. None if no number does.
         """
-        # This many times one replica's rate exceeds theirs, so fewer are not enough.
+        # The replicas' rate is at most this many times one replica's rate, so fewer are not enough.
         fewest = max(1, math.ceil(rate * (1 + headroom) / self.pod_rate))
         rest = self.throughput(fewest - 1) if fewest > 1 else 0.0
         for replicas in count(fewest):
@@ -103,9 +103,9 @@ class Autoscaler:
     least: int = 1
     most: int = 20
     polling_seconds: float = SYNC_SECONDS
-    """Of KEDA's pollingInterval this is true only with useCachedMetrics, or from no pod to the first."""
+    """KEDA polls at its pollingInterval only with useCachedMetrics, or from no pod to the first."""
     cooldown_seconds: float = 300.0
-    """The highest number that was wanted in this time stays: stabilizationWindowSeconds of scaleDown."""
+    """The highest wanted number of this time is kept: stabilizationWindowSeconds of scaleDown."""
 
     def wanted(self, lag: float, replicas: int) -> int:
         ratio = lag / (self.threshold * replicas)
@@ -118,13 +118,13 @@ class Autoscaler:
 class Moment:
     at_seconds: float
     replicas: int
-    """Those that are asked for; some may not have started yet."""
+    """The replicas that are wanted; some may not have started yet."""
     lag: float
     """The messages in the broker, in-flight ones included."""
     arrived: float
     """Messages so far."""
     begun: float
-    """Messages so far that a handler has, or had."""
+    """Messages so far that a handler has or had."""
 
 
 def simulate(
@@ -145,7 +145,7 @@ def simulate(
     for now in map(float, range(seconds)):
         while ready and ready[0][0] <= now:
             running = ready.popleft()[1]
-        running = min(running, replicas)  # one that is to go takes nothing new
+        running = min(running, replicas)  # a pod that will be removed takes no new message
         capacity = service.throughput(running)
         arriving = rate_at(now)
         arrived += arriving
@@ -158,9 +158,7 @@ def simulate(
             lately.append((now, wanted))
             while lately[0][0] < now - autoscaler.cooldown_seconds:
                 lately.popleft()
-            if (
-                wanted < replicas
-            ):  # never more than there are: only what would take some away is put off
+            if wanted < replicas:  # never more than there are: only removals wait
                 wanted = min(replicas, max(number for _, number in lately))
             if wanted > replicas:
                 ready.append((now + start_seconds, wanted))
@@ -168,12 +166,12 @@ def simulate(
 
 
 def threshold(service: Service, wait_seconds: float) -> float:
-    """Messages for each pod, if a message may wait so long: what a pod does in that time."""
+    """Messages for each pod, if a message may wait so long: the number that a pod handles in that time."""
     return service.pod_rate * wait_seconds
 
 
 def longest_wait(moments: Sequence[Moment]) -> float:
-    """Of any message, from its arrival until a handler begins it."""
+    """The longest wait of a message, from its arrival until a handler begins it."""
     longest, later = 0.0, 0
     for moment in moments:
         while later < len(moments) - 1 and moments[later].begun < moment.arrived - 1e-6:

@@ -20,7 +20,7 @@ from tools.benchmarks.scaling import Line, wait
 from tools.benchmarks.service import SERVICE, Service, Unavailable
 
 PREFETCH = 10
-"""Of all of them; it is the default of the service's concurrency and of taskiq's, FastStream has no limit."""
+"""The prefetch of all; it is the default concurrency of the service and of taskiq, FastStream has no limit."""
 EXIT_SECONDS = 60
 
 
@@ -37,16 +37,16 @@ COMMANDS = {
     "aio_pika_worker": ("-m", FRAMEWORKS, "aio_pika_worker"),
     "aio_pika_quorum": ("-m", FRAMEWORKS, "aio_pika_quorum"),
 }
-"""The arguments of Python that start each."""
+"""The arguments of Python that start each contender."""
 
 
 @dataclass(frozen=True)
 class Contender:
     title: str
     name: str
-    """In COMMANDS."""
+    """A key of COMMANDS."""
     settings: dict[str, object] = field(default_factory=dict, hash=False)
-    """Of the service."""
+    """Settings of the service."""
 
 
 OURS = Contender("the generated service", "service")
@@ -58,7 +58,7 @@ AIO_PIKA_QUORUM = Contender("aio-pika's tutorial worker, quorum queue", "aio_pik
 
 
 class Contest:
-    """One contender with a queue of its own, for one measurement."""
+    """One contender with its own queue, for one measurement."""
 
     def __init__(self, service: Service, server: Server, contender: Contender, name: str) -> None:
         self._service = service
@@ -79,7 +79,7 @@ class Contest:
 
     @contextmanager
     def consuming(self, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
-        """The contender, from its first look at the queue; what is left of its processes is killed at the end."""
+        """The contender, from its first look at the queue; its remaining processes are killed at the end."""
         with self._output.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, *COMMANDS[self.contender.name]],
@@ -122,7 +122,7 @@ class Contest:
             raise RuntimeError(msg)
 
     def wait_for_silence(self, seconds: float) -> None:
-        """Until its handlers have begun nothing for so long."""
+        """Wait until its handlers have begun no message for this long."""
         latest = len(self.lines("begin"))
         since = time.monotonic()
         while time.monotonic() - since < seconds:
@@ -144,7 +144,7 @@ class Contest:
         return [line for line in new.splitlines() if line.strip()]
 
     def stop(self, process: Any) -> tuple[float, float]:
-        """SIGTERM, as an orchestrator sends it: to the first process alone; returns when, and the seconds it took."""
+        """Send SIGTERM to the first process alone, like an orchestrator; returns when, and the seconds it took."""
         self.said()
         sent_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -154,7 +154,7 @@ class Contest:
 
 @contextmanager
 def arena(scratch: Path) -> Iterator["Arena"]:
-    """A private RabbitMQ. Raises Unavailable where there is none."""
+    """A private RabbitMQ. Raises Unavailable if there is none."""
     folder = scratch / "rabbitmq"
     folder.mkdir()
     service = Service(scratch / "service", "rabbitmq", "ledger_handler.py")
@@ -172,7 +172,7 @@ class Arena:
         self._count = 0
 
     def version(self) -> str:
-        """Of the RabbitMQ."""
+        """The version of RabbitMQ."""
 
         async def ask() -> str:
             async with await aio_pika.connect(self._server.url) as connection:

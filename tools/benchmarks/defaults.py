@@ -37,14 +37,14 @@ METHODS: dict[str, Callable[..., Any]] = {
     "queue.consume": AbstractQueue.consume,
     "message.process": AbstractIncomingMessage.process,
 }
-"""Of variables; besides, `broker` is always FastStream's."""
+"""Methods of variables; in addition, `broker` is always FastStream's."""
 ENVIRONMENT = {
     "CONSUMER_BROKER_URL": "scheme://127.0.0.1/?client_id=name",
     "BENCH_MESSAGES": "1",
     **dict.fromkeys(("CONSUMER_SOURCE", "CONSUMER_GROUP"), "queue"),
     **dict.fromkeys(("CONSUMER_CONCURRENCY", "CONSUMER_PREFETCH"), "10"),
 }
-"""With which the files can be imported."""
+"""Variables with which the files can be imported."""
 
 SAME = {
     "server": (
@@ -81,7 +81,7 @@ SAME = {
     ),
     "number of processes, one": ("--workers",),
 }
-"""What every contender must share."""
+"""Arguments that all contenders must share."""
 OTHERS = {
     "--factory": "as FastStream documents it for an app that a function makes",
     "_work: channel.declare_queue(durable)": "as aio-pika's tutorial has it",
@@ -97,17 +97,17 @@ OWN_ROWS = {
         for broker in ("MQTT", "Nats", "Rabbit", "Redis")
     },
 }
-"""With the words that stand in the title of the row."""
+"""Arguments whose row has these words in its title."""
 ALLOWED = {*chain.from_iterable(SAME.values()), *OTHERS, *OWN_ROWS}
-"""With the function before a colon if no other may have it."""
+"""The function stands before a colon if no other function may have the argument."""
 
 
 class Departure(Exception):
-    """A consumer gets an argument that is neither its library's default nor has a reason."""
+    """An argument of a consumer is neither its library's default nor has a reason."""
 
 
 def check() -> None:
-    """Raises Departure."""
+    """Raises Departure for the first such argument."""
     found = [
         f"{name}: {word}"
         for name, words in COMMANDS.items()
@@ -150,7 +150,7 @@ def _callee(name: ast.expr, module: dict[str, Any]) -> Callable[..., Any] | None
     try:
         callee = eval(text, module)
     except (NameError, AttributeError):
-        return None  # of a variable
+        return None  # a variable's method
     if _library(callee) not in LIBRARIES:
         return None
     return partial(callee, None) if text.endswith(".subscriber") else callee
@@ -172,6 +172,6 @@ def _departures(
         try:
             default = eval(ast.unparse(value), module) == parameter.default if parameter else False
         except NameError:
-            default = False  # of a variable
+            default = False  # a variable's argument
         if not default:
             yield name

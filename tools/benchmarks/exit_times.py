@@ -30,12 +30,12 @@ def measure(service: Service, stops: int) -> Iterator[Figure]:
 
 
 def _stop(queue: Queue, in_flight: int) -> tuple[float, int]:
-    """Shut the service down when it has this many in-flight messages of four times as many.
+    """Shut the service down while it has this many in-flight messages of four times as many.
 
-    Returns the seconds, and how many of the handlers that had begun finished.
+    Returns the seconds, and how many of the handlers that had begun have finished.
     """
     queue.begin()
-    with queue.publishing(4 * in_flight):  # of none, which makes the queue
+    with queue.publishing(4 * in_flight):  # publishing none creates the queue
         pass
     with queue.start(concurrency=IN_FLIGHT, BENCH_HANDLER_SECONDS=HANDLER_SECONDS) as program:
         assert program.stdout is not None
@@ -46,7 +46,7 @@ def _stop(queue: Queue, in_flight: int) -> tuple[float, int]:
                 awaited.remove(next(events))
         program.send_signal(signal.SIGTERM)
         sent_at = time.perf_counter()
-        rest = list(events)  # up to the end of its output, which comes with its exit
+        rest = list(events)  # up to the end of its output, at its exit
         seconds = time.perf_counter() - sent_at
     queue.clear()
     if program.returncode != 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """One quantity, measured once in each round; its median is held against the target.
+    """One quantity, measured once in each round; its median is compared with the target.
 
     A figure without values was not measured: ``note`` has the reason.
     """
@@ -54,7 +54,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender did in one situation: a text for each column, from all repetitions."""
+    """The outcome of one contender in one situation: a text for each column, from all repetitions."""
 
     part: str
     name: str
@@ -65,13 +65,13 @@ class Outcome:
 
     @classmethod
     def of(cls, part: str, name: str, repetitions: list[dict[str, object]]) -> "Outcome":
-        """Of several repetitions: what was always so, else the least and the most, or each text."""
+        """Of several repetitions: the value that was always the same, or the least and the most, or each text."""
         columns = {column: [row[column] for row in repetitions] for column in repetitions[0]}
         return cls(part, name, {column: _all_of(values) for column, values in columns.items()})
 
 
 def from_json(line: str) -> "Figure | Outcome":
-    """What `json` wrote."""
+    """The result that `json` has written."""
     values = json.loads(line)
     if "cells" in values:
         return Outcome(**values)

@@ -1,4 +1,4 @@
-"""How long a newcomer waits: for a service to be rendered, and for its dependencies to be installed, from a filled cache."""
+"""The time until a service is rendered and its dependencies are installed, from a filled cache, for a newcomer."""
 
 import shutil
 import subprocess

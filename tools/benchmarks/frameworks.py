@@ -1,6 +1,6 @@
 """The consumers of RabbitMQ that the generated service is compared with in behaviour.py and latency.py.
 
-Each is written and started as its own documentation shows, and has its own defaults: also its own kind of queue. The
+Each is written and started as its own documentation shows, with its own defaults, including its own kind of queue. The
 arguments that are not defaults are listed, with the reasons, in defaults.py. All have one process and a prefetch of 10,
 the handler of ledger_handler.py, and the messages of ``python -m tools.benchmarks.frameworks publish NAME MESSAGES PER_SECOND``.
 """
@@ -25,7 +25,7 @@ PREFETCH = int(os.environ["CONSUMER_CONCURRENCY"])
 
 
 def faststream() -> FastStream:
-    """Its first example: a function, and nothing said of the queue."""
+    """Its first example: a function, and no settings of the queue."""
     return _app(RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH)))
 
 
@@ -59,7 +59,7 @@ async def aio_pika_worker() -> None:
 
 
 async def aio_pika_quorum() -> None:
-    """The same on a queue of the kind that the service and taskiq declare."""
+    """The tutorial's worker on a queue of the kind that the service and taskiq declare."""
     await _work({"x-queue-type": "quorum"})
 
 
@@ -78,7 +78,7 @@ async def _work(queue_arguments: dict[str, str]) -> None:
 
 
 async def publish(name: str, messages: int, per_second: float) -> None:
-    """So many messages at an even rate, each written to the ledger before it is sent."""
+    """Publish this many messages at an even rate, each written to the ledger before it is sent."""
     if name.startswith("taskiq"):
         await taskiq_broker.startup()
         await _paced(task.kiq, messages, per_second)
@@ -112,7 +112,7 @@ async def _paced(
 
 if __name__ == "__main__":
     if sys.argv[1] == "publish":
-        # As taskiq's worker imports it: the name of a task has its module.
+        # Imported like taskiq's worker imports it: the name of a task has its module.
         from tools.benchmarks import frameworks
 
         asyncio.run(frameworks.publish(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))

@@ -1,4 +1,4 @@
-"""The trivial handler that the benchmarks put into a generated service, in the place of the raw stub's."""
+"""The trivial handler that the benchmarks put into a generated service, in place of the raw stub's handler."""
 
 import asyncio
 import os

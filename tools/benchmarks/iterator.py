@@ -60,7 +60,7 @@ LOOP_2019 = "2019, by hand"
 
 
 async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
-    """CPU time: the loop never idles, and other load on this machine counts less."""
+    """CPU time per item: the loop never idles, and other load on this machine has less influence."""
     iterator = source()
     count = 0
     started = time.process_time()
@@ -72,7 +72,7 @@ async def seconds_per_item(source: Source, wrap: Wrap, items: int) -> float:
 
 
 async def seconds_per_item_of_the_loop(source: Source, items: int) -> float:
-    """As `seconds_per_item`, of the loop that was written by hand before the iterator existed."""
+    """As `seconds_per_item`, for the loop that was written by hand before the iterator existed."""
     event = asyncio.Event()
     count = 0
 
@@ -89,9 +89,9 @@ async def seconds_per_item_of_the_loop(source: Source, items: int) -> float:
 
 
 def rounds_of(items: int, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds per item of each source and form, one for each round; in a round all take turns.
+    """Seconds per item of each source and form, one value for each round; in a round all forms take turns.
 
-    Each has an event loop of its own, as the 2019 forms leave tasks behind.
+    Each form has its own event loop, since the 2019 forms leave tasks behind.
     """
     seconds: dict[tuple[str, str], list[float]] = {
         (source, form): [] for source in SOURCES for form in [*FORMS, LOOP_2019]

@@ -1,7 +1,7 @@
-"""What two clients of Kafka can do: aiokafka, and librdkafka by confluent-kafka's asyncio consumer.
+"""The abilities of two clients of Kafka: aiokafka, and librdkafka by confluent-kafka's asyncio consumer.
 
-Each figure is counted on a real broker; their CPU per message is in per_message.py. The decision that stands on
-this is in docs/decisions.md.
+Each figure is counted on a real broker; their CPU per message is in per_message.py. The decision on these figures
+is in docs/decisions.md.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Aiokafka(ConsumerRebalanceListener):  # type: ignore[misc]
         await self.consumer.stop()
 
     async def commit_as_a_zombie(self, address: str, rebalance: Any) -> None:
-        """In a transaction, for a member of before the rebalance."""
+        """Commit in a transaction, for a member from before the rebalance."""
         producer = AIOKafkaProducer(bootstrap_servers=address, transactional_id=self.group)
         async with producer:
             await rebalance()
@@ -121,14 +121,14 @@ class Librdkafka:
         self.seen += [record.value() for record in records if not record.error()]
 
     async def commit(self) -> None:
-        with suppress(KafkaException):  # if there is nothing new
+        with suppress(KafkaException):  # if there is nothing new to commit
             await self.consumer.commit(asynchronous=False)
 
     async def close(self) -> None:
         await self.consumer.close()
 
     async def commit_as_a_zombie(self, address: str, rebalance: Any) -> None:
-        """In a transaction, for a member of before the rebalance."""
+        """Commit in a transaction, for a member from before the rebalance."""
         producer = AIOProducer({"bootstrap.servers": address, "transactional.id": self.group})
         await producer.init_transactions()
         member = await self.consumer.consumer_group_metadata()
@@ -177,7 +177,7 @@ async def _measure(address: str) -> Row:
         ):
             row[client.name, name, unit] = await scene(client, address)
     joined = "members that join by KIP-848"
-    row[Aiokafka.name, joined, ""] = 0.0  # it has no option for that
+    row[Aiokafka.name, joined, ""] = 0.0  # it has no such option
     row[Librdkafka.name, joined, ""] = await _new_protocol(address)
     return row
 
@@ -197,7 +197,7 @@ async def _topic(address: str, messages: int = 0) -> AsyncIterator[str]:
 
 
 async def _until(done: Any, *members: Client) -> None:
-    """Fetch with all of them meanwhile, as librdkafka rebalances only then."""
+    """Fetch with all members meanwhile, since librdkafka rebalances only then."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not done():
             await asyncio.gather(*(member.fetch() for member in members))
@@ -264,7 +264,7 @@ async def _close(client: Any, address: str) -> float:
 
 
 async def _repeated(client: Any, address: str) -> float:
-    """Of all, which two members fetch one after the other."""
+    """The repeated messages among all that two members fetch one after the other."""
     async with _topic(address, MESSAGES) as topic:
         seen: list[bytes] = []
         for wanted in (MESSAGES // 2, MESSAGES):

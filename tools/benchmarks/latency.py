@@ -1,4 +1,4 @@
-"""From the moment before a message is published until its handler begins, at a rate that leaves every consumer idle time."""
+"""The time from just before a publish until its handler begins, at a rate that leaves every consumer idle time."""
 
 import random
 import statistics
@@ -36,10 +36,10 @@ def measure(arena: Arena, rates: dict[int, int], rounds: int) -> Iterator[Figure
 def milliseconds(
     arena: Arena, contender: Contender, messages: int, rate: float
 ) -> tuple[float, float]:
-    """Median and 99th percentile; without the first tenth, which warms up."""
+    """Median and 99th percentile; the first tenth warms up, and is left out."""
     with arena.contest(contender) as contest, contest.consuming() as process:
         contest.publish(messages, rate)
-        contest.wait_for("end", messages)  # written as the handler begins: it does nothing
+        contest.wait_for("end", messages)  # written when the handler begins: it does nothing else
         contest.stop(process)
     sent = {number: at for _, number, at in contest.lines("sent")}
     taken = [

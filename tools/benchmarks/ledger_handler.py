@@ -1,9 +1,9 @@
-"""A handler that waits, as one that calls another service does, and writes a ledger of its process's messages.
+"""A handler that waits, like a handler that calls another service, and writes a ledger of its process's messages.
 
-A line for each beginning, if it waits at all, and for each end: what, the message's number, and the time, which all
-processes of a machine share. Lines are there when the process is killed.
+A line for each beginning, if it waits at all, and for each end: event, message's number, and time, which all
+processes of a machine share. The lines survive a kill of the process.
 
-With BENCH_HANDLER_FAILS it raises at the end. After SIGUSR2 handlers begin no message until SIGUSR1 comes: so all processes can begin at one moment.
+With BENCH_HANDLER_FAILS it raises at the end. SIGUSR2 holds handlers back until SIGUSR1: so all begin together.
 """
 
 import asyncio

@@ -13,9 +13,9 @@ from tools.benchmarks.figures import Figure
 from tools.benchmarks.service import Service
 
 SLOW_SERVERS = {"sqs": 10}
-"""The stand-in for SQS takes so many times as long that it gets as many times fewer messages."""
+"""The stand-in for SQS is this many times slower, so it gets that many times fewer messages."""
 PREFETCH = 100
-"""Also the service's concurrency: with callbacks, that many handlers may run at a time too."""
+"""Also the service's concurrency: with callbacks, that many handlers may run at a time, too."""
 
 OURS = "the generated service"
 TITLES = {
@@ -27,8 +27,8 @@ TITLES = {
     "faststream_quiet": "FastStream, logger=None",
     "faststream_ack": "FastStream, ack_policy=ACK",
 }
-# What ours may cost at most, beside each consumer in clients/; None is for comparison only. Beside the batches of bare
-# asyncpg, 1.2 is missed and stays the target, though the worker loop alone costs more than it leaves: docs/brokers/postgres.md.
+# Our highest cost, relative to each consumer in clients/; None is for comparison only. Beside the batches of bare
+# asyncpg, 1.2 is missed and stays the target, though the worker loop alone exceeds it: docs/brokers/postgres.md.
 AT_MOST: dict[str, dict[str, float | None]] = {
     "rabbitmq": {"bare_single": 0.8, "article": None, "faststream": 0.4, "faststream_quiet": None},
     "nats": {"bare": 1.2, "bare_single": 1, "faststream": None, "faststream_quiet": 0.25},

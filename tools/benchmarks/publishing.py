@@ -1,10 +1,10 @@
 """CPU time of publishing a message to RabbitMQ: the service's publisher beside the bare client's batched confirms.
 
 Both publish batches of 100 persistent messages of 200 bytes to a quorum queue, and wait for the confirms of each batch.
-And how many a second: to a quorum queue, a classic queue and a topic exchange, one batch or ten in flight at a time, with
+Also the rate: to a quorum queue, a classic queue and a topic exchange, one batch or ten in flight at a time, with
 the CPU time of both sides.
-Also the whole way of a message, from its delivery through a handler that returns another one to the ack, beside the
-bare client: it takes what has arrived, publishes it gathered, and acknowledges it together.
+Also the whole path of a message, from its delivery through a handler that returns another to the ack, beside the
+bare client: it takes the messages that have arrived, publishes them gathered, and acknowledges them together.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tools.benchmarks.figures import Figure
 from tools.benchmarks.service import Unavailable
 
 WORD = ": publishing"
-"""In the name of each part about publishing, of every broker."""
+"""A part of the name of each part about publishing, of every broker."""
 PART = f"RabbitMQ{WORD}"
 BATCH = 100
 BODY = b"x" * 200
@@ -42,7 +42,7 @@ THROUGH = "a service whose handler returns a message"
 BARE_THROUGH = "aio-pika: delivery, publishes gathered, one ack"
 AT_MOST = 1.0
 IN_FLIGHT = (1, 10)
-"""Batches, as of as many handlers that publish."""
+"""The batches in flight: so many handlers publish at a time."""
 PLACES = {
     "a quorum queue": "queue:published",
     "a classic queue": "queue:classic",
@@ -53,7 +53,7 @@ PER_SECOND = 10_000.0
 Measured = tuple[float, float]
 """Microseconds of CPU per message, and messages per second."""
 BothSides = tuple[float, float, float]
-"""Also the microseconds of the broker, first."""
+"""Also, first, the broker's microseconds."""
 
 
 def measure(folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
@@ -131,7 +131,7 @@ async def _rates(
             )
             await asyncio.gather(*publishing)
 
-        for to in PLACES.values():  # the first messages to an exchange go on channels of their own
+        for to in PLACES.values():  # the first to an exchange are published on their own channels
             await ours(to)
             await bare(to)
         cases = [(place, n, who) for place in PLACES for n in IN_FLIGHT for who in (OURS, BARE)]
@@ -148,7 +148,7 @@ async def _rates(
 async def timed(
     server: Any, publish: Callable[[], Awaitable[object]], messages: int, in_flight: int
 ) -> BothSides:
-    """Of so many batches at a time."""
+    """Publish with this many batches at a time."""
     pid = getattr(getattr(server.instance, "_process", None), "pid", 0)
     batches = max(1, messages // BATCH // in_flight)
 
@@ -163,7 +163,7 @@ async def timed(
 
 
 def _cpu_of(pid: int) -> float:
-    """Seconds of this process and of those that it has started, where /proc tells it."""
+    """CPU seconds of this process and of those that it has started, if the system has /proc."""
     seconds: dict[int, float] = {}
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat") if pid else ():
@@ -238,7 +238,7 @@ async def _measure(url: str, messages: int, rounds: int) -> dict[str, list[Measu
 
 
 async def _handled(settings: ConsumerSettings, messages: int) -> Measured:
-    """From the first message in its handler to the last."""
+    """Measured from the first message in its handler to the last."""
     event = CancellationEvent(asyncio.get_running_loop())
     times: list[float] = []
     count, measured = 0, (0.0, 0.0)
@@ -261,7 +261,7 @@ async def _handled(settings: ConsumerSettings, messages: int) -> Measured:
 async def _handled_bare(
     url: str, publish: Callable[[int], Awaitable[None]], messages: int
 ) -> Measured:
-    """From the first delivery to the last ack."""
+    """Measured from the first delivery to the last ack."""
     arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(publisher_confirms=False)

@@ -1,7 +1,7 @@
-"""CPU time of publishing to Kafka, NATS and Redis: the service's publisher beside each bare client's own way in batches.
+"""CPU time of publishing to Kafka, NATS and Redis: by the service, and by each bare client in its own way of batching.
 
-As for RabbitMQ in publishing.py: batches of 100 messages of 200 bytes, each batch confirmed, one or ten in flight at a time. The bare
-clients are written as their libraries' documentation writes it, and give each message a type and an id too, on Kafka also as its key.
+Batches of 100 messages of 200 bytes, each confirmed, one or ten in flight at a time, as in publishing.py. The bare
+clients follow their libraries' documentation, and give each message a type and an id too, on Kafka also as its key.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ CLIENTS: dict[str, tuple[str, str, Any]] = {
 
 
 def measure(broker: str, folder: Path, messages: int, rounds: int) -> Iterator[Figure]:
-    """Raises Unavailable without such a server."""
+    """Raises Unavailable if there is no such server."""
     title, bare, client = CLIENTS[broker]
     try:
         with (
@@ -112,7 +112,7 @@ def measure(broker: str, folder: Path, messages: int, rounds: int) -> Iterator[F
 async def _rates(
     server: Server, client: Any, messages: int, rounds: int
 ) -> dict[int, dict[str, list[BothSides]]]:
-    """By the number of batches in flight, and by who publishes."""
+    """The results by the number of batches in flight, and by publisher."""
     settings = ConsumerSettings.model_validate({"broker_url": server.url, "source": NAME})
     rates: dict[int, dict[str, list[BothSides]]] = {n: {} for n in IN_FLIGHT}
     async with make_source(settings) as source, client(server.url) as bare:

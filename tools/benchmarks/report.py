@@ -1,7 +1,7 @@
 """Writes docs/benchmarks.md, its chart and the README's table: ``python3 tasks.py bench --publish`` runs it at its end.
 
-beside.jsonl has what the service did beside other consumers, against.jsonl its cost beside an earlier commit, publishing.jsonl what it publishes,
-results.jsonl the rest.
+beside.jsonl compares the service with other consumers, against.jsonl with an earlier commit; publishing.jsonl is about
+publishing, results.jsonl has everything else.
 """
 
 import json
@@ -114,7 +114,7 @@ def read_all(results: Path) -> tuple[dict[str, Any], Results]:
 def with_what_stays(
     results: Path, about: dict[str, Any], measured: Sequence[Figure | Outcome]
 ) -> tuple[dict[str, Any], Results]:
-    """What was measured, and of the other kind, times or behaviour, what is published: with its date and load."""
+    """The new results and, for the other kind, times or behaviour, the published ones: with date and load."""
     if not results.exists():
         return about, [*measured]
     published, before = read_all(results)
@@ -147,7 +147,7 @@ def with_section(text: str, name: str, lines: list[str]) -> str:
 
 
 COLUMNS = (OURS, FASTSTREAM, TASKIQ, AIO_PIKA)
-"""Of the README."""
+"""The columns of the README."""
 
 
 def outcomes(results: Results) -> list[dict[str, dict[str, str]]]:
@@ -166,7 +166,7 @@ def front_page() -> list[str]:
     shutdown, timeout, failure, kill = outcomes(results)
 
     def by_column(cells_of: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """By the title without what is set."""
+        """The cells by the contender's title without its settings."""
         return {
             contender.title: cells
             for contender in COLUMNS
@@ -214,7 +214,7 @@ def front_page() -> list[str]:
 
 
 def about_run(about: dict[str, Any], *libraries: str) -> str:
-    """With the versions of these libraries, or of all."""
+    """The run, with the versions of these libraries, or of all."""
     versions = ", ".join(
         f"{name} {version}"
         for name, version in about["versions"].items()
@@ -304,7 +304,7 @@ def chart_of_cpu() -> str:
 
 
 def chart(title: str, bars: list[tuple[str, float]], line_at: float) -> str:
-    """Horizontal bars, each with its number. ``line_at`` is where both cost the same."""
+    """Horizontal bars, each with its number. ``line_at`` is where both costs are equal."""
     longest = max([line_at, *(value for _, value in bars)])
     height = TOP + ROW * len(bars) + 12
 

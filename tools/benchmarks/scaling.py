@@ -1,8 +1,8 @@
 """1, 2, 4 and 8 processes on one queue: throughput, fairness, duplicates, losses, and a redelivery.
 
 The handlers begin no message while a run's messages are published, so that all begin at one moment with a full
-queue, and no publisher is measured (ledger_handler.py). One kind of handler waits, as most do: so two cores can run many
-processes. The other returns at once: so it shows the maximum of the broker and the cores.
+queue, and no publisher is measured (ledger_handler.py). One kind of handler waits, like most: so two cores can run
+many processes. The other returns at once: so it shows the maximum of the broker and the cores.
 """
 
 import signal
@@ -26,10 +26,10 @@ IN_FLIGHT = CONCURRENCY
 """In-flight messages of a process when it is killed."""
 NEVER_SECONDS = 3600
 WAIT_SECONDS = 60
-"""For messages to be handled; a redelivery after the shortest lease is much shorter."""
+"""The time limit for messages to be handled; a redelivery after the shortest lease is much shorter."""
 
 BEGIN, BEGIN_NOTHING = signal.SIGUSR1, signal.SIGUSR2
-"""The message of the handlers."""
+"""The signals for the handlers."""
 
 WAITING = "handlers that wait 100 ms, 10 at a time"
 TRIVIAL = "handlers that do nothing, 100 at a time"
@@ -44,19 +44,19 @@ LOST = "lost"
 UNTIL = "until all of them are handled"
 
 PARTITIONS = {"kafka": 4}
-"""Of the topics that the service's tests make."""
+"""The partitions of the topics that the service's tests create."""
 
 Line = tuple[str, int, float]
-"""A handler's event, its message, and the time."""
+"""A handler's event, its message's number, and the time."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     processes: tuple[int, ...]
     messages: int
-    """For each process that waits."""
+    """Messages for each process that waits."""
     trivial: int
-    """For those that do nothing, together; the stand-in for SQS gets a fraction, as it is so slow."""
+    """Messages for all processes that return at once; the stand-in for SQS gets a fraction, since it is so slow."""
     kills: int
 
 
@@ -94,7 +94,7 @@ class Group:
         self.published = 0
 
     def start(self, name: str = "", *, impatient: bool = False, **settings: object) -> Member:
-        """Start a process; not waited for."""
+        """Start a process, without waiting for it."""
         ledger = self._folder / f"{self.queue.name}-{len(self.members)}"
         ledger.touch()
         process = self.queue.process(
@@ -119,11 +119,11 @@ class Group:
         return [line for member in self.members for line in member.all_that("end")]
 
     def wait_until_handled(self) -> None:
-        """Or until that takes too long: then the missing messages count as lost."""
+        """Wait until all are handled, or for too long: then the missing messages count as lost."""
         wait(lambda: len({number for _, number, _ in self.ended()}) >= self.published)
 
     def account(self) -> tuple[int, int]:
-        """How many messages were handled twice, and how many never."""
+        """How many messages were handled twice, and how many were never handled."""
         numbers = [number for _, number, _ in self.ended()]
         return len(numbers) - len(set(numbers)), self.published - len(set(numbers))
 
@@ -196,9 +196,9 @@ def _measure(group: Group, part: str, processes: int, messages: int) -> Iterator
 
 
 def _redelivery(group: Group, broker: str, kills: int) -> Iterator[Figure]:
-    """One process has ten in-flight messages that it never finishes; they are redelivered to the other when it is killed.
+    """One process has ten in-flight messages that it never finishes; a kill makes the broker redeliver them to the other.
 
-    On MQTT only a process with the same name gets them, which is started then.
+    On MQTT only a process with the same name gets them, so it is started then.
     """
     print(f"{broker}: {kills} kills", file=sys.stderr)
     other = group.start("other", impatient=True)
@@ -207,7 +207,7 @@ def _redelivery(group: Group, broker: str, kills: int) -> Iterator[Figure]:
     for _ in range(kills):
         victim = group.start("victim", impatient=True, BENCH_HANDLER_SECONDS=NEVER_SECONDS)
         victim.process.wait_for("consuming")
-        other.process.send(BEGIN_NOTHING)  # else it may have all before the victim has ten
+        other.process.send(BEGIN_NOTHING)  # otherwise it may have all before the victim has ten
         group.publish(4 * IN_FLIGHT)
         if not wait(partial(_has_begun, victim, IN_FLIGHT)):
             msg = f"{broker}: one process of two did not get {IN_FLIGHT} messages"
@@ -244,7 +244,7 @@ def cpu_seconds(group: Group) -> float:
 
 
 def wait(condition: Callable[[], bool]) -> bool:
-    """Poll until the condition holds; returns whether it did in time."""
+    """Poll until the condition is true; returns whether it became true in time."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:

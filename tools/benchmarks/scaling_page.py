@@ -44,10 +44,10 @@ NAMES = {
     "sqlite": "SQLite",
 }
 STAND_IN = "sqs"
-"""moto answers one request at a time, and small batches cost it as much as full ones: nothing of that is SQS."""
+"""moto answers one request at a time, and small batches cost it as much as full ones: SQS behaves differently."""
 
 Measured = dict[str, dict[int, dict[str, float]]]
-"""Of one broker: by kind of handler, processes and quantity."""
+"""The results of one broker: by kind of handler, number of processes and quantity."""
 
 HANDLERS_SECONDS = (0.02, 0.2, 2.0)
 RATES = (100, 1_000, 5_000)
@@ -56,7 +56,7 @@ EXAMPLE = Service(handler_seconds=0.2, concurrency=10)
 EXAMPLE_RATE = 80
 AWAY_SECONDS = 60
 QUIET, BUSY, BUSY_FROM, BUSY_TO, HOUR = 0.5, 3.2, 600, 2400, 3600
-"""Of what one replica can do: the load of the simulation, and the seconds between which it is high."""
+"""The load of the simulation, as parts of one replica's rate, and the seconds between which it is high."""
 
 
 def write() -> None:
@@ -93,8 +93,8 @@ def points(figures: list[Figure]) -> dict[str, Measured]:
 
 
 def model(about: dict[str, Any], broker: str, measured: Measured) -> Service:
-    """It uses no measurement of more than one waiting process. Where broker and processes share the cores of one
-    machine, what all share is those: they do the most messages when no handler waits."""
+    """The model uses no measurement with more than one waiting process. If broker and processes share the cores of one
+    machine, the cores are the shared resource: they do the most messages when no handler waits."""
     cores = int(about["cores"])
     one, idle = measured[WAITING][1], measured[TRIVIAL]
     most = max(idle, key=lambda processes: idle[processes][RATE])
@@ -110,7 +110,7 @@ def model(about: dict[str, Any], broker: str, measured: Measured) -> Service:
 
 
 def errors(about: dict[str, Any], figures: list[Figure]) -> dict[tuple[str, int], float]:
-    """For each broker and more than one process: how far the model is off, as a part of what was measured."""
+    """For each broker and more than one process: the model's error, as a part of the measured rate."""
     return {
         (broker, processes): model(about, broker, measured).throughput(processes) / point[RATE] - 1
         for broker, measured in points(figures).items()
@@ -277,7 +277,7 @@ def autoscaler_section() -> list[str]:
 
 
 def taken_away(moments: list[Moment]) -> int:
-    """How often, while the load was high, there were fewer replicas than it needs after there had been enough."""
+    """How often, during the high load, there were fewer replicas than it needs after there had been enough."""
     numbers = [moment.replicas for moment in moments if BUSY_FROM <= moment.at_seconds < BUSY_TO]
     return sum(before >= BUSY > after for before, after in pairwise(numbers))
 

@@ -1,4 +1,4 @@
-"""A real generated service for the benchmarks, and a queue of its own on each broker."""
+"""A real generated service for the benchmarks, with its own queue on each broker."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 SERVICE = [sys.executable, "-m", "order_events"]
 BODY_BYTES = 200
 PROGRAM_SECONDS = 3600
-"""No program of a benchmark takes longer."""
+"""The longest time of a benchmark's program."""
 
 
 class Unavailable(Exception):
@@ -32,7 +32,7 @@ class Unavailable(Exception):
 
 
 class Service:
-    """A service of one broker, rendered into an empty folder, with a handler of ours: the file of this name.
+    """A service of one broker, rendered into an empty folder, with the handler in the file of this name.
 
     It is not installed: this interpreter runs it, and has its dependencies.
     """
@@ -52,7 +52,7 @@ class Service:
 
     @contextmanager
     def queue(self) -> Iterator["Queue"]:
-        """A queue that is deleted afterwards. Raises Unavailable, with the reason, where there is no broker."""
+        """A queue that is deleted afterwards. Raises Unavailable, with the reason, if there is no broker."""
         folder = self.scratch / "server"
         folder.mkdir(exist_ok=True)
         try:
@@ -75,7 +75,7 @@ class Queue:
         self.name = name
         self._service = service
         self._server = server
-        # A client gets the messages that another has left only under the same name.
+        # A client gets the messages that another client has left only under the same name.
         self._url = (
             f"{server.url}?client_id={self.name}" if service.broker == "mqtt" else server.url
         )
@@ -93,9 +93,9 @@ class Queue:
         return Queue(self._service, self._server, f"{self.name}-{name}")
 
     def begin(self) -> None:
-        """Let a consumer start and stop: some brokers retain messages only for one that they know.
+        """Let a consumer start and stop: some brokers retain messages only for a consumer that they know.
 
-        Done each time, as another consumer of the benchmark may have ended the session.
+        This happens each time, since another consumer of the benchmark may have ended the session.
         """
         settings = ConsumerSettings.model_validate({"broker_url": self._url, "source": self.name})
         source = make_source(settings)
@@ -111,7 +111,7 @@ class Queue:
 
     @contextmanager
     def publishing(self, messages: int, first: int = 0) -> Iterator[None]:
-        """Run ``order-events publish -`` with so many messages of 200 bytes; it ends before the block does."""
+        """Run ``order-events publish -`` with this many messages of 200 bytes; it ends before the block does."""
         lines = self._service.scratch / f"{first}-{messages}.jsonl"
         if not lines.exists():
             numbers = range(first, first + messages)
@@ -127,7 +127,7 @@ class Queue:
     def consume(
         self, messages: int, command: list[str] | None = None, **settings: object
     ) -> dict[str, Any]:
-        """Run a consumer, by default the service, until it has had them all; returns its stopwatch's report.
+        """Run a consumer, by default the service, until it has had all messages; returns its stopwatch's report.
 
         Raises RuntimeError if the broker still has some of them.
         """
@@ -157,20 +157,20 @@ class Queue:
         )
 
     def process(self, name: str, *, impatient: bool = False, **settings: object) -> ServiceProcess:
-        """A service on the queue, beside others, whose log events can be read.
+        """A service on the queue, beside others, with readable log events.
 
-        The messages of an impatient one are redelivered to others as soon as the broker allows.
+        The messages of an impatient service are redelivered to others as soon as the broker allows.
         """
         url = self._server.impatient_url if impatient else self._server.url
         if self._service.broker == "mqtt":
             url += f"?client_id={self.name}-{name}"
-        if self._service.broker == "kafka" and not impatient:  # the URL for tests always is
+        if self._service.broker == "kafka" and not impatient:  # the tests' URL is always impatient
             url = url.replace(f"&{IMPATIENT}", "")
         return ServiceProcess([*SERVICE, "run"], self._environment_of(url, **settings))
 
     @property
     def impatient_options(self) -> str:
-        """The options of the URL with which the messages of a dead consumer are soon redelivered."""
+        """The options of the URL that redeliver the messages of a dead consumer soon."""
         if self._service.broker == "kafka":
             return IMPATIENT
         return self._server.impatient_url.removeprefix(self._server.url).lstrip("?&")

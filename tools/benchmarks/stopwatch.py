@@ -1,7 +1,7 @@
 """Counts the messages in a consumer's process; after the last one it reports their cost, and stops the process.
 
-Every consumer that is compared calls `tick` from its handler, and does nothing else there. BENCH_MESSAGES is
-how many will come; the report goes, as JSON, to the file that BENCH_REPORT names.
+Every compared consumer calls `tick` from its handler, and does nothing else there. BENCH_MESSAGES is
+the number of messages; the report is written, as JSON, to the file that BENCH_REPORT names.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SETTLE_SECONDS = 0.5
-"""After the last message, so that the acks of all of them are within the time that is measured."""
+"""The time after the last message, so that all acks are within the measured time."""
 
 STATM = Path("/proc/self/statm")
 
@@ -44,7 +44,7 @@ class Stopwatch:
 
 
 def resident_bytes() -> int:
-    """The memory of this process that is in RAM; 0 where the system has no /proc."""
+    """The memory of this process that is in RAM; 0 if the system has no /proc."""
     if not STATM.exists():
         return 0
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,8 @@
 """The runtime's own cost for each message, on any broker: the worker loop on a source in memory.
 
-From the buffer of the source, through a trivial raw handler, to the ack, which puts the message into the buffer
-again. No service can be cheaper than its client and this. As a program, ``python -m tools.benchmarks.worker_loop MESSAGES``, it
-measures the runtime on PYTHONPATH, which may be that of another commit: see against.py.
+Measured from the source's buffer, through a trivial raw handler, to the ack, which puts the message into the buffer
+again. No service can cost less than its client and this. ``python -m tools.benchmarks.worker_loop MESSAGES`` measures
+the runtime on PYTHONPATH, which may be that of another commit: see against.py.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ PREFETCH = 100
 
 
 class MemorySource(Source):
-    """Delivers the same messages again and again; what else a source can do, no one asks of it."""
+    """Delivers the same messages again and again, and implements nothing else."""
 
     capabilities: ClassVar[Any] = SimpleNamespace(delayed_retry=False)
     connectivity: Any = SimpleNamespace(outage_count=0)

@@ -2,4 +2,4 @@
 
 
 class Stuck(Exception):
-    """What an experiment waited for did not come in time; the text says what, and for how long."""
+    """An experiment waited too long; the text says for what, and for how long."""

@@ -35,7 +35,7 @@ KILLS, KILLED_IDS = 50, 5_000
 FAILOVERS, FAILOVER_IDS = 3, 3_000
 SWEEP_EVERY_MS = 5
 SHOWN = 8
-"""At most this many violations of one experiment are printed; its folder has all."""
+"""The most violations of one experiment that are printed; its folder has all."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,13 @@ def carry_out(
     arguments: argparse.Namespace,
     make: Callable[[Queue], Experiment],
 ) -> Result:
-    """Run it on a queue of its own; returns its row of the table, and writes its folder even if it fails."""
+    """Run it on its own queue; returns its row of the table, and writes its folder even if it fails."""
     queue = testbed.queue()
     run = make(queue)
     violations: list[str] = []
     try:
         run.run()
-    except (Stuck, AssertionError) as stuck:  # the latter from a wait of harness/
+    except (Stuck, AssertionError) as stuck:  # AssertionError comes from a wait of harness/
         violations.append(f"stuck: {str(stuck)[-1000:]}")
         queue.fill_in(run.reconciliation)
     finally:
@@ -170,7 +170,7 @@ def carry_out(
 
 
 def report(one: Result, queue: Queue, arguments: argparse.Namespace, log: str) -> None:
-    """A line of progress, and the files of the run: its plan and what was done; after a failure also the logs."""
+    """A line of progress, and the files of the run: its plan and its steps; after a failure also the logs."""
     folder = arguments.output / name_of(one)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text(log, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Clusters on this machine, of three nodes as a rule, two of PostgreSQL, whose leader can be killed and started again.
+"""Clusters on this machine, usually of three nodes, two of PostgreSQL, whose leader can be killed and started again.
 
 Each is a `PrivateServer`: ``kill`` ends the node that leads a queue of the experiments, and ``restart`` starts it again.
 """
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 NODES = 3
 READY_SECONDS = 60
-"""How long at most a cluster may take to elect a leader, to answer a question, or to have a node back."""
+"""The time limit for a cluster to elect a leader, to answer a request, or to have a node back."""
 
 
 class Cluster(PrivateServer):
-    """Nodes by their names. One at a time is down, so that the others are a majority."""
+    """Nodes by their names. Only one is down at a time, so that the others are a majority."""
 
     no_answer: ClassVar[tuple[type[Exception], ...]] = ()
-    """What a client of this broker raises as long as no leader is elected, or a node is down."""
+    """The exceptions of a client while no leader is elected, or a node is down."""
 
     def __init__(self, nodes: dict[str, ServerProcess]) -> None:
         self.nodes = nodes
@@ -62,7 +62,7 @@ class Cluster(PrivateServer):
 
     @abstractmethod
     def leader(self) -> str:
-        """The name of the node that leads a queue of the experiments; empty while there is none."""
+        """The name of the node that leads a queue of the experiments; empty if there is none."""
 
     def kill(self) -> None:
         wait_for("a leader", lambda: bool(self.leader()))
@@ -74,12 +74,12 @@ class Cluster(PrivateServer):
         self.down = ""
 
     def counts(self, queue: str) -> Counts:
-        own = cast(Server, super())  # of the broker's class, which is another base
+        own = cast(Server, super())  # of the broker's class, the other base
         return patiently(f"counts of {queue}", lambda: own.counts(queue), self.no_answer)
 
 
 def leader_of(leaders: dict[str, str | None]) -> str:
-    """Of the queue that the last experiment made, or a test, not of those that go with it."""
+    """The leader of the queue that the last experiment or test created, not of the queues beside it."""
     names = [name for name in leaders if re.fullmatch(r"chaos-\d+-run-\d+|ccc-test-\w+", name)]
     return leaders[max(names)] or "" if names else ""
 
@@ -95,7 +95,7 @@ def wait_for(what: str, is_so: Callable[[], bool]) -> None:
 
 
 def patiently(what: str, ask: Callable[[], T], no_answer: tuple[type[Exception], ...]) -> T:
-    """The answer: in a failover the question is asked again, as the servers have none yet. Raises Stuck after READY_SECONDS."""
+    """The answer: during a failover the request is repeated. Raises Stuck after READY_SECONDS."""
     give_up_at = time.monotonic() + READY_SECONDS
     while True:
         try:
@@ -230,7 +230,7 @@ cluster {{ name: chaos, listen: "127.0.0.1:{route}", routes: [{routes}] }}
 
 
 class NatsCluster(Cluster, NatsServer):
-    """The URL names all of them, and asks for three replicas."""
+    """Its URL names all nodes, and asks for three replicas."""
 
     no_answer = (NatsTimeoutError, NoRespondersError, NoServersError, ServiceUnavailableError)
 
@@ -241,7 +241,7 @@ class NatsCluster(Cluster, NatsServer):
         self._ports = ports
 
     def ask(self, question: Callable[..., Any]) -> Any:
-        """Of one of the nodes, and another one while that has no answer."""
+        """The answer of one of the nodes; while it has none, another node is asked."""
 
         def ask() -> Any:
             port = random.choice([port for name, port in self._ports.items() if name != self.down])
@@ -296,7 +296,7 @@ def nats(directory: Path) -> Iterator[NatsCluster]:
 
 
 class KafkaCluster(Cluster, KafkaServer):
-    """The URL names all of them; topics have three replicas."""
+    """Its URL names all nodes; topics have three replicas."""
 
     no_answer = (KafkaError,)
 
@@ -358,9 +358,9 @@ sentinel down-after-milliseconds {MASTER} 1000
 sentinel failover-timeout {MASTER} 1500
 """
 PERIODS = {"publish-period": 200, "info-period": 500, "ask-period": 200}
-"""Of the Sentinels, in milliseconds: else a master that comes back is no replica for ten seconds."""
+"""Periods of the Sentinels, in milliseconds: otherwise a returning master becomes a replica only after ten seconds."""
 REPLICATED = [*redis_server.DURABLE, "--repl-diskless-sync-delay", 0]
-REPLICATED += ["--repl-ping-replica-period", 1]  # a cluster names no replica that has heard nothing
+REPLICATED += ["--repl-ping-replica-period", 1]  # a cluster lists no replica that has heard nothing
 IN_CLUSTER = ["--cluster-enabled", "yes", "--cluster-node-timeout", 1500]
 IN_CLUSTER += ["--cluster-allow-replica-migration", "no"]
 WAIT_FOR_ONE = "?wait_replicas=1"
@@ -387,7 +387,7 @@ class RedisOfCluster(RedisServer):
 
 
 class RedisSet(Cluster, RedisServer):
-    """Masters and replicas. After a restart it waits until the node is the replica of another one, or has its own again."""
+    """Masters and replicas. A restart waits until the node is a replica of another node, or has a replica again."""
 
     no_answer = (redis.exceptions.RedisError, redis.exceptions.RedisClusterException)
 
@@ -397,7 +397,7 @@ class RedisSet(Cluster, RedisServer):
         self.ports = ports
 
     def about(self, name: str) -> dict[str, Any]:
-        """What this node says of its replication; empty if it does not answer."""
+        """The node's report on its replication; empty if it does not answer."""
         return dict(ask_redis(self.ports[name], "INFO", "replication") or {})
 
     def masters(self) -> list[str]:
@@ -448,7 +448,7 @@ class RedisCluster(RedisOfCluster, RedisSet):
 
 
 def ask_redis(port: int, *words: Any) -> Any:
-    """The answer, or None if there is none."""
+    """The answer; None if there is none."""
     with closing(cast(Any, redis.Redis)(port=port, socket_timeout=2, retry=None)) as client:
         try:
             return client.execute_command(*words)
@@ -516,7 +516,7 @@ def redis_cluster(directory: Path, options: str = "") -> Iterator[RedisCluster]:
             own = [*REPLICATED, *IN_CLUSTER, "--cluster-port", buses[name]]
             nodes[name] = start_redis(running, directory / name, port, *own)
             ask_redis(port, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            for other in names[:number]:  # of all of them: gossip is slow
+            for other in names[:number]:  # try all: gossip is slow
                 ask_redis(port, "CLUSTER", "MEET", "127.0.0.1", ports[other], buses[other])
             if number < NODES:
                 slots = range(16384 * number // NODES, 16384 * (number + 1) // NODES)
@@ -540,13 +540,13 @@ def redis_cluster(directory: Path, options: str = "") -> Iterator[RedisCluster]:
 # -- PostgreSQL
 
 IN_STEP = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
-"""How many standbys have what is committed before its commit is confirmed."""
+"""How many standbys receive a commit before it is confirmed."""
 
 
 class PostgresPair(Cluster, PostgresServer):
-    """A primary and its synchronous standby. When one is killed the other is promoted, as a supervisor such as Patroni does.
+    """A primary and its synchronous standby. When one is killed the other is promoted, as by Patroni.
 
-    A promoted server waits for no standby until it has one again: this and the promotion are the supervisor's.
+    A promoted server waits for no standby until it has one again: the supervisor does this and the promotion.
     """
 
     no_answer = (asyncpg.PostgresError, OSError)
@@ -581,7 +581,7 @@ class PostgresPair(Cluster, PostgresServer):
         self.alone[name].query("SELECT pg_promote()")
 
     def restart(self) -> None:
-        """What the killed one had may differ from what the promoted one has: it begins as a copy."""
+        """The killed server's data may differ from the promoted server's: it begins as a copy."""
         [name] = self.nodes.keys() - {self.down}
         self._copy(self.down, self._ports[name])
         super().restart()
@@ -668,4 +668,4 @@ CLUSTERS: dict[str, Callable[[Path], AbstractContextManager[Cluster]]] = {
     "redis-sentinel": partial(redis_sentinel, options=WAIT_FOR_ONE),
     "redis-cluster": partial(redis_cluster, options=WAIT_FOR_ONE),
 }
-"""Two of them are of one broker, and have its name first."""
+"""Two clusters have the same broker, and its name first."""

@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SLOTS = 2
-"""Processes at a time: one that ended is replaced by a new one."""
+"""Processes at a time: an ended process is replaced by a new one."""
 CONCURRENCY = 4
 
 GENTLE = {"stop": 6, "pause": 2, "add": 1}
 ROUGH = {"stop": 4, "kill": 4, "pause": 2, "add": 1, "force": 1, "clock": 2}
 OF_NETWORKS = {"cut": 3, "black_hole": 2, "throttle": 2, "refuse": 2}
-"""How often each comes, in proportion. The faults of brokers and disks are added by ability."""
+"""The relative frequency of each fault. The faults of brokers and disks are added by ability."""
 
 GOOD_TASKS = {"work": 60, "fail_once": 2, "retry_once": 2}
 BAD_TASKS = {"fail": 1, "reject": 1}
 STUBBORN_TASKS = ("hang", "swallow", "block", "block")
 MOST_STUBBORN = 6
-"""A handler of the first two kinds occupies a slot of its process until that ends, so they are few."""
+"""A handler of the first two kinds occupies a slot of its process until the process ends, so they are few."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _details(what: str, chance: random.Random, gentle: bool) -> dict[str, Any]:
             }
         case "kill" | "force" | "add":
             return {"slot": slot}
-        case "pause":  # shorter than a lease, where no message may be done twice
+        case "pause":  # shorter than a lease, if no message may be done twice
             return {"slot": slot, "seconds": seconds}
         case "clock":
             return {"slot": slot, "by": round(chance.uniform(-5, 5), 2)}

@@ -1,7 +1,7 @@
 """The invariant of an experiment: published = done + still in the broker + dead-lettered, and nothing is done twice.
 
-It knows no broker and no runtime: its input is the published messages, the handlers' ledger, the broker's counts and
-how each process ended, and returns a sentence for each violation.
+It does not depend on a broker or the runtime: its input is the published messages, the handlers' ledger, the broker's
+counts and how each process ended, and it returns a sentence for each violation.
 """
 
 import json
@@ -17,9 +17,9 @@ OF_HANDLERS = (
     "handlers_abandoned",
     "event_loop_blocked",
 )
-"""Events that show where a handler failed or hung: only these may contain a traceback."""
+"""Events that show where a handler failed or hung: only these may have a traceback."""
 SHOWN = 5
-"""At most this many ids of a list are shown."""
+"""The most ids of a list that are shown."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Reconciliation:
     published: dict[str, bool] = field(default_factory=dict)
     """Each id that the broker confirmed, and whether its handler succeeds sooner or later."""
     unconfirmed: set[str] = field(default_factory=set)
-    """Ids that the broker never confirmed: it may have them or not."""
+    """Ids that the broker never confirmed: it may have these messages."""
     ended: list[str] = field(default_factory=list)
     """An id for each time that a handler finished."""
     dead: list[str] | None = None
-    """The ids of the dead letters; None where a broker only counts them."""
+    """The ids of the dead letters; None if the broker only counts them."""
     dead_count: int = 0
     at_rest: int | None = None
-    """The broker's messages, dead letters included, when all processes were gone and before the rest was handled."""
+    """The broker's messages, including dead letters, when all processes had ended and before the rest was handled."""
     done_at_rest: int = 0
-    """How many different ids had been done by then."""
+    """How many different ids were done by then."""
     left: int = 0
     """The broker's messages, except dead letters, after all was handled."""
     graceful: bool = True
@@ -90,7 +90,7 @@ class Reconciliation:
 
     @property
     def lost(self) -> set[str]:
-        """Confirmed, never done, and no dead letter; where a broker only counts dead letters, those that should be done."""
+        """Confirmed, never done, and no dead letter; if dead letters are only counted, those that should be done."""
         missing = set(self.published) - self.done
         if self.dead is not None:
             return missing - set(self.dead)

@@ -42,7 +42,7 @@ class Round(Experiment):
             self._at(event.at_seconds, partial(self._do, event, publisher))
         while self._later:
             self._tick()
-        self._full = False  # from here on a process that ends is not replaced
+        self._full = False  # from now on, an ended process is not replaced
         publisher.finish()
         for running in self._running:
             running.signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ class Round(Experiment):
             self._disturbed(1)
 
     def _add(self, slot: int) -> None:
-        """One more process on the same proxy, which is not replaced when it ends."""
+        """Add a process on the same proxy, which is not replaced when it ends."""
         if len(self._running) <= SLOTS:
             self._start(SLOTS + slot)
 
@@ -168,7 +168,7 @@ class Round(Experiment):
     def _for_a_while(
         self, fault: str, seconds: float, begin: Callable[[], None], end: Callable[[], None]
     ) -> None:
-        """Faults of one kind may overlap: they end with the last of them."""
+        """Faults of one kind may overlap: the last one ends them."""
         self._faults[fault] = self._faults.get(fault, 0) + 1
         begin()
         self._disturbed(SLOTS + 1)

@@ -1,4 +1,4 @@
-"""One process of a round: the signals it was sent, and with which exit codes and until when it may end."""
+"""One process of a round: the signals sent to it, and the exit codes and the latest time of its end."""
 
 import signal
 import time
@@ -6,11 +6,11 @@ from typing import Any
 
 GENTLE_DRAIN_SECONDS, ROUGH_DRAIN_SECONDS = 10, 2
 CLOSE_SECONDS = 10 + 1
-"""The watchdog's bound after the drain time, and a second for its last log lines."""
+"""The watchdog's time limit after the drain time, and a second for its last log lines."""
 SLACK_SECONDS = 5
-"""For a loaded machine."""
+"""Added for a loaded machine."""
 FORCED_SECONDS = 2 + 1
-"""From the second SIGINT to the end, whatever the handlers do."""
+"""The time from the second SIGINT to the end, even if handlers go on."""
 
 
 class Running:
@@ -30,7 +30,7 @@ class Running:
         self.resume()
         started = bool(self.process.find("starting"))
         if not started:
-            signum = signal.SIGTERM  # Python answers SIGINT with a traceback until then
+            signum = signal.SIGTERM  # until then, Python answers SIGINT with a traceback
             self.allowed.add(-signum)
         self.process.send(signum)
         now = time.monotonic()

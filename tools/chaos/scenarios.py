@@ -18,9 +18,9 @@ AT_ONCE = 500
 """Messages published at a time."""
 WORK_SECONDS = 0.005
 FEW = 10
-"""At least this many messages are ready during the sweep."""
+"""The fewest ready messages during the sweep."""
 PROGRESS_SECONDS = 120
-"""Within this time another handler must finish."""
+"""The time limit until another handler finishes."""
 
 
 def publish(queue: Queue, ids: int, seconds: float = WORK_SECONDS) -> None:
@@ -89,7 +89,7 @@ class Rolling(Experiment):
 
 
 class Kills(Experiment):
-    """One of two processes is killed whenever a number of messages, drawn at random, is done: at work or just starting."""
+    """One of two processes is killed whenever a random number of messages is done: at work or during its start."""
 
     def __init__(self, queue: Queue, kills: int, ids: int, seed: int) -> None:
         super().__init__(queue)
@@ -123,7 +123,7 @@ class Kills(Experiment):
 class Failover(Experiment):
     """A cluster: the node that leads the queue is killed and later started again, repeatedly, under load.
 
-    Half of the messages are published before the first kill, the others meanwhile, a few at a time.
+    Half of the messages are published before the first kill, and the others meanwhile, a few at a time.
     """
 
     def __init__(self, queue: Queue, kills: int, ids: int) -> None:
@@ -132,7 +132,7 @@ class Failover(Experiment):
         self.log: list[str] = []
         self.reconciliation.graceful = False
         # Both processes may lose their connection, and the settlements on it; and again when the node is back.
-        # Redis replicates later: of the acks that a leader answered just before it died, no number holds.
+        # Redis replicates later: no number limits the acks that a leader answered just before it died.
         most = math.inf if queue.testbed.broker.startswith("redis") else 4 * SLOTS * CONCURRENCY
         self.reconciliation.most_repeated = kills * most
         self.at = [number * ids // 2 // (2 * kills + 1) for number in range(1, 2 * kills + 1)]
@@ -164,13 +164,13 @@ class Failover(Experiment):
 def most_unacked(testbed: Testbed) -> float:
     """How many messages of one process may be redelivered: its prefetch; on Kafka what it had not committed.
 
-    On MQTT no number holds (docs/chaos.md).
+    On MQTT no number limits them (docs/chaos.md).
     """
     return {"kafka": CONCURRENCY + 50, "mqtt": float("inf")}.get(testbed.broker, CONCURRENCY)
 
 
 class Sweep(Experiment):
-    """SIGTERM 0, 5, 10, ... milliseconds after the start of a process, until the time at which it consumes."""
+    """SIGTERM 0, 5, 10, ... milliseconds after the start of a process, until the time when it consumes."""
 
     def __init__(self, queue: Queue, every_ms: int) -> None:
         super().__init__(queue)
@@ -218,7 +218,7 @@ def consuming_after_ms(queue: Queue) -> int:
 
 
 def _unacked(queue: Queue) -> Iterator[str]:
-    """Violations of: a message that was consumed is done, or the broker has it again."""
+    """Violations of the rule that a consumed message is done, or in the broker again."""
     published = len(queue.published)
 
     def balance() -> tuple[int, int]:

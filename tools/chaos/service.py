@@ -1,7 +1,7 @@
 """The service of the experiments: the runtime in place, with a handler that misbehaves.
 
-The handler misbehaves at the first delivery of its message, in whichever process that is, and works at the next;
-``fail`` and ``reject`` never work. With ``WELL`` set, none of the others misbehaves. ``CLOCK`` names a file
+The handler misbehaves at the first delivery of its message, in any process, and works at the next; ``fail`` and
+``reject`` never work. With ``WELL`` set, none of the others misbehaves. ``CLOCK`` names a file
 with the seconds by which the wall clock is wrong.
 """
 
@@ -59,7 +59,7 @@ async def handle(task: Task, message: Message) -> None:
 
 
 def set_the_clock(file: Path) -> None:
-    """Let time.time() be wrong by what the file says; time.monotonic(), which deadlines use, stays right."""
+    """Shift time.time() by the seconds in the file; time.monotonic(), which deadlines use, stays right."""
     right, seen, offset = time.time, 0, 0.0
 
     def wrong() -> float:

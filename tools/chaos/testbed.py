@@ -1,6 +1,6 @@
 """A service on a private broker: an experiment publishes to it, starts it, disturbs it and counts.
 
-Servers, proxy and processes are those that every service's own tests use; the runtime runs in place.
+Servers, proxy and processes are those of every service's own tests; the runtime runs in place.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ DISK_MIB = 24
 SLOW_BYTES = 64
 """The bytes that a throttled connection passes on at a time."""
 PROXIES = {"mqtt": 1}
-"""Fewer than two: a client's name is locked for the address that it connects to."""
+"""Fewer than two: a client's name is locked for its address."""
 SETTLE_SECONDS = 60
-"""How long the broker has, after a round, to show all of its messages and to deliver them."""
+"""The time limit for the broker, after a round, to show all of its messages and to deliver them."""
 MOST_DEAD = 100_000
 FINISHES = 3
-"""What is in flight when the last process stops waits for another one; it must not wait forever."""
+"""Messages in flight when the last process stops wait for another process; it must not wait forever."""
 
 
 class Unavailable(Exception):
@@ -50,14 +50,14 @@ class Unavailable(Exception):
 
 
 class Testbed:
-    """One broker, the network in front of it, and the disk below."""
+    """One broker, the network to it, and its disk."""
 
     def __init__(
         self, broker: str, scratch: Path, running: ExitStack, *, cluster: bool = False
     ) -> None:
         self.broker = broker
         self.scratch = scratch
-        # The runtime in this process only publishes and counts, and is to be silent about outages.
+        # The runtime in this process only publishes and counts, and must not log outages.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         logging.disable(logging.CRITICAL)
         module: Any = server_module(broker.partition("-")[0])
@@ -99,7 +99,7 @@ class Throttled:
     """Mixed into a proxy: its connections may be slow."""
 
     bytes_per_second: float | None = None
-    """How fast each connection is, each way, as long as this is set."""
+    """The bytes of each connection per second, each way, while this is set."""
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         while data:
@@ -137,7 +137,7 @@ class Disk:
 
 
 class Process(ServiceProcess):
-    """A service process with a name and a clock of its own, which may be wrong."""
+    """A service process with its own name and clock, which may be wrong."""
 
     def __init__(self, name: str, clock: Path, environment: dict[str, str]) -> None:
         super().__init__(SERVICE, environment)
@@ -179,7 +179,7 @@ class Queue:
             url = url.replace(
                 self.testbed.server.url.partition("?")[0], chosen.url.partition("?")[0]
             )
-        # One machine, one clock; the consumers of a server may be anywhere.
+        # The consumers on one machine have one clock; those of a server may be anywhere.
         clock = self.folder / (f"clock-{len(self.processes)}" if self.testbed.proxies else "clock")
         if not clock.exists():
             clock.write_text("0")
@@ -189,7 +189,7 @@ class Queue:
             self.ledger,
             MARKS=self.folder / "marks",
             CLOCK=clock,
-            # What fails by the plan fails by itself, so no pause would help.
+            # Planned failures fail by themselves, so no pause would help.
             **{
                 "concurrency": 4,
                 "retry_seconds": 0.1,
@@ -203,7 +203,7 @@ class Queue:
         return process
 
     def publish(self, tasks: Iterable[dict[str, Any]]) -> None:
-        """Publish once; what the broker did not confirm is noted and not published again."""
+        """Publish once; unconfirmed messages are recorded and not published again."""
         tasks = list(tasks)
         good = {task["id"]: task["how"] not in ("fail", "reject") for task in tasks}
         messages = [
@@ -240,7 +240,7 @@ class Queue:
         return counts
 
     def rest(self, reconciliation: Reconciliation) -> None:
-        """When all processes are gone: note what is done and what the broker has."""
+        """When all processes have ended: record what is done and what the broker has."""
         expected = len(self.published)
 
         def found() -> int:
@@ -259,7 +259,7 @@ class Queue:
             self._finish(reconciliation, processes)
             counts = self.counts()
             reconciliation.left = counts.ready + counts.delayed
-            if not reconciliation.left:  # else one of them had it, and requeued it
+            if not reconciliation.left:  # otherwise one of them had it, and requeued it
                 break
         reconciliation.dead_count = counts.dead
         reconciliation.dead = patiently(
@@ -303,7 +303,7 @@ class Queue:
             process.close()
 
     def keep(self, folder: Path) -> None:
-        """Write the log of each process and the ledger, to look into a failure."""
+        """Write the log of each process and the ledger, to investigate a failure."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger").write_bytes(self.ledger.path.read_bytes())
         for process in self.processes:
@@ -319,7 +319,7 @@ class Experiment(ABC):
         self.reconciliation = Reconciliation()
         self.stops = self.kills = 0
         self.violations: list[str] = []
-        """Violations besides the counts."""
+        """Violations in addition to the counts."""
 
     @abstractmethod
     def run(self) -> None: ...
@@ -350,7 +350,7 @@ class Publisher(threading.Thread):
             self.failure = failure
 
     def finish(self) -> None:
-        """Wait until all is published. Raises what went wrong."""
+        """Wait until all is published. Raises its failure."""
         self._batches.put(None)
         self.join(SETTLE_SECONDS)
         if self.failure is not None:
@@ -379,7 +379,7 @@ def ending(
 
 
 def wait(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> bool:
-    """Wait until the condition holds; returns whether it did in this time."""
+    """Wait until the condition is true; returns whether it became true in this time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -42,7 +42,7 @@ exclude_also =
 
 @dataclass(frozen=True)
 class Count:
-    """Of one module, or of all: how many there are, and how many were reached."""
+    """The branches of one module, or of all: their number, and how many were reached."""
 
     lines: int
     lines_reached: int
@@ -97,7 +97,7 @@ def measure(broker: str, tests: list[str], html: Path | None) -> tuple[dict[str,
             environment = {**os.environ, **variables_for(broker)}
             return subprocess.run([*program, *arguments], cwd=ROOT, env=environment).returncode
 
-        # The name of a broker is in the name of the file, or in the parameters of the test.
+        # A broker's name is in the name of the file, or in the parameters of the test.
         selected = ["-k", " and ".join(f"not {other}" for other in others)]
         pytest = ["-m", "pytest", "-p", "no:cacheprovider", *selected, *tests, *TESTS]
         passed = coverage("run", *pytest) == 0

@@ -25,9 +25,9 @@ TESTS = {
     "consumer": "test_consumer test_ordering test_bad_input",
     "sqlite": "test_sqlite test_contract test_every_source",
 }
-"""Which tests must notice the mutants of a module."""
+"""The tests that must detect the mutants of a module."""
 MARKS = {"consumer": "not very_slow"}
-"""The slow tests of the others are too slow to run once for each mutant."""
+"""The slow tests of the other modules are too slow to run once for each mutant."""
 FOLDERS = {"sqlite": "brokers/"}
 CACHES = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", ".venv", "mutants")
 
@@ -36,7 +36,7 @@ COPIED = (
     (TREE / "tests/runtime", "tests/runtime"),
     (ROOT / "tests/runtime", "tests/runtime"),
 )
-"""Folders of the repository, and their places in a project that mutmut can work with."""
+"""Folders of the repository, and their places in a project for mutmut."""
 
 PYTEST_SETTINGS = """
 [tool.pytest.ini_options]
@@ -58,7 +58,7 @@ track_dependencies = false
 use_git_change_detection = false
 """
 NOTICED = {"killed", "timeout", "check was interrupted by user"}
-"""The last: the mutant did not catch the SIGINT of a test, and that ended pytest."""
+"""The last outcome: the mutant did not catch the SIGINT of a test, and that ended pytest."""
 
 
 def main() -> int:
@@ -106,12 +106,12 @@ def copy_project(repository: Path, folder: Path) -> None:
     for source, copy in COPIED:
         present = repository / source.relative_to(ROOT)
         shutil.copytree(present, folder / copy, ignore=CACHES, dirs_exist_ok=True)
-    # With it pytest would take the tests for the package `runtime`.
+    # With it pytest would import the tests as the package `runtime`.
     (folder / "tests/runtime/__init__.py").unlink(missing_ok=True)
 
 
 def mutate(folder: Path, module: str, function: str, workers: int) -> tuple[int, list[str]]:
-    """How many mutants there are, and those that no test noticed. Changes the folder."""
+    """The number of mutants, and those that no test detected. Changes the folder."""
     path = f"src/runtime/{FOLDERS.get(module, '')}{module}.py"
     source = folder / path
     source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
@@ -161,13 +161,13 @@ def described(module: str, name: str, difference: str) -> str:
 
 
 def undecorated(source: str) -> str:
-    """The same with each decorator applied after the function, as mutmut breaks no decorated one."""
+    """The same source with each decorator applied after the function, since mutmut mutates no decorated function."""
     lines = source.splitlines(keepends=True)
     for node in sorted(functions(ast.parse(source)), key=lambda node: node.lineno, reverse=True):
         assert node.end_lineno is not None
         indent = " " * node.col_offset
         names = [ast.unparse(decorator) for decorator in node.decorator_list]
-        # The frames of a coroutine that is made of a generator are looked into, and mutmut would add one.
+        # The runtime inspects the frames of generator-based coroutines, and mutmut would add a frame.
         if names and "types.coroutine" not in names:
             applied = f"{''.join(f'{name}(' for name in names)}{node.name}{')' * len(names)}"
             lines.insert(node.end_lineno, f"{indent}{node.name} = {applied}\n")

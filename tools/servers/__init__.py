@@ -1,1 +1,1 @@
-"""``python3 tasks.py servers``: the runtime's tests of a broker on other servers than the machine's."""
+"""``python3 tasks.py servers``: the runtime's tests of a broker on newer servers."""

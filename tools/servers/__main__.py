@@ -44,24 +44,24 @@ LOGS = ROOT / ".cache/servers"
 MINISTACK = "ministack>=1.5.33,<2"
 START_SECONDS = 60
 END_SECONDS = 10
-"""For pytest to stop its servers after Ctrl-C."""
+"""The time for pytest to stop its servers after Ctrl-C."""
 RELEASES = {"installed": "the machine's", "trixie": "Debian 13", "sid": "Debian sid"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One server, and where it comes from."""
+    """One server, and its origin."""
 
     server: str
     place: str
     """``installed``, a Debian release, or ``PyPI`` or ``Maven``."""
     package: str
     programs: dict[str, str] = field(default_factory=dict, hash=False)
-    """The names by which the tests start it, and the programs in the root: patterns."""
+    """The names by which the tests start it, and its programs in the root, as patterns."""
     broker: str = ""
-    """As the tests name it; if empty, all tests run that need none."""
+    """The broker's name in the tests; if empty, all tests run that need no broker."""
     redis_set: str = ""
-    """The name of a set of several servers that takes the place of each single one."""
+    """The name of a set of several servers that replaces each single server."""
 
     @property
     def name(self) -> str:
@@ -75,14 +75,14 @@ class Row:
         if not self.broker:
             return ["-m", "not slow", "tests/runtime", VENDORED]
         files = [f"tests/runtime/test_{self.broker}.py", *CONTRACT]
-        if self.server != "MiniStack":  # the tests of outages have a server of their own
+        if self.server != "MiniStack":  # the tests of outages have their own server
             files.append(f"{VENDORED}/test_outage.py")
         plugin = ["-p", redis_sets.__name__] if self.redis_set else []
         return [*plugin, "-m", "not very_slow", "-k", self.broker, *files]
 
 
 def rows() -> Iterator[Row]:
-    """In the order of the table."""
+    """The rows in the order of the table."""
     rabbitmq = {
         name: f"/usr/lib/rabbitmq/bin/{name}" for name in ("rabbitmq-server", "rabbitmqctl")
     }
@@ -117,7 +117,7 @@ ROWS = list(rows())
 
 
 class RowMissing(Exception):
-    """The server cannot be had here; the text says why."""
+    """The server is not available here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def main() -> int:
 
 @dataclass
 class Setup:
-    """What the tests of a row are run with."""
+    """The settings of a row's tests."""
 
     version: str
     variables: dict[str, str] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Setup:
 
 
 def run(row: Row, others: Collection[Row] = (), workers: int = 2) -> Result:
-    """Run its tests; ``others`` are rows whose packages are got with its own. Raises RowMissing."""
+    """Run its tests; ``others`` are rows whose packages are installed together with its own. Raises RowMissing."""
     with (
         set_up(row, others) as setup,
         tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
@@ -197,9 +197,9 @@ def run(row: Row, others: Collection[Row] = (), workers: int = 2) -> Result:
         command = [*setup.before, setup.python, "-X", "dev", "-m", "pytest", "-c", "pyproject.toml"]
         command += ["--rootdir=.", "--confcutdir=tests/runtime", "-p", "no:cacheprovider"]
         variables = {"PYTHONMALLOC": "default", "TMPDIR": folder}
-        if row.broker:  # else another release's /usr lacks programs that some tests need
+        if row.broker:  # otherwise another release's /usr lacks programs that some tests need
             variables["REQUIRE_BROKERS"] = "1"
-        # If a test runs this program, it is one of pytest's workers, and those that start here are others.
+        # If a test runs this program, it is a worker of pytest, and the workers that start here are others.
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         variables = {**ours, **variables, **setup.variables}
         counts = pytest(
@@ -242,7 +242,7 @@ def of_a_release(row: Row, others: Collection[Row]) -> Iterator[Setup]:
     programs = {name: found(root, pattern) for name, pattern in row.programs.items()}
     with roots.beside(root, programs) as before:
         setup = Setup(roots.version_of(row.package, root), {}, before)
-        if "nats-server" in programs:  # else that of PyPI
+        if "nats-server" in programs:  # otherwise PyPI's server
             setup.variables["CONSUMER_TEST_NATS_SERVER"] = "nats-server"
         if not row.broker:
             setup.before = [*before, "inside"]
@@ -322,7 +322,7 @@ def pytest(command: list[str], variables: dict[str, str], log: Path) -> tuple[in
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
     if failed == 0 and process.returncode != 0:
-        failed = 1  # such as no test at all
+        failed = 1  # such as no tests at all
     if failed:
         found = re.findall(r"^(?:FAILED|ERROR) .*", text, re.M) or text.splitlines()[-20:]
         print("\n".join(f"  {line}" for line in found), f"  {log}", sep="\n", flush=True)

@@ -13,7 +13,7 @@ VARIABLE = "REDIS_SET_OF_TESTS"
 
 
 def pytest_configure() -> None:
-    # Not before the conftest, which has pytest rewrite their assertions.
+    # Imported after the conftest, which makes pytest rewrite their assertions.
     from harness.servers import redis
     from tools.chaos import clusters
 

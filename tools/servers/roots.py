@@ -3,7 +3,7 @@
 ``made`` unpacks packages of a release into .cache/roots, with mmdebstrap, from the mirror that the machine's own apt
 uses. ``beside`` gives the words before a command in whose PATH these programs come first: each of them sees the
 machine's files, processes and network, but the other /usr. The mounts are in a namespace of the command, which ends with
-all of its processes when the command does. To get newer packages of a release that moves: ``rm -r .cache/roots``.
+all of its processes when the command ends. For newer packages of a release that moves: ``rm -r .cache/roots``.
 """
 
 import os
@@ -24,7 +24,7 @@ from tools import ROOT
 ROOTS = ROOT / ".cache/roots"
 NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 OPTIONS = (
-    'Acquire::Check-Valid-Until "false"',  # of the releases that move; the signatures are checked
+    'Acquire::Check-Valid-Until "false"',  # for the releases that move; the signatures are checked
     'APT::Install-Recommends "false"',
 )
 
@@ -46,7 +46,7 @@ code=0; "$@" || code=$?
 exit $code
 """
 
-# PostgreSQL is started as a user who may not chroot, unless it is in a user namespace of its own.
+# PostgreSQL is started as a user who may not chroot, except in a user namespace of its own.
 WRAPPER = """\
 #!/bin/sh
 [ "$(id -u)" = 0 ] || own="--user --map-current-user"
@@ -72,7 +72,7 @@ def why_not() -> str:
 
 
 def made(suite: str, packages: Collection[str]) -> Path:
-    """A root of this Debian release with these packages, and perhaps others. Raises RootMissing."""
+    """A root of this Debian release with at least these packages. Raises RootMissing."""
     if reason := why_not():
         raise RootMissing(reason)
     ROOTS.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def there(suite: str, packages: Collection[str]) -> Path | None:
 
 
 def mirror() -> list[str]:
-    """The mirror of Debian that the machine's apt uses, else none: mmdebstrap knows one."""
+    """The mirror of Debian that the machine's apt uses; if none, mmdebstrap has a default."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
     uris = subprocess.run(command, capture_output=True, text=True).stdout.split()
     return [uri for uri in uris if re.search(r"/debian/?$", uri)][:1]
@@ -114,7 +114,7 @@ def mirror() -> list[str]:
 def beside(root: Path, programs: Mapping[str, str]) -> Iterator[list[str]]:
     """The words before a command in whose PATH each of these names is that program of the root.
 
-    The name ``inside`` is there too: a command that follows it runs with the root's /usr itself.
+    The name ``inside`` is a command, too: the command after it runs with the root's /usr itself.
     """
     work = Path(tempfile.mkdtemp(prefix="root-"))
     try:
@@ -135,7 +135,7 @@ def beside(root: Path, programs: Mapping[str, str]) -> Iterator[list[str]]:
 
 
 def version_of(package: str, root: Path = Path("/")) -> str:
-    """As its makers number it, such as 4.0.5 for 4.0.5-6+deb13u2; empty if it is not installed there."""
+    """The upstream version, such as 4.0.5 for 4.0.5-6+deb13u2; empty if the package is not installed there."""
     query = [
         "dpkg-query",
         f"--admindir={root / 'var/lib/dpkg'}",

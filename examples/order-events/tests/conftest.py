@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Keeps what became of the shutdown suite, for the template's `tasks.py fleet`; fixtures of yours belong in tests/handlers/conftest.py.
+"""Stores the result of the shutdown suite for `tasks.py fleet`; your fixtures belong in tests/handlers/conftest.py.
 
-Here, and not beside the suite, as with `-n` the process that hears of all tests reads no conftest.py further down.
+Not beside the suite: with `-n`, the process that collects all results reads only this conftest.py.
 """
 
 from collections import Counter

@@ -25,7 +25,7 @@ TOPIC = os.environ["CONSUMER_SOURCE"]
 GROUP = os.environ["CONSUMER_GROUP"]
 PREFETCH = int(os.environ["CONSUMER_PREFETCH"])
 COMMIT_SECONDS = 0.25
-"""As often as the service commits."""
+"""As often as the service."""
 
 stopwatch = Stopwatch()
 
@@ -83,7 +83,7 @@ async def librdkafka() -> None:
 
 
 async def faststream() -> None:
-    """FastStream's default, ``AckPolicy.ACK_FIRST``: Kafka's own commits, in time and before the handler, so at most once."""
+    """FastStream's default, ``AckPolicy.ACK_FIRST``: Kafka's commits, before the handler ends: at most once."""
     await _run(KafkaBroker(ADDRESS))
 
 

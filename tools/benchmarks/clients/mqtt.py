@@ -2,7 +2,7 @@
 
 They return to the same session, that of ``?client_id=`` in CONSUMER_BROKER_URL, which must have the messages, call
 the same stopwatch, and acknowledge each message after its handler. MQTT has one acknowledgement for each message,
-so nothing can be batched: the bare clients differ in what drives paho.
+so nothing can be batched: the bare clients differ in how they drive paho.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ stopwatch = Stopwatch()
 
 
 async def bare() -> None:
-    """paho on a thread of its own, which calls the handler and acknowledges: the least that paho can cost."""
+    """paho in its own thread, which calls the handler and acknowledges: the lowest cost of paho."""
     loop, stop = asyncio.get_running_loop(), _stop_event()
     client = Client(CallbackAPIVersion.VERSION2, CLIENT_ID, protocol=MQTTv5, manual_ack=True)
 
@@ -52,7 +52,7 @@ async def bare() -> None:
 
 
 async def bare_single() -> None:
-    """aiomqtt's ``async for message in client.messages``; for manual acks one needs its private paho client."""
+    """aiomqtt's ``async for message in client.messages``; manual acks need its private paho client."""
     stop = _stop_event()
     client = aiomqtt.Client(
         HOST,
@@ -92,7 +92,7 @@ async def faststream() -> None:
 
 
 async def faststream_quiet() -> None:
-    """The same without the two lines that it logs for each message."""
+    """FastStream without the two lines that it logs for each message."""
     await _run(
         MQTTBroker(
             f"mqtt://{HOST}:{PORT}",

@@ -41,7 +41,7 @@ async def _fetch(count: int) -> None:
     context: JetStreamContext = client.jetstream()
     pull = await context.pull_subscribe_bind(durable=GROUP, stream=STREAM)
     while not stop.is_set():
-        with suppress(TimeoutError):  # nothing came
+        with suppress(TimeoutError):  # no message came
             for message in await pull.fetch(count, timeout=1):
                 stopwatch.tick()
                 await message.ack()
@@ -54,7 +54,7 @@ async def faststream() -> None:
 
 
 async def faststream_quiet() -> None:
-    """The same without the two lines that it logs for each message."""
+    """FastStream without the two lines that it logs for each message."""
     await _run(NatsBroker(URL, logger=None))
 
 

@@ -1,7 +1,7 @@
-"""Bare asyncpg on the service's own table, to compare the service with: ``python -m tools.benchmarks.clients.postgres NAME``.
+"""Bare asyncpg on the service's own table, for comparison: ``python -m tools.benchmarks.clients.postgres NAME``.
 
-They take the same messages, call the same stopwatch, and read the service's environment variables. Neither has
-leases, retries or dead letters; FastStream knows no PostgreSQL.
+Both loops take the same messages, call the same stopwatch, and read the service's environment variables. Neither has
+leases, retries or dead letters; FastStream does not support PostgreSQL.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ URL = os.environ["CONSUMER_BROKER_URL"]
 QUEUE = os.environ["CONSUMER_SOURCE"]
 PREFETCH = int(os.environ["CONSUMER_PREFETCH"])
 
-SETTINGS = {"enable_seqscan": "off", "jit": "off"}  # as the service's
+SETTINGS = {"enable_seqscan": "off", "jit": "off"}  # like the service
 IDLE_SECONDS = 0.05
 
 EXCHANGE = """
@@ -38,7 +38,7 @@ stopwatch = Stopwatch()
 
 
 async def bare() -> None:
-    """One statement acknowledges a batch and takes the next, as the service's does."""
+    """One statement acknowledges a batch and takes the next batch, like the service."""
     stop, connection = await _connect()
     acked: list[int] = []
     while not stop.is_set():

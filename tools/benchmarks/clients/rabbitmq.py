@@ -51,7 +51,7 @@ async def article() -> None:
     async with connection:
         consuming = asyncio.create_task(consume())
         await stop.wait()
-        consuming.cancel()  # left alone, it waits for one more message: so the article has it
+        consuming.cancel()  # otherwise the article's iterator waits for one more message
 
 
 async def faststream() -> None:
@@ -60,7 +60,7 @@ async def faststream() -> None:
 
 
 async def faststream_quiet() -> None:
-    """The same without the two lines that it logs for each message."""
+    """FastStream without the two lines that it logs for each message."""
     await _run(RabbitBroker(URL, default_channel=Channel(prefetch_count=PREFETCH), logger=None))
 
 

@@ -1,8 +1,8 @@
-"""What the generated service is compared with on Redis Streams: ``python -m tools.benchmarks.clients.redis NAME``.
+"""Redis Streams consumers to compare the generated service with: ``python -m tools.benchmarks.clients.redis NAME``.
 
 They read the service's environment variables, take the same entries from the same stream as its group does,
-and call the same stopwatch. An entry that is acknowledged is deleted, as the service does it: the stream is a
-queue, and would grow for ever.
+and call the same stopwatch. An acknowledged entry is deleted, like the service does: the stream is a
+queue, and would grow forever.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Settle = Callable[[Redis, list[bytes]], Awaitable[None]]
 
 
 async def bare() -> None:
-    """redis-py's ``xreadgroup(count=prefetch)``, and XACK and XDEL of all of them in one pipeline."""
+    """redis-py's ``xreadgroup(count=prefetch)``, and XACK and XDEL of all entries in one pipeline."""
 
     async def settle_all(client: Redis, ids: list[bytes]) -> None:
         async with client.pipeline(transaction=True) as pipeline:
@@ -42,7 +42,7 @@ async def bare() -> None:
 
 
 async def bare_single() -> None:
-    """The same with one XACK and one XDEL for each message."""
+    """The same reads, with one XACK and one XDEL for each message."""
 
     async def settle_each(client: Redis, ids: list[bytes]) -> None:
         for id in ids:
@@ -55,14 +55,14 @@ async def bare_single() -> None:
 async def faststream() -> None:
     """FastStream's stream subscriber with a group; each message is acknowledged when its handler has returned.
 
-    The fields of an entry that FastStream did not write it hands over as a dict.
+    FastStream passes the fields of an entry that it did not write as a dict.
     Acknowledged entries stay in the stream, so it is deleted at the end.
     """
     await _run(RedisBroker(URL))
 
 
 async def faststream_quiet() -> None:
-    """The same without the two lines that it logs for each message."""
+    """FastStream without the two lines that it logs for each message."""
     await _run(RedisBroker(URL, logger=None))
 
 

@@ -42,7 +42,7 @@ async def bare() -> None:
 
 
 async def bare_single() -> None:
-    """The same with one ``delete_message`` for each message."""
+    """The same receives, with one ``delete_message`` for each message."""
 
     async def consume(client: Any, queue_url: str) -> None:
         while messages := await _receive(client, queue_url):

@@ -1,8 +1,8 @@
 # cookiecutter-consumer {{ cookiecutter._template_version }} | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The supervisor waits longer than a stop may take, whichever of the two was edited by hand.
+"""The supervisor waits longer than a shutdown may take, even if either setting was edited by hand.
 
-A stop takes CONSUMER_DRAIN_SECONDS for the handlers, and up to CLOSE_SECONDS of runtime/watchdog.py for all that is
-closed after them. What is set in other places, a Secret or another file, is not seen here.
+A shutdown takes CONSUMER_DRAIN_SECONDS for the handlers, and up to CLOSE_SECONDS of runtime/watchdog.py to close the
+rest. Settings in other places, such as a Secret or another file, are not checked here.
 """
 
 import re
@@ -16,9 +16,9 @@ from {{ cookiecutter.package_name }}.runtime.watchdog import CLOSE_SECONDS
 PROJECT = Path(__file__).resolve().parents[2]
 
 MARGIN_SECONDS = 5
-"""The watchdog's last words, the end of the interpreter, and a machine that is slow just then."""
+"""For the watchdog's last log lines, the end of the interpreter, and a slow machine."""
 
-# Where each deployment is described; a later place overrides an earlier one.
+# The files of each deployment; a later file overrides an earlier one.
 # {% if cookiecutter.deploy == "kubernetes" %}
 DEPLOYMENTS = {
     path.name: ["deploy/kubernetes/base/*.yaml", f"deploy/kubernetes/overlays/{path.name}/*.yaml"]
@@ -37,7 +37,7 @@ COMMENT = r"(?m)(^|\s)#.*"
 
 
 def seconds_set(pattern: str, places: list[str]) -> list[float]:
-    """All that the last place that sets it says."""
+    """The values in the last file that has any."""
     for place in reversed(places):
         texts = [re.sub(COMMENT, "", file.read_text("utf-8")) for file in PROJECT.glob(place)]
         assert texts, f"there is no {place}"

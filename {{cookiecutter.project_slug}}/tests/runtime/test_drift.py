@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The vendored files are unmodified; the command ``check --vendored`` says the same.
+"""The vendored files are unmodified; the command ``check --vendored`` checks the same.
 
-Change the template and update, not these files. Or make them yours: delete this test and runtime/MANIFEST.sha256.
+Change the template and update, not these files. Or own them: delete this test and runtime/MANIFEST.sha256.
 """
 
 from runtime.operate import vendored

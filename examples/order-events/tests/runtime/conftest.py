@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Where pytest finds the fixtures."""
+"""Imports the fixtures for pytest."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The contract of every broker, on real servers: the same tests for each of them.
+"""The contract of every broker, on real servers: each runs the same tests.
 
-A test of a capability that the broker declares as missing is skipped, with that reason.
+A test of a capability that the broker declares as missing is skipped with that reason.
 """
 
 import time
@@ -21,7 +21,7 @@ SETTINGS = {"retry_seconds": 0.1, "retry_max_seconds": LONG_RETRY_SECONDS}
 
 @pytest.fixture
 async def connect(connect: Connect, source_for: Callable[..., Source], broker: Server) -> Connect:
-    """To a queue that a consumer has started on once, so that each broker retains the published messages."""
+    """Connect to a queue on which a consumer has started once, so that each broker retains published messages."""
     await broker.introduce_consumer(source_for().settings)
     return connect
 
@@ -77,7 +77,7 @@ async def test_a_rejected_message_is_one_dead_letter_with_its_reason_and_replaye
         assert letter.reason == "cannot be read: größe"
         assert letter.attempts == 1
         assert before - 1 <= letter.dead_lettered_at <= time.time() + 1
-        await eventually(1, source.count_dead_letters)  # listing removes none
+        await eventually(1, source.count_dead_letters)  # listing deletes none
         assert [moved async for moved in source.replay_dead_letters()][-1:] == [1]
         (message,) = await take(source, 1)
         assert (message.body, message.type, message.attempt) == (b"bad", "kind", 1)

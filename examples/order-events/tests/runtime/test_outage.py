@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The broker is lost: a real server is killed and started again.
 
-The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. Which messages may be
-handled twice depends on the broker (harness/servers).
+The invariant is that of test_shutdown.py: published = handled + still in the broker + dead letters. How many messages
+may be handled twice depends on the broker (harness/servers).
 """
 
 import uuid

@@ -72,7 +72,7 @@ def test_rolling_restarts_under_load_lose_nothing_and_repeat_nothing(scene: Scen
     stopping = threading.Event()
 
     def publish() -> None:
-        while not stopping.wait(0.05):  # enough to keep most of the eight workers busy
+        while not stopping.wait(0.05):  # enough messages for most of the eight workers
             tasks.extend(scene.publish(10, seconds=0.03))
 
     publisher = threading.Thread(target=publish)

@@ -195,7 +195,7 @@ async def cancellable_aiter(
                     raise
                 break
             finally:
-                # Unless the source has uncancelled already.
+                # The source may already have uncancelled the task.
                 if pulling is None and task.cancelling() > cancelling_before:
                     outside_cancellations = task.uncancel() - cancelling_before
                 pulling = None

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Workers take messages, run handlers and settle; on shutdown they drain.
+"""Workers take messages, run handlers and settle the messages; on shutdown they drain.
 
 Each worker is the loop of the article::
 
@@ -54,14 +54,14 @@ log = structlog.get_logger()
 IDLE_SECONDS = 0.1
 """The least time for idle workers to notice the shutdown, even with a shorter drain time."""
 FACTOR, LEAST = 4.0, 0.92
-"""Growth of the backoff, and its jitter: the default of twelve attempts spans more than an hour."""
+"""The growth of the backoff, and its jitter: the default of twelve attempts spans more than an hour."""
 CANCEL_AGAIN_SECONDS = 0.5
 STOP_SOURCE_SECONDS = 3
 CANCEL_SECONDS = 1
 REQUEUE_SECONDS = 0.5
 CLOSE_SOURCE_SECONDS = 3.25
 CLOSE_LIFESPAN_SECONDS = 2.75
-"""The source stops while handlers finish or are cancelled; with that, the sum is below `watchdog.CLOSE_SECONDS`."""
+"""The source stops while handlers finish or are cancelled: the sum of all steps is below `watchdog.CLOSE_SECONDS`."""
 
 # The variable behind bind_contextvars(message_id=...), at a tenth of the cost for each message.
 _message_id = contextvars.Context().run(bind_contextvars, message_id="")["message_id"].var
@@ -118,7 +118,7 @@ class Consumer:
         self.telemetry.watch(self)
 
     def counts(self) -> tuple[int, int, int]:
-        """In flight, settled by handlers, and requeued."""
+        """The numbers of messages in flight, settled by handlers, and requeued."""
         outcomes = self.telemetry.outcomes.copy().items()
         settled = sum(count for (_, outcome), count in outcomes if outcome != "abandoned")
         settled -= self._requeued_count
@@ -134,7 +134,7 @@ class Consumer:
         try:
             exit_code = await self._run_in_lifespan()
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError  # from outside: a task group takes back its own
+                raise asyncio.CancelledError  # from outside: a task group uncancels its own
         except CancellationRequested:  # while starting: no message was taken
             log.info("stop_requested", reason=name_of(self.event.reason))
         finally:
@@ -167,7 +167,7 @@ class Consumer:
         while not task.done():
             try:
                 await asyncio.wait({task})
-            except asyncio.CancelledError:  # by anyio again and again
+            except asyncio.CancelledError:  # anyio cancels again and again
                 self.event.set("failure")
         return task.result()
 
@@ -191,7 +191,7 @@ class Consumer:
             )
 
     async def _insist(self, step: Callable[[], Coroutine[Any, Any, object]], until: float) -> None:
-        """Run one step of the start; repeat it while the broker is unavailable, until that time."""
+        """Run one step of the start; repeat it while the broker is unavailable, until ``until`` (event loop time)."""
         attempt, warning = 0, Seldom()
         while True:
             try:
@@ -221,7 +221,7 @@ class Consumer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.errors.append(error)
-            self.event.set("failure")  # do not idle: the other workers finish, the process exits
+            self.event.set("failure")  # do not idle: the other workers finish, then it exits
 
     async def _work(self) -> None:
         suspects, call = self.source.suspects, self.limits.calls_of(asyncio.current_task())
@@ -234,7 +234,7 @@ class Consumer:
             raise SourceFailed("the source ended without a shutdown")
 
     async def _handle_alone(self, message: Message, call: Call) -> None:
-        """Handle suspects with one worker, including those that other workers put aside meanwhile."""
+        """Handle suspects with one worker, including those that other workers add meanwhile."""
         suspects = self.source.suspects
         suspects.waiting.append(message)
         if not suspects.lock.locked():
@@ -258,7 +258,7 @@ class Consumer:
     def _begin(
         self, message: Message, call: Call, alone: bool = False
     ) -> Coroutine[Any, Any, None] | None:
-        """The awaitable to await; None for a batch. This is not a coroutine, because it runs for each message."""
+        """The call to await; None for a batch. This is not a coroutine, because it runs for each message."""
         _message_id.set(message.id)
         message.context, message.call, message.taken_at = self._context, call, monotonic()
         if self.breaker.tried or self.breaker.reason:
@@ -307,7 +307,7 @@ class Consumer:
             if handler.has_result:
                 results: list[Any] = []
                 calling = _kept(calling, results)
-            # With its own context: variables that it sets, or binds for the log, end with it.
+            # With a context of its own: variables that the handler sets, or binds for the log, end with the call.
             # A task would do that too, at twenty times the cost.
             context, steps = contextvars.copy_context(), calling.__await__()
             if (awaited := context.run(next, steps, calling)) is not calling:
@@ -321,7 +321,7 @@ class Consumer:
         self.telemetry.handled(handling, failure)
         if task.cancelling():
             if self._cancelling_handlers:
-                call.look_at = math.inf  # it has ended; its `ends_at` says whether in time
+                call.look_at = math.inf  # it has ended; `call.ends_at` says whether in time
                 # Also after a swallowed cancellation: the handler's progress is unknown.
                 await self._requeue(messages)
                 raise asyncio.CancelledError
@@ -338,7 +338,7 @@ class Consumer:
             acked, failures = await self._publish_results(handler, messages, result)
         if failures or self.breaker.alert:
             self.breaker.judge(messages, failures or {}, handler)
-        if failures:  # the handled ones do not wait for what the broker has to store
+        if failures:  # handled messages do not wait until the broker has stored the failed ones
             messages = sorted(messages, key=failures.__contains__)
         for message in messages:
             outcome: Outcome = "handled"
@@ -353,7 +353,7 @@ class Consumer:
     async def _publish_results(
         self, handler: Handler, messages: list[Message], result: object
     ) -> tuple[bool, dict[Message, BaseException]]:
-        """Returns whether publishing has also acknowledged the messages, and which of them failed."""
+        """Returns whether publishing has also acknowledged the messages, and which messages failed."""
         try:
             outgoing, failures = read_results(result, handler.batched)
             if not failures.keys() <= set(messages):
@@ -390,7 +390,7 @@ class Consumer:
             batch.full.set()
 
     async def _process_batch(self, handler: Handler, batch: "_Batch") -> None:
-        unbind_contextvars("message_id")  # this task inherited its first one's
+        unbind_contextvars("message_id")  # this task inherited the id of its first message
         slots = [*handler.slots, self._batch_slots]
         try:
             with suppress(TimeoutError, CancellationRequested):
@@ -410,7 +410,7 @@ class Consumer:
             for each in slots:
                 each.release()
 
-    # -- settling what failed
+    # -- settling failed messages
 
     async def _fail(
         self, message: Message, failure: BaseException, *, may_keep: bool = True
@@ -424,7 +424,7 @@ class Consumer:
         elif self.event.is_set() and (
             kept or (isinstance(failure, Retry) and failure.delay_seconds is None)
         ):
-            # After fetching has stopped: else the broker could deliver it to this process again.
+            # After fetching has stopped: otherwise the broker could deliver it to this process again.
             await self._fetching_stopped.wait()
             self._requeued_count += 1
             await self.source.requeue(message)
@@ -485,7 +485,7 @@ class Consumer:
     async def _requeue_or_fail(self, message: Message) -> None:
         if message.call.ends_at > monotonic():
             return await self.source.requeue(message)
-        # It would hang each process that gets it, for ever.
+        # It would block each process that gets it, forever.
         await self._fail(message, overrun(self.router.handlers[message.handler]), may_keep=False)
 
     # -- draining
@@ -518,7 +518,7 @@ class Consumer:
         return ExitCode.DEADLINE if self.abandoned else ExitCode.DRAINED
 
     async def _wait_for_handlers(self, deadline: float) -> None:
-        """Wait until all have finished, the deadline (event loop time) passes, or a second signal forces the shutdown."""
+        """Wait until all have finished, the deadline (event loop time) passes, or a second signal forces the end."""
         loop = asyncio.get_running_loop()
         deadline = max(deadline, loop.time() + IDLE_SECONDS)
         while self._tasks and not self._forced.done() and (seconds := deadline - loop.time()) > 0:
@@ -545,7 +545,7 @@ class Consumer:
         await self._step("requeue", self._requeue(list(self.in_flight)), REQUEUE_SECONDS)
 
     async def _step(self, name: str, work: Awaitable[object], seconds: float) -> None:
-        """One bounded step of closing. If it fails, the exit code is 1 and the next step runs anyway."""
+        """Run one step of closing, with a time limit. If it fails, the exit code is 1 and the next step runs anyway."""
         try:
             async with asyncio.timeout(seconds):
                 await work
@@ -555,7 +555,7 @@ class Consumer:
             self.errors.append(error)
 
     def _on_repeated_signal(self, signum: Signals) -> None:
-        # Several may have arrived while the event loop was blocked: each counts with its own time.
+        # Several signals may have arrived while the event loop was blocked: each counts with its own time.
         first = self.event.signals[0][1]
         forcing = [one for one, received in self.event.signals if forces(one, received - first)]
         if forcing and not self._forced.done():
@@ -565,10 +565,10 @@ class Consumer:
 
 
 async def unless_set(work: Coroutine[Any, Any, T], event: asyncio.Event) -> T:
-    """Do the work; if the event is set first, cancel it until it ends and raise CancellationRequested.
+    """Do the work; if the event is set first, cancel the work until it ends, and raise CancellationRequested.
 
-    Once is not enough: `asyncio.wait_for` of Python 3.11, which clients use, loses a cancellation that comes with
-    the result it waits for.
+    One cancellation is not enough: `asyncio.wait_for` of Python 3.11, which clients use, loses a cancellation that
+    comes with the awaited result.
     """
     task = asyncio.create_task(work)
     try:
@@ -593,7 +593,7 @@ class _Batch:
 
 
 async def _kept(call: Awaitable[Any], results: list[Any]) -> None:
-    """So that the call ends without a result: with one, its last step raises StopIteration, at the cost of all the others."""
+    """Ends the call without a result: with one, its last step raises StopIteration, at the cost of all others."""
     results.append(await call)
 
 
@@ -601,7 +601,7 @@ async def _kept(call: Awaitable[Any], results: list[Any]) -> None:
 def _in_a_context_of_its_own(
     call: Awaitable[None], context: contextvars.Context, steps: Any, awaited: Any
 ) -> Generator[Any, None, None]:
-    """Await the call after its first step, which awaited this."""
+    """Await the call after its first step, which awaited ``awaited``."""
     try:
         while awaited is not call:
             run: Any = next, steps, call
@@ -611,17 +611,17 @@ def _in_a_context_of_its_own(
                 run = steps.throw, error
             awaited = context.run(*run)
     except StopIteration:
-        return  # it ended with what was thrown
+        return  # the call ended with the exception that was thrown
 
 
 def _text_of(failure: BaseException) -> str:
     try:
         return str(failure)
-    except Exception as error:  # a bug in its __str__ must not end the service
+    except Exception as error:  # a bug in the exception's __str__ must not end the service
         return f"<{type(error).__name__} in __str__>"
 
 
 def _storable(reason: str) -> str:
     """The text without lone surrogates: errors get them from file names and JSON, and brokers reject them."""
-    reason = redacted(reason[: 20 * REASON_CHARACTERS])  # of megabytes it would take seconds
+    reason = redacted(reason[: 20 * REASON_CHARACTERS])  # to redact megabytes would take seconds
     return reason[:REASON_CHARACTERS].encode(errors="replace").decode()

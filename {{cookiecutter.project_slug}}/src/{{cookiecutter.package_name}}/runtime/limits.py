@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Time limits of handlers, by one timer for all calls: `asyncio.timeout` would cost each message 4 µs.
 
-A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, because it runs in
+A coroutine that exceeds its limit is cancelled, and counts as failed. A call that cannot be cancelled, since it runs in
 a thread or swallows its cancellation, is *lost*: it is logged, and keeps its slot and its message until it ends.
 """
 
@@ -35,13 +35,13 @@ MOST_NAMES = 5
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
-    """The present call of a task, if it has messages. The consumer writes the next: an object for each would cost more than all else here."""
+    """A task's present call, if it has messages. The consumer reuses it: a new object for each call costs too much."""
 
     task: Any  # of asyncio
     handler: Any = None
     messages: Sequence[Message] = ()
     ends_at: float = math.inf  # its time limit; time.monotonic()
-    look_at: float = 0.0  # once it is past that: when to look again
+    look_at: float = 0.0  # when to look again, once the time limit has passed
     is_cancelled: bool = False
     is_lost: bool = False
 
@@ -64,8 +64,8 @@ class Limits:
             buffer = OrderedBuffer(*source.buffer.gates, gate)
             for one in (source, *source.parts):
                 one.buffer = buffer
-        self._calls = WeakKeyDictionary[Call, None]()  # one ends with its task
-        # No call that has begun since the last look can be past its limit before the next one.
+        self._calls = WeakKeyDictionary[Call, None]()  # a call ends with its task
+        # No call that has begun since the last look can exceed its limit before the next look.
         self._period = min(handler.seconds for handler in router.handlers.values())
         self._timer: asyncio.TimerHandle | None = None
 
@@ -76,12 +76,12 @@ class Limits:
         return call
 
     def end(self, call: Call, failure: BaseException | None) -> BaseException | None:
-        """The failure of a call that has exceeded its limit and ended, even if it swallowed its cancellation and returned."""
+        """The failure of a call that exceeded its limit and has ended, even if it swallowed its cancellation."""
         if call.is_cancelled:
             call.task.uncancel()
             if isinstance(failure, asyncio.CancelledError | None):
                 cause, failure = failure, overrun(call.handler)
-                failure.__cause__ = cause  # its traceback says where the handler was
+                failure.__cause__ = cause  # its traceback shows where the handler was
         call.look_at, call.is_cancelled, call.is_lost = 0.0, False, False
         return failure
 
@@ -101,7 +101,7 @@ class Limits:
 
     def _lose(self, call: Call) -> None:
         call.is_lost, call.look_at = True, math.inf
-        # For the breaker it has failed: if it is the probe, the next one is tried.
+        # The breaker counts it as failed: if it is the probe, the next message is tried.
         failure = overrun(call.handler)
         self._judge(call.messages, dict.fromkeys(call.messages, failure), call.handler)
         is_thread = not call.is_cancelled
@@ -116,12 +116,12 @@ class Limits:
         )
 
     def why_stuck(self) -> str:
-        """Empty while a slot, of the service and of each handler with its own, is free or in a call that ends; and on shutdown."""
+        """Why every slot, of the service or of a handler, is lost; empty if one is not lost, and on shutdown."""
         lost = [call for call in self._calls if call.is_lost]
         if not lost or self._event.is_set():
             return ""
         held = {message for call in lost for message in call.messages}
-        slots = Counter(call.handler.batched for call in lost)  # batches have as many of their own
+        slots = Counter(call.handler.batched for call in lost)  # batches have as many more slots
         own = Counter(call.handler for call in lost)
         source = self._source
         full = any(
@@ -135,7 +135,7 @@ class Limits:
             max(slots.values()) < self._concurrency
             and all(count < (h.own.concurrency or math.inf) for h, count in own.items())
             and not full  # a broker delivers no more
-            and not suspects  # the others wait for this one
+            and not suspects  # the other suspects wait for this one
         ):
             return ""
         names = [f"{one.handler.name} (message {one.messages[0].id})" for one in lost[:MOST_NAMES]]
@@ -160,7 +160,7 @@ def stack_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def stacks_of_threads(message: object = None) -> list[str]:
-    """Of the threads that handle messages; or only of the one that handles this message, or this batch."""
+    """The stacks of the threads that handle messages; or only of the thread that handles ``message``, or this batch."""
     stacks = []
     for thread in threading.enumerate():
         frame = sys._current_frames().get(thread.ident or 0)

@@ -20,7 +20,7 @@ SELDOM_SECONDS = 60.0
 MOST_FAILURES, MOST_CAUSES = 500, 20
 """How many failures are remembered, and how many causes of one are compared."""
 PRIORITIES = {"debug": 7, "warning": 4, "error": 3, "exception": 3, "critical": 2}
-"""Of syslog; information has 6."""
+"""Priorities of syslog; information has 6."""
 
 
 def configure_logs(log_format: Literal["json", "console"], log_level: str) -> None:
@@ -77,11 +77,11 @@ class Seldom:
 
     def __init__(self) -> None:
         self._began_at, self._due_at = time.monotonic(), 0.0
-        self.left_out = 0  # since it was logged, if its user counts
+        self.left_out = 0  # since the last log line, if the user counts
 
     @property
     def seconds(self) -> int:
-        """How long it has lasted."""
+        """How long the failure has lasted."""
         return round(time.monotonic() - self._began_at)
 
     def is_due(self) -> bool:
@@ -101,7 +101,7 @@ class Tracebacks:
         self._known: dict[frozenset[Any], Seldom] = {}
 
     def of(self, failure: BaseException | None) -> dict[str, Any]:
-        """The fields of a log event about it."""
+        """The fields of a log event about the failure."""
         if failure is None:
             return {"exc_info": None}
         key = _places(failure)
@@ -137,13 +137,13 @@ def leave_message(text: str) -> None:
     """Write why the container ends, redacted, into Kubernetes' termination message, if there is such a file."""
     path = os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log")
     with suppress(OSError):
-        file = os.open(path, os.O_WRONLY | os.O_TRUNC)  # not created: nobody would read it
+        file = os.open(path, os.O_WRONLY | os.O_TRUNC)  # not created: without it, nothing reads it
         with os.fdopen(file, "wb") as message:
             message.write(redacted(text).encode(errors="replace")[:4096])
 
 
 def _redacted(event: EventDict) -> EventDict:
-    """In reading order."""
+    """The redacted event, in reading order."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return {key: redacted_value(item, key) for key, item in {**first, **event}.items()}
 

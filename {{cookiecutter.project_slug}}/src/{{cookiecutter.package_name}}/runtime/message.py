@@ -29,7 +29,7 @@ class Retry(Exception):
             if delay_seconds > LONGEST_DELAY_SECONDS:
                 msg = f"{type(self).__name__}: a delay of {delay_seconds:g} seconds exceeds the maximum, {LONGEST_DELAY_SECONDS:g}"
                 raise ValueError(msg)
-            # A computed one may be negative or not a number.
+            # A computed delay may be negative or not a number.
             delay_seconds = max(0.0, delay_seconds)
         self.delay_seconds = delay_seconds
 
@@ -41,7 +41,7 @@ class Pause(Retry):
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        super().__init__(reason, delay_seconds=seconds)  # checks it
+        super().__init__(reason, delay_seconds=seconds)  # checks the delay
         self.seconds, self.delay_seconds = self.delay_seconds or 0.0, None
 
 
@@ -78,7 +78,7 @@ class OutgoingMessage:
     key: str = ""
     """Selects the partition on Kafka, or the message group of an SQS FIFO queue."""
     correlation_id: str = ""
-    """By default the correlation id of the incoming message, else its id."""
+    """By default the correlation id of the incoming message, or its id if it has none."""
     content_type: str = ""
     delay_seconds: float = 0.0
     """Only if the broker can delay a message: see `Capabilities.delayed_publish`."""
@@ -96,7 +96,7 @@ class OutgoingMessage:
 
 @dataclass
 class HandlerContext:
-    """What the messages of one process share: its shutdown, the time left, and how to publish."""
+    """Shared by the messages of one process: its shutdown, the time left, and how to publish."""
 
     event: asyncio.Event
     drain_seconds: float = math.inf
@@ -106,7 +106,7 @@ class HandlerContext:
     def seconds_left(self) -> float:
         if self.deadline is None:
             return self.drain_seconds
-        return max(0.0, self.deadline - time.monotonic())  # also for handlers in a thread
+        return max(0.0, self.deadline - time.monotonic())  # a clock that threads can read
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +118,7 @@ class Message:
     type: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
-    published_at_seconds: float = 0.0  # Unix time; 0 if it is not known
+    published_at_seconds: float = 0.0  # Unix time; 0 if unknown
     origin: Mapping[str, Any] = field(default_factory=dict)
     """The message's origin, such as exchange and routing_key, subject, or topic, partition and offset."""
     receipt: Any = None  # the broker's own handle of this delivery, for its source only
@@ -127,15 +127,16 @@ class Message:
     content_encoding: str = ""
     correlation_id: str = ""
     reply_to: str = ""
-    handler: str = ""  # the key of HANDLERS that took it
-    taken_at: float = 0.0  # by a worker; time.monotonic()
-    call: Any = None  # of its handler: see `limits.Call`
-    source: Any = None  # the one that delivered it
+    handler: str = ""  # the key in HANDLERS of its handler
+    taken_at: float = 0.0  # when a worker took it; time.monotonic()
+    call: Any = None  # its handler's call: see `limits.Call`
+    source: Any = None  # the source that delivered it
     context: HandlerContext | None = None
     deliveries: int = 1
     """1, and one more for each delivery that ended with neither a settlement nor a shutdown, as by a crash."""
     published_count: int = 0  # by its handler: the id of each message contains this number
-    was_tried: bool = False  # whether this process has called its handler, and counted no attempt
+    was_tried: bool = False
+    """Whether this process has called its handler without counting an attempt."""
 
     @property
     def published_at(self) -> datetime | None:

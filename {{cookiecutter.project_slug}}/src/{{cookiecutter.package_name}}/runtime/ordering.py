@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Messages that wait for others in the buffer: by ``CONSUMER_ORDER_BY``, or of a handler with its own ``concurrency``."""
+"""Messages that wait for others in the buffer: by ``CONSUMER_ORDER_BY``, or by a handler's own ``concurrency``."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -9,7 +9,7 @@ from .message import Message
 
 
 class Gate:
-    """Lets one message of each key pass at a time; with limits, as many of these keys, and all of others."""
+    """Lets one message of each key pass at a time; with ``limits``, as many as its limit, and all of other keys."""
 
     def __init__(
         self, read: Callable[[Message], object], limits: Mapping[str, int] | None = None
@@ -17,11 +17,11 @@ class Gate:
         self._read, self._limits = read, limits
         self.has_limits = limits is not None
         self._passed: dict[Message, str] = {}  # takeable, or in flight
-        self._counts: dict[str, int] = {}  # of these
+        self._counts: dict[str, int] = {}  # how many of them, by key
         self._queues: dict[str, deque[Message]] = {}
 
     def key_of(self, message: Message) -> str | None:
-        """None for a message without a key, which waits for no other message. 7 and "7" are equal."""
+        """The message's key; None for a message without one, which waits for no other. 7 and "7" are equal."""
         value = self._read(message)
         return None if value is None else str(value)
 
@@ -39,7 +39,7 @@ class Gate:
         return True
 
     def settled(self, message: Message) -> Message | None:
-        """The message that passes in its place, if one waits."""
+        """The message is settled: returns the message that passes in its place, if one waits."""
         key = self._passed.pop(message, None)
         if key is not None and (queue := self._queues.get(key)) is not None:
             self._passed[following := queue.popleft()] = key
@@ -51,7 +51,7 @@ class Gate:
         return None
 
     def drop(self, messages: Collection[Message]) -> None:
-        """All messages that are in the buffer."""
+        """Forget ``messages``, which are all that are in the buffer."""
         self._queues.clear()
         for message in messages:
             self.settled(message)
@@ -87,13 +87,13 @@ class OrderedBuffer(Buffer):
 
     def settled(self, message: Message) -> None:
         if message.context is not None and message.context.event.is_set():
-            return  # a shutdown requeues the messages that wait for it: no worker may take one
+            return  # a shutdown requeues the waiting messages: no worker may take one
         for place, gate in enumerate(self.gates, 1):
             if (following := gate.settled(message)) is not None:
                 self._enter(following, self.gates[place:])
 
     def put_back(self, message: Message) -> None:
-        """Before the others of its key; behind the others of its handler, so that each is tried."""
+        """Add it before the others of its key, but behind the others of its handler, so that each message is tried."""
         limits = [gate for gate in self.gates if gate.has_limits]  # the last one, if any
         for gate in limits:
             if (following := gate.settled(message)) is not None:

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The receipt of a shutdown counts its messages by outcome: the log event `stopped`, and Kubernetes' termination message."""
+"""The receipt of a shutdown counts messages by outcome: in the log event `stopped`, and Kubernetes' termination message."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from .signals import name_of
 log = structlog.get_logger()
 
 MOST_NAMES = 20
-"""The abandoned messages that it names; each has its own event too. So many fit into a termination message."""
+"""The most abandoned messages in a receipt, for a termination message's size; each has an event too."""
 
 
 class Receipt:
@@ -32,7 +32,7 @@ class Receipt:
         self._event = event
 
     def write(self, exit_code: int, signals: Sequence[tuple[Signals, float]] = ()) -> None:
-        """``signals`` are those that the event does not know yet, with their ``time.monotonic()``."""
+        """``signals`` are the signals that the event has not seen yet, with their ``time.monotonic()``."""
         signals, consumer, seconds = signals or self._event.signals, self.consumer, 0.0
         by = name_of(self._event.reason) if self._event.is_set() else None
         if signals:

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 MOST_PREFETCH = 65_535
 ORDERED_PREFETCH_FACTOR = 10
-"""With order by key, or a handler's own concurrency, buffered messages wait for others: workers need more to find one to take."""
+"""Buffered messages may wait for others of their key or handler: workers need more to find a free one."""
 
 
 def serve(
@@ -43,9 +43,9 @@ def serve(
 ) -> int:
     """Consume until a signal, drain, and return the exit code. ``name`` is the service's.
 
-    Raises BrokerUnavailable or BrokerRefused if it could not start, and SettingsError, as when the probe port is taken.
+    Raises BrokerUnavailable or BrokerRefused if it could not start, and SettingsError, such as for a probe port in use.
     """
-    faulthandler.enable(2)  # when systemd's watchdog ends it, standard error has the stacks
+    faulthandler.enable(2)  # when systemd's watchdog aborts the process, print the stacks
     configure_logs(settings.log_format, settings.log_level)
     _raise_limit_of_open_files()
     signals = shutdown_signals()
@@ -55,7 +55,7 @@ def serve(
 
 
 def prefetch_of(settings: ConsumerSettings, router: Router) -> int:
-    """The setting, else the maximum of in-flight messages."""
+    """The setting; by default the maximum of in-flight messages, or ten times as many if messages wait for others."""
     in_flight = settings.concurrency * (settings.batch_size if router.batched else 1)
     factor = ORDERED_PREFETCH_FACTOR if settings.order_by or router.most_calls else 1
     return settings.prefetch or min(in_flight * factor, MOST_PREFETCH)
@@ -92,9 +92,9 @@ async def _serve(
         watchdog = Watchdog(
             event, signals, settings.drain_seconds, consumer.in_flight, receipt.write
         )
-        gc.freeze()  # all modules are loaded: each full collection would pass over them, for 10 ms
+        gc.freeze()  # all modules are loaded: each full collection would spend 10 ms on them
         watchdog.start()
-        if find_spec(".systemd", __package__):  # where the deployment may be a unit
+        if find_spec(".systemd", __package__):  # the deployment may be a systemd unit
             systemd = import_module(".systemd", __package__)
             systemd.ping_watchdog(consumer.limits.why_stuck)
             consumer.notify = systemd.notify
@@ -125,7 +125,7 @@ async def _serve(
 
 
 def tell_failed_start(error: ServiceError, log_format: str) -> None:
-    """Report it in the log, and in the termination message."""
+    """Report the failure in the log, and in the termination message."""
     log.error("start_failed", reason=str(error))
     leave_message(str(error))
     error.is_shown = log_format == "console"

@@ -97,7 +97,7 @@ class ConsumerSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_broker_url(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Read it from the file, if one is named, without surrounding whitespace."""
+        """Read the URL from its file, if one is named, without surrounding whitespace."""
         if not (file := values.get("broker_url_file")):
             return values
         url, fault = "", "CONSUMER_BROKER_URL is set too: set one of the two"
@@ -175,7 +175,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
         reason = "is not set" if is_missing else first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
             raise SettingsError(redacted(reason)) from None
-        # A name that is no field is an alias: the variable's full name.
+        # A name that is no field is an alias, which is the variable's full name.
         is_field = first["loc"][0] in settings_class.model_fields
         prefix = settings_class.model_config.get("env_prefix", "") if is_field else ""
         variable = f"{prefix}{'_'.join(map(str, first['loc']))}".upper()
@@ -185,7 +185,7 @@ def load_settings(settings_class: type[S], **overrides: Any) -> S:
 
 
 def wanted_log_format() -> Literal["json", "console"]:
-    """The format even if another setting is wrong; JSON if this one is wrong."""
+    """The log format, even if another setting is wrong; JSON if the format is wrong."""
     with suppress(OSError, UnicodeError):
         for name, value in (*os.environ.items(), *dotenv_values(".env").items()):
             if name.upper() == "CONSUMER_LOG_FORMAT" and value:
@@ -193,7 +193,7 @@ def wanted_log_format() -> Literal["json", "console"]:
     return "json"
 
 
-@cache  # once: commands load the settings more than once
+@cache  # warns once: commands load the settings more than once
 def _warn_of_unknown(names: frozenset[str]) -> None:
     """One line on standard error for each CONSUMER_ variable that is no setting, without its value."""
     known = set[str]()

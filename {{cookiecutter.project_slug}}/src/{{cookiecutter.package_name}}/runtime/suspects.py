@@ -12,17 +12,17 @@ from .redaction import redacted
 from .settings import ConsumerSettings
 
 MOST_NAMES = 40
-"""So many fit into a termination message; repeatedly naming thousands would block the event loop."""
+"""The most names in a termination message: naming thousands again and again would block the event loop."""
 
 
 class Suspects:
-    """Too large, or delivered so often that half of CONSUMER_MAX_DELIVERIES ended with a crash."""
+    """Messages that are too large, or whose crashes have reached half of CONSUMER_MAX_DELIVERIES."""
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self.lock = asyncio.Lock()
-        """Each is settled at the broker before the next is handled, so the first one that is redelivered killed the process."""
+        """Each suspect is settled before the next is handled, so the first redelivered suspect killed the process."""
         self.waiting: list[Message] = []
-        """Waiting suspects, so that only one worker handles suspects; `Source.stop` requeues them too."""
+        """Suspects that wait, since only one worker handles suspects; `Source.stop` requeues them too."""
         self.most_bytes = settings.max_body_bytes or sys.maxsize
         self._most = settings.max_deliveries or sys.maxsize
         self.many = max(1, self._most // 2)
@@ -36,7 +36,7 @@ class Suspects:
         return self.may_kill(message) or len(message.body) > self.most_bytes
 
     def check(self, message: Message) -> None:
-        """Raises Reject if it is too large, or is the first that was delivered too often: the others may only have waited."""
+        """Raises Reject for a message that is too large, or for the first with too many deliveries: others may wait."""
         if (size := len(message.body)) > self.most_bytes:
             raise Reject(f"its body has {size} bytes, above CONSUMER_MAX_BODY_BYTES")
         if (times := message.deliveries - 1) >= self._most and not self._rejected:
@@ -45,7 +45,7 @@ class Suspects:
 
 
 def name_in_flight(in_flight: Mapping[Message, str]) -> None:
-    """For Kubernetes' termination message, also after SIGKILL: the redelivered messages among them, each with its handler."""
+    """Write the redelivered ones, each with its handler, to Kubernetes' termination message, also after SIGKILL."""
     again = list(islice((one for one in in_flight.items() if one[0].deliveries > 1), MOST_NAMES))
     names = (f"{redacted(m.id)[:100]} ({handler}, delivery {m.deliveries})" for m, handler in again)
     leave_message(f"ended while it handled {', '.join(names)}" if again else "")

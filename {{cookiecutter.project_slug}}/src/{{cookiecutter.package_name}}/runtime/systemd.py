@@ -39,7 +39,7 @@ def ping_watchdog(why_stuck: Callable[[], str]) -> None:
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal() or os.environ.get("WATCHDOG_PID", "") not in (
         "",
-        str(os.getpid()),  # else the variables are the parent process's, inherited
+        str(os.getpid()),  # otherwise the parent process's variables were inherited
     ):
         return
     loop = asyncio.get_running_loop()

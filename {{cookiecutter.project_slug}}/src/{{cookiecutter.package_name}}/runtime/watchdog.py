@@ -2,9 +2,9 @@
 """Ends the process when its event loop cannot: a handler blocks the loop, or a thread never returns.
 
 Normally a shutdown happens in the event loop (consumer.py), each step bounded. If that fails, this thread ends the
-process at the deadline, whatever a handler does.
+process at the deadline, even if a handler never returns.
 
-A signal handler written in Python waits for the main thread, which may be in native code that never returns, or
+A signal handler written in Python waits for the main thread, which may be in native code that never returns, or is
 about to wait. So the operating system's own handler wakes this thread as well (`signal.set_wakeup_fd`).
 """
 
@@ -59,16 +59,16 @@ class Watchdog(threading.Thread):
         self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._wakeup_reader.settimeout(_POLL_SECONDS)
         self._wakeup_writer.setblocking(False)
-        if sys.platform != "win32":  # where asyncio itself listens
+        if sys.platform != "win32":  # where asyncio itself uses the wakeup descriptor
             self._listen()
             # Signals of a forked child are not this process's.
             os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         super().start()
 
     def _listen(self) -> None:
-        """Be the one that signals wake, again and again: `loop.add_signal_handler` and uvloop take that place.
+        """Set our descriptor as the one that signals wake, repeatedly: `loop.add_signal_handler` and uvloop set theirs.
 
-        They are woken from here. Their socket is duplicated, so that its number is never another file's.
+        This thread wakes theirs. It is duplicated, so that its number never means another file.
         """
         ours = self._wakeup_writer.fileno()
         earlier = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
@@ -81,8 +81,8 @@ class Watchdog(threading.Thread):
     def finish(self, exit_code: int, flush_seconds: float = 0) -> float:
         """The service has ended: the process must exit with this code, even while threads run.
 
-        It has ``flush_seconds``, as far as the time for closing allows, and then one second; returns
-        the seconds that it has for the flush.
+        The process has ``flush_seconds``, as far as the time for closing allows, and then one second; returns
+        the seconds for the flush.
         """
         now = time.monotonic()
         limit = self._limit()
@@ -99,7 +99,7 @@ class Watchdog(threading.Thread):
                 self._end_process(limit[1])
 
     def _notice(self) -> None:
-        """Wait for a signal, or for the time of a poll."""
+        """Wait for a signal, for at most _POLL_SECONDS."""
         try:
             numbers = self._wakeup_reader.recv(100)
         except TimeoutError:

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Runs a service as a child process, and reads its log events as they come."""
+"""Runs a service as a child process, and reads its log events as they arrive."""
 
 import json
 import os
@@ -19,11 +19,11 @@ import runtime
 Event = dict[str, Any]
 
 WAIT_SECONDS = 30
-"""How long an expected event may take before the test fails; far more than on an idle machine."""
+"""The time limit for an expected event; far more than an idle machine needs."""
 
 SERVICE = Path(__file__).with_name("service.py")
 IMPORTED_FROM = [str(Path(package.__path__[0]).parent) for package in (runtime, harness)]
-"""The folders in which the packages of the runtime and of these tests lie."""
+"""The folders that have the packages of the runtime and of these tests."""
 
 NOISE = ("Traceback", "never retrieved", "never awaited", "was destroyed", "Unclosed", "Warning")
 
@@ -40,7 +40,7 @@ class ServiceProcess:
             self.child = subprocess.Popen(
                 command,
                 env=environment,
-                cwd=directory,  # where there is no developer's .env
+                cwd=directory,  # a folder without a developer's .env
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -65,7 +65,7 @@ class ServiceProcess:
         return [e for e in self.events if wanted.items() <= e.items()]
 
     def wait_for(self, event: str, count: int = 1, **fields: object) -> Event:
-        """Wait until ``count`` such events came; returns the last of them."""
+        """Wait until ``count`` such events have arrived; returns the last one."""
         deadline = time.monotonic() + WAIT_SECONDS
         with self._changed:
             while len(found := self.find(event, **fields)) < count:
@@ -76,7 +76,7 @@ class ServiceProcess:
         return found[count - 1]
 
     def send(self, signum: signal.Signals) -> float:
-        """Send a signal; returns the time.monotonic() of it."""
+        """Send a signal; returns its time.monotonic()."""
         self.child.send_signal(signum)
         return time.monotonic()
 
@@ -105,7 +105,7 @@ class ServiceProcess:
 
 
 def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[int, str]:
-    """The answer on the probe port: the HTTP status, and the text. Raises OSError without an answer."""
+    """The answer of the probe port: the HTTP status, and the text. Raises OSError if there is none."""
     connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request("GET", path, headers={"Accept": accept} if accept else {})
@@ -116,7 +116,7 @@ def ask(port: int, path: str, seconds: float = 10, accept: str = "") -> tuple[in
 
 
 class Ledger:
-    """The calls of the handlers of all processes, from the file they append to."""
+    """The calls of the handlers of all processes, from the file that the handlers append to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,7 +136,7 @@ class Ledger:
 
 
 def service_command(*arguments: str, service: Path = SERVICE) -> list[str]:
-    """The test service under the strictest interpreter settings there are."""
+    """The command of the test service, with the strictest settings of the interpreter."""
     return [sys.executable, "-P", "-X", "dev", "-W", "error", str(service), *arguments]
 
 
@@ -145,8 +145,8 @@ def service_environment(
 ) -> dict[str, str]:
     """The variables of one service process; ``drain_seconds=1`` becomes CONSUMER_DRAIN_SECONDS."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUMER_", "OTEL_"))}
-    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each start compile again
-    inherited["PYTHONMALLOC"] = "default"  # -X dev looks for errors of C in each allocation: slow
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # each start would compile again
+    inherited["PYTHONMALLOC"] = "default"  # -X dev checks each allocation in C: slow
     path = [*IMPORTED_FROM, *filter(None, [inherited.get("PYTHONPATH")])]
     consumer = {f"CONSUMER_{k.upper()}": str(v) for k, v in variables.items() if k.islower()}
     others = {k: str(v) for k, v in variables.items() if k.isupper()}
@@ -155,7 +155,7 @@ def service_environment(
         "PYTHONPATH": os.pathsep.join(path),
         "CONSUMER_BROKER_URL": url,
         "CONSUMER_SOURCE": queue,
-        "CONSUMER_GROUP": queue,  # as it is for a source that is made without a command line
+        "CONSUMER_GROUP": queue,  # like the command line's default
         "CONSUMER_CONNECT_SECONDS": "30",
         "LEDGER": str(ledger.path),
         **consumer,

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The real program on a queue of its own, and the checks that every shutdown must pass."""
+"""The real program on its own queue, and the checks that every shutdown must pass."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from .process import NOISE, SERVICE, Ledger, ServiceProcess, service_command, se
 from .servers import Counts, Server
 
 AT_ONCE_SECONDS = 5.0
-"""The time that "at once" may take on a loaded machine."""
+"""The time limit for "at once" on a loaded machine."""
 
 
 class Scene:
@@ -69,9 +69,9 @@ class Scene:
         return process
 
     def assert_left(self, ready: int = 0, delayed: int = 0, dead: int = 0) -> None:
-        """This many messages are in the broker, as soon as it has processed all requests.
+        """Wait until this many messages are in the broker.
 
-        A quorum queue of RabbitMQ counts what is on the disk, which may be slow.
+        A quorum queue of RabbitMQ counts the messages that are on the disk, which may be slow.
         """
         expected, give_up_at = Counts(ready, delayed, dead), time.monotonic() + AT_ONCE_SECONDS
         while (counts := self.broker.counts(self.queue)) != expected:
@@ -99,7 +99,7 @@ def has_ended(scene: Scene, count: int) -> bool:
 
 
 def is_empty(scene: Scene) -> bool:
-    """Whether no delivery is to come: a dead consumer's unacked messages are redelivered later."""
+    """Whether no delivery will follow: a dead consumer's unacked messages are redelivered later."""
     counts = scene.broker.counts(scene.queue)
     return counts == Counts(0, 0, 0) and counts.held == 0
 
@@ -107,11 +107,11 @@ def is_empty(scene: Scene) -> bool:
 def assert_clean_shutdown(
     process: ServiceProcess, signum: signal.Signals = signal.SIGTERM
 ) -> float:
-    """Shut it down; returns the seconds it took. Exit code 0, and no output on standard error."""
+    """Shut the service down; returns the seconds it took. Exit code 0, and no output on standard error."""
     exit_code, seconds = process.stop(signum)
     assert exit_code == 0, process.events
     assert_quiet(process)
-    assert "stopped" in [e["event"] for e in process.events[-2:]]  # then a slow machine's warning
+    assert "stopped" in [e["event"] for e in process.events[-2:]]  # or before a warning
     return seconds
 
 

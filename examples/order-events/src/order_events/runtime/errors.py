@@ -46,7 +46,7 @@ class ServiceError(Exception):
     """One sentence for an operator; see the tree above."""
 
     exit_code = ExitCode.USAGE
-    is_shown = False  # on the terminal, by the log
+    is_shown = False  # whether the log has shown it on the terminal
 
 
 class UsageError(ServiceError):

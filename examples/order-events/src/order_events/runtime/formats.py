@@ -13,7 +13,7 @@ MOST_BYTES = 5_000_000
 """The limit of a decompressed body: a small body may decompress to gigabytes."""
 COMPRESSED = {"gzip", "x-gzip", "application/x-gzip", "deflate", "zlib"}
 UNCHANGED = {"", "identity", "none", "binary", "7bit", "8bit", "ascii", "us-ascii", "utf8", "utf-8"}
-"""Also the character sets that AMQP's producers write here; kombu has binary with MessagePack and pickle."""
+"""Also the character sets that AMQP's producers write here; kombu writes binary for MessagePack and pickle."""
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 Decoder = Callable[[bytes], object]
@@ -27,13 +27,13 @@ def unpack(message: Message, decoders: Mapping[str, Decoder]) -> object:
     if encoding in COMPRESSED:
         body = _decompressed(message.body, message.content_encoding)
     elif decoders and encoding not in UNCHANGED:
-        # Without decoders it is for a handler of bytes, which knows how to read it.
+        # Without decoders the body is for a handler of bytes, which decodes it.
         raise Reject(f"unknown content encoding {message.content_encoding[:100]!r}")
     content_type = message.content_type.partition(";")[0].strip().lower()
     if (decoder := decoders.get(content_type)) is not None:
         try:
             return decoder(body)
-        except Retry:  # what it needs, such as a schema, is unavailable
+        except Retry:  # a dependency of the decoder, such as a schema, is unavailable
             raise
         except Exception as error:
             what = content_type or "body"
@@ -65,4 +65,4 @@ def data_of_event(body: bytes) -> object:
 
 
 DECODERS: Mapping[str, Decoder] = {"application/cloudevents+json": data_of_event}
-"""Of every service; its own are in handlers/__init__.py."""
+"""The decoders of every service; its own are in handlers/__init__.py."""

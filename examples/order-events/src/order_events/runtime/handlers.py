@@ -36,7 +36,7 @@ from .settings import ConsumerSettings
 
 @dataclass(frozen=True)
 class Handles:
-    """A function in HANDLERS with its own limits; the settings apply to those that are not given."""
+    """A function in HANDLERS with its own limits; the settings apply to the limits that are not given."""
 
     function: Callable[..., Any]
     seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
@@ -100,7 +100,7 @@ class Handler:
                     isinstance(None, kind)  # raises TypeError for a Protocol, or Any
             if not parameters:
                 raise TypeError("it has no parameter")
-        except Exception as error:  # whatever the annotations, or pydantic, raise
+        except Exception as error:  # the annotations or pydantic may raise anything
             what = f"parameter {parameter!r}" if parameter else error
             raise HandlerError(
                 f"handler {name!r}: cannot use the signature of {_where(function)} ({what}); it takes an annotated"
@@ -159,20 +159,20 @@ class Handler:
             return self._adapter.validate_python(body)
         except ValidationError as error:
             if (count := error.error_count()) > _MOST_ERRORS:
-                # Listing a million errors takes seconds, and a gigabyte.
+                # Listing a million errors takes seconds and a gigabyte.
                 raise Reject(f"invalid payload: {count} errors") from None
-            # Without the input: a reason goes into logs and dead letters.
+            # Without the input: the reason goes into logs and dead letters.
             details = error.errors(include_input=False, include_url=False, include_context=False)
             reasons = (f"{'.'.join(map(str, d['loc']))}: {d['msg']}".lstrip(": ") for d in details)
             text = f"invalid payload: {'; '.join(reasons)}"
-            text = redacted(text[: 20 * REASON_CHARACTERS])  # a name may have megabytes
+            text = redacted(text[: 20 * REASON_CHARACTERS])  # a field's name may have megabytes
             raise Reject(text[:REASON_CHARACTERS]) from None
         except BaseException as error:  # a validator of the service's own model failed, or panicked
             raise Reject(f"invalid payload: {type(error).__name__} in the model") from error
 
     def call(self, payloads: list[Any], messages: list[Message], threads: Executor) -> Any:
         """The awaitable call of the handler, with one message, or with all of them for a batch handler."""
-        if self._is_simple:  # no coroutine of its own, as this runs for each message
+        if self._is_simple:  # no coroutine of its own, since this runs for each message
             return self.function(payloads[0])
         message: Any = messages if self.batched else messages[0]
         arguments = [payloads if self.batched else payloads[0], *self._arguments]
@@ -253,7 +253,7 @@ def not_raised(failure: BaseException) -> BaseException:
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-    """Match the texts between the stars from left to right, without backtracking: the time is linear."""
+    """The texts between the stars match from left to right, without backtracking: the time is linear."""
     first, *middle, last = map(re.escape, key.split("*"))
     found = "".join(f"(?>.*?{text})" for text in middle)
     return re.compile(f"{first}{found}.*{last}", re.DOTALL)
@@ -269,7 +269,7 @@ def _checked(name: str, handles: Handles) -> Handles:
 
 
 def call_in_thread(message: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``message`` is for `limits.stacks_of_threads`."""
+    """Call the function in a thread; ``message`` is for `limits.stacks_of_threads`."""
     try:
         return function(*arguments)
     except StopIteration as error:

@@ -1,10 +1,10 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Pauses the service while something that its handlers need is down: by `message.Pause`, or after many failures.
+"""Pauses the service while a dependency of its handlers is down: by `message.Pause`, or after many failures.
 
-In a pause no worker takes a message, but one at a time, the probe, each time a pause has passed. What was delivered
-stays unacked in the buffer, at most `prefetch` messages, and the fetcher keeps connection and leases alive. A message
-that asks for a pause is put back there. One that fails is retried by the broker with no attempt counted: poison messages
-would fill the buffer, and none that could end the pause would be delivered.
+In a pause no worker takes a message, except the probe: one message each time that a pause has passed. Deliveries
+stay unacked in the buffer, at most `prefetch` messages, and the fetcher keeps connection and leases alive. A message
+that asks for a pause is put back there. A message that fails is retried by the broker with no attempt counted:
+otherwise poison messages would fill the buffer, and none that could end the pause would be delivered.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ log = structlog.get_logger()
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
-"""Of the pauses after failures, which double."""
+"""The first and the longest of the pauses after failures, which double."""
 MOST_TRIED = 1000
 
 
 class Passed(Retry):
-    """In place of a call: the message failed in this pause, and another one waits that may end it."""
+    """Raised in place of a call: the message failed in this pause, and another waiting message may end it."""
 
 
 class Breaker:
@@ -41,7 +41,7 @@ class Breaker:
         start: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self.reason = ""
-        """Why, in a pause; else empty."""
+        """Why the service is paused; empty if it is not."""
         self.alert = False
         """Whether it must see each result: in a pause, and after a failure."""
         self._source, self._start = source, start
@@ -51,10 +51,10 @@ class Breaker:
         self._longest = settings.retry_max_seconds
         self._failures: Counter[object] = Counter()  # since the last success, by message
         self.tried: dict[str, bool] = {}
-        """The ids of the last messages that failed with no attempt counted; whether in this pause, and then retried."""
+        """The ids of the last messages that failed with no attempt counted; True if retried in this pause."""
         self._probe: Message | None = None
         self._passed = self._waited_after = 0
-        """How many were passed over since the last probe, and up to the last wait for what the broker delivers next."""
+        """How many were passed over since the last probe, and up to the last wait for the broker's next delivery."""
         self._next_seconds, self._pause_number = FIRST_SECONDS, 1
         self.seconds = 0.0  # of the last pause
         self._began_at = self._ends_at = self._buffered_at = 0.0  # event loop time
@@ -65,14 +65,14 @@ class Breaker:
         return max(0.0, self._ends_at - self._loop.time())
 
     def taken(self, message: Message) -> None:
-        """By a worker. In a pause it is the probe, and the next one waits for its result."""
+        """A worker took the message. In a pause the message is the probe, and the next one waits for its result."""
         message.was_tried = message.id in self.tried
         if self.reason:
             self._probe = message
             self._source.buffer.hold()
 
     def keeps(self, failure: BaseException) -> bool:
-        """Whether this failure counts no attempt. A retry with a delay of its own is planned."""
+        """Whether this failure counts no attempt. A retry with a delay of its own counts one."""
         return isinstance(failure, Pause | Passed) or bool(self.reason and not _is_planned(failure))
 
     def keep(self, message: Message, *, stays: bool) -> None:
@@ -81,13 +81,13 @@ class Breaker:
             del self.tried[next(iter(self.tried))]
 
     def pass_over(self, message: Message) -> None:
-        """Raises Passed: some brokers deliver due retries before other messages, of which one may end the pause."""
+        """Raises Passed: some brokers deliver due retries before other messages, which might end the pause."""
         if not (self.reason and self.tried.get(message.id) and self._passed < len(self.tried)):
             return
         delay, waiting = self.least_delay(), self._source.buffer.takeable
         all_tried = all(self.tried.get(one.id) for one in waiting)
         if self._passed == self._waited_after and all_tried and Source._room(message.source) > 0:
-            return  # the broker has no other
+            return  # the broker has no other message
         if not waiting:
             self._ends_at = self._loop.time() + FIRST_SECONDS
             delay = min(delay, (len(self.tried) + 1) * FIRST_SECONDS)  # then all have had a turn
@@ -97,7 +97,7 @@ class Breaker:
         raise Passed("others are tried first", delay_seconds=delay)
 
     def least_delay(self) -> float:
-        """Of a retry that counts no attempt: it grows."""
+        """The least delay of a retry that counts no attempt: it grows."""
         return min(self._pause_number * (self.seconds_left or self._next_seconds), self._longest)
 
     def judge(
@@ -106,7 +106,7 @@ class Breaker:
         failures: Mapping[Message, BaseException],
         handler: Handler | None = None,
     ) -> None:
-        """The result of one call, or of a message that was refused; those without a failure were handled."""
+        """Learn the result of a call, or a refusal; messages without a failure were handled."""
         self.alert = True
         if is_probe := self._probe in messages:
             self._probe = None
@@ -125,13 +125,13 @@ class Breaker:
                 self._resume()
             self.alert = bool(self.reason)
         elif not unplanned:
-            if is_probe and not self.seconds_left:  # it tells nothing: the next one will
+            if is_probe and not self.seconds_left:  # this probe shows nothing: the next one will
                 self._source.buffer.release()
         elif not self.reason and self._most < math.inf:
             first = unplanned[0]
             self._failures[hash(first.body) if isinstance(first.id, MadeUpId) else first.id] += 1
             count = self._failures.total()
-            if count >= self._most and len(self._failures) > 1:  # one message is no outage
+            if count >= self._most and len(self._failures) > 1:  # one message alone shows no outage
                 self._pause_after(f"{count} failures in a row", failures[unplanned[0]])
         elif is_probe:
             self._pause_after("it failed again", failures[unplanned[0]])
@@ -179,7 +179,7 @@ class Breaker:
 
 
 def _is_planned(failure: BaseException) -> bool:
-    """Whether the handler has decided about this message: that tells nothing of others."""
+    """Whether the handler has decided about this message alone: such a failure shows no outage."""
     return isinstance(failure, Reject) or (
         isinstance(failure, Retry) and failure.delay_seconds is not None
     )

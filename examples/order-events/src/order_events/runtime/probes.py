@@ -36,7 +36,7 @@ LATE_SECONDS = 1.0
 CONNECTION_SECONDS = 5.0
 """How long a connection may take for its request and its answer."""
 MOST_CONNECTIONS = 512
-"""With one more, the oldest is closed."""
+"""One more connection closes the oldest."""
 
 _ACCEPT = re.compile(r"\naccept:(.*)", re.IGNORECASE)
 
@@ -45,7 +45,7 @@ _ACCEPT = re.compile(r"\naccept:(.*)", re.IGNORECASE)
 async def probes(
     settings: ConsumerSettings, consumer: Consumer, telemetry: Telemetry
 ) -> AsyncIterator[None]:
-    """Answer on the probe port, if it is not 0, while the context is open. Raises SettingsError if it is in use."""
+    """Answer on the probe port, unless it is 0, while the context is open. Raises SettingsError if it is in use."""
     if not settings.probe_port:
         yield
         return
@@ -94,14 +94,14 @@ async def probes(
                     writer.write(body if method != "HEAD" else b"")
                     writer.close()
                     await writer.wait_closed()
-        finally:  # also when a metric of the service raises
+        finally:  # also if a metric of the service raises
             writer.transport.abort()
             connections.pop(task, None)
 
     listener = _listen(settings.probe_host, settings.probe_port)
     # The loop accepts as many connections at a turn, and squares them when that fails (CPython issue 151615).
     server = await asyncio.start_server(serve, sock=listener, backlog=8)
-    listener.listen(1024)  # those that wait
+    listener.listen(1024)  # connections that wait
     loop.set_exception_handler(on_error)
     try:
         yield
@@ -119,7 +119,7 @@ def _text(reason: str, text: str) -> tuple[int, str, bytes]:
 
 
 def why_not_live(consumer: Consumer) -> str:
-    """Empty if the service is live: this code runs, so the loop turns; no fetcher or worker failed, and a handler can run."""
+    """Why the service is not live; empty if the loop runs this, no task has failed, and a handler can run."""
     failure = consumer.source.buffer.failure or next(iter(consumer.errors), None)
     if failure is None:
         return consumer.limits.why_stuck()
@@ -128,7 +128,7 @@ def why_not_live(consumer: Consumer) -> str:
 
 
 def why_not_ready(consumer: Consumer) -> str:
-    """Empty while the service takes messages; from the first instant of a shutdown it does not."""
+    """Why the service is not ready; empty while it takes messages, so not from the first instant of a shutdown."""
     if consumer.event.is_set():
         return "shutting down"
     if consumer.state != "consuming":
@@ -155,7 +155,7 @@ class EventLoopLag:
         return max(*self._lags, self._loop.time() - self._due_at, 0.0)
 
     async def sample(self) -> None:
-        """Until it is cancelled."""
+        """Sample until the task is cancelled."""
         while True:
             self._due_at = self._loop.time() + SAMPLE_SECONDS
             await asyncio.sleep(SAMPLE_SECONDS)
@@ -165,7 +165,7 @@ class EventLoopLag:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Without a host, both IPv4 and IPv6, where there is IPv6."""
+    """Without a host, listen on IPv4 and, if the machine has it, on IPv6."""
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     try:

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""What handlers publish: the messages that they return, and those that they send by ``message.publish``."""
+"""Publishes the messages that handlers return, and those that they send by ``message.publish``."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -12,7 +12,7 @@ from .telemetry import Telemetry
 
 
 class Publishing:
-    """Publishes on the source's connection, so that a broker can publish and acknowledge in one step, if it is able to."""
+    """Publishes on the source's connection, so that some brokers can publish and acknowledge in one step."""
 
     def __init__(self, source: Source, group: str, telemetry: Telemetry) -> None:
         self._source = source
@@ -22,7 +22,7 @@ class Publishing:
     async def send(
         self, message: Message, outgoing: Sequence[OutgoingMessage], *, is_result: bool = False
     ) -> None:
-        """Publish the messages that a handler of this message sends; with its result, also acknowledge it. Raises BrokerError."""
+        """Publish a handler's messages; with ``is_result`` also acknowledge the message. Raises BrokerError."""
         outgoing = self._prepared(outgoing, [message])
         with self._telemetry.publishing(outgoing):
             await self._publish(outgoing, message if is_result else None)
@@ -31,7 +31,7 @@ class Publishing:
     async def send_results(
         self, messages: Sequence[Message], outgoing: Sequence[OutgoingMessage]
     ) -> dict[Message, BaseException]:
-        """Publish what a handler returned for a batch; returns the failed messages. Raises BrokerError for all of them."""
+        """Publish the results of a batch; returns the messages that failed. Raises BrokerError if all failed."""
         failures: dict[Message, BaseException] = {}
         steps = [outgoing := self._prepared(outgoing, messages)]
         with self._telemetry.publishing(outgoing):
@@ -40,9 +40,9 @@ class Publishing:
                     await self._publish(step)
                 except BrokerUnavailable:
                     raise
-                except Exception as refusal:  # also what cannot be encoded
+                except Exception as refusal:  # also for a message that cannot be encoded
                     cause = step[0].caused_by
-                    if len(step) > 1:  # some may be published: once more, with the same ids
+                    if len(step) > 1:  # some may be published: try each again, with the same ids
                         steps += [[one] for one in step]
                     elif cause is None or cause not in messages:
                         raise
@@ -52,7 +52,7 @@ class Publishing:
         return failures
 
     async def _publish(self, outgoing: list[OutgoingMessage], of: Message | None = None) -> None:
-        """Also acknowledges the message whose result it is. A refusal names a destination, if not in the broker's words."""
+        """With ``of`` also acknowledge this message. Adds the destinations to a refusal that does not name one."""
         try:
             await (
                 self._source.publish_and_ack(of, outgoing) if of else self._source.publish(outgoing)
@@ -67,7 +67,7 @@ class Publishing:
     def _prepared(
         self, outgoing: Iterable[OutgoingMessage], messages: Sequence[Message]
     ) -> list[OutgoingMessage]:
-        """Copies, because a handler may send one object repeatedly, with the same ids when the messages are redelivered."""
+        """Copies for publishing: a handler may send one object twice. A redelivery gives them the same ids."""
         all_ids = "\n".join(message.id for message in messages)
         prepared = [copy(one) for one in outgoing]
         for one in prepared:

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Masks secrets in all text that leaves the process: logs, standard error, reasons, probe pages, spans, commands.
 
-Two kinds are masked: *known* secrets, however they are escaped, and text that looks like a secret by its position or name.
+Two kinds are masked: *known* secrets in any escaped form, and text that looks like a secret by its position or name.
 """
 
 import json
@@ -28,13 +28,13 @@ _IS_SECRET = re.compile(rf"(?:{_NAME})$", re.I)
 _NAMED = re.compile(
     rf"(?=[pstack])((?:{_NAME})(?:\\{{0,8}}[\"'])?\s{{0,3}}[=:]\s{{0,3}}"
     r"(?:(?:Bearer|Basic|Digest|Negotiate|Token)\s{1,3})?)"
-    r"(?!(?<=:\s)(?-i:[A-Z][a-z]{1,20}\s[a-z]))"  # a sentence, as in "password: Field required"
+    r"(?!(?<=:\s)(?-i:[A-Z][a-z]{1,20}\s[a-z]))"  # not a sentence, such as "password: Field required"
     r"(b?\"(?:[^\"\\]|\\.)*\"?|b?'(?:[^'\\]|\\.)*'?|\{[^{}]*+\}?"
     r"|(?P<escape>\\{1,8})[\"'](?:[^\"'\\]|(?!(?P=escape)[\"'])\\++[\"']?)*"
     r"|(?:[^\s\"'&#;,()\[\]{}<>\\]|\\(?![\"'nrt]))+)",
     re.I | re.S,
 )
-_IN_QUERY = re.compile(  # of a URL, also of one that is escaped in another one's query
+_IN_QUERY = re.compile(  # in a URL's query, also if another URL's query has that URL escaped
     rf"((?:[?&]|%(?:25){{0,3}}(?:3f|26))(?:[\w.-]{{0,40}}(?:{_NAME})|(?:aws)?access_?key_?id|auth|code|hmac|jwt|key|otp"
     r"|pass|pin|pw|session(?:_?id)?|sid|sig)(?:=|%(?:25){0,3}3d))((?:(?!%(?:25){0,3}26)[^\s&\"'<>#;])+)",
     re.I,
@@ -67,7 +67,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_value(value: Any, name: str = "") -> Any:
-    """For a log, a page or a span: with all text in it redacted and shortened; ``name`` is its key."""
+    """The value for a log, a page or a span: its text is redacted and shortened; ``name`` is its key."""
     if value is None or isinstance(value, bool):
         return value
     if _IS_SECRET.search(name):
@@ -81,7 +81,7 @@ def redacted_value(value: Any, name: str = "") -> Any:
     text = redacted(value if isinstance(value, str) else repr(value))
     if len(text) <= _LONGEST:
         return text
-    # Its two ends: brokers allow ids of a megabyte.
+    # Keep both ends: brokers allow ids of a megabyte.
     return f"{text[: _LONGEST // 2]} [{len(text)} characters] {text[-_LONGEST // 2 :]}"
 
 
@@ -103,7 +103,7 @@ def install() -> None:
         sys.stderr.write(redacted("".join(traceback.format_exception(*error))))
 
     for module, hook in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
-        if getattr(module, hook) is getattr(module, f"__{hook}__"):  # else it is the service's own
+        if getattr(module, hook) is getattr(module, f"__{hook}__"):  # not the service's own
             setattr(module, hook, show)
     keep_secret({"secret": [os.environ.get(name) for name in _ENVIRONMENT]})
 
@@ -111,7 +111,7 @@ def install() -> None:
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
     if hasattr(value, "get_secret_value"):  # SecretStr, SecretBytes, Secret[...]
         text = value.get_secret_value()
-        is_address = name == "broker_url" and _IS_ADDRESS.fullmatch(text)  # which errors name
+        is_address = name == "broker_url" and _IS_ADDRESS.fullmatch(text)  # errors name the address
         yield from _secrets_in(text, name if is_address else "secret")
     elif isinstance(value, Mapping | BaseModel):
         for key, item in value.items() if isinstance(value, Mapping) else value:
@@ -123,7 +123,7 @@ def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         if _IS_SECRET.search(name):
             yield text
-        named = _NAMED.findall(text) + _IN_QUERY.findall(text)  # of a DSN, or of a URL's query
+        named = _NAMED.findall(text) + _IN_QUERY.findall(text)  # in a DSN, or in a URL's query
         yield from (found.strip("\"'{}").replace("\\'", "'") for _, found, *_ in named)
         scheme, separator, rest = text.partition("://")
         # Not by urlsplit, which does not recognize a password with an unescaped / or #: it must be masked too.
@@ -151,5 +151,5 @@ def _form_of(part: str, before: str) -> str:
     codes = [[f"x{byte:02x}" for byte in utf8]]
     codes.append([f"u{utf16[i : i + 2].hex()}" for i in range(0, len(utf16), 2)])
     escaped = "|".join([*map(re.escape, escapes), *map(r"\\{0,8}".join, codes)])
-    own = "" if before[:1] == "\\" else r"\\{0,8}+"  # else they are taken already
+    own = "" if before[:1] == "\\" else r"\\{0,8}+"  # backslashes in ``before`` match these too
     return rf"(?i:{own}(?:{escaped})|{percent})"

@@ -81,7 +81,7 @@ async def deliver_batch(
 
 
 class Settlements:
-    """In place of a source: keeps how each message was settled, and what was published."""
+    """Replaces a source: records how each message was settled, and the published messages."""
 
     capabilities = Capabilities()
     longest_hold_seconds = math.inf
@@ -102,11 +102,11 @@ class Settlements:
         stopping: bool = False,
         alone: bool = False,
     ) -> None:
-        """By a consumer; with ``alone``, a batch handler gets each for itself."""
+        """Handle by a consumer; with ``alone``, a batch handler gets each message in its own batch."""
         event, source = CancellationEvent(asyncio.get_running_loop()), cast("Source", self)
         consumer = Consumer(source, router, event, self.settings)
         self._breaker = consumer.breaker
-        consumer._cancelling_handlers = alone  # a cancellation is the person's, who ends the trial
+        consumer._cancelling_handlers = alone  # only the person who ends the trial cancels
         try:
             if stopping:
                 event.set("test")

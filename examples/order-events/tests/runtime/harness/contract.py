@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Steps on a source that the tests of every broker take."""
+"""Steps on a source that are common to the tests of every broker."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from runtime.brokers.source import Connected, Source
 from runtime.message import Message
 
 WAIT_SECONDS = 20
-"""How long something expected may take on a loaded machine."""
+"""The time limit for an expected result on a loaded machine."""
 
 AnySource = TypeVar("AnySource", bound=Connected)
 
@@ -25,14 +25,14 @@ Counted = Callable[..., Awaitable[None]]
 
 @asynccontextmanager
 async def opened(source: AnySource) -> AsyncIterator[AnySource]:
-    """Connected, with its topology."""
+    """A connected source, with its topology."""
     async with source:
         await source.declare()
         yield source
 
 
 def need(source: Source, capability: str) -> None:
-    """Skip the test if the broker declares that it lacks this."""
+    """Skip the test if the broker declares that it lacks this capability."""
     if not getattr(source.capabilities, capability):
         pytest.skip(f"{type(source).__name__} declares that it lacks: {capability}")
 

@@ -22,12 +22,12 @@ from .scene import Scene
 from .servers import BROKERS, Counts, Server, ServerMissing, server_module, skip_without_server
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs with it ignored, and every process of these tests would inherit that.
+    # A shell starts background jobs with SIGINT ignored, and every process of these tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests with a server are slow, so that ``-m "not slow"`` is quick and needs none."""
+    """Tests with a server are slow, so that ``-m "not slow"`` is quick and needs no server."""
     callspec = getattr(item, "callspec", None)
     if callspec is not None and callspec.params.get("broker", "sqlite") != "sqlite":
         item.add_marker(pytest.mark.slow)
@@ -64,7 +64,7 @@ def broker(request: pytest.FixtureRequest, start_server: StartServer) -> Server:
 
 @pytest.fixture
 def queue(broker: Server) -> Iterator[str]:
-    """The name of a queue of this test's own; it is gone after the test."""
+    """The name of this test's own queue; it is deleted after the test."""
     name = f"ccc-test-{uuid.uuid4().hex[:12]}"
     yield name
     broker.delete(name)
@@ -74,7 +74,7 @@ def queue(broker: Server) -> Iterator[str]:
 def settings_for(
     broker: Server, queue: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., ConsumerSettings]:
-    """Makes settings for this queue; variables of the shell and ``.env`` do not count."""
+    """Makes settings for this queue, without variables of the shell and ``.env``."""
     monkeypatch.chdir(tmp_path)
     for variable in [name for name in os.environ if name.startswith("CONSUMER_")]:
         monkeypatch.delenv(variable)
@@ -102,7 +102,7 @@ def source_for(
 
 @pytest.fixture
 def connect(source_for: Callable[..., Source]) -> Connect:
-    """Connects a source that consumes; ``prefetch=0`` for one that only publishes."""
+    """Connects a source that consumes; with ``prefetch=0`` it only publishes."""
 
     @asynccontextmanager
     async def connect(prefetch: int = 10, **overrides: Any) -> AsyncIterator[Source]:
@@ -127,6 +127,6 @@ def counted(broker: Server, queue: str) -> Counted:
 
 @pytest.fixture
 def scene(broker: Server, queue: str, tmp_path: Path) -> Iterator[Scene]:
-    """The real program on a queue of its own."""
+    """The real program on its own queue."""
     with Scene(broker, queue, tmp_path) as scene:
         yield scene

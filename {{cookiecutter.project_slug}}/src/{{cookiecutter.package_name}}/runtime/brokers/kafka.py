@@ -2,7 +2,7 @@
 """Kafka, by aiokafka: a topic read by a consumer group, a topic for retries, and one for dead letters.
 
 ``kafka://user:password@one:9092,two:9092``, or ``kafkas://`` for TLS. Options, as in ``?partitions=24&cafile=ca.pem``:
-``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, or OAUTHBEARER with ``token_provider=package.module:function``),
+``sasl_mechanism`` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER with ``token_provider=package.module:function``),
 ``cafile``, ``certfile``, ``keyfile``; ``partitions`` and ``replication_factor`` of topics that are created because they
 do not exist; ``session_timeout_seconds``, after which a dead consumer's partitions are reassigned;
 ``rebalance_timeout_seconds``, which bounds how long a rebalance waits for in-flight messages; Kafka's own
@@ -10,17 +10,17 @@ do not exist; ``session_timeout_seconds``, after which a dead consumer's partiti
 
 Kafka does not settle single messages: a consumer owns whole partitions, and commits for each one offset below which
 all messages are settled. The metadata of the commit marks those that are settled above it, and the partition's next
-owner skips them; of more than fit into it, the last ones are redelivered. A rebalance of the group waits for
+owner skips them; if the marks do not fit, the last of these are redelivered. A rebalance of the group waits for
 in-flight messages as long as a shutdown does, ``CONSUMER_DRAIN_SECONDS``; a message that takes longer is redelivered
 to the partition's next owner.
 
 For ``CONSUMER_SOURCE=orders`` and ``CONSUMER_GROUP=billing`` the topics are ``orders``, ``orders.billing.retry`` and
 ``orders.billing.dead``: retries and dead letters belong to one group. A retry or a dead letter is produced, and
 confirmed, before its offset counts as settled: a crash in between makes a duplicate, never a loss. The retry topic
-has a partition for each step of the backoff, and waits for the first record in it.
+has a partition for each step of the backoff, and its consumer waits for the first record in each.
 
 ``CONSUMER_SOURCE=orders,payments`` is one consumer of both topics, each with its own retries and dead letters. A
-pattern, such as ``^orders\\..*``, is a regular expression for whole names of topics, but for those that end with
+pattern, such as ``^orders\\..*``, is a regular expression that matches whole names of topics, but none that ends with
 ``.retry`` or ``.dead``; the topics that it matches share ``billing.retry`` and ``billing.dead``.
 """
 
@@ -117,29 +117,29 @@ CHECK_SECONDS = 1.0
 """How often to check that the broker can be reached, since aiokafka does not report outages."""
 POLL_SECONDS = 1.0
 DISCOVER_SECONDS = 30.0
-"""Until a new topic that a pattern matches is read."""
+"""The delay until a new topic that a pattern matches is read."""
 HEARTBEAT_SECONDS = 1.0
 """The delay until other consumers hear that one joined or left."""
 SESSION_SECONDS = 30.0
 REJOIN_SECONDS = 3.0
-"""Of a rebalance, after the in-flight messages are settled or abandoned."""
+"""How long a rebalance may take after the in-flight messages are settled or abandoned."""
 STUCK_SECONDS = 30.0
-"""Without an answer to any fetch for this long, or with a rebalance that is this late, a consumer is replaced:
+"""A consumer without an answer to any fetch for this long, or with a rebalance that is this late, is replaced:
 aiokafka may not recover by itself (aiokafka#847, #1037)."""
 STOP_SECONDS = 1.0
 CLOSE_SECONDS = 1.25
 OUTAGE_SECONDS = 0.25
-"""To commit at last, in place of STOP_SECONDS, while the broker cannot be reached."""
+"""The time limit for the last commit, in place of STOP_SECONDS, while the broker cannot be reached."""
 RECORDS_AT_ONCE = 500
-"""To publish, or to read dead letters."""
+"""The most records in one publish, or in one read of dead letters."""
 MOST_COMMITS = 10
-"""Of one step of moved or deleted dead letters, while other commands commit theirs."""
+"""How often a replay or a purge commits one step again, while other commands overwrite the commit."""
 MOST_METADATA_BYTES = 4096
-"""Of a committed offset: ``offset.metadata.max.bytes`` of the broker, by default."""
+"""The limit for the metadata of a committed offset: the broker's ``offset.metadata.max.bytes``, by default."""
 MOST_MARKS = 2**23
-"""Offsets that a commit marks: a bit each, before they are compressed."""
+"""How many offsets a commit marks at most: a bit each, before compression."""
 METADATA = f"{PREFIX}settled"
-"""What our metadata begins with, before a colon."""
+"""The beginning of our metadata, before a colon."""
 NO_COMMIT = OffsetAndMetadata(-1, "")
 
 PARTITIONS = 12
@@ -148,9 +148,9 @@ FOREVER_MS = 2**31 - 1
 MOST_RECORD_BYTES = 95 * 2**20
 """A limit of the client only, below the requests that brokers accept; the topic decides what it stores."""
 USUAL_RECORD_BYTES = 1_048_588
-"""A topic's limit, by default; for users who may not ask for it."""
+"""A topic's default limit, for users without the right to read the limit."""
 MORE_BYTES = 2**17
-"""For our headers: a record that is as large as the source allows can still be retried and dead-lettered."""
+"""Room for our headers: a record that is as large as the source allows can still be retried and dead-lettered."""
 OWN_TOPICS = {
     "cleanup.policy": "delete",
     "retention.ms": "-1",
@@ -160,14 +160,14 @@ LIMIT = "max.message.bytes"
 LOG_APPEND_TIME = 1
 GZIP = 1
 MOST_DELAY_SECONDS = 366 * 86_400
-"""A later due time is not one of ours."""
+"""A due time that is further away is not one of ours."""
 EARLY_SECONDS = 0.05
 """A retry may be this early: the times of records are whole milliseconds."""
 TOKEN = "OAUTHBEARER"
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", TOKEN)
 ASSIGNORS = (RoundRobinPartitionAssignor, RangePartitionAssignor, StickyPartitionAssignor)
 USUAL_ASSIGNORS = "roundrobin,range"
-"""The second is a default of most other clients: all members of a group need one in common."""
+"""All members of a group need one in common: ``range`` is a default of most other clients."""
 OPTIONS = (
     *("sasl_mechanism", "token_provider", *TLS_OPTIONS, "partitions", "replication_factor"),
     *("session_timeout_seconds", "rebalance_timeout_seconds", "partition_assignment_strategy"),
@@ -175,14 +175,14 @@ OPTIONS = (
 )
 
 MATCHED = ""
-"""In place of the name of each topic that a pattern matches."""
+"""Stands for all topics that a pattern matches."""
 
 ID = f"{PREFIX}id"
 TYPE = f"{PREFIX}type"
 ORIGIN = f"{PREFIX}origin"
 """Header of a copy: the topic, the partition and the offset of the first record, as JSON."""
 JSON_HEADERS = f"{PREFIX}json-headers"
-"""Header: the names of those whose values were not text, and are JSON."""
+"""Header: the names of the headers whose values were not text, and are stored as JSON."""
 DUE_AT = f"{PREFIX}due-at"
 """Header: when a retry is due, in Unix seconds."""
 HISTORY = (ATTEMPTS, DUE_AT, REASON, DEAD_LETTERED_AT, PUBLISHED_AT)
@@ -195,7 +195,7 @@ MAY_NOT_CREATE = (
 )
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 OF_ONE_RECORD = (*TOO_LARGE, kafka_errors.InvalidTimestampError, kafka_errors.UnknownError)
-"""The broker refuses a whole batch for one of its records. aiokafka does not know InvalidRecord, of compacted topics."""
+"""The broker refuses a whole batch for one record. aiokafka does not know InvalidRecord, of compacted topics."""
 
 
 class _TooLarge(BrokerRefused):
@@ -234,7 +234,7 @@ RULES = (
 )
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]
-"""Key, value and headers, to produce."""
+"""The key, value and headers of a record to produce."""
 
 log = structlog.get_logger()
 
@@ -249,9 +249,9 @@ class _Partition:
 
     topic_partition: TopicPartition
     marked: range = range(0)
-    """The offsets of which the commit that the group had then says whether they are settled."""
+    """The offsets that the group's commit marked at the assignment, as settled or not."""
     left: set[int] = field(default_factory=set)
-    """Those of them that are not."""
+    """The marked offsets that are not settled."""
     unacked: set[int] = field(default_factory=set)
     """The offsets of unacked and of requeued messages."""
     position: int = 0
@@ -267,15 +267,15 @@ class _Partition:
         self.origin = {"source": topic, "topic": topic, "partition": number}
 
     def is_settled(self, offset: int) -> bool:
-        """Whether the commit that the group had then says so."""
+        """Whether the group's commit at the assignment marked the offset as settled."""
         return offset in self.marked and offset not in self.left
 
     def commit(self, most_bytes: int) -> OffsetAndMetadata:
-        """The offset below which all is settled; its metadata marks what is settled above it.
+        """The offset below which all messages are settled; its metadata marks the settled offsets above it.
 
-        What does not exist counts as settled. Marks that do not fit are left out, the last ones first.
+        Offsets without a record count as settled. Marks that do not fit are left out, the last ones first.
         """
-        # What was left and lies below the position was delivered, or does not exist any more.
+        # An offset in ``left`` below the position was delivered, or has no record any more.
         unsettled = self.unacked | {n for n in self.left if n >= self.position}
         end = max(self.position, self.marked.stop)
         first = min(unsettled, default=end)
@@ -313,7 +313,7 @@ BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\(\?P=|\(\?\()")
 
 
 def _any_of(patterns: Sequence[str], names: Iterable[str]) -> re.Pattern[str]:
-    """Matches the names, and what one of the patterns matches but for retries and dead letters. Raises BrokerRefused."""
+    """Matches the names, and what a pattern matches except retry and dead-letter topics. Raises BrokerRefused."""
     others = "|".join(rf"(?!.*\.(?:retry|dead)$)(?:{pattern})" for pattern in patterns)
     whole = rf"(?:{'|'.join(map(re.escape, names))}|{others})$"
     for pattern in (*patterns, whole):
@@ -323,7 +323,7 @@ def _any_of(patterns: Sequence[str], names: Iterable[str]) -> re.Pattern[str]:
             re.compile(pattern)
         except re.error as error:
             raise BrokerRefused(f"{msg} is not a regular expression: {error}") from None
-        if BACK_REFERENCE.search(pattern):  # which would mean another pattern's group
+        if BACK_REFERENCE.search(pattern):  # which would refer to another pattern's group
             raise BrokerRefused(f"{msg} refers back to a group, which a pattern must not")
     return re.compile(whole)
 
@@ -431,7 +431,7 @@ def _message(record: Any, partition: _Partition) -> Message:
     message = make_message(
         record.value,
         id=id,
-        # Offsets start anew in a topic that is created again.
+        # Offsets start again in a topic that is created again.
         fallback_id=id or "-".join(map(str, (*partition.topic_partition, offset, timestamp))),
         type=type,
         headers=headers,
@@ -446,7 +446,7 @@ def _message(record: Any, partition: _Partition) -> Message:
 
 
 def _origin_of_first(text: Any) -> dict[str, Any]:
-    """Of the first record, which its copy names; empty if that is not readable."""
+    """The origin of the first record, which its copies name; empty if that cannot be read."""
     origin = json_object(text)
     if [*map(type, map(origin.get, ("topic", "partition", "offset")))] == [str, int, int]:
         return {**origin, "source": origin["topic"]}
@@ -454,7 +454,7 @@ def _origin_of_first(text: Any) -> dict[str, Any]:
 
 
 def _place_of(message: Message) -> tuple[TopicPartition, int]:
-    """Its partition and its offset."""
+    """The message's partition and offset."""
     partition, record = message.receipt
     return partition.topic_partition, record.offset
 
@@ -474,7 +474,7 @@ def _dead_letter(record: Any, partition: _Partition) -> DeadLetter:
 
 
 class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
-    """Reads such names with U+FFFD; in Python, so it is slow."""
+    """Reads such names with U+FFFD; it is slow, since it is in Python."""
 
     _pos: int
 
@@ -541,7 +541,7 @@ aiokafka_fetcher.PartitionRecords = _PartitionRecords
 
 
 class _PartitionState(aiokafka_state.TopicPartitionState):  # type: ignore[misc]
-    """Keeps the group's commit, from the answer that also says from where to read; aiokafka forgets its metadata."""
+    """Keeps the group's commit, from the answer with the position to read from; aiokafka drops its metadata."""
 
     commit = NO_COMMIT
 
@@ -557,7 +557,7 @@ aiokafka_state.TopicPartitionState = _PartitionState
 
 
 class _Connection(AIOKafkaConnection):  # type: ignore[misc]
-    """Creates no topic: by default a broker creates each topic whose metadata is asked for."""
+    """Creates no topic: by default a broker creates every topic whose metadata a client requests."""
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
         if isinstance(request, MetadataRequest):
@@ -581,7 +581,7 @@ class _Tokens(AbstractTokenProvider):  # type: ignore[misc]
         module, _, name = place.partition(":")
         try:
             self._ask = getattr(import_module(module), name)
-        except Exception as error:  # also what the module raises
+        except Exception as error:  # the module may raise anything
             msg = f"CONSUMER_BROKER_URL: token_provider, as package.module:function: {error}"
             raise BrokerRefused(msg) from error
 
@@ -599,7 +599,7 @@ class _Tokens(AbstractTokenProvider):  # type: ignore[misc]
 
 class _TokenAuthenticator(aiokafka_conn.OAuthAuthenticator):  # type: ignore[misc]
     async def step(self, payload: bytes | None) -> Any:
-        """Answers a refusal as RFC 7628 (3.2.3) asks: aiokafka would take it for a login, and every request would hang."""
+        """Answers a refusal by RFC 7628 (3.2.3): aiokafka would take it for a login, and every request would hang."""
         return (b"\x01", True) if payload else await super().step(payload)
 
 
@@ -607,7 +607,7 @@ aiokafka_conn.OAuthAuthenticator = _TokenAuthenticator
 
 
 def _choice(url: BrokerUrl, option: str, choices: Sequence[str]) -> str:
-    """The option as one of these, by default the first. Raises BrokerRefused."""
+    """The option's value, one of ``choices``; the first is the default. Raises BrokerRefused."""
     if (text := url.options.get(option, choices[0])) not in choices:
         raise BrokerRefused(f"CONSUMER_BROKER_URL: {option} must be one of {', '.join(choices)}")
     return text
@@ -659,11 +659,11 @@ async def _close(
                     abort(connection._writer.transport)
                 connection.close()
             await _end([closing, client._sync_task, *tasks()])
-            await _end(tasks(), 0)  # aiokafka's fetcher starts others until it is cancelled
+            await _end(tasks(), 0)  # aiokafka's fetcher starts other tasks until it is cancelled
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any] | None], grace_seconds: float = 0.2) -> None:
-    """Wait for tasks that end when those they wait for do, then cancel the rest."""
+    """Wait for tasks that end with the tasks they wait for, then cancel the rest."""
     ended = {task for task in tasks if task is not None and not task.done()}
     if ended:
         await asyncio.wait(ended, timeout=grace_seconds)
@@ -733,7 +733,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         if not {*names} <= known.keys():
             msg = f"CONSUMER_BROKER_URL: partition_assignment_strategy must be some of {', '.join(known)}"
             raise BrokerRefused(msg)
-        # Subclasses, since aiokafka's keep what was assigned in the class, and not of each consumer.
+        # Subclasses, since aiokafka's assignors store an assignment in the class, for all consumers.
         self._assignors = [type(name, (known[name],), {}) for name in names]
         self._instance = url.options.get("group_instance_id", "").replace("{hostname}", node())
         self._isolation_level = _choice(
@@ -741,7 +741,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         )
         self._latest = _choice(url, "auto_offset_reset", ("earliest", "latest")) == "latest"
         self._first: set[TopicPartition] | None = None
-        """Those that existed when this member started, where a new group is to begin at their end."""
+        """The partitions that existed when this member started, if a new group begins at their end."""
         self._assigned_at = -math.inf
         self.connectivity = Connectivity(url.redacted)
         self._requests = Requests(url.redacted, (KafkaError, EOFError), RULES, ANSWER_SECONDS)
@@ -766,7 +766,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         self._to_commit: set[_Partition] = set()
         self._most_metadata_bytes = MOST_METADATA_BYTES
         self._acked: list[str] = []
-        """The ids since the last commit; the messages themselves would cost the garbage collector much."""
+        """The ids of messages acked since the last commit; the messages would burden the garbage collector."""
         self._commit_wanted = asyncio.Event()
         self._settled = asyncio.Event()
         """Set when a message was settled or dropped, so there may be room for another."""
@@ -833,7 +833,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         }
 
     async def _reach_one_host(self) -> None:
-        """Without a reachable host, aiokafka's own start reports no reason."""
+        """Raises the reason if no host can be reached: aiokafka's own start reports none."""
         errors: list[BrokerError] = []
         for host in self._url.hosts:
             name, _, port = host.rpartition(":")
@@ -864,7 +864,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         while not self._closing.is_set():
             async with self._requests.bounded():
                 if not await self._producer.client.force_metadata_update():
-                    await self._reach_one_host()  # which says why
+                    await self._reach_one_host()  # which raises the reason
                     raise BrokerUnavailable(f"{self._url.redacted}: no broker can be reached")
             if self._consumer is not None or self._fetcher is None:
                 self.connectivity.established()
@@ -897,7 +897,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 msg = f"the topic {name!r} does not exist, and this user may not create it: {error}"
                 raise BrokerDenied(msg) from error
             raise BrokerRefused(f"the topic {name!r} cannot be created: {error}") from error
-        for topic in topics:  # a new one is known to all brokers a little later
+        for topic in topics:  # all brokers know a new topic only a little later
             async with self._requests.bounded():
                 await self._producer.partitions_for(topic.name)
 
@@ -926,13 +926,13 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             async with self._admin() as admin, self._requests.bounded():
                 [answer] = await admin.describe_configs([wanted])
             for *_, entries in answer.resources:
-                for name, value, *_ in entries:  # none, if this user may not ask
+                for name, value, *_ in entries:  # none, if this user may not read them
                     if name == LIMIT:
                         return int(value)
         return USUAL_RECORD_BYTES
 
     async def _create(self, topics: list[NewTopic], replication: int) -> dict[str, KafkaError]:
-        """Create those that do not exist; returns the errors of the others, by name."""
+        """Create these topics; returns the errors by name, except for topics that already exist."""
         for topic in topics:
             topic.replication_factor = replication  # the constructor refuses -1, the default
         async with self._admin() as admin, self._requests.bounded():
@@ -980,7 +980,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _members(self, admin: AIOKafkaAdminClient) -> list[Any]:
         while True:
-            with suppress(kafka_errors.GroupCoordinatorNotAvailableError):  # the cluster's first
+            with suppress(kafka_errors.GroupCoordinatorNotAvailableError):  # before the first
                 [response] = await admin.describe_consumer_groups([self._group])
                 [(_, _, _, _, _, members, *_)] = response.groups
                 return list(members)
@@ -988,7 +988,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     @asynccontextmanager
     async def _reader(self, group: str, *topics: str) -> AsyncIterator[AIOKafkaConsumer]:
-        """Reads all partitions of the topics that exist, from what the group has committed, without joining it."""
+        """Reads all partitions of the topics that exist, from the group's commits, without joining the group."""
         existing = await self._existing(*topics)
         reader = AIOKafkaConsumer(
             group_id=group,
@@ -1021,7 +1021,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _count(
         self, reader: AIOKafkaConsumer, taken: Mapping[TopicPartition, set[int]] | None = None
     ) -> dict[TopicPartition, int]:
-        """How many messages of each partition the reader's group has not committed, but for those taken."""
+        """How many messages of each partition the reader's group has not committed, without those in ``taken``."""
         ends = await self._ends(reader)
         async with self._requests.bounded():
             beginnings = await reader.beginning_offsets(list(ends))
@@ -1054,7 +1054,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
 
     async def _join(self) -> None:
         """Join the group, if this user may read its topics."""
-        client, read = self._producer.client, [(0, 2**63 - 1, 1)]  # no record
+        client, read = self._producer.client, [(0, 2**63 - 1, 1)]  # an offset without a record
         topics = [*self._topics, *self._retry_topics]
         asked = FetchRequest(0, 0, 1, 0, [(topic, read) for topic in topics])
         async with self._requests.bounded():
@@ -1135,7 +1135,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 [(topic_partition, offset)] = error.args[0].items()
                 return await self._restart(consumer, topic_partition, offset)
         for topic_partition in batch.keys() & consumer._fetcher._records.keys():
-            consumer._fetcher._records.move_to_end(topic_partition)  # the others' turn
+            consumer._fetcher._records.move_to_end(topic_partition)  # the other partitions' turn
         # No await below: the fetcher could be cancelled there, or the partitions revoked.
         for topic_partition, records in batch.items():
             partition = self._partition(consumer, topic_partition)
@@ -1169,7 +1169,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             self._check_answers(consumer)
 
     def _is_repeated(self, message: Message) -> bool:
-        """Whether a handler still works on it, since before its partition was revoked from this process."""
+        """Whether a handler still works on this message, since before the partition was revoked."""
         if (at := _place_of(message)) not in self._revoked_in_flight:
             return False
         self._revoked_in_flight.discard(at)
@@ -1191,7 +1191,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _restart(
         self, consumer: AIOKafkaConsumer, topic_partition: TopicPartition, offset: int | None
     ) -> None:
-        """Read from the oldest record: there is none at the group's offset any more, or it has none yet (then perhaps from the end)."""
+        """Read from the oldest record, or from the end: the group has no offset, or no record is at its offset."""
         latest = offset is None and self._begins_at_the_end_of(topic_partition)
         ask = consumer.end_offsets if latest else consumer.beginning_offsets
         oldest = (await ask([topic_partition]))[topic_partition]
@@ -1211,22 +1211,22 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if (old := self._partitions.pop(topic_partition, None)) is not None:
                 old.revoked = True
                 self._to_commit.discard(old)
-            # Nor does the group's commit mean these messages.
+            # The group's commit is not about these messages either.
             self._partitions[topic_partition] = _Partition(topic_partition)
         consumer.seek(topic_partition, oldest)
         partition = self._partition(consumer, topic_partition)
         self._skip_to(partition, max(partition.position, oldest))
 
     def _begins_at_the_end_of(self, topic_partition: TopicPartition) -> bool:
-        """Without an offset of the group. Its own topics, and what is made later, have no history of before it."""
+        """Whether a partition without a commit is read from its end; own topics and later partitions are not."""
         own = (*self._retry_topics, *self._dead_topics)
         old = self._first is None or topic_partition in self._first
         return self._latest and old and topic_partition.topic not in own
 
     def _skip_what_is_no_message(self, consumer: AIOKafkaConsumer) -> None:
-        """Commit what follows the last message too, such as the marker of a transaction: else it counts as waiting."""
+        """Also commit offsets after the last message, such as a transaction's marker: they would count as waiting."""
         if consumer._subscription.reassignment_in_progress:
-            return  # what it still counts as assigned was dropped, also messages that were read
+            return  # it still lists partitions that were dropped, with messages that were read
         for topic_partition in consumer.assignment() - consumer.paused():
             state = consumer._subscription.subscription.assignment.state_value(topic_partition)
             if state.has_valid_position:  # and so the group's commit is known
@@ -1241,9 +1241,9 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         return due_at
 
     def _seconds_to_wait(self, record: Any, partition: _Partition, due_at: float) -> float:
-        """Until the record is due, or has been in its partition for the longest delay: others behind it may be due.
+        """Seconds until the record is due, or has been in its partition for the longest delay: others may be due then.
 
-        At most the longest delay, once for each record: its times may be of another machine's clock.
+        At most the longest delay, once for each record: its times may be from another machine's clock.
         """
         if record.offset == partition.waited_for:
             return 0
@@ -1279,7 +1279,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     def _pause(
         self, consumer: AIOKafkaConsumer, partition: _Partition, offset: int, seconds: float
     ) -> None:
-        """Read the partition again from this offset, after that time."""
+        """Read the partition again from this offset, after these seconds."""
         partition.waited_for = offset
         paused = partition.topic_partition
         consumer.seek(paused, offset)
@@ -1320,7 +1320,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             self.buffer.fail(failure)
 
     def _check_instance(self, revoked: Iterable[TopicPartition]) -> None:
-        """A static member is lost after a session without heartbeats; earlier, another process has taken its place."""
+        """Raises BrokerRefused if a static member was lost within a session timeout: another process took its place."""
         lost = revoked and self._consumer and not self._consumer._coordinator.member_id
         if lost and self._instance and time.monotonic() - self._assigned_at < self._session_seconds:
             msg = f"another process of the group has the group_instance_id {self._instance!r}: each needs its own"
@@ -1355,7 +1355,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         log.info("partitions_assigned", partitions=sorted(f"{t}-{p}" for t, p in assigned))
 
     def _drop_partitions(self) -> None:
-        """They are no longer assigned to this consumer: settling their messages has no effect from now on."""
+        """The partitions are no longer assigned to this consumer: settling their messages has no effect from now on."""
         for id in self._acked:
             log_settlement_lost(Message(b"", id), "ack", "its offset could not be committed")
         self._acked.clear()
@@ -1378,14 +1378,14 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _ack(self, message: Message) -> None:
         partition, record = message.receipt
         partition.unacked.remove(record.offset)
-        if partition not in self._to_commit:  # else its commit is wanted already
+        if partition not in self._to_commit:  # otherwise its commit is wanted already
             self._to_commit.add(partition)
             self._commit_wanted.set()
         self._acked.append(message.id)
         self._settled.set()
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """Behind others with the same backoff a message may wait for up to that backoff."""
+        """A message may wait behind others with the same backoff, for up to that backoff."""
         last = len(self._delays) - 1
         step = next((n for n, s in enumerate(self._delays) if s >= delay_seconds), last)
         retry = _copy(message, {DUE_AT: repr(time.time() + delay_seconds), REASON: reason})
@@ -1403,7 +1403,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             await self._produce(topic, [_shortened(letter, await self._limit(topic))])
 
     def _own_of(self, message: Message) -> _Own:
-        """For a message of a topic that is read, or of one of those themselves."""
+        """The retry and dead-letter topics for a message of a source, or of one of these topics."""
         (its_topic, _), _ = _place_of(message)
         for topic, own in self._own.items():
             if its_topic in (topic, *own):
@@ -1411,7 +1411,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         return self._own[MATCHED]
 
     async def _requeue(self, message: Message) -> None:
-        """Redelivered when another consumer has its partition; until then it can only be buffered again."""
+        """Kafka redelivers it when another consumer has its partition; until then it can only be buffered again."""
         if self.stopped:
             self._settled.set()
         else:
@@ -1424,7 +1424,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             await self._commit()
 
     async def _commit(self, seconds: float = ANSWER_SECONDS) -> None:
-        """Commit what is settled of each partition; if that fails, it is wanted again."""
+        """Commit the settled offsets of each partition; if that fails, a commit is wanted again."""
         partitions, self._to_commit = self._to_commit, set()
         acked, self._acked = self._acked, []
         commits = {
@@ -1481,13 +1481,13 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     ) -> None:
         """Returns when the broker has confirmed every record."""
         async with self._requests.bounded():
-            # Else a refresh of the metadata may leave it out, and what is sent hangs.
+            # Otherwise a refresh of the metadata may omit the topic, and the send hangs.
             self._producer.client.add_topic(topic)
             if partition is not None:
                 partition = min(partition, len(await self._producer.partitions_for(topic)) - 1)
             confirmations = []
             for key, value, headers in records:
-                if key is None and value is None:  # which aiokafka does not send
+                if key is None and value is None:  # aiokafka does not send such a record
                     value = b""
                 try:
                     confirmation = await self._producer.send(
@@ -1511,7 +1511,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                 raise failure
 
     async def _produce_alone(self, topic: str, record: Record, partition: int | None) -> None:
-        """After a refusal, perhaps for another record of its batch, or for a size that fits when it is compressed."""
+        """Send a refused record alone: another one may be the cause, or its size may fit after compression."""
         key, value, headers = record
         batch = BatchBuilder(MOST_RECORD_BYTES, GZIP)
         batch.append(timestamp=None, key=key, value=value, headers=headers)
@@ -1576,7 +1576,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
         return sum((await self._dead_letter_counts()).values())
 
     async def _dead_letter_counts(self) -> Counter[str]:
-        """Of each topic."""
+        """The number of dead letters of each topic."""
         counts = Counter[str]()
         async with self._reading() as reading:
             for tp, count in (await self._count(reading.reader, reading.taken)).items():
@@ -1586,8 +1586,8 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
     async def _take_letters(
         self, reading: "_Reading", letters: Sequence[DeadLetter], *, replay: bool
     ) -> AsyncIterator[int]:
-        """Kafka deletes only the oldest records: of others the offsets are committed, as metadata."""
-        await self._look_what_is_taken(reading)  # by other commands too
+        """Kafka deletes only the oldest records: the offsets of others are committed, as metadata."""
+        await self._look_what_is_taken(reading)  # other commands take letters, too
         moved = defaultdict[str, list[DeadLetter]](list)
         for letter in letters:
             tp, offset = _place_of(letter)
@@ -1595,7 +1595,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             if offset >= reading.committed[tp] and offset not in reading.taken[tp]:
                 reading.taken[tp].add(offset)
                 moved[self._own_of(letter).retry].append(letter)
-        reading.commits_to_make()  # or refuse it before any is moved
+        reading.commits_to_make()  # raises before any letter is moved
         for topic, some in moved.items() if replay else ():
             # Not to the source, where other groups would handle them too; its first partition has the shortest waits.
             await self._produce(topic, [_replayed(letter) for letter in some], 0)
@@ -1642,16 +1642,16 @@ class _Reading:
         self.reader = reader
         self.commits: dict[TopicPartition, OffsetAndMetadata] = {}
         self.committed: dict[TopicPartition, int] = {}
-        """All below were moved or deleted."""
+        """The offset below which all letters were moved or deleted."""
         self.taken: dict[TopicPartition, set[int]] = {}
-        """Those above that were, too: by this command, or by others."""
+        """The offsets above it that were moved or deleted, by this command or by others."""
         self.left: dict[TopicPartition, dict[int, None]] = {}
-        """Those that were read and not taken, the oldest first."""
+        """The offsets that were read and not taken, the oldest first."""
         self.next: dict[TopicPartition, int] = {}
-        """Behind the last one that was read."""
+        """The offset after the last letter that was read."""
 
     def commits_to_make(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Those that say more than the present ones. Raises BrokerRefused if a commit cannot hold it."""
+        """The commits that differ from the present ones. Raises BrokerRefused if a commit cannot hold the marks."""
         commits = {}
         for tp, left in self.left.items():
             first = max(self.committed[tp], next(iter(left), self.next[tp]))
@@ -1665,7 +1665,7 @@ class _Reading:
 
 
 def _metadata_of(first: int, offsets: set[int]) -> str:
-    """Marks these offsets, above the first. Raises BrokerRefused if a commit cannot hold them."""
+    """Marks for these offsets, which are above ``first``. Raises BrokerRefused if a commit cannot hold them."""
     bits = bytearray((max(offsets, default=first) - first + 7) // 8)
     _flip(bits, first, offsets)
     if len(metadata := _packed(bits)) > MOST_METADATA_BYTES:
@@ -1677,29 +1677,29 @@ def _metadata_of(first: int, offsets: set[int]) -> str:
 
 
 def _offsets_of(commit: OffsetAndMetadata) -> set[int]:
-    """The inverse; none for another program's metadata."""
+    """The offsets that `_metadata_of` marked; none for another program's metadata."""
     return {commit.offset + 1 + place for place in _places_of(_unpacked(commit.metadata), 1)}
 
 
 def _marks_of(commit: OffsetAndMetadata) -> tuple[range, set[int]]:
-    """The offsets of which the commit says whether they are settled, and which of them are not."""
+    """The offsets that the commit marks as settled or not, and those of them that are not."""
     if not (bits := _unpacked(commit.metadata)):
         return range(0), set()
     start = commit.offset + 1
-    # The offset itself is the first that is not.
+    # The committed offset itself is the first that is not settled.
     left = {commit.offset, *(start + place for place in _places_of(bits, 0))}
     return range(start, start + 8 * len(bits)), left
 
 
 def _flip(bits: bytearray, first: int, offsets: Iterable[int]) -> None:
-    """The bits of these offsets, above the first."""
+    """Flip the bits of these offsets, which are above ``first``."""
     for offset in offsets:
         place, bit = divmod(offset - first - 1, 8)
         bits[place] ^= 1 << bit
 
 
 def _places_of(bits: bytes, value: int) -> Iterator[int]:
-    """Where there is a bit of this value."""
+    """The places of the bits with this value."""
     none = 0 if value else 0xFF
     for place, byte in enumerate(bits):
         if byte != none:
@@ -1713,7 +1713,7 @@ def _packed(bits: bytearray) -> str:
 
 
 def _unpacked(metadata: str | None) -> bytes:
-    """None for another program's metadata."""
+    """The bits of the marks; none for another program's metadata."""
     owner, _, text = (metadata or "").rpartition(":")
     with suppress(ValueError, zlib.error):
         return zlib.decompress(base64.b64decode(text)) if owner == METADATA else b""

@@ -7,8 +7,8 @@ MQTT's guarantees are weaker than every other broker's here; choose it where the
   assigned again. It waits in the session of that consumer's client id. A message that a consumer did not settle before
   a shutdown or a crash is redelivered only when the same client id returns, and is lost when its session expires.
 - A message that is published before the first consumer of the group has subscribed is dropped.
-- A delayed retry waits in a consumer, and takes one place of its prefetch.
-- Dead letters are published to a topic. A program that wants to keep them subscribes to it.
+- A delayed retry waits in a consumer, and takes one place of that consumer's prefetch.
+- Dead letters are published to a topic. A program that keeps them subscribes to it.
 - The broker counts neither waiting messages nor deliveries. A message that kills its process is redelivered until
   an operator removes it.
 
@@ -80,23 +80,23 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 """How long the broker may take to answer a request or to confirm a message."""
 DENIED_SECONDS = 60.0
-"""How long a topic that the user may not publish to is not tried again."""
+"""How long a publish to a topic is refused here, after the broker denied it."""
 MARK_SECONDS = 1.0
-"""Within which a working broker answers, or delivers a message that a consumer publishes to itself."""
+"""How soon a working broker answers, or delivers a message that a consumer publishes to itself."""
 CLOSE_SECONDS = 2.0
 KEEPALIVE_SECONDS = 20
 SESSION_EXPIRY_SECONDS = 86_400
-LONGEST_EXPIRY_SECONDS = 0xFFFF_FFFF  # which means: never
+LONGEST_EXPIRY_SECONDS = 0xFFFF_FFFF  # the session never expires
 PUBLISH_AT_ONCE = 100
 SHORT_SECONDS = 5.0
 MOST_SHORT_CONNECTIONS = 5
-"""Two consumers with one client id end each other's connections. After this many short ones, a consumer exits."""
+"""Two consumers with one client id end each other's connections. A consumer exits after so many short connections."""
 UNWITNESSED = 2
-"""After so many short ones, another connection shows whether it is the network that ends them."""
+"""After so many short connections, a second one shows whether the network ends them."""
 MOST_UNCONFIRMED = 1000
 """The prefetch does not bound messages of QoS 0: when this many wait in the buffer, more are dropped."""
 MOST_CONSUMERS = 1000
-"""On one machine, of one group."""
+"""On one machine, in one group."""
 
 ID = f"{PREFIX}id"
 TYPE = f"{PREFIX}type"
@@ -107,32 +107,32 @@ TOPIC = f"{PREFIX}topic"
 IN_JSON = f"{PREFIX}json"
 """The names of the user properties whose value is JSON, because it is not plain text; itself a JSON list."""
 MARK = f"{PREFIX}mark"
-"""Of an empty message that a consumer publishes to the topic of retries when it starts: others ignore it."""
+"""Marks an empty message that a consumer publishes to the topic of retries when it starts: others ignore it."""
 HISTORY = (ATTEMPTS, REASON, NOT_BEFORE, DEAD_LETTERED_AT)
-"""User properties that a retry or a dead letter gets with new values."""
+"""User properties that get new values in a retry or a dead letter."""
 TOPIC_HEADER = "mqtt-topic"
-"""Only for a source with wildcards: the topic of the message."""
+"""Header, only for a source with wildcards: the topic of the message."""
 
 MOST_BYTES_OF_TEXT = 65_535
 LARGEST_PACKET = 268_435_460
-"""Of the protocol."""
+"""The limit of the protocol."""
 NATIVE = {
     "ContentType": "content_type",
     "CorrelationData": "correlation_id",
     "ResponseTopic": "reply_to",
 }
-"""The properties of the protocol for fields of a message."""
+"""The protocol's properties that carry fields of a message."""
 COPIED = (*NATIVE, "PayloadFormatIndicator", "MessageExpiryInterval")
 
 NO_SUBSCRIBER = 0x10
 PROTOCOL_ERROR = 0x82
 NOT_AUTHORIZED = 0x87
 DENIALS = {0x86, NOT_AUTHORIZED, 0x8A, 0x8C}
-"""Refusals of a login: a wrong password, no right, banned, another method."""
+"""Refusals of a login: a wrong password, a missing right, a ban, another method."""
 SESSION_TAKEN_OVER = 0x8E
 PACKET_TOO_LARGE = 0x95
 TRY_AGAIN = {0x80, 0x83, 0x88, 0x89, 0x97, 0x9C, 0x9D, 0x9F}
-"""Refusals of a connection that may pass: unspecified, busy, quota exceeded, another server, and the like."""
+"""Refusals of a connection that may pass: unspecified, busy, quota exceeded, use another server, and the like."""
 RULES = (Rule((ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "{error}"),)
 
 
@@ -144,8 +144,8 @@ def _read_text(buffer: bytes, most: int) -> tuple[str, int]:
     return buffer[2:end].decode(), end
 
 
-# paho's own refuses U+FEFF, which MQTT allows, and looks at each character in Python: a third of the time that paho
-# needs to read one of the runtime's messages.
+# paho's own function refuses U+FEFF, which MQTT allows, and checks each character in Python: a third of the time that
+# paho needs to read one of the runtime's messages.
 paho.mqtt.properties.readUTF = _read_text
 
 _TABLES = vars(_Properties(PacketTypes.PUBLISH))
@@ -169,8 +169,8 @@ def _set(self: Any, name: str, value: Any) -> None:
         _set_any(self, name, value)
 
 
-# paho makes these tables for each packet, and searches them again and again: two thirds of the time that it needs to read
-# the properties of one of the runtime's messages.
+# paho makes these tables for each packet, and searches them again and again: two thirds of the time that paho needs to
+# read the properties of one of the runtime's messages.
 _Properties.__init__, _Properties.clear, _Properties.__setattr__ = _init, _clear, _set
 _Properties.getIdentFromName = lambda _, name: _NUMBERS.get(name, -1)
 
@@ -190,9 +190,9 @@ def _read(properties: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _properties(values: Mapping[str, Any]) -> Any:
-    """The properties of a new message: these as user properties, in JSON if they are not plain text.
+    """The properties of a new message: ``values`` as user properties, in JSON if they are not plain text.
 
-    Raises BrokerRefused if that cannot be.
+    Raises BrokerRefused for a value that cannot be sent.
     """
     pairs: list[tuple[str, str]] = []
     in_json: list[str] = []
@@ -240,7 +240,7 @@ def _outgoing_properties(message: OutgoingMessage) -> Any:
 
 
 def _fields(properties: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of PROPERTIES: of the protocol's properties, else of headers with their names."""
+    """The fields of PROPERTIES, from the protocol's properties, otherwise from headers with their names."""
     fields = {PROPERTIES[name]: headers[name] for name in PROPERTIES.keys() & headers}
     for name, field in NATIVE.items():
         if value := getattr(properties, name, None):
@@ -249,7 +249,7 @@ def _fields(properties: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault_of_topic(topic: str) -> str:
-    """Why no message can be published to it; else empty. Brokers end the connection for some of these."""
+    """Why no message can be published to the topic; otherwise empty. Brokers end the connection for some faults."""
     if "+" in topic or "#" in topic or not topic.isprintable():
         return "has wildcards or is not plain text"
     if len(topic.encode()) > MOST_BYTES_OF_TEXT:
@@ -260,9 +260,9 @@ def _fault_of_topic(topic: str) -> str:
 def _copied_properties(
     message: Message, history: Mapping[str, str], shortened: Mapping[str, Any] | None = None
 ) -> Any:
-    """The properties to publish a retry or a dead letter with; of a shortened one, only those of the runtime.
+    """The properties of a retry or a dead letter; of a shortened dead letter, only those of the runtime.
 
-    The user properties are copied unmodified: not every value that one program writes can be encoded by another.
+    The user properties are copied unmodified: one program cannot encode every value that another one writes.
     """
     incoming: MQTTMessage = message.receipt.incoming
     before = getattr(incoming.properties, "UserProperty", ())
@@ -287,14 +287,14 @@ def _copied_properties(
 
 
 def _plain(text: str) -> str:
-    """Brokers close the connection on control characters."""
+    """The text without control characters, on which brokers close the connection."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _bytes_of_packet(topic: str, body: bytes, properties: Any) -> int:
-    """Of the PUBLISH, with QoS 1."""
+    """The bytes of the PUBLISH, with QoS 1."""
     length = 2 + len(topic.encode()) + 2 + len(properties.pack()) + len(body)
-    return 5 + length  # or a few less: the length itself has one to four bytes
+    return 5 + length  # or up to three less: the length itself has one to four bytes
 
 
 def _name_of(packet_type: int, code: int) -> str:
@@ -359,7 +359,7 @@ class _Url(BrokerUrl):
 class _Connection:
     """One MQTT connection, from CONNECT to its end: paho's client, driven by the event loop.
 
-    With ``receive_maximum`` it is a consumer's, with a session; without, it has no session.
+    With ``receive_maximum`` it is a consumer's, with a session; otherwise it has no session.
     """
 
     def __init__(
@@ -377,11 +377,11 @@ class _Connection:
         self._receive_maximum = receive_maximum
         self.consuming = receive_maximum is not None
         self.largest_packet = largest_packet
-        """In bytes, as the broker has said, or shown by ending the connection."""
+        """In bytes: the broker names its limit, or shows it by ending the connection."""
         self._bytes_sent: dict[int, int] = {}
-        """Of messages that are not confirmed yet, by their number."""
+        """The bytes of each message that is not confirmed yet, by packet id."""
         self.was_told_why = False
-        """The broker has given a reason for its end."""
+        """Whether the broker gave a reason for ending the connection."""
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._file = -1
@@ -391,7 +391,7 @@ class _Connection:
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._room = asyncio.Semaphore(PUBLISH_AT_ONCE)
         self.ended: asyncio.Future[BrokerError | None] = self._loop.create_future()
-        """The reason, unless it was ended on purpose."""
+        """The reason, or None if it was ended on purpose."""
 
         def deliver(_client: Client, _userdata: Any, message: MQTTMessage) -> None:
             self._packets += 1
@@ -406,7 +406,7 @@ class _Connection:
         )
         self._client = client
         client.connect_timeout = CONNECT_SECONDS
-        client.max_inflight_messages_set(0)  # `_room` bounds them, as the broker allows
+        client.max_inflight_messages_set(0)  # `_room` limits them, as the broker allows
         client.username_pw_set(url.user or None, url.password)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -419,7 +419,7 @@ class _Connection:
     # -- the socket
 
     async def open(self) -> bool:
-        """Returns whether the broker has a session of this client. Raises BrokerUnavailable or BrokerRefused."""
+        """Returns whether the broker has this client's session. Raises BrokerUnavailable or BrokerRefused."""
         try:
             async with self._requests.bounded(CONNECT_SECONDS):
                 await _in_thread(self._connect)
@@ -430,7 +430,7 @@ class _Connection:
             raise
 
     def _connect(self) -> None:
-        """Blocks: it resolves the name, and performs the TLS handshake."""
+        """Blocks: it resolves the host name, and performs the TLS handshake."""
         properties = _Properties(PacketTypes.CONNECT)
         if self._receive_maximum is not None:
             properties.ReceiveMaximum = self._receive_maximum
@@ -477,7 +477,7 @@ class _Connection:
     def _read(self) -> None:
         packets = -1
         while packets < self._packets and not self.ended.done():
-            # Until no packet is left: a turn of the event loop for each would cost more.
+            # Read until no packet is left: a turn of the event loop for each would cost more.
             packets = self._packets
             self._step(self._client.loop_read)
             decrypted = self._client.socket()
@@ -503,7 +503,7 @@ class _Connection:
             self._timer = self._loop.call_later(seconds, self._keep_alive)
 
     def _step(self, step: Callable[[], object]) -> None:
-        """Run a callback of the event loop; an exception in it ends the connection, and is not only logged."""
+        """Run a callback of the event loop; its exception ends the connection, and is not only logged."""
         try:
             step()
         except OSError as error:
@@ -529,12 +529,12 @@ class _Connection:
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(type(reason)(str(reason)))
-                answer.exception()  # retrieved: its waiter may be gone
+                answer.exception()  # retrieved: the task that awaited it may be gone
         self.ended.set_result(error)
         self._on_end()
 
     async def close(self) -> None:
-        """Returns when the broker has received everything that was sent, or when the time is up."""
+        """Returns when the broker has received everything that was sent, or after CLOSE_SECONDS."""
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 # The broker answers in order: after this it has seen every acknowledgement.
@@ -593,7 +593,7 @@ class _Connection:
             self.end()
 
     def _on_publish(self) -> MQTTErrorCode:
-        """paho raises for properties that brokers pass on: such a message is delivered without them."""
+        """paho raises for some properties that brokers pass on: such a message is delivered without its properties."""
         packets = self._packets
         try:
             return self._handle_publish()
@@ -625,7 +625,7 @@ class _Connection:
     # -- packets to the broker
 
     async def subscribe(self, filters: Iterable[str], retain_handling: int) -> int:
-        """The lowest QoS that was granted, or a reason code from 128 up."""
+        """Returns the lowest QoS that was granted, or a reason code from 128 up."""
         options = _SubscribeOptions(qos=1, retainHandling=retain_handling)
         return await self._answer(*self._client.subscribe([(name, options) for name in filters]))
 
@@ -633,9 +633,9 @@ class _Connection:
         return await self._answer(*self._client.unsubscribe(filters))
 
     async def publish(self, topic: str, body: bytes, properties: Any) -> int:
-        """The broker's reason code when it has confirmed the message; from 128 up it has refused it.
+        """Returns the broker's reason code for the message; from 128 up, the broker has refused it.
 
-        Raises BrokerRefused for a message that is too large, which is not sent: the broker would end the connection.
+        Raises BrokerRefused for a message that is too large, without sending it: the broker would end the connection.
         """
         async with self._room:
             if (size := _bytes_of_packet(topic, body, properties)) > self.largest_packet:
@@ -683,7 +683,7 @@ def _remembering(context: ssl.SSLContext, wrapped: list[ssl.SSLSocket]) -> ssl.S
 
 
 async def _in_thread(job: Callable[[], T]) -> T:
-    """On a daemon thread: neither a cancelled caller nor the end of the process waits for it."""
+    """Run the job on a daemon thread: neither a cancelled caller nor the end of the process waits for it."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -744,7 +744,7 @@ class MqttBroker(Broker):
         self._lock: IO[str] | None = None
         self._connection: _Connection | None = None
         self._publisher: _Connection | None = None
-        """Of a consumer, for what its handlers publish: a broker may end it for a message that it refuses."""
+        """A consumer's connection for what its handlers publish: a broker may end it because it refuses a message."""
         self._opening, self._publishing_alone = asyncio.Lock(), asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -799,14 +799,14 @@ class MqttBroker(Broker):
                 self._started.set_exception(failure)
 
     async def _stay_connected(self) -> None:
-        """One connection, until it ends."""
+        """Use one connection, until it ends."""
         if self._connection is None:
             try:
                 self._connection = await self._connect()
             except MendableRefusal as refusal:
                 if self._started is None or self._started.done():
                     raise
-                self._started.set_exception(refusal)  # no outage: the start was refused
+                self._started.set_exception(refusal)  # not an outage: the start was refused
                 await self._closing.wait()
                 return
         connection = self._connection
@@ -829,7 +829,7 @@ class MqttBroker(Broker):
             if self._witness is not None:
                 self._witness.end()
         self._short_connections += connection.consuming
-        if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker says why
+        if self._short_connections == MOST_SHORT_CONNECTIONS:  # not every broker gives the reason
             raise BrokerRefused(
                 f"{self._url.redacted} ended {MOST_SHORT_CONNECTIONS} connections in a row as soon as they "
                 f"were established: does another consumer have the client id {self._client_id!r}?"
@@ -837,7 +837,7 @@ class MqttBroker(Broker):
         raise reason
 
     async def _open_witness(self) -> _Connection | None:
-        """Another connection, with a client id of its own, once the consumer's has ended too soon too often."""
+        """A second connection, with a client id of its own, once too many of the consumer's were short."""
         if self._short_connections < UNWITNESSED:
             return None
         witness = self._new_connection(self._publisher_id(), None)
@@ -846,7 +846,7 @@ class MqttBroker(Broker):
         return witness
 
     async def _is_alone(self) -> bool:
-        """Whether only the consumer's connection has ended, and not that of the witness too."""
+        """Whether only the consumer's connection has ended, and not that of the witness."""
         if (witness := self._witness) is None:
             return True
         with suppress(BrokerError, TimeoutError):
@@ -871,7 +871,7 @@ class MqttBroker(Broker):
         )
 
     async def _connect(self) -> _Connection:
-        """Until `start`, a publisher's connection: a consumer's client id would disconnect that consumer."""
+        """Before `start`, a publisher's connection: a consumer's client id would disconnect that consumer."""
         if self._consuming and not self._marked.is_set():
             await self._prove_rights()
         client_id = self._client_id if self._consuming else self._publisher_id()
@@ -895,8 +895,8 @@ class MqttBroker(Broker):
         if self._url.leaving:
             await connection.unsubscribe(self._filters)
             return
-        # Retained messages come once, with a new session: not with each connection, as some brokers send them also to
-        # shared subscriptions.
+        # Retained messages are delivered once, with a new session, and not with each connection: some brokers send them
+        # also to shared subscriptions.
         self._check_granted(await connection.subscribe(self._filters, 1), self._filters[0])
 
     def _check_granted(self, granted: int, name: str) -> None:
@@ -912,8 +912,8 @@ class MqttBroker(Broker):
         properties = _properties({MARK: self._mark})
         properties.MessageExpiryInterval = max(1, int(ANSWER_SECONDS))
         topic = self._retry_topic
-        # First with QoS 0, so that the sessions of consumers that are away do not store it; then with QoS 1, so that the
-        # broker says whether the right to publish is missing.
+        # First with QoS 0, so that the sessions of absent consumers do not store it; then with QoS 1, so that the
+        # broker reports a missing right to publish.
         for qos, seconds in ((0, MARK_SECONDS), (1, ANSWER_SECONDS)):
             connection = self._new_connection(self._publisher_id(), None)
             try:
@@ -944,9 +944,9 @@ class MqttBroker(Broker):
         return "the connection was lost" if message.receipt.connection.ended.done() else ""
 
     def _choose_client_id(self) -> tuple[str, IO[str] | None]:
-        """The URL's, or a free one of this machine, with a lock on a file until this consumer ends."""
+        """The URL's client id, or a free one of this machine, locked by a file until this consumer ends."""
         if client_id := self._url.client_id:
-            several = self.share_count > 1  # each connection needs its own
+            several = self.share_count > 1  # each connection needs a client id of its own
             return f"{client_id}-{self._topic}" if several else client_id, None
         from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows; nor is the loop's add_reader
 
@@ -958,7 +958,7 @@ class MqttBroker(Broker):
             for number in range(MOST_CONSUMERS):
                 client_id = f"{name}-{number}"
                 lock = sha256(f"{self._url.redacted} {client_id}".encode()).hexdigest()[:24]
-                with suppress(PermissionError):  # another user's
+                with suppress(PermissionError):  # another user's file
                     file = (directory / f"mqtt-{lock}.lock").open("a")
                     try:
                         flock(file, LOCK_EX | LOCK_NB)
@@ -971,12 +971,12 @@ class MqttBroker(Broker):
     # -- fetching
 
     async def start(self) -> None:
-        if self._lock is None:  # else an earlier attempt has chosen
+        if self._lock is None:  # otherwise an earlier attempt has chosen
             self._client_id, self._lock = self._choose_client_id()
         self._consuming = True
         self._started = asyncio.get_running_loop().create_future()
         if self._connection is not None:
-            await self._connection.close()  # the keeper opens the consumer's
+            await self._connection.close()  # the keeper opens the consumer's connection
         if self._keeper is None or self._keeper.done():
             raise self._requests.lost()
         await self._started
@@ -1008,10 +1008,10 @@ class MqttBroker(Broker):
             origin={"topic": topic},
             properties=_fields(incoming.properties, headers),
         )
-        if self.stopped:  # unacknowledged, it stays in the session
+        if self.stopped:  # it stays in the session, unacknowledged
             self._still_in_flight(message)
             return
-        # At most the longest delay: the time is of another machine's clock.
+        # At most the longest delay: the time may be from another machine's clock.
         pause = min(seconds_of(ours.get(NOT_BEFORE)) - time.time(), self.settings.retry_max_seconds)
         if pause > 0:
             self.unacked.add(message)
@@ -1047,17 +1047,17 @@ class MqttBroker(Broker):
             receipt.connection.ack(receipt.incoming.mid)
 
     async def _requeue(self, message: Message) -> None:
-        """It stays in the session, unacknowledged, and is redelivered when this client id has returned."""
+        """The message stays unacknowledged in the session, and is redelivered when this client id has returned."""
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """The retry waits in the consumer that gets it, at most for the longest delay of the backoff."""
+        """The retry waits in the consumer that gets it, for at most the longest delay of the backoff."""
         history = {REASON: _plain(reason), NOT_BEFORE: f"{time.time() + delay_seconds:.3f}"}
         properties = _copied_properties(message, history)
         publishing = self._publish_copy(message, self._retry_topic, message.body, properties)
         await self._move(message, "retry", publishing)
 
     async def _reject(self, message: Message, reason: str) -> None:
-        """Publish it to the topic of dead letters; without a subscriber it is dropped, and that is logged."""
+        """Publish it to the topic of dead letters; without a subscriber it is dropped and logged."""
         history = {REASON: _plain(reason), DEAD_LETTERED_AT: str(int(time.time()))}
 
         connection: _Connection = message.receipt.connection
@@ -1092,7 +1092,7 @@ class MqttBroker(Broker):
     # -- publishing
 
     async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
-        """As in `Publisher`. Raises BrokerRefused without a subscriber: the broker has dropped the message."""
+        """As in `Publisher`. Raises BrokerRefused if there is no subscriber: the broker has dropped the message."""
         for start in range(0, len(messages), PUBLISH_AT_ONCE):
             batch, connection = messages[start : start + PUBLISH_AT_ONCE], await self._to_publish()
             publishing = [self._publish_one(connection, message) for message in batch]
@@ -1105,7 +1105,7 @@ class MqttBroker(Broker):
                 raise failure
 
     async def _publish_alone(self, messages: Iterable[OutgoingMessage]) -> list[BaseException]:
-        """One after the other: the broker has ended the connection, perhaps for one of them; returns why some failed."""
+        """One after the other: one of them may be why the broker ended the connection. Returns the failures."""
         failures: list[BaseException] = []
         async with self._publishing_alone, self._requests.bounded():
             for message in messages:
@@ -1148,7 +1148,7 @@ class MqttBroker(Broker):
         else:
             code = await connection.publish(topic, body, properties)
             if code == NOT_AUTHORIZED:
-                # Some Mosquittos end the connection after such an answer: without this, each message would do that.
+                # Some Mosquittos end the connection after such an answer: without this, each message would cause it.
                 denied = self._denied_until.items()
                 self._denied_until = {name: until for name, until in denied if until > now}
                 self._denied_until[topic] = now + DENIED_SECONDS

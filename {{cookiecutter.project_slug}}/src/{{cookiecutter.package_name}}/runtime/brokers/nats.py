@@ -1,21 +1,21 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """NATS JetStream 2.9 or later, by nats-py: a stream, and a durable pull consumer named by the group.
 
-``nats://user:password@one:4222,two:4222`` or ``nats://token@host``; ``tls://`` requires TLS. Options:
-``?ack_wait_seconds=30`` (after which a dead consumer's messages are redelivered), ``filter_subjects=`` (of the consumer), ``replicas=3`` (of created streams),
-``subject=`` (to publish to), ``deliver_policy=`` (where a consumer that is created begins), ``domain=``, ``inbox=`` (prefix of reply subjects), ``creds=`` and ``nkey=`` (files),
-``cafile=``, ``certfile=`` and ``keyfile=``.
+``nats://user:password@one:4222,two:4222`` or ``nats://token@host``; ``tls://`` requires TLS. Options: ``replicas=`` of
+created streams, ``subject=`` to publish to, ``filter_subjects=`` of the consumer, ``deliver_policy=`` (where a created
+consumer begins), ``?ack_wait_seconds=30`` (then a dead consumer's messages are redelivered), ``domain=``, ``inbox=``
+(prefix of reply subjects), the files ``creds=`` and ``nkey=``, and ``cafile=``, ``certfile=`` and ``keyfile=``.
 
 `NatsBroker.declare` creates a stream that does not exist as a work queue, which serves one group. An existing stream is
-used as it is: with limits or interest retention it serves many groups, each at its own pace. What is deleted later is
-created again as it was, if its description says that it is ours; else the service waits for it. Next to the stream ``orders`` there are
+used as it is: with limits or interest retention it serves many groups, each at its own pace. A deleted stream or
+consumer is created again if its description says that it is ours; otherwise the service waits. With ``orders`` come
 ``orders_dead``, whose subject ``orders_dead.billing`` has the dead letters of the group ``billing``, and
 ``orders_attempts``, with one record for each unacked message that a handler failed on.
 
 A retry leaves the message in its place. First the failure is recorded, then the broker is asked to redeliver the
-message after the delay: a crash in between makes it come earlier or later, never with a wrong attempt. A delivery is
+message after the delay: a crash in between changes the delay, never the attempt. A delivery is
 owned until the ack wait has passed without a progress ack (+WPI), even if the connection is lost; these acks are sent
-for all unacked messages, also while handlers run for hours. An event loop that is blocked for longer counts as dead.
+for all unacked messages, also while handlers run for hours. A process that blocks for longer counts as dead.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ from .url import TLS_OPTIONS, BrokerUrl, CurrentUrl
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
-"""For each of the hosts."""
+"""The time limit for each of the hosts."""
 ANSWER_SECONDS = 5.0
 """How long the broker may take to answer; after that the connection counts as lost."""
 STOP_SECONDS = 1.5
@@ -94,35 +94,35 @@ SILENCE_SECONDS = 6.0
 FLOOR_SECONDS = 10.0
 """How often a consumer of ours is asked up to which message all are acked, in case it is deleted."""
 ACKS_SECONDS = 5.0
-"""How long acks are remembered at least: the server writes them to its disk with a delay, a loaded one a long one."""
+"""Acks are remembered for at least this long: a server writes them to its disk later, a loaded one much later."""
 MOST_RECENT_ACKS = 10_000
 PUBLISH_AT_ONCE = 100
 
 RECORD_SECONDS = 30 * 86_400.0
 """How long the record of a message's failures is stored."""
 MOST_HEADER_BYTES = 65_535
-"""In a stream."""
+"""The limit for a message in a stream."""
 LONGEST_NAME = 500
-"""Characters of an id or a type that stay when a copy is too large for the server."""
+"""How many characters of an id or a type stay when a copy is too large for the server."""
 
 FEW_PENDING = "messages that wait for a retry count too: with so many, the consumer gets no others"
 OURS = "Created by a service of cookiecutter-consumer, which creates it again when it is deleted."
-"""Description of a stream or consumer."""
+"""The description of a stream or consumer that a service created."""
 
 ID = "Nats-Msg-Id"
-"""Header: of messages with the same one, the broker stores the first within two minutes."""
+"""Header: of messages with the same value, the broker stores only the first within two minutes."""
 FIRST_ID = f"{PREFIX}id"
-"""Header: the message's id, where ID must be another one."""
+"""Header: the message's id, if ID must have another value."""
 TYPE = f"{PREFIX}type"
 EXTRAS = f"{PREFIX}json"
-"""Header: JSON of what other headers cannot hold: an odd ``id`` or ``type``, and the odd ones of ``headers``."""
+"""Header: JSON of the values that other headers cannot hold: an ``id``, a ``type``, and some ``headers``."""
 GROUP = f"{PREFIX}group"
-"""Header of a dead letter that was replayed: other groups have handled it."""
+"""Header of a message for one group, such as a replayed dead letter: other groups have handled it."""
 SUBJECT = f"{PREFIX}subject"
-"""Header of a dead letter: the subject that it was published to first."""
+"""Header of a dead letter: the subject to which it was published first."""
 DUE = f"{PREFIX}due"
-"""Header of a message that was deleted from the stream in flight, and published again for its retry: Unix seconds.
-It has ATTEMPTS and GROUP too."""
+"""Header of a message that was deleted from the stream in flight, and published again: when its retry is due, in Unix
+seconds. Such a message has ATTEMPTS and GROUP too."""
 
 ACK, TERM, NAK, IN_PROGRESS = b"+ACK", b"+TERM", b"-NAK", b"+WPI"
 # Error codes of JetStream's API.
@@ -145,9 +145,9 @@ DELIVER_POLICIES = ("all", "new", "last", "last_per_subject")
 NOT_IN_A_NAME = re.compile(r"[\s.*>/\\]")
 CONCRETE_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 RESERVED_SUBJECTS = ("$JS.", "$SYS.")
-"""Of the server: a message there may be a command."""
+"""The server's own subjects: a message to one of them may be a command."""
 LONGEST_SUBJECT = 1000
-"""For a longer line of its protocol (by default 4096 bytes) the server closes the connection."""
+"""The server closes the connection for a longer line of its protocol (by default 4096 bytes)."""
 HEADER_NAME = re.compile(rf"(?!nats-|{PREFIX})[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.I)
 
 log = structlog.get_logger()
@@ -158,7 +158,7 @@ if logging.getLogger("nats").level == logging.NOTSET:
 
 
 class JetStreamRefused(MendableRefusal):
-    """JetStream's answer was an error of this code."""
+    """JetStream answered with an error of this code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -191,15 +191,18 @@ class NatsUrl(BrokerUrl):
         if not self.hosts or self.path:
             raise self.unreadable()
         self.requires_tls = self.scheme == "tls" or bool({*TLS_OPTIONS} & self.options.keys())
+        for option in ("subject", "domain", "inbox"):
+            if fault := _fault_of_subject(name := self.options.get(option, option)):
+                raise BrokerRefused(f"CONSUMER_BROKER_URL: {option}: {name[:200]!r} {fault}")
         self.subject = self.options.get("subject")
         self.api = f"$JS.{domain}.API" if (domain := self.options.get("domain")) else "$JS.API"
         self.ack_wait_seconds = self.number("ack_wait_seconds", 0, at_least=0.1)
-        """0 if the URL names none."""
+        """0 if the URL does not set it."""
         filters = self.options.get("filter_subjects", "").split(",")
-        self.filter: dict[str, Any] = {"filter_subjects": filters} if len(filters) > 1 else {}
-        """Of the consumer; a server before 2.10 has one subject only. Empty if the URL names none."""
-        if len(filters) == 1 and filters[0]:
-            self.filter = {"filter_subject": filters[0]}
+        self.filter: dict[str, Any] = {"filter_subjects": filters}
+        """Settings of the consumer; a server before 2.10 takes one subject only. Empty if the URL names none."""
+        if len(filters) == 1:
+            self.filter = {"filter_subject": filters[0]} if filters[0] else {}
         if not all(filters) and "filter_subjects" in self.options:
             msg = "CONSUMER_BROKER_URL: filter_subjects has an empty name: write orders.created,orders.paid"
             raise BrokerRefused(msg)
@@ -210,7 +213,7 @@ class NatsUrl(BrokerUrl):
             raise BrokerRefused(f"CONSUMER_BROKER_URL: deliver_policy must be one of {known}")
 
     def connect_options(self) -> dict[str, Any]:
-        """Of nats-py. Files are read for each connection, since they are renewed on disk."""
+        """Options for nats-py. Files are read for each connection, since they may be renewed on disk."""
         options: dict[str, Any] = {"inbox_prefix": self.options.get("inbox", "_INBOX")}
         if self.password is not None:
             options |= {"user": self.user, "password": self.password}
@@ -234,7 +237,7 @@ class NatsUrl(BrokerUrl):
 
 
 def _check_creds(text: str) -> None:
-    """Raises ValueError; nats-py would search an incomplete file forever."""
+    """Raises ValueError for an incomplete file, which nats-py would search forever."""
     seed = re.search(r"BEGIN USER NKEY SEED-+\s+(\S+)", text)
     if seed is None or not re.search(r"BEGIN NATS USER JWT-+\r?\n\S", text):
         raise ValueError("the file does not contain a JWT and a seed")
@@ -248,7 +251,7 @@ def _check_seed(text: str) -> None:
         nkeys.from_seed(bytearray(text.strip().encode())).wipe()
     except Exception:
         msg = "the file does not contain the seed of an nkey"
-        raise ValueError(msg) from None  # without its text, which may contain a part of the seed
+        raise ValueError(msg) from None  # the cause's text may contain a part of the seed
 
 
 @dataclass(slots=True)
@@ -280,7 +283,7 @@ class Connection(Client):
         self._requests = Requests(url.redacted, (Error,), RULES)
         self._replies = ""
         self._numbers = count()
-        # Of requests, by the ends of their reply subjects: the subject, and what waits for the answer.
+        # The pending requests by the last part of their reply subjects: the subject, and the future answer.
         self._asked: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
 
     async def open(self, host: str, name: str) -> None:
@@ -292,7 +295,7 @@ class Connection(Client):
                 connect_timeout=math.ceil(CONNECT_SECONDS),
                 allow_reconnect=False,
                 pending_size=0,  # never wait for the socket in the middle of a publish
-                skip_subject_validation=True,  # all subjects are the runtime's
+                skip_subject_validation=True,  # those of handlers are checked by _fault_of_subject
                 error_cb=_ignore,
                 **self._url.connect_options(),
             )
@@ -328,7 +331,7 @@ class Connection(Client):
     # -- requests
 
     def bounded(self, seconds: float | None = None) -> AbstractAsyncContextManager[None]:
-        """Around a request: see `Requests.bounded`."""
+        """The context of a request: see `Requests.bounded`."""
         if self.lost is not None:
             raise self.lost
         return self._requests.bounded(ANSWER_SECONDS if seconds is None else seconds)
@@ -340,9 +343,9 @@ class Connection(Client):
             return self._read(answer)
 
     async def answers(self, makers: Iterable[Callable[[], Outgoing]]) -> list[Msg | Exception]:
-        """What answers each of these requests, or why there is nothing, when all have ended.
+        """For each request, its answer or the exception in place of it; returns when all have ended.
 
-        The caller bounds it, once for many: a task or a timer for each request costs more than all else.
+        The caller sets one time limit for many: a task or a timer for each request costs more than the rest.
         """
         if self.lost is not None:
             raise self.lost
@@ -409,12 +412,12 @@ class Connection(Client):
     async def ping(self) -> None:
         """Returns when the broker has read everything that was sent before."""
         async with self.bounded():
-            await self._flush_pending(force_flush=True)  # else the PING overtakes what is buffered
-            # With a longer timeout of its own: the PONG for a flush that gave up would end nats-py's reading.
+            await self._flush_pending(force_flush=True)  # or the PING overtakes buffered data
+            # nats-py gets a longer timeout: the PONG of a flush that timed out would end its reading.
             await self.flush(math.ceil(2 * ANSWER_SECONDS))
 
     def check_stored(self, to: str, outcome: Msg | Exception) -> None:
-        """As `ask`, to a destination that needs not be the source: without a stream for it the connection stays."""
+        """Check the answer to a publish. If no stream has the subject ``to``, the connection stays."""
         if not to or isinstance(outcome, Exception):
             self._read(outcome)
             return
@@ -449,12 +452,12 @@ class Connection(Client):
         denied = re.search('permissions violation for publish to "(.*)"', error)
         for subject, answer in self._asked.values():
             if denied and subject.lower() == denied[1] and not answer.done():
-                # Of this request only.
+                # The error is about this request only.
                 _fail(answer, Error(f'permissions violation for publish to "{subject}"'))
                 return
         self.lose(Error(error))
 
-    # -- parts of nats-py, replaced: an odd message of another producer would silently end its reading
+    # -- parts of nats-py, replaced: an odd message of another producer would silently end nats-py's reading
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         return _parse_headers(headers) if headers else None
@@ -475,7 +478,7 @@ class Delivery:
     """The receipt of a message."""
 
     key: str
-    """Its sequence and its time in the stream: unique, also when the stream is created again."""
+    """The sequence and the time of the message in the stream: unique, even if the stream is created again."""
     subject: str
     deliveries: int = 1
     settled: int = 0
@@ -498,7 +501,7 @@ class StoredDeadLetter:
         body = base64.b64decode(answer.get("data", ""))
         self.message = _make_message(body, headers, Delivery(str(self.sequence), self.subject))
         self.replay_id = f"replay-{self.sequence}-{answer['time']}"
-        """Stored once, also if a crash makes us replay it again."""
+        """The id of the replayed message: it is stored once, even if a crash makes us replay it again."""
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
@@ -512,7 +515,7 @@ def _has_no_responders(answer: Msg) -> bool:
 
 
 def _parse_headers(block: bytes) -> dict[str, str]:
-    """Of a header block, whatever is in it. Its first line may have a status of the server."""
+    """The headers of a header block with any bytes. Its first line may have a status of the server."""
     first, *lines = text_of(block).split("\r\n")
     headers = {}
     for line in lines:
@@ -551,7 +554,7 @@ def _make_message(body: bytes, headers: Mapping[str, str], delivery: Delivery) -
 
 
 def _headers_of(message: OutgoingMessage) -> dict[str, str]:
-    """NATS has only text in headers, of one line, and names in ASCII. Raises BrokerRefused."""
+    """NATS has headers of one line of text, with names in ASCII: EXTRAS has the others. Raises BrokerRefused."""
     headers: dict[str, str] = {TYPE: _plain(message.type)}
     extras: dict[str, Any] = {}
     if message.id:
@@ -577,12 +580,12 @@ def _nak_later(delay_seconds: float) -> bytes:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a NATS header holds it as it is."""
+    """Whether a NATS header can hold the value unchanged."""
     return isinstance(value, str) and value.isprintable() and value == value.strip() != ""
 
 
 def _plain(text: str) -> str:
-    """The text; empty where EXTRAS must hold it."""
+    """The text; empty if EXTRAS must hold it."""
     return text if _is_plain(text) else ""
 
 
@@ -605,7 +608,7 @@ def _check_consumer(name: str, config: dict[str, Any]) -> None:
 
 
 def _matches(subject: str, pattern: str) -> bool:
-    """Whether a stream with this subject, which may have wildcards, stores a message with that one."""
+    """Whether a stream with the subject ``pattern``, which may have wildcards, stores a message to ``subject``."""
     tokens, patterns = subject.split("."), pattern.split(".")
     if patterns[-1] == ">":
         tokens, patterns = tokens[: len(patterns)], [*patterns[:-1], "*"]
@@ -616,7 +619,7 @@ def _matches(subject: str, pattern: str) -> bool:
 def _is_another(known: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
     """Whether the consumer was deleted and created again since it was known.
 
-    A restart of nats-server 2.10 moves the time of its creation by a moment, which is still before it was known.
+    A restart of nats-server 2.10 moves the time of its creation by less than a second, to before it was known.
     """
     was, now, known_at = (
         datetime.fromisoformat(time)
@@ -626,7 +629,7 @@ def _is_another(known: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
 
 
 def _fault_of_subject(subject: str) -> str:
-    """Why no message can be published to it; else empty."""
+    """Why no message can be published to this subject; otherwise empty."""
     if not (CONCRETE_SUBJECT.fullmatch(subject) and subject.isprintable()):
         return "has spaces, wildcards or an empty part"
     if len(subject.encode()) > LONGEST_SUBJECT:
@@ -635,7 +638,7 @@ def _fault_of_subject(subject: str) -> str:
 
 
 def _only_subject(stream: str, subjects: list[str]) -> str | None:
-    """The subject to publish to, if there is no choice."""
+    """The subject to publish to; None if the stream leaves a choice."""
     concrete = [subject for subject in subjects if CONCRETE_SUBJECT.fullmatch(subject)]
     if stream in concrete:
         return stream
@@ -663,12 +666,12 @@ class NatsBroker(Broker):
         self._connection: Connection | None = None
         self._subject: str | None = self._url.subject or self._stream  # to publish to
         self._declared = False
-        # What was read last of streams and the consumer.
+        # The last known state of the streams and the consumer.
         self._known: dict[str, dict[str, Any]] = {}
-        self._waiting_for = ""  # what was deleted, and is not ours
+        self._waiting_for = ""  # a deleted stream or consumer that is not ours
         self._next_tick = self._next_floor = self._forget_at = 0.0  # event loop time
         self._ack_wait = ACK_WAIT_SECONDS
-        # Deliveries of a suspect that never began.
+        # The most deliveries that count against a suspect whose handler never began.
         self._most = max(settings.max_deliveries or 2**31, 2)
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
@@ -678,14 +681,14 @@ class NatsBroker(Broker):
         self._pulled_count = 0  # messages that were requested and have not arrived yet
         self._pull_heard_at = 0.0  # event loop time
         self._by_key: dict[str, Message] = {}  # the unacked messages
-        # Unacked too; not in the buffer before their attempts are known.
+        # Unacked messages that enter the buffer once their attempts are known.
         self._redelivered: list[Message] = []
         # Settled during an outage: the message, the settlement, and what to send.
         self._unsent: list[tuple[Message, str, bytes]] = []
-        # The last acks, key to reply: a server that crashes may not have them on its disk.
+        # The last acks, key to reply: a server that crashes may not have written them to its disk.
         self._recent_acks: dict[str, str] = {}
         self._older_acks: dict[str, str] = {}
-        self._done_keys: list[str] = []  # of messages whose records of failures can be deleted
+        self._done_keys: list[str] = []  # messages whose records of failures can be deleted
 
     # -- connecting and closing
 
@@ -719,7 +722,7 @@ class NatsBroker(Broker):
     async def _settle_the_rest(self, connection: Connection) -> None:
         """Requeue all unacked messages, and wait until all settlements have arrived."""
         for message in list(self.unacked):
-            if message.receipt.reply:  # else its consumer is gone
+            if message.receipt.reply:  # otherwise its consumer was deleted
                 await connection.publish(message.receipt.reply, NAK)
         await connection.ping()
         await self._delete_records(connection)
@@ -736,7 +739,7 @@ class NatsBroker(Broker):
         return self._connection
 
     async def _connect(self) -> Connection:
-        """To the first of the hosts that answers; what was declared is declared again there."""
+        """Connect to the first host that answers; there the declared topology is declared again."""
         outage: BrokerUnavailable | None = None
         self._url = self._current_url()
         for host in random.sample(self._url.hosts, len(self._url.hosts)):
@@ -760,7 +763,7 @@ class NatsBroker(Broker):
     async def declare(self) -> None:
         await self._declare(self._reachable())
         self._declared = True
-        self._next_tick = 0.0  # by the ack wait that is known now
+        self._next_tick = 0.0  # it depends on the ack wait that is known now
         self._wake.set()
 
     async def delete(self) -> None:
@@ -784,7 +787,7 @@ class NatsBroker(Broker):
         self._waiting_for = ""
 
     def _config_again(self, what: str, config: dict[str, Any]) -> dict[str, Any]:
-        """How to create what does not exist: as it was known. Raises BrokerUnavailable if it was known and is not ours."""
+        """How to create a stream or consumer: as last known. Raises BrokerUnavailable if it is not ours."""
         known: dict[str, Any] = self._known.get(what, {}).get("config", config)
         if known.get("description") == OURS:
             return known
@@ -819,7 +822,7 @@ class NatsBroker(Broker):
         self, connection: Connection, name: str, subjects: list[str]
     ) -> BrokerRefused:
         theirs = "another stream"
-        with suppress(BrokerError):  # it is a right that only this sentence needs
+        with suppress(BrokerError):  # only this sentence needs the right to ask
             answer = await connection.api("STREAM.NAMES", subject=subjects[0])
             names = " and ".join(repr(found) for found in answer.get("streams") or ())
             theirs = f"the stream {names}" if names else theirs
@@ -856,7 +859,7 @@ class NatsBroker(Broker):
             self._forget_replies()
 
     def _know(self, what: str, info: dict[str, Any]) -> None:
-        """With its `floor`, after which it begins if it is deleted; NATS 2.10 tells none until the first ack."""
+        """Keep the consumer's state, with the ``floor`` where a new one begins; NATS 2.10 has none before an ack."""
         known, delivered, floor = self._known.get(what), info["delivered"], info["ack_floor"]
         floor = (floor if delivered["consumer_seq"] else delivered)["stream_seq"]
         if known and not _is_another(known, info):
@@ -906,7 +909,7 @@ class NatsBroker(Broker):
             raise BrokerRefused(msg) from refusal
 
     def _forget_replies(self) -> None:
-        """The consumer is another one: to it, settlements of earlier deliveries would be those of other messages."""
+        """The consumer is a new one: it would take settlements of earlier deliveries for those of other messages."""
         for message in self.unacked:
             message.receipt.reply, message.receipt.held_until = "", 0.0
         self._recent_acks = dict.fromkeys(self._recent_acks, "")
@@ -926,7 +929,7 @@ class NatsBroker(Broker):
             described |= {
                 self._stream: info["num_pending"],
                 f"{self._stream} in flight, requeued or delayed": info["num_ack_pending"],
-                f"{self._stream} pulls waiting": info["num_waiting"],  # of consumers with room
+                f"{self._stream} pulls waiting": info["num_waiting"],  # from consumers with room
             }
         if await connection.api_unless([NO_STREAM], f"STREAM.INFO.{self._attempts}") is None:
             described[self._attempts] = MISSING
@@ -982,7 +985,7 @@ class NatsBroker(Broker):
             self._wake.set()
 
     async def _fetch(self) -> None:
-        """Keep a connection, pull messages, and keep them ours, until closed."""
+        """Keep a connection, pull messages, and renew their ack waits, until the source is closed."""
         try:
             await self.connectivity.keep(self._use_connection, until=self._closing)
         except Exception as failure:
@@ -1052,7 +1055,7 @@ class NatsBroker(Broker):
             )
 
     def _has_room(self) -> bool:
-        """Whether it is time for a pull: when half of the prefetch is free, or no message is left to take."""
+        """Whether to pull now: half of the prefetch is free, or no message is buffered or requested."""
         room = self._room() - self._pulled_count
         few = 0 < room < self.prefetch // 2 and (self._pulled_count > 0 or self._has_takeable())
         return self._fetching and room > 0 and not few
@@ -1116,7 +1119,7 @@ class NatsBroker(Broker):
                 await self.requeue(message)
 
     async def _look_up_attempts(self, connection: Connection) -> None:
-        """Those that come meanwhile, new ones too, wait behind them: the order is kept."""
+        """Deliver the messages with their attempts. Messages that arrive meanwhile wait behind them, in order."""
         records = await together(self._record(connection, each) for each in self._redelivered)
         if self.stopped:
             return  # `stop` requeues them
@@ -1131,7 +1134,7 @@ class NatsBroker(Broker):
             self._deliver(message)
 
     async def _record(self, connection: Connection, message: Message) -> dict[str, Any]:
-        """What was stored of the message at a retry, or when a suspect was requeued; empty without one."""
+        """The record of a retry, or of a suspect that was requeued or began; empty without one."""
         if message.receipt.deliveries == 1:
             return {}
         subject = self._record_of(message.receipt.key)
@@ -1176,7 +1179,7 @@ class NatsBroker(Broker):
             raise BrokerUnavailable(msg)
 
     async def _look_at_floor(self, connection: Connection) -> None:
-        """If our consumer is deleted from a stream that keeps its messages, the next one begins here."""
+        """Look up the floor: if our consumer is deleted from a stream that keeps messages, the next one begins here."""
         what = f"the consumer {self._group!r} of the stream {self._stream!r}"
         stream, known = self._known.get(f"the stream {self._stream!r}"), self._known.get(what)
         if not (stream and known) or known["config"].get("description") != OURS:
@@ -1199,7 +1202,7 @@ class NatsBroker(Broker):
         await self._send(message, "requeue", NAK)
 
     async def begin_alone(self, message: Message) -> None:
-        """Ack waits end in any order, so the first suspect that is redelivered needs not be the one that killed the process."""
+        """Ack waits end in any order: the first suspect that is redelivered may not have killed the process."""
         if message.receipt.deliveries > 1 and self._is_held(message):
             with suppress(BrokerError):
                 await self._store(
@@ -1242,7 +1245,7 @@ class NatsBroker(Broker):
             DEAD_LETTERED_AT: f"{time.time():.3f}",
             SUBJECT: delivery.subject,
         }
-        # A second one, after a crash, has the same id and is not stored.
+        # After a crash, a second dead letter would have the same id: the broker does not store it.
         broker_id = f"{self._stream}-{self._group}-{delivery.key}"
         storing = self._store(self._copy_of(message, self._dead_subject, broker_id, headers))
         await self._move(message, "reject", storing, lambda it: self._send(it, "reject", TERM))
@@ -1250,7 +1253,7 @@ class NatsBroker(Broker):
     def _copy_of(
         self, message: Message, subject: str, broker_id: str, headers: dict[str, str]
     ) -> Outgoing:
-        """The message to this subject, without what is too large for the server."""
+        """A copy of the message for this subject, without the parts that are too large for the server."""
         limit = self._reachable().max_payload
 
         def copy(body: bytes, kept: dict[str, Any]) -> Outgoing:
@@ -1384,7 +1387,7 @@ class NatsBroker(Broker):
         yield sum(await together(map(self._delete_dead_letter, sequences)))
 
     async def _delete_dead_letter(self, sequence: int) -> bool:
-        """Returns whether it was there. Below the stream's first one, the server's answer is that of a stream that denies it."""
+        """Returns whether it existed. Below its first sequence, a stream answers as one that denies deletion."""
         api, (delete, get) = self._reachable().api_unless, ("STREAM.MSG.DELETE", "STREAM.MSG.GET")
         try:
             answer = await api([NO_SEQUENCE], f"{delete}.{self._dead}", seq=sequence, no_erase=True)
@@ -1421,7 +1424,7 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> NatsBroker:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> bool:
-    """Do the work for at most this long; returns whether it ended, well or not. Leaves no task behind."""
+    """Do the work for at most this long; returns whether it ended, even by an error. Leaves no task behind."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task}, timeout=seconds)

@@ -10,16 +10,16 @@ Characters that a URL reserves are percent-encoded in a password. This broker's 
 - ``lease_seconds=30``: a consumer is a row with an expiry time, its lease, which it renews while it lives, also
   while a handler runs for hours. When it dies, another consumer finds the row expired and reclaims its messages,
   with the same ``attempt``. A consumer whose event loop is blocked for longer counts as dead.
-- ``poll_seconds=5``: how late a message may be for which no NOTIFY came.
+- ``poll_seconds=5``: how late a message may be if no NOTIFY came for it.
 - ``pgbouncer=true``: for a pooler in transaction mode, where LISTEN, SET and prepared statements do not work.
 
 Any program that can insert a row can publish, also in a transaction with its own work:
 ``INSERT INTO consumer.messages (source, type, body) VALUES ('orders', 'order_created', '{"id": "1"}')``;
-``NOTIFY consumer, 'orders'`` spares the message the wait for the poll.
+``NOTIFY consumer, 'orders'`` saves the message the wait for the poll.
 
-Settlements are batched and written with the next statement, within milliseconds; after a kill in between, those
-messages are redelivered. What a handler returns is published by the statement that acknowledges its message: both are
-done, or neither. All times are the database's.
+Settlements are batched and written with the next statement, within milliseconds; after a kill in between, their
+messages are redelivered. The statement that acknowledges a message also publishes what its handler returned: both
+are done, or neither. All times are the database's.
 """
 
 import asyncio
@@ -53,22 +53,22 @@ CONNECT_SECONDS = 10.0
 """Connect timeout for all hosts together."""
 ANSWER_SECONDS = 10.0
 POOLER_SECONDS = 2.0
-"""For a second connection through a pooler, which may have no other."""
+"""The time limit for a second connection through a pooler, which may allow no other."""
 STOP_SECONDS = 1.5
 CLOSE_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 3e9
-"""A century; a much longer one does not fit into a timestamp."""
+"""A century; a much longer delay does not fit into a timestamp."""
 CRASH_LIMIT = 1000
-"""When this many consumers died with a message in flight, it becomes a dead letter; CONSUMER_MAX_DELIVERIES is lower."""
+"""A message becomes a dead letter when so many consumers died with it in flight; CONSUMER_MAX_DELIVERIES is lower."""
 STEP = 500
 """Rows per statement in long work, so that other processes get a turn."""
 STEP_BYTES = 4_000_000
 MOST_CHARACTERS = 200
-"""Of the name of a source: it is also the text of a NOTIFY."""
+"""The longest name of a source: it is also the text of a NOTIFY."""
 
 LABEL = "cookiecutter-consumer queue, schema "
 SCHEMA_VERSION = 1
-# Each index is partial, so taking a message costs the same however many others are delayed or in flight. The
+# Each index is partial, so taking a message costs the same with any number of delayed or in-flight ones. The
 # price: taking is no HOT update. Vacuum comes early, as each message leaves two dead rows; a transaction of
 # another program that stays open for hours keeps them all.
 SCHEMA = """
@@ -109,7 +109,7 @@ LABEL_TABLE = f"COMMENT ON TABLE {{schema}}.messages IS '{LABEL}{SCHEMA_VERSION}
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 BACKEND = "SELECT pg_backend_pid()"
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('cookiecutter-consumer', 0))"
-# From the catalog's tables: to_regclass() may remember, under the lock, that there was no table.
+# From the catalog's tables, since to_regclass() may remember, under the lock, that there was no table.
 FIND_TABLES = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1),
     (SELECT coalesce(obj_description(c.oid, 'pg_class'), '')
@@ -129,7 +129,7 @@ WITH published AS (
 )
 SELECT pg_notify({{channel}}, source) FROM (SELECT DISTINCT unnest($1::text[]) AS source) AS sources
 """  # nosec B608 # constants
-# With the acks of the messages that lead to them, if these are still this consumer's.
+# Publishes with the acks of the incoming messages, if these are still this consumer's.
 PUBLISH_AND_ACK = f"""
 WITH acked AS (
     DELETE FROM {{schema}}.messages WHERE seq = ANY ($2::bigint[]) AND consumer = $1 RETURNING seq AS because
@@ -144,8 +144,8 @@ WITH acked AS (
 SELECT ARRAY(SELECT because FROM acked), (SELECT count(*) FROM notified)
 """  # nosec B608 # constants
 
-# The one statement of a busy consumer: it deletes the acked messages and takes ready ones. Meanwhile it locks
-# this consumer's row, so that no other consumer can find the lease expired, and reclaim the messages.
+# The one statement of a busy consumer: it deletes the acked messages and takes ready ones. It also locks this
+# consumer's row, so that no other consumer can find the lease expired, and reclaim the messages meanwhile.
 EXCHANGE = """
 WITH me AS MATERIALIZED (
     SELECT id FROM {schema}.consumers WHERE id = $2 FOR KEY SHARE
@@ -179,8 +179,8 @@ FROM (SELECT
 ORDER BY due_at = '-infinity', due_at, seq -- a delayed message is older than a ready one
 """
 
-# The other settlements return the rows that they changed: those whose lease had not expired. A column may hold
-# any number, so no statement adds to what another program may have written. A retry that is written twice,
+# The other settlements return the rows that they changed: rows whose lease had not expired. A column may contain
+# any number, so no statement adds to a number of another program. A retry that is written twice,
 # because its answer was lost and the message was taken again meanwhile, finds its attempt in the row.
 RETRY = """
 WITH retried AS (
@@ -214,7 +214,7 @@ WITH requeued AS (
 SELECT seq, pg_notify({channel}, source) FROM requeued
 """
 
-# Of those that consuming needs.
+# The rights to consume that are missing.
 MISSING_RIGHTS = """
 SELECT string_agg(verb || ' on ' || name, ', ') FROM (VALUES
     ('messages', 'SELECT'), ('messages', 'UPDATE'), ('messages', 'DELETE'),
@@ -248,7 +248,7 @@ WITH requeued AS (
 )
 SELECT pg_notify({channel}, source) FROM gone
 """
-# Two statements: the second sees all that dead consumers had taken before the first locked their rows.
+# Two statements: the second sees all messages that dead consumers had taken before the first locked their rows.
 LOCK_EXPIRED = """
 SELECT id FROM {schema}.consumers WHERE id = ANY ($1::bigint[]) AND expires_at <= now()
 FOR UPDATE SKIP LOCKED
@@ -296,7 +296,7 @@ WITH dead AS ({TAKE_DEAD}), replayed AS (
 SELECT count(*), pg_notify({{channel}}, $1) FROM dead
 """  # nosec B608 # constants
 
-# Plans live as long as the connection: one made while a table was empty must not read a million rows. Not sent with
+# Plans live as long as the connection: a plan for an empty table must not read a million rows. Not sent with
 # the start of the session: PgBouncer would refuse that.
 SESSION = """
 SET enable_seqscan = off;
@@ -354,7 +354,7 @@ RULES = (
         BrokerRefused,
         "{error}",
     ),
-    # Their texts are about asyncpg's inside, as when a connection ends in the middle of a request.
+    # Their texts are about asyncpg's internals, such as when a connection ends during a request.
     Rule(
         (asyncpg.InterfaceError, asyncpg.InternalClientError),
         BrokerUnavailable,
@@ -369,22 +369,22 @@ Row = tuple[str, str, str, str, bytes, float]
 
 
 class Published(NamedTuple):
-    """What is published with the ack of a message."""
+    """The messages that are published with the ack of a message."""
 
     rows: list[Row]
     written: "asyncio.Future[None]"
 
 
 class Exchange(NamedTuple):
-    """What one request has written and taken, for when it is committed."""
+    """The settlements and messages of one request, to use after its commit."""
 
     settled_count: int
-    settlements: list[Settlement]  # none if all are acks, in time
+    settlements: list[Settlement]  # empty if all are acks, in time
     lost: set[int]
-    """The rows of settlements that came too late."""
+    """The rows whose settlement came too late."""
     rows: list[Any]
     refused: dict[int, BrokerRefused]
-    """Why what follows from these rows was not published: they are still this consumer's."""
+    """Why messages were not published, by the row that they follow from: it is still this consumer's."""
 
 
 @cache
@@ -398,7 +398,7 @@ def _identifier(name: str) -> str:
 
 
 def _row(source: str, message: OutgoingMessage) -> Row:
-    """As it is stored. Raises BrokerRefused."""
+    """The message as it is stored. Raises BrokerRefused."""
     try:
         for text in (message.id, message.type, source):
             text.encode()
@@ -421,7 +421,7 @@ def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
 
 
 def _steps(items: Iterable[Any], rows_of: Callable[[Any], Sequence[Row]]) -> Iterator[list[Any]]:
-    """Those of one statement each."""
+    """Items in steps of one statement each."""
     step: list[Any] = []
     count = size = 0
     for item in items:
@@ -437,7 +437,7 @@ def _steps(items: Iterable[Any], rows_of: Callable[[Any], Sequence[Row]]) -> Ite
 
 @asynccontextmanager
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
-    """Without a rollback: a request that fails ends the connection."""
+    """Needs no rollback: a request that fails ends the connection."""
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     yield
@@ -477,13 +477,13 @@ class PostgresBroker(Broker):
         self._entered = False
         self._has_tables = False
         self._listening_on: Connection = None
-        self._consumer = 0  # our row in the table of consumers; no row has the number 0
-        self._renew_at = -math.inf  # event loop time, as the next
+        self._consumer = 0  # our row in the table of consumers; 0 before there is one
+        self._renew_at = -math.inf  # event loop time, like the next
         self._reclaim_at = -math.inf
-        self._answer_lost = False  # the connection ended: its last statement may have been done
+        self._answer_lost = False  # the connection ended: its last statement may have been executed
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
-        self._limit = 0  # of the last exchange
+        self._limit = 0  # rows that the last exchange requested
         self._closing = asyncio.Event()
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
@@ -553,13 +553,13 @@ class PostgresBroker(Broker):
 
     @asynccontextmanager
     async def _bounded(self, connection: Connection) -> AsyncIterator[None]:
-        """Around a request; for a pooler in transaction mode it is a transaction."""
+        """The context of a request; for a pooler in transaction mode it is a transaction."""
         async with self._requests.bounded():
             try:
                 async with _transaction(connection) if self._pgbouncer else nullcontext():
                     yield
             except BaseException:
-                # A cancelled query leaves a task of asyncpg that asks the server, maybe an unresponsive one, to end it.
+                # asyncpg ends a cancelled query by a task that asks the server, which may be unresponsive.
                 connection.terminate()
                 await asyncio.sleep(0)  # until that task has ended
                 raise
@@ -571,7 +571,7 @@ class PostgresBroker(Broker):
             if self._fetcher is not None:
                 await self._check_rights(connection)
         now = asyncio.get_running_loop().time()
-        if self._connection is not None:  # other consumers need time to reconnect, too
+        if self._connection is not None:  # other consumers also need time to reconnect
             self._reclaim_at = now + self._lease_seconds
         self._renew_at = now
         self._connection = connection
@@ -579,12 +579,12 @@ class PostgresBroker(Broker):
         self.connectivity.established()
 
     async def _open(self) -> Connection:
-        """Try each host, and stop at the first refusal. Raises the error of the last one."""
+        """Try each host, and stop at the first refusal. Raises the error of the last host."""
         self._url = self._current_url()
-        hosts = self._url.hosts or [""]  # without one asyncpg reads PGHOST, or looks for a socket
+        hosts = self._url.hosts or [""]  # otherwise asyncpg reads PGHOST, or looks for a socket
         seconds = CONNECT_SECONDS / len(hosts)
         outage = BrokerUnavailable(self._address)
-        for host in hosts:  # else asyncpg would spend all of the time on an unresponsive one
+        for host in hosts:  # otherwise asyncpg would spend the whole time on an unresponsive host
             try:
                 async with self._requests.bounded(seconds):
                     return await self._open_host(host)
@@ -616,7 +616,7 @@ class PostgresBroker(Broker):
                 raise MendableRefusal(f"{self._address}: no TLS connection: {error}") from error
             raise
         except asyncio.CancelledError:
-            # Cancelled in its first instants, asyncpg leaves an error that is never retrieved.
+            # If it is cancelled in its first instants, asyncpg leaves an error that is never retrieved.
             await asyncio.wait({opening}, timeout=0.02)
             opening.cancel()
             await asyncio.wait({opening}, timeout=0.5)
@@ -629,7 +629,7 @@ class PostgresBroker(Broker):
         return rows
 
     async def _first_row(self, statement: str, *arguments: object) -> Any:
-        """Of a request about this queue; None if there is no row."""
+        """The first row of a request about this queue; None if there is none."""
         rows = await self._all_rows(statement, *arguments)
         return rows[0] if rows else None
 
@@ -638,7 +638,7 @@ class PostgresBroker(Broker):
             return await self._rows(connection, statement, self._name, *arguments)
 
     async def _look(self, connection: Connection) -> None:
-        """Whether this server, this pooler and its tables can be used."""
+        """Check whether this server, its pooler and its tables can be used."""
         version = connection.get_server_version()
         if version < (13,):
             raise BrokerRefused(
@@ -655,7 +655,7 @@ class PostgresBroker(Broker):
         """A pooler in transaction mode would hand this session's settings to other clients."""
         pid = await connection.fetchval(BACKEND)
         if pid == connection.get_server_pid():
-            return  # a pooler tells a number of its own
+            return  # a pooler reports a number of its own
         shared = False
         with suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(POOLER_SECONDS):
@@ -742,7 +742,7 @@ class PostgresBroker(Broker):
         except Exception as failure:
             self.connectivity.up = False
             self.buffer.fail(failure)
-            for _, verb, about in self._settlements:  # no handler waits for what nobody writes
+            for _, verb, about in self._settlements:  # so that no handler waits forever
                 if verb == "publish" and not about.written.done():
                     about.written.set_exception(failure)
         finally:
@@ -756,7 +756,7 @@ class PostgresBroker(Broker):
                 if loop.time() >= self._renew_at:
                     await self._renew(connection)
                 exchange = await self._exchange(connection)
-            # Not earlier: with pgbouncer=true the request is a transaction.
+            # After the request: with pgbouncer=true it is a transaction.
             self._written(exchange)
             next_due_seconds = await self._deliver_taken(exchange.rows)
             if not self._settlements:
@@ -789,7 +789,7 @@ class PostgresBroker(Broker):
         self._renew_at = now + self._lease_seconds / 3
 
     def _drop_unacked(self, reason: object) -> None:
-        """The messages are redelivered to other consumers: drop those that no worker took."""
+        """The messages are redelivered to other consumers: drop them here, and log lost settlements."""
         self._take_back()
         self.unacked.clear()
         for message, verb, about in self._settlements:
@@ -801,7 +801,7 @@ class PostgresBroker(Broker):
         self._settlements.clear()
 
     def _on_notification(self, connection: Connection, pid: int, _channel: str, name: str) -> None:
-        # It may have been read before the connection ended: a closed one has no pid.
+        # The notification may have been read before the connection ended: a closed one has no pid.
         ours = name == self._name and not connection.is_closed()
         if ours and pid != connection.get_server_pid():
             self._on_ready()
@@ -834,11 +834,11 @@ class PostgresBroker(Broker):
         return Exchange(len(settlements), told, lost, rows, refused)
 
     def _written(self, exchange: Exchange) -> None:
-        """The settlements are committed."""
+        """Forget settlements that are committed, and report those that were lost."""
         _, settlements, lost, _, refused = exchange
         del self._settlements[: exchange.settled_count]
         for message, verb, about in settlements:
-            if message.receipt in lost and not self._answer_lost:  # else it was written before
+            if message.receipt in lost and not self._answer_lost:  # otherwise it was written before
                 told = "ack" if verb == "publish" else verb
                 log_settlement_lost(message, told, "its lease had expired")
             if verb == "publish" and not about.written.done():
@@ -848,7 +848,7 @@ class PostgresBroker(Broker):
                     about.written.set_result(None)
 
     async def _deliver_taken(self, rows: list[Any]) -> float:
-        """Returns in how many seconds a delayed retry is due."""
+        """Deliver the messages; returns the seconds until a delayed one is due."""
         alive, _, next_due_seconds, *_ = rows[0]
         if not alive:
             self._renew_at = -math.inf
@@ -879,10 +879,10 @@ class PostgresBroker(Broker):
     async def _write_published(
         self, connection: Connection, settlements: list[Settlement]
     ) -> tuple[set[int], dict[int, BrokerRefused]]:
-        """Acknowledge messages together with what follows from them: as `Exchange.lost` and `Exchange.refused`."""
+        """Acknowledge messages and publish what follows from them. Returns `Exchange.lost` and `Exchange.refused`."""
         lost: set[int] = set()
         refused: dict[int, BrokerRefused] = {}
-        # One that was cancelled is requeued.
+        # A message whose handler was cancelled is requeued.
         settled = [
             (message.receipt, about.rows)
             for message, verb, about in settlements
@@ -897,7 +897,7 @@ class PostgresBroker(Broker):
             if not isinstance(answer, BrokerRefused):
                 [(acked, _)] = answer
                 lost.update(set(seqs) - set(acked))
-            elif len(step) > 1:  # one of them is the cause
+            elif len(step) > 1:  # one message is the cause
                 steps += [[one] for one in step]
             else:
                 refused[seqs[0]] = answer
@@ -906,7 +906,7 @@ class PostgresBroker(Broker):
     async def _try(
         self, connection: Connection, statement: str, *arguments: object
     ) -> list[Any] | BrokerRefused:
-        """The rows, or why the server refused: the statement alone, and not the connection or its transaction."""
+        """The rows, or the server's refusal of the statement, after which the connection and its transaction go on."""
         try:
             async with connection.transaction() if self._pgbouncer else nullcontext():
                 return await self._rows(connection, statement, *arguments)
@@ -962,7 +962,7 @@ class PostgresBroker(Broker):
     async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
         for step in _steps(self._rows_of(messages), lambda row: [row]):
             publishing = asyncio.ensure_future(self._publish(step))
-            # A handler that is cancelled meanwhile must not end the connection, which is everybody's.
+            # A handler that is cancelled meanwhile must not end the connection, which all handlers share.
             publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.shield(publishing)
 
@@ -977,7 +977,7 @@ class PostgresBroker(Broker):
         return [_row(self.destination_of(message)[1], message) for message in messages]
 
     async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
-        """In one statement, up to STEP messages and STEP_BYTES."""
+        """In one statement, for up to STEP messages and STEP_BYTES."""
         rows = self._rows_of(outgoing)
         is_large = len(rows) > STEP or sum(len(row[4]) for row in rows) > STEP_BYTES
         if is_large or self.buffer.failure is not None:

@@ -6,9 +6,9 @@ Special characters in a user name, a password or a virtual host are percent-enco
 
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders``, ``orders.dead``, and one ``orders.retry.<milliseconds>``
 for each step of the backoff. A retry or a dead letter is published, and confirmed, before the delivery is
-acknowledged: a crash in between makes a duplicate, never a loss. After an outage exactly the in-flight messages are
-redelivered. So is every unacked message of this process when one stays unacked, by its handler or behind others of
-its key, for longer than the broker's ``consumer_timeout``, 30 minutes by default.
+acknowledged: a crash in between makes a duplicate, never a loss. After an outage the unacked messages of this process
+are redelivered. They also are when one message stays unacked, by its handler or behind others of its key, for longer
+than the broker's ``consumer_timeout``, 30 minutes by default.
 """
 
 import asyncio
@@ -68,19 +68,19 @@ UNSTORED_SETTLEMENTS = 32
 """A channel passes on at most this many settlements that a quorum queue has not stored; it drops the rest on close."""
 PUBLISH_AT_ONCE = 100
 MOST_ALONE = 4
-"""How many messages may each have a channel of its own at a time. A server closes a connection with too many of them, and
-aiormq, whose queue of frames takes 10, does not answer a channel's close if it is full: its number is never free again."""
+"""How many messages may each be published on a channel of their own at a time. A server closes a connection with too
+many channels. aiormq, with a full queue of 10 frames, does not answer a channel's close: its number stays in use."""
 REQUEUE_SECONDS = 5.0
 """How long the requeue of dead letters that were read may take."""
 QUIET_SECONDS = 0.5
 FEW_LETTERS, MOST_LETTERS = 100, 2_000
-"""The prefetch of a consumer that reads dead letters, unless they are large: a look at few of them holds so many."""
+"""The prefetch of the second consumer that reads dead letters, and the largest: less if the letters are large."""
 LARGE_BODY_BYTES = 2**20
-"""A body above this may be refused by the broker, whose limit is not told before."""
-CONTENT_HEADER_BYTES = 12  # of a frame with properties, before these
+"""The broker may refuse a larger body; only the refusal names its limit."""
+CONTENT_HEADER_BYTES = 12  # the fixed fields of a content header, before the properties
 NOT_CONFIRMING = "it confirms no message; it may be short of memory or disk"
 
-# Each requeue and each crash costs one delivery on brokers before 4.3, and 4.x would stop at 20. A message
+# On brokers before 4.3 each requeue and each crash counts as a delivery, and 4.x has a default limit of 20. A message
 # that kills its process each time must be dead-lettered in the end, but not after hundreds of rolling restarts.
 DELIVERY_LIMIT = 1000
 # Listing dead letters delivers them, and beyond the limit they would be dropped.
@@ -88,8 +88,8 @@ DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 MOST_DELAYS = 12
 
 HISTORY = (ATTEMPTS, REASON, DEAD_LETTERED_AT, "x-death", "x-first-death-", "x-last-death-")
-"""Prefixes of the headers of a message's history. RabbitMQ 3.10 takes a retry with an old ``x-death`` for a cycle of
-dead letters, and stores it without end."""
+"""Prefixes of the headers of a message's history. RabbitMQ 3.10 mistakes a retry with an old ``x-death`` for a cycle of
+dead letters, and keeps it forever."""
 ORIGIN = f"{delivery.PREFIX}origin"
 """Header: the exchange and the routing key of a message that was published again to its queue."""
 KOMBU_COMPRESSION = "compression"
@@ -137,13 +137,13 @@ class _Url(BrokerUrl):
         heartbeat = self.whole_number("heartbeat", HEARTBEAT_SECONDS, at_least=0, at_most=65534)
         address, _, query = text.partition("?")
         self.text = f"{address}?heartbeat={heartbeat}&{query}"
-        """For aio-pika, which takes the first ``heartbeat`` of it."""
+        """The URL for aio-pika, which uses its first ``heartbeat``."""
 
 
 class _Client(TransportFactory):
-    """One connection, made when it is needed, and made again when it was lost.
+    """One connection, opened when it is needed, and opened again after it was lost.
 
-    It opens the sockets itself, to cut them: a graceful close waits long for an unresponsive peer.
+    The client opens the sockets itself, to abort them: a graceful close waits long for an unresponsive peer.
     """
 
     def __init__(self, current_url: CurrentUrl[_Url], name: str) -> None:
@@ -199,7 +199,7 @@ class _Client(TransportFactory):
             self.cut()
             connecting.cancel()
             await asyncio.wait({connecting}, timeout=CLOSE_CONNECTION_SECONDS)
-            await connection.close()  # else its __del__ would, in a task
+            await connection.close()  # otherwise its __del__ would close it, in a task
             if isinstance(error, amqp.ConnectionClosed) and error.strerror:
                 raise amqp.ConnectionClosed(error.strerror) from None  # without the number
             raise
@@ -219,8 +219,8 @@ _Outgoing = tuple[str, str, bytes, Basic.Properties]  # exchange, routing key, b
 class _Publisher:
     """Publishes on a connection of its own.
 
-    In an alarm, when memory or disk are short, the broker reads nothing from a connection that has published:
-    acks on it would not arrive, and soon no more messages come.
+    In an alarm, when memory or disk is short, the broker reads nothing from a connection that has published: acks
+    on the same connection would not arrive, and soon the broker would send no more messages.
     """
 
     def __init__(self, client: _Client) -> None:
@@ -228,13 +228,13 @@ class _Publisher:
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._unconfirmed: dict[str, tuple[float, asyncio.Future[None]]] = {}
-        """By message id, the oldest first: the event loop's time when it was sent, and its end."""
+        """By message id, the oldest first: when it was sent (event loop time), and a future that is set at the end."""
         self._sent: list[bytes] = []
-        """On the channel, in this turn of the event loop."""
+        """The frames of this turn of the event loop."""
         self._exchanges = {""}
-        """Those that exist. A message to any other goes on a channel of its own, which a refusal closes."""
+        """The known exchanges. A message to any other is published on a channel of its own, which a refusal closes."""
         self._alone = asyncio.Semaphore(MOST_ALONE)
-        self.most_body_bytes = math.inf  # the broker tells it only when it refuses a body
+        self.most_body_bytes = math.inf  # the broker names its limit only when it refuses a body
 
     @property
     def late(self) -> bool:
@@ -254,10 +254,10 @@ class _Publisher:
                 self._channel = await self.client.channel(publisher_confirms=True)
 
     def too_large(self, body: bytes, properties: Basic.Properties) -> str:
-        """Why the broker would close the channel, or the connection, for this message; else empty. It must be open."""
+        """Why the broker would close the channel or connection for it; otherwise empty. Needs an open channel."""
         channel: Any = self._channel
         most = channel.max_content_size - CONTENT_HEADER_BYTES
-        # Without headers there is nothing long in them.
+        # Only headers can make the properties too long.
         if properties.headers and 0 < most < (size := len(properties.marshal())):
             return f"its headers have {size} bytes, the broker takes {most}"
         if len(body) > self.most_body_bytes:
@@ -265,12 +265,12 @@ class _Publisher:
         return ""
 
     async def publish(self, message: _Outgoing) -> None:
-        """Returns when the broker has confirmed it; it must be open. Raises PublishError if it reaches no queue."""
+        """Returns when the broker has confirmed it. Needs an open channel. Raises PublishError if no queue gets it."""
         exchange, _, body, properties = message
         if reason := self.too_large(body, properties):
             raise ValueError(reason)
         properties.message_id = message_id = properties.message_id or uuid.uuid4().hex
-        # One at a time, as aiormq identifies a message that the broker returns by its id alone.
+        # One at a time for each id: aiormq finds the publish of a message that the broker returns by the id alone.
         while (earlier := self._unconfirmed.get(message_id)) is not None:
             await asyncio.wait({earlier[1]})
         channel: Any = self._channel
@@ -280,7 +280,7 @@ class _Publisher:
         try:
             if risky:
                 async with self._alone:
-                    # Another one may have found the exchange meanwhile.
+                    # Another message may have found the exchange meanwhile.
                     if risky := large or exchange not in self._exchanges:
                         await self._publish_alone(message)
                         self._exchanges.add(exchange)
@@ -303,8 +303,8 @@ class _Publisher:
             channel.message_id_delivery_tag.pop(message_id, None)
 
     def _send(self, message: _Outgoing) -> "asyncio.Future[Any]":
-        """Its confirmation. All that is sent in one turn of the event loop is one write: aiormq's `basic_publish`, with
-        locks and a write for each message, costs three times as much."""
+        """Returns the confirmation. One write sends all messages of an event loop's turn: aiormq's `basic_publish`,
+        with locks and a write for each message, costs three times as much."""
         exchange, routing_key, body, properties = message
         channel: Any = self._channel
         if channel.is_closed:
@@ -329,21 +329,21 @@ class _Publisher:
         self._sent.clear()
 
     async def _publish_alone(self, message: _Outgoing) -> None:
-        """On a channel of its own, which a refusal closes: no other message suffers."""
+        """Publish on a channel of its own, which a refusal closes: other messages are not affected."""
         names = dict(zip(("exchange", "routing_key", "body", "properties"), message, strict=True))
         channel: Any = await self.client.channel(publisher_confirms=True)
         try:
             await channel.basic_publish(**names, mandatory=True, wait=False)
         finally:
-            # aiormq sends a cancelled close again, and for the second the broker ends the connection.
+            # aiormq sends a cancelled close again, and the broker answers the second close by closing the connection.
             await asyncio.shield(_task(channel.close(), "close a channel"))
 
 
 class _Deliveries:
     """The unacked deliveries of one channel, and the one task that writes their settlements.
 
-    Settlements in quick succession travel together, acks of a run without gaps as one frame. There is one writer, so
-    that an ack of a run never overtakes the requeue of a message in it.
+    Settlements in quick succession are sent together, and acks of consecutive tags as one frame. Only one task writes
+    them, so that such an ack never overtakes the requeue of a message among the tags.
     """
 
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
@@ -351,10 +351,10 @@ class _Deliveries:
         self.ended = asyncio.Event()
         """Set when no more deliveries come: the channel was closed, or the broker has cancelled the consumer."""
         self.end_reason = "the broker has cancelled the consumer"
-        self.consumers: dict[str, int] = {}  # the prefetch of each, by its tag
+        self.consumers: dict[str, int] = {}  # the prefetch of each consumer, by its tag
         self.asking = asyncio.Lock()
         self._most_acks = max(1, prefetch // 2)
-        self._unacked: dict[int, Message | None] = {}  # by delivery tag, in that order
+        self._unacked: dict[int, Message | None] = {}  # in the order of the delivery tags
         self._last_tag = 0
         self._acked: set[int] = set()
         self._requeued: list[int] = []
@@ -369,7 +369,7 @@ class _Deliveries:
 
     def add(self, tag: int, message: Message) -> None:
         for missed in range(self._last_tag + 1, tag):
-            self._unacked[missed] = None  # aiormq dropped it: no ack of a run may cover it
+            self._unacked[missed] = None  # aiormq dropped it: a multiple ack must not cover it
         self._last_tag = max(self._last_tag, tag)
         self._unacked[tag] = message
 
@@ -379,7 +379,7 @@ class _Deliveries:
         self._wake()
 
     def beat(self) -> None:
-        """Notice that the event loop was blocked: the broker may have closed the connection, and drop the acks."""
+        """Detect a blocked event loop: the broker may have closed the connection, and then drops the acks."""
         now = self.channel.loop.time()
         if (seconds := now - self._beat_at) > 2 * CHECK_SECONDS:
             self._blocked_seconds = seconds
@@ -391,7 +391,7 @@ class _Deliveries:
         self._wake()
 
     def close(self) -> None:
-        """Drop the settlements that are not written yet: with the channel, the deliveries are gone."""
+        """Drop the settlements that are not written yet: the broker requeues the deliveries of a closed channel."""
         self.ended.set()
         for task in self.tasks:
             task.cancel()
@@ -431,7 +431,7 @@ class _Deliveries:
         if self._blocked_seconds:
             await self.channel.flow(True)  # fails without a connection
             self._blocked_seconds = 0.0
-        requeued, self._requeued = self._requeued, []  # no await until the run of acks is known
+        requeued, self._requeued = self._requeued, []  # no await until all acks are known
         acked = self._acked.copy()
         through = 0
         for tag in takewhile(acked.__contains__, self._unacked):
@@ -462,7 +462,7 @@ class RabbitBroker(Broker):
     capabilities = Capabilities()
     destinations: ClassVar = {"queue": "queue:NAME", "exchange": "exchange:NAME/ROUTING.KEY"}
     origins = ("routing-key",)
-    longest_hold_seconds = 300.0  # the broker closes the channel of one unacked for 30 minutes
+    longest_hold_seconds = 300.0  # the broker's limit for an unacked message is 30 minutes
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         """Raises BrokerRefused if the URL cannot be used."""
@@ -479,7 +479,7 @@ class RabbitBroker(Broker):
         self._retries = {ms: f"{self._name}.retry.{ms}" for ms in delays}
         self._queues = self._topology(self._retries)
         self._needed = [self._dead, self._name] if settings.declare else [*self._queues]
-        """Before a retry needs one of the others."""
+        """The queues that the service needs now: a retry adds its queue when it first needs it."""
         self._bindings = _parse_bindings(settings.bindings)
         self._is_foreign = False
         longest = max(self._queues, key=lambda name: len(name.encode()))
@@ -534,9 +534,9 @@ class RabbitBroker(Broker):
         try:
             if self._deliveries is not None and not self._deliveries.channel.is_closed:
                 await self._deliveries.written.wait()
-                # The queue answers when it has stored what came before; the channel passes on the rest after the first answer.
+                # The queue answers after it has stored what came before; the channel then passes on the rest.
                 for _ in range(2 if self.prefetch > UNSTORED_SETTLEMENTS else 0):
-                    await self._deliveries.channel.basic_get(self._name)  # its end requeues it
+                    await self._deliveries.channel.basic_get(self._name)  # requeued at the close
                 # The broker's answer proves that every settlement has arrived.
                 await self._deliveries.channel.close()
         except (OSError, *FAILURES) as error:
@@ -560,7 +560,7 @@ class RabbitBroker(Broker):
                 await self._requests.answer(closing)
 
     def _topology(self, retries: dict[int, str]) -> dict[str, dict[str, Any]]:
-        """The arguments of each queue; a queue comes after the one that it dead-letters to."""
+        """The arguments of each queue; each queue comes after the queue to which it dead-letters."""
         quorum = {"x-queue-type": "quorum"}
         moving = quorum | {
             "x-dead-letter-exchange": "",
@@ -591,7 +591,7 @@ class RabbitBroker(Broker):
             await super().prepare()
 
     async def _declare(self, names: Iterable[str]) -> None:
-        await self._connect()  # a refusal of the login is not one of a queue
+        await self._connect()  # so that a refused login is not reported as a refused queue
         for name in names:
             await self._declare_queue(name)
         for exchange, routing_key in self._bindings:
@@ -609,12 +609,12 @@ class RabbitBroker(Broker):
         except BrokerRefused as refusal:
             cause, problem = refusal.__cause__, "cannot be created"
             if "inequivalent" in str(cause):
-                if is_source and "'stream'" not in str(cause):  # which has no acknowledgements
+                if is_source and "'stream'" not in str(cause):  # a stream keeps acked messages
                     self._is_foreign = True
                     return
                 problem = "already exists with other arguments"
             elif isinstance(cause, amqp.ChannelAccessRefused):
-                exists = True  # to look may be refused, too: since RabbitMQ 4.2.6
+                exists = True  # since RabbitMQ 4.2.6 the passive look may be refused, too
                 with suppress(BrokerDenied):
                     exists = await self._count(name) is not None
                 if exists:
@@ -657,7 +657,7 @@ class RabbitBroker(Broker):
         self._fetcher = asyncio.create_task(self._fetch(), name=f"fetcher of {self._name}")
 
     async def _fetch(self) -> None:
-        """Consume through outages, until the source is left."""
+        """Consume through outages, until the source is closed."""
         try:
             await self.connectivity.keep(self._consume, self._exited)
         except Exception as failure:
@@ -701,8 +701,8 @@ class RabbitBroker(Broker):
         return deliveries
 
     async def _ask(self, deliveries: _Deliveries) -> None:
-        """For as many as there is room for, by one more consumer."""
-        async with deliveries.asking:  # a consumer has the last prefetch that was set before it
+        """Ask for as many messages as there is room for, by one more consumer."""
+        async with deliveries.asking:  # a consumer gets the prefetch that was set last before it
             more = self._room() + len(self.unacked) - sum(deliveries.consumers.values())
             if more > 0 and not self.stopped:
                 channel, tag = deliveries.channel, uuid.uuid4().hex
@@ -732,14 +732,14 @@ class RabbitBroker(Broker):
         )
         known = None
         if about.redelivered:
-            # Not left to the handler: they differ between deliveries of one message.
+            # Removed from the headers, as they differ between deliveries of one message.
             message.deliveries += max(delivery.count_of(headers.pop(name, 0)) for name in COUNTS)
             known = self._still_in_flight(message)
         deliveries.add(tag, known or message)
         if known is None and not self._deliver(message):
             await self.requeue(message)
         elif (asked := sum(deliveries.consumers.values())) < self.prefetch:
-            # Quick handlers never have all of few messages unacked: then once twice as many fit, or all.
+            # Quick handlers never leave all of a small prefetch unacked: so ask also if twice as many fit, or all.
             fit = self._room() + len(self.unacked)
             if asked <= len(self.unacked) or min(2 * asked, self.prefetch) <= fit:
                 await self._ask(deliveries)
@@ -768,7 +768,7 @@ class RabbitBroker(Broker):
 
     async def _requeue(self, message: Message) -> None:
         deliveries, tag, properties = message.receipt
-        # The queue counts requeues too: a copy has a count of its own.
+        # The queue counts requeues like crashes: a copy starts a new count.
         if self.suspects.may_kill(message):
             copy = Copy(properties, {**message.headers, **_origin_of(message)}, message.id)
             with suppress(BrokerError, TimeoutError):
@@ -779,7 +779,7 @@ class RabbitBroker(Broker):
         deliveries.requeue(tag)
 
     async def _retry(self, message: Message, delay_seconds: float, reason: str) -> None:
-        """Behind others of the same queue a message may wait as long as that queue delays them."""
+        """A message may wait behind others of its retry queue, for as long as this queue delays them."""
         ms, longest = max(1, math.ceil(delay_seconds * 1000)), max(self._retries)
         while longest < ms:  # beyond the backoff: one more queue for each doubling
             longest *= 2
@@ -810,7 +810,7 @@ class RabbitBroker(Broker):
         await self._move(message, "reject", self._publish_copy(self._dead, body, copy))
 
     async def _publish_copy(self, queue: str, body: bytes, copy: Copy) -> None:
-        """Publish it again, however long that takes: a requeue during the publish would duplicate the message."""
+        """Publish the copy without a time limit: a requeue during the publish would duplicate the message."""
         message = ("", queue, body, copy)
         [failure] = await self._publish_batch([message], math.inf)
         if failure is not None and isinstance(failure.__cause__, amqp.PublishError):
@@ -846,7 +846,7 @@ class RabbitBroker(Broker):
     async def _publish_batch(
         self, messages: Iterable[_Outgoing], seconds: float | None = None
     ) -> list[Exception | None]:
-        """Why each of them was not published, or None. Raises BrokerUnavailable."""
+        """For each message, why it was not published, or None. Raises BrokerUnavailable."""
         if not self._publisher.opened:
             await self._connecting.answer(self._publisher.open())
         async with self._requests.bounded(seconds):
@@ -862,7 +862,7 @@ class RabbitBroker(Broker):
         return [self._failure(outcome) for outcome in outcomes]
 
     def _failure(self, outcome: BaseException | None) -> Exception | None:
-        """Of one message; it has the client's exception as its cause."""
+        """The failure of one message, with the client's exception as its cause."""
         if outcome is None:
             return None
         if isinstance(outcome, (OSError, asyncio.CancelledError, *FAILURES)):
@@ -878,7 +878,7 @@ class RabbitBroker(Broker):
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator["_Reading"]:
-        """Keeps every letter unacked, so that it is read once; the end of the channel requeues the others."""
+        """Keeps every letter unacked, so that it is read once; the close of the channel requeues the rest."""
         async with self._channel() as channel:
             reading = _Reading(channel, self._dead, self._requests)
             try:
@@ -888,7 +888,7 @@ class RabbitBroker(Broker):
                     await to_the_end(self._requeue_read(reading), REQUEUE_SECONDS)
 
     async def _requeue_read(self, reading: "_Reading") -> None:
-        """Returns when they are back: the next command would not see them before."""
+        """Returns when the letters are in the queue again, so that the next command sees them."""
         left = await reading.end()
         await reading.channel.close()
         while await self.count_dead_letters() < left:
@@ -904,7 +904,7 @@ class RabbitBroker(Broker):
                 if not reading.ahead and (
                     time.monotonic() > give_up_at or not await self.count_dead_letters()
                 ):
-                    return  # others have taken them
+                    return  # other readers have taken them
             yield _dead_letter(reading.ahead.popleft(), self._name)
 
     async def count_dead_letters(self) -> int:
@@ -957,9 +957,9 @@ def delays_ms(first_seconds: float, longest_seconds: float) -> list[int]:
 class _Reading:
     """A channel on which dead letters are read, by consumers.
 
-    Of one consumer, a queue requeues what is unacked in order, also when the connection is lost; of single requests in any.
-    So each consumer is cancelled when it has as many as it may, and the next one goes on behind it. What is on its way then would
-    return in any order, so it is awaited.
+    A queue requeues the unacked messages of one consumer in order, also when the connection is lost; those of single
+    requests in any order. So a consumer is cancelled when it has its full prefetch, and the next one reads on.
+    Letters on their way at a cancel would be requeued in any order, so `_cancel` waits for them.
     """
 
     def __init__(self, channel: AbstractChannel, queue: str, requests: Requests) -> None:
@@ -969,7 +969,7 @@ class _Reading:
         self._unacked: dict[int, None] = {}
         self._consumers: list[str] = []
         self._window = self._held = self._awaited = 0
-        """Of the present consumer: how many it may have (0: there is none), how many it has, how many come."""
+        """For the present consumer: its prefetch (0: there is none), its deliveries, and those still expected."""
         self._arrived = asyncio.Event()
         self._asking: asyncio.Future[None] | None = None
 
@@ -982,15 +982,15 @@ class _Reading:
         self._arrived.set()
 
     async def wait(self) -> None:
-        """Until a letter has come, or a moment has passed."""
+        """Wait until a letter has arrived, or QUIET_SECONDS have passed."""
         if self._held >= self._window:
             await self._ask_shielded()
         await self._arrives()
-        if len(self._consumers) == 1 and self.ahead:  # the first, which says how large they are
+        if len(self._consumers) == 1 and self.ahead:  # the first one shows how large they are
             await self._ask_shielded()
 
     async def _arrives(self) -> bool:
-        """Whether a letter has come within a moment."""
+        """Whether a letter has arrived within QUIET_SECONDS."""
         self._arrived.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(QUIET_SECONDS):
@@ -998,7 +998,7 @@ class _Reading:
         return False
 
     async def _ask_shielded(self) -> None:
-        """As aiormq closes the channel of a request that is cancelled."""
+        """Shielded, because aiormq closes the channel of a request that is cancelled."""
         if self._consumers:
             self._page.turn()
         self._asking = asyncio.ensure_future(self._ask())
@@ -1027,7 +1027,7 @@ class _Reading:
         return declared.message_count or 0
 
     async def ack(self, tags: Iterable[int]) -> None:
-        """Returns when the queue has the acks. For each it would pass on one more to a consumer that is present."""
+        """Returns when the queue has the acks. The consumer ends first: each ack would bring it one more letter."""
         await self.end()
         for tag in tags:
             await self._answer(self.channel.basic_ack(tag, wait=False))
@@ -1036,11 +1036,11 @@ class _Reading:
         await self.end()
 
     async def end(self) -> int:
-        """Returns how many the queue has once the end of the channel has requeued the rest."""
+        """End the consumer; returns how many letters the queue has once the closed channel has requeued the rest."""
         if self._asking is not None:
             await asyncio.gather(self._asking, return_exceptions=True)
-        await self._cancel()  # the answer comes behind those that were passed on
-        return await self._count() + len(self._unacked)  # behind the others, too
+        await self._cancel()  # the answer comes after the last delivery
+        return await self._count() + len(self._unacked)  # and so does this count
 
 
 def _without_history(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -1058,7 +1058,7 @@ def _properties(properties: Basic.Properties, headers: Mapping[str, Any]) -> dic
 
 
 def _origin(delivered: Any, headers: dict[str, Any], queue: str) -> dict[str, Any]:
-    """As it was at first, also if the message comes back from another queue, of ours or by dead-lettering."""
+    """The first origin, also of a message that comes back from a retry queue or by dead-lettering."""
     origin = {"exchange": delivered.exchange, "routing_key": delivered.routing_key}
     first, deaths = headers.get(ORIGIN), headers.get("x-death")
     for death in deaths if isinstance(deaths, list) and first is None else ():

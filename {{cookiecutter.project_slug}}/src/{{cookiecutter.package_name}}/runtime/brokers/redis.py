@@ -1,27 +1,27 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Redis Streams, on Redis 6.2 or later or Valkey, by redis-py: one stream with one consumer group.
 
-``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``,
-or ``unix:///path/redis.sock?db=0``; by Sentinel ``redis+sentinel://user:password@sentinel,sentinel:26379/master/0``, and a
-cluster ``redis+cluster://user:password@node,node:6379``. Where the server is, is asked before each connection: after a
-failover, or when a slot has moved, the next one leads to another server.
+``redis://user:password@host:6379/0``, ``rediss://`` with ``?ssl_ca_certs=ca.pem&ssl_certfile=me.pem&ssl_keyfile=me.key``
+or ``unix:///path/redis.sock?db=0``; by Sentinel ``redis+sentinel://user:password@sentinel,sentinel:26379/master/0``; a
+cluster ``redis+cluster://user:password@node,node:6379``. The server's address is looked up before each connection:
+after a failover, or when a slot has moved, the next connection leads to another server.
 
 For ``CONSUMER_SOURCE=orders`` the keys are the stream ``orders``, the stream ``orders.dead``, the sorted set
 ``orders.delayed`` (entries that wait for a retry, by the time when they are due) and the sorted set
-``orders.consumers`` (live consumers, by the time when their leases expire). On a cluster the others begin with
-``{orders}``, so that all four are in one slot. With ``CONSUMER_GROUP=billing`` the last three end in ``.billing``.
+``orders.consumers`` (live consumers, by the time when their leases expire). On a cluster the last three begin with
+``{orders}``, so that all four are in one slot. With ``CONSUMER_GROUP=billing`` they end in ``.billing``.
 
-An entry stays in its place in the stream until every group has acknowledged it, and is deleted then. What is added again for
-one group, such as a replayed dead letter, names it, and others acknowledge it unhandled. Only its owner in the group changes: a consumer, or one of two names that no consumer has. ``delayed`` entries wait for their
-retry; ``requeued`` ones are for any consumer with room. A consumer looks there four times a second, before it reads
-new entries.
+An entry stays in the stream until every group has acknowledged it, and is deleted then. An entry that is added again
+for one group, such as a replayed dead letter, names it: others acknowledge it unhandled. Only an entry's owner in the
+group changes: a consumer, or one of two reserved names. ``delayed`` entries wait for a retry; any consumer with room
+takes ``requeued`` entries. A consumer looks for both four times a second, before it reads new entries.
 
-What a handler returns is published by the script that acknowledges its message, in one step; on a cluster only to streams
+The script that acknowledges a message publishes what its handler returned; on a cluster only to streams
 in the same slot. Publishing creates no stream.
 
 A consumer renews its lease while it lives, also while a handler runs for hours. When the lease has expired, another
-consumer requeues its entries. ``?lease_seconds=30`` in the URL is its length; an event loop that is blocked for longer
-counts as dead. All times are those of the server's clock.
+consumer requeues its entries. ``?lease_seconds=30`` in the URL sets its length; a process whose event loop is blocked
+for longer counts as dead. All times are those of the server's clock.
 """
 
 import asyncio
@@ -98,13 +98,13 @@ log = structlog.get_logger()
 LEASE_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 ASK_SECONDS = 2.0
-"""How long one Sentinel, or one node of a cluster, may take to say where the server is: then the next one is asked."""
+"""How long one Sentinel, or one node of a cluster, may take to tell the address; then the next one is asked."""
 REPLICAS_SECONDS = 3.0
-"""How long replicas may take to confirm what was published, if the URL wants that."""
+"""How long replicas may take to confirm a publish, if the URL has ``wait_replicas``."""
 ANSWER_SECONDS = 5.0
-"""How long the server may leave a request unanswered before that is an outage."""
+"""How long the server may leave a request unanswered before this counts as an outage."""
 CHECK_SECONDS = 1.0
-"""How often a connection that reads nothing, for want of room, is checked."""
+"""How often a connection is checked while it reads nothing, because there is no room."""
 POLL_SECONDS = 0.25
 """How long a read waits for new entries before the next look for requeued ones."""
 STOP_SECONDS = 1.5
@@ -116,22 +116,22 @@ AT_ONCE = 500
 MOST_VALUES = 7000
 """Names and values of an entry that a script can copy: Lua's stack holds 8000."""
 CRASH_LIMIT = 1000
-"""When this many consumers died with an entry in flight, it becomes a dead letter; CONSUMER_MAX_DELIVERIES is lower."""
+"""An entry that was in flight when so many consumers died becomes a dead letter; CONSUMER_MAX_DELIVERIES is lower."""
 FAR_OFF_MS = 10**15
-"""In the year 33658, and exact in a sorted set."""
+"""A time in the year 33658, which a sorted set stores exactly."""
 
 TYPES = (b"stream", b"zset", b"zset", b"stream")
 REQUEUED, DELAYED = "requeued", "delayed"
 """Reserved owner names in the group; see the module."""
 BODY, ID, TYPE, HEADERS = b"body", b"id", b"type", b"headers"
-"""Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter has REASON, ATTEMPTS and
-DEAD_LETTERED_AT as well."""
+"""Fields of an entry. The headers are a JSON object; other fields are headers too. A dead letter also has REASON,
+ATTEMPTS and DEAD_LETTERED_AT."""
 ENTRY_ID = f"{PREFIX}id"
-"""Field of an entry that was added again, and has no id of its producer: the first id that the server gave it."""
+"""Field of an entry that was added again, and has no id of its producer: its first id from the server."""
 MOST_WIRES = 20
-"""Connections to other nodes of a cluster, for publishing."""
+"""The most connections to other nodes of a cluster, for publishing."""
 DUE = f"{PREFIX}due"
-"""Field of an entry that was trimmed in flight and added again: Unix milliseconds. It has ATTEMPTS too."""
+"""Field of an entry that was trimmed in flight and added again: its due time in Unix ms. It has ATTEMPTS too."""
 GROUP = f"{PREFIX}group"
 """Field of an entry that was added again for one of several groups."""
 DUE_FIELD, GROUP_FIELD, ENTRY_FIELD = DUE.encode(), GROUP.encode(), ENTRY_ID.encode()
@@ -152,9 +152,9 @@ OPTIONS = (
 )
 
 OUTAGES = (BrokerUnavailable, MendableRefusal)
-"""What ends without a restart: acks and requeues wait for it."""
+"""Errors that can end without a restart: acks and requeues wait for that."""
 
-# The group counts the deliveries of each pending entry. The scripts keep that count as one of their own: the attempt,
+# The group counts the deliveries of each pending entry. The scripts replace this count by their own: the attempt,
 # and in its upper bits how many consumers died with the entry in flight.
 ONE_CRASH = 2**20  # more than CONSUMER_MAX_ATTEMPTS can be
 CALL = """
@@ -164,7 +164,7 @@ local function call(...)
     return answer
 end
 """
-"""As ``redis.call``; its error names the command, for a user who has not the right to run it."""
+"""As ``redis.call``; its error names the command, for a user without the right to run it."""
 # Deletes acknowledged entries that every other group has acknowledged too.
 DELETE = """
 local others
@@ -204,9 +204,9 @@ end
 local gone = {{}} -- entries that were deleted from the stream while no process had them in flight
 local function move(id, owner, count)
     local moved = call('XCLAIM', stream, group, owner, 0, id, 'RETRYCOUNT', count, 'JUSTID')
-    if #moved == 0 then gone[#gone + 1] = id end -- Redis 6 moves it, and TAKE finds out
+    if #moved == 0 then gone[#gone + 1] = id end -- Redis 6 moves it, and TAKE detects that
 end
--- Redis undoes nothing: without the right to ZADD, an entry that was moved would wait for ever. But without memory it
+-- Redis undoes nothing: if ZADD came second, and were denied, a moved entry would wait forever. But without memory it
 -- refuses only the first write of a script.
 local function wait_until(due, id, count)
     local added = redis.pcall('ZADD', delayed, due, id)
@@ -237,8 +237,8 @@ local function drop(id)
     call('XACK', stream, group, id)
     delete(stream, group, {{id}})
 end
--- With an id at least; of an entry with too many fields, the last of those that a consumer reads. Without a body they are
--- its body, as for a consumer.
+-- Adds the fields and an id. Of an entry with too many fields, it adds the last of those that a consumer reads. Without
+-- a body, the other fields are its body, as for a consumer.
 local function add(key, fields, id)
     local last, entry = named(fields), fields
     local is_foreign = not last['body']
@@ -282,8 +282,8 @@ local function reject(id, reason, attempts, fields)
     drop(id)
 end
 """
-# Entries, as many as there is room for: {id, fields, attempt, crashes}; the milliseconds until another one is due; and those
-# that are gone.
+# Returns entries, as many as there is room for: {id, fields, attempt, crashes}; the milliseconds until another is due;
+# and the entries that are gone.
 TAKE = f"""{COMMON}
 local room, taken = tonumber(ARGV[3]), {{}}
 local function take(id, count)
@@ -297,7 +297,7 @@ local function take(id, count)
 end
 for _, id in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
     call('ZREM', delayed, id)
-    local ms, number = id:match('^(%d+)-(%d+)$') -- else another program added it
+    local ms, number = id:match('^(%d+)-(%d+)$') -- otherwise another program added it
     if ms and #ms < 20 and #number < 20 then
         local count = deliveries('{DELAYED}', id)
         if count then take(id, count) end
@@ -311,7 +311,7 @@ local due = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 return {{taken, due and math.max(0, due - now) or -1, gone}}
 """
 # Renews the lease, and returns the ids of our entries. With sweep, also requeues the entries of dead consumers; and
-# returns whether they have more, the entries that are gone, and what was trimmed unread: {count, before}.
+# returns whether they have more, the entries that are gone, and the entries trimmed unread: {count, before}.
 RENEW = f"""{COMMON}
 local lease, sweep, most = ARGV[3], ARGV[4], ARGV[5]
 -- A server without free memory refuses this. Then no consumer counts as dead.
@@ -352,8 +352,8 @@ for _, info in ipairs(call('XINFO', 'CONSUMERS', stream, group)) do
     end
 end
 -- Redis counts an entry as read when it is delivered, so those that were trimmed before are missing from its counts.
--- That is corrected, for the lag and the next look. Of what was read, the stream has only what is not acknowledged,
--- or also what another program left there: then the oldest entries are still there, and none was trimmed.
+-- This is corrected, for the lag and the next look. Of the entries read, the stream has only those not acknowledged, or
+-- also some that another program left there: then the oldest entries are still there, and none was trimmed.
 local trimmed, info = false, own_group()
 if info['entries-read'] then
     local about, last = named(call('XINFO', 'STREAM', stream)), info['last-delivered-id']
@@ -369,7 +369,7 @@ if info['entries-read'] then
 end
 return {{mine, more, gone, trimmed}}
 """
-# Also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
+# Takes also entries that are no longer ours: the ack of a consumer wrongly counted as dead saves a redelivery.
 ACK = f"""{CALL}{DELETE}
 call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
 delete(KEYS[1], ARGV[1], {{unpack(ARGV, 3)}})
@@ -394,7 +394,7 @@ if not exists(id) then return 2 end
 wait_until(now + delay, id, attempt + 1)
 return 1
 """
-# With the fields that the process holds, if the entry was trimmed.
+# The caller passes the fields that the process holds, if the entry was trimmed.
 REJECT = f"""{COMMON}
 local id, reason, fields = ARGV[3], ARGV[4], nil
 local count = deliveries(me, id)
@@ -419,9 +419,9 @@ add(stream, fields, id)
 drop(id)
 return 1
 """
-# Publishes what follows from entries, and acknowledges them: for each its id and, for each message, the place of its stream
-# among the keys, the number of its names and values, and these. Returns, for each entry, 1, or 0 if it is no longer ours, or
-# the name and the type of what is no stream: then nothing of it was done. The types are asked first, as Redis undoes nothing.
+# Publishes the messages of entries, and acknowledges these: for each its id and, for each message, the place of its
+# stream among the keys, the number of its names and values, and these. Returns for each entry 1, 0 if not ours, or
+# the name and type of a key that is no stream: then the entry is unchanged. Types come first, as Redis undoes nothing.
 PUBLISH = f"""{COMMON}
 local outcomes, types, at = {{}}, {{}}, 3
 for place = 5, #KEYS do types[place] = call('TYPE', KEYS[place]).ok end
@@ -484,7 +484,7 @@ return {{
     call('ZCOUNT', consumers, '(' .. now, '+inf')
 }}
 """
-# Moves the oldest dead letters up to this id; returns how many.
+# Moves the dead letters with these ids to the stream; returns how many.
 REPLAY = f"""{COMMON}
 local count = 0
 for _, id in ipairs(rest(3)) do
@@ -585,7 +585,7 @@ RULES_OF_CLUSTER = (
 Command = tuple[Any, ...]
 Address = tuple[str, int]
 Locate = Callable[[], Awaitable[Address]]
-"""Where the server is now. Raises as redis-py does, or BrokerRefused."""
+"""Returns the server's present address. Raises as redis-py does, or BrokerRefused."""
 
 
 class RedisUrl(BrokerUrl):
@@ -621,7 +621,7 @@ class RedisUrl(BrokerUrl):
         self.lease_seconds = self.number("lease_seconds", LEASE_SECONDS, at_least=0.1)
         self.wait_replicas = self.whole_number("wait_replicas", 0, at_least=0)
         parts = urlsplit(text)
-        if self.kind:  # of which redis-py knows no URL
+        if self.kind:  # redis-py knows no such URL
             credentials, at, _ = parts.netloc.rpartition("@")
             netloc = f"{credentials}{at}{self.hosts[0]}"
             parts = parts._replace(scheme=scheme, netloc=netloc, path=f"/{database}")
@@ -629,7 +629,7 @@ class RedisUrl(BrokerUrl):
         try:
             pool: Any = ConnectionPool.from_url(  # redis-py's types leave some methods out
                 parts._replace(query=urlencode(options)).geturl(),
-                protocol=2,  # of which this file reads the answers; in 3 they have other shapes
+                protocol=2,  # this file reads answers of version 2; those of 3 have other shapes
                 socket_timeout=ANSWER_SECONDS,
                 socket_connect_timeout=CONNECT_SECONDS,
                 retry=Retry(NoBackoff(), 0),
@@ -706,7 +706,7 @@ class MasterOfSentinels:
 
 
 class NodeOfSlot:
-    """Asks the nodes of a cluster which of them has the slot of a key: those of the URL, and those found the last time."""
+    """Asks the nodes of a cluster, those of the URL and those found last, which of them has the slot of a key."""
 
     def __init__(self, current_url: Callable[[], RedisUrl], key: str) -> None:
         self._current_url = current_url
@@ -729,7 +729,7 @@ class NodeOfSlot:
         except RedisClusterException as error:
             failure = error.__cause__
             if isinstance(failure, RedisClusterException) and failure.__context__:
-                failure = failure.__context__  # redis-py takes any refusal for a node alone
+                failure = failure.__context__  # redis-py takes a refusal for a missing cluster mode
             if isinstance(failure, (ResponseError, AuthenticationError)):
                 raise failure from None
             msg = f"no node of the cluster answers: {failure or error}"
@@ -756,12 +756,12 @@ def _keys(stream: str, suffix: str, *, on_cluster: bool) -> tuple[str, ...]:
 
 
 class Wire:
-    """One connection, opened when it is needed. One caller at a time; the commands of a call travel together.
+    """One connection, opened when it is needed. It has one caller at a time, and sends all commands of a call together.
 
-    ``reopens``: also when it was lost while unused; for callers that need no state of the connection.
+    ``reopens``: it is opened again even if it was lost while unused, for callers that need no state of it.
 
-    Below redis-py's client: its pool hands out any connection, and this must be the one that can be unblocked
-    and cut. A cancelled caller loses the connection, since its answers would be the next one's.
+    It replaces redis-py's client, whose pool hands out any connection: this one must be unblocked and aborted. A
+    cancelled caller closes the connection, since the next caller would get its answers.
     """
 
     def __init__(
@@ -784,7 +784,7 @@ class Wire:
         self._turn = asyncio.Lock()
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """The answers. Raises BrokerUnavailable, or BrokerRefused for the first that is an error."""
+        """Send the commands; returns the answers. Raises BrokerUnavailable, or BrokerRefused for the first error."""
         answers = await self.try_all(*commands)
         for answer in answers:
             if isinstance(answer, RedisError):
@@ -792,7 +792,7 @@ class Wire:
         return answers
 
     async def try_all(self, *commands: Command) -> list[Any]:
-        """The answers, errors among them. Raises BrokerUnavailable, or BrokerRefused while connecting."""
+        """As `ask`, with errors among the answers. Raises BrokerUnavailable, or BrokerRefused while connecting."""
         answers: list[Any] = []
         async with self._turn, self._requests.bounded(math.inf):  # redis-py bounds each answer
             try:
@@ -826,7 +826,7 @@ class Wire:
                 await self._connection.connect()
             except RedisError as error:
                 if self._requests.address.startswith("rediss") and error.__cause__ is None:
-                    # Of ssl: redis-py does not name it as the cause.
+                    # An error of ssl: redis-py does not set it as the cause.
                     error.__cause__ = error.__context__
                 raise
         self._transport = self._connection._writer.transport
@@ -843,7 +843,7 @@ class Wire:
         )
 
     async def cut(self) -> None:
-        """Close at once: a graceful close, as redis-py's, waits long for an unresponsive peer."""
+        """Close at once: a graceful close, such as redis-py's, waits long for an unresponsive peer."""
         self.is_suspect = False
         await self._connection.disconnect(nowait=True)
         if self._transport is not None:
@@ -851,7 +851,7 @@ class Wire:
 
 
 class Published(NamedTuple):
-    """What is published with the ack of a message: to the streams, these fields."""
+    """The messages that are published with an ack: the stream and the fields of each."""
 
     messages: list[tuple[str, list[bytes]]]
     written: "asyncio.Future[None]"
@@ -865,7 +865,7 @@ class Settlement(NamedTuple):
 
     @property
     def fields(self) -> list[bytes]:
-        """Of the entry, but for what is ours; it may be trimmed from the stream meanwhile."""
+        """The entry's fields without those of the runtime; the stream may have trimmed the entry meanwhile."""
         fields: list[bytes] = []
         for name, value in _pairs(self.message.receipt[1]):
             if name not in (ATTEMPTS.encode(), DUE_FIELD, GROUP_FIELD):
@@ -891,7 +891,7 @@ class RedisBroker(Broker):
         self._keys = _keys(self._stream, suffix, on_cluster=url.kind == "cluster")
         self._dead = self._keys[3]
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        # None of its entries has so late an id: to see whether this user may read. (The very last id would mean >.)
+        # No entry has so late an id: the read only checks whether this user may read. (The very last id would mean >.)
         reading = ("XREADGROUP", "GROUP", self._group, self._consumer, "STREAMS", self._stream)
         self._read_nothing = (*reading, f"{2**64 - 1}-0")
         self.connectivity = Connectivity(url.redacted)
@@ -902,7 +902,7 @@ class RedisBroker(Broker):
             self._locate = MasterOfSentinels(self._current_url)
         elif url.kind == "cluster":
             self._locate = NodeOfSlot(self._current_url, self._stream)
-        self._commands = self._wire(reopens=True)  # for all but reading
+        self._commands = self._wire(reopens=True)  # for everything but reading
         self._others: dict[int, Wire] = {}  # for publishing to other slots of a cluster
         self._origin = {"source": settings.source, "stream": self._stream}
         self._entered = False
@@ -914,17 +914,17 @@ class RedisBroker(Broker):
         self._reader_id = 0
         self._not_reading = asyncio.Event()
         self._not_reading.set()
-        self._wake = asyncio.Event()  # of the fetcher: the buffer may have room
-        self._work = asyncio.Event()  # of the writer
+        self._wake = asyncio.Event()  # wakes the fetcher: the buffer may have room
+        self._work = asyncio.Event()  # wakes the writer
         self._written = asyncio.Event()
         self._written.set()
         self._by_id: dict[bytes, Message] = {}  # the unacked messages
-        # By the entry's id, until the server confirms.
+        # By the entry's id, until the server confirms them.
         self._unwritten: dict[bytes, Settlement] = {}
-        self._maybe_published: set[bytes] = set()  # the answer was lost
+        self._maybe_published: set[bytes] = set()  # their answers were lost
         self._fetcher: asyncio.Task[None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._is_refused = False  # the writer, which then tells the outage: a reader may go on
+        self._is_refused = False  # the server refuses the writer, which then reports the outage: a reader may go on
 
     # -- connecting and closing
 
@@ -985,7 +985,7 @@ class RedisBroker(Broker):
         return Wire(self._current_url, self._locate, self._requests, reopens=reopens)
 
     async def _wire_to(self, stream: str) -> Wire:
-        """On a cluster, another slot may be on another node."""
+        """The connection to this stream: on a cluster, another slot may be on another node."""
         if self._is_beside(stream):
             return self._commands
         slot = key_slot(stream.encode())
@@ -1016,10 +1016,10 @@ class RedisBroker(Broker):
                 raise BrokerRefused(msg)
 
     async def _declare(self, wire: Wire) -> None:
-        """The group, from the stream's first entry on.
+        """Create the group, from the stream's first entry on.
 
-        A group that was deleted begins again where it was when this process saw it first: entries that were
-        acknowledged before that, and left in the stream, are done.
+        A group that was deleted begins again where this process saw it first: entries that were acknowledged before
+        that, and left in the stream, are not handled again.
         """
         groups = await self._groups(wire)
         if groups and self._group in groups:
@@ -1070,7 +1070,7 @@ class RedisBroker(Broker):
     # -- fetching: one task reads, renews the lease, and looks for the entries of dead consumers
 
     async def start(self) -> None:
-        # A lease before it is ready, so that no consumer counts it as dead.
+        # The lease comes first, so that no other consumer counts this one as dead.
         await self._commands.ask(self._renew_command(sweep=False), self._read_nothing)
         self._fetching = True
         self._fetcher = asyncio.create_task(self._fetch(), name="redis-fetcher")
@@ -1083,7 +1083,7 @@ class RedisBroker(Broker):
             return
         with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout_at(self._stop_by):
-                # Never cancelled: the entries of its last answer would be lost until the next sweep.
+                # The read is never cancelled: the entries of its last answer would be lost until the next sweep.
                 await self._commands.try_all(("CLIENT", "UNBLOCK", self._reader_id))
                 await self._not_reading.wait()
 
@@ -1144,12 +1144,12 @@ class RedisBroker(Broker):
             await reader.cut()
 
     def _room(self) -> int:
-        """Evaluate just before reading, with no await in between. A storm of rejects is read faster than it is written."""
+        """Call it just before a read, with no await in between. A storm of rejects is read faster than written."""
         behind = max(0, len(self._unwritten) - self.prefetch)
         return super()._room() - behind if self._fetching else 0
 
     async def _wait_for_room(self, until: float) -> bool:
-        """Until a message was settled, or this time has come. Returns whether it was the first."""
+        """Wait until a message was settled, or until this time. Returns False if the time has come."""
         self._wake.clear()
         self._not_reading.set()
         loop = asyncio.get_running_loop()
@@ -1173,7 +1173,7 @@ class RedisBroker(Broker):
                     await more
 
     async def _take(self, reader: Wire, room: int) -> tuple[float, bool]:
-        """Requeued and due entries; the seconds until another is due, and whether there may be more now."""
+        """Receive requeued and due entries. Returns the seconds until another is due, and whether more may be ready."""
         self._not_reading.clear()
         ((taken, due_ms, gone),) = await reader.ask(self._eval(TAKE, min(room, AT_ONCE)))
         self._warn_of_gone(gone)
@@ -1185,7 +1185,7 @@ class RedisBroker(Broker):
     def _receive(
         self, reader: Wire, id: bytes, fields: list[bytes], attempt: int, crashes: int = 0
     ) -> Coroutine[Any, Any, object] | None:
-        """What is still to be awaited. No coroutine of its own: this runs for each message."""
+        """Returns what the caller must await, if anything. No coroutine of its own: this runs for each message."""
         if id in self._by_id or id in self._unwritten:
             return None  # redelivered to this consumer, after it counted as dead
         if attempt == 1 and DUE_FIELD in fields:
@@ -1224,7 +1224,7 @@ class RedisBroker(Broker):
                 self.buffer.put(message)
             else:
                 self._release(message)
-        if strays := ours - known:  # of an answer that never came, or their settlement was lost
+        if strays := ours - known:  # the answer to a read, or their settlement, was lost
             (gone,) = await reader.ask(self._eval(REQUEUE, *list(strays)[:AT_ONCE]))
             self._warn_of_gone(gone)
         if not swept:
@@ -1267,7 +1267,7 @@ class RedisBroker(Broker):
         return self._settle(message, "requeue")
 
     async def _store(self, message: Message, verb: str, *arguments: Any) -> None:
-        """With others, later; one that was put off is written alone, and its answer awaited."""
+        """Write it later, with others. A message that was put off is written alone, and its answer awaited."""
         if message not in self.put_offs.counts:
             await self._settle(message, verb, *arguments)
             return
@@ -1294,7 +1294,7 @@ class RedisBroker(Broker):
                 try:
                     await self._write_batch()
                     failures, self._is_refused = 0, False
-                except BrokerError as error:  # they stay, and so does the lease
+                except BrokerError as error:  # the settlements stay, and so does the lease
                     failures += 1
                     log.debug("write_failed", broker=self._url.redacted, reason=str(error))
                     if isinstance(error, MendableRefusal):
@@ -1308,7 +1308,7 @@ class RedisBroker(Broker):
                     self._written.set()
         except Exception as failure:
             self.buffer.fail(failure)
-            for settlement in self._unwritten.values():  # no handler waits for what nobody writes
+            for settlement in self._unwritten.values():  # so that no handler waits forever
                 if settlement.verb == "publish" and not settlement.arguments[0].written.done():
                     settlement.arguments[0].written.set_exception(failure)
 
@@ -1340,7 +1340,7 @@ class RedisBroker(Broker):
         kept |= kept_too
         for settlement in batch:
             id = settlement.id
-            if self._unwritten.get(id) is settlement:  # else settled again meanwhile
+            if self._unwritten.get(id) is settlement:  # otherwise settled again meanwhile
                 del self._unwritten[id]
                 if id in kept:  # behind the others
                     self._unwritten[id] = settlement
@@ -1350,7 +1350,7 @@ class RedisBroker(Broker):
     async def _write_steps(
         self, steps: list[tuple[list[Settlement], Command]]
     ) -> tuple[list[tuple[list[Settlement], Any]], set[bytes], BrokerError | None]:
-        """The answers of those that were written; and the ids of those to write again, with the reason."""
+        """The answers to the settlements that were written; and the ids of those to write again, with the reason."""
         written: list[tuple[list[Settlement], Any]] = []
         kept: set[bytes] = set()
         outage: BrokerError | None = None
@@ -1393,7 +1393,7 @@ class RedisBroker(Broker):
             await self._put_off(message, verb, error, arguments[0])
 
     def _restoring(self, settlement: Settlement) -> Command:
-        """Write the message from what this process holds: its entry was trimmed while it was in flight."""
+        """Write the message from the fields in this process: its entry was trimmed while it was in flight."""
         id, arguments, fields = settlement.id, settlement.arguments, settlement.fields
         if settlement.verb == "reject":
             return self._eval(REJECT, id, *arguments, *fields)
@@ -1539,7 +1539,7 @@ def make_source(settings: ConsumerSettings, prefetch: int = 1) -> RedisBroker:
 
 
 async def _while_it_grows(size: Callable[[], int], enough: int) -> None:
-    """Wait while settlements come every few turns of the event loop, so that they are sent together."""
+    """Wait while this grows every few turns of the event loop, so that settlements are sent together."""
     seen = 0
     while seen < size() < enough:
         seen = size()
@@ -1548,7 +1548,7 @@ async def _while_it_grows(size: Callable[[], int], enough: int) -> None:
 
 
 def _publish_steps(batch: list[Settlement]) -> Iterator[list[Settlement]]:
-    """Those that publish, as many as one script may; one that was cancelled is requeued."""
+    """The settlements that publish, as many as one script may. A cancelled one is skipped: it is requeued."""
     step: list[Settlement] = []
     count = 0
     for one in batch:
@@ -1584,7 +1584,7 @@ def _fields(message: OutgoingMessage) -> list[bytes]:
 
 
 def _order(id: str) -> tuple[int, int]:
-    """Of an entry's id, as the server compares them."""
+    """The order of an entry's id, as the server compares ids."""
     milliseconds, _, number = id.partition("-")
     return int(milliseconds), int(number or 0)
 
@@ -1603,7 +1603,7 @@ def _pairs(fields: list[Any]) -> Iterator[tuple[bytes, Any]]:
 def _make_message(
     id: bytes, fields: list[bytes], attempt: int, origin: Mapping[str, Any] = MappingProxyType({})
 ) -> Message:
-    """Other fields than ours are headers. Without a body, they are a JSON object, and that is the body."""
+    """Fields other than ours are headers. If there is no body, they are a JSON object, which is the body."""
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     body, producers_id = named.pop(BODY, None), named.pop(ID, None)
     type, packed = named.pop(TYPE, None), named.pop(HEADERS, None)

@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 COMMON_RULES = (
-    Rule(  # the peer closed the connection in a handshake, as when it restarts
+    Rule(  # the peer closed the connection in a handshake, such as at its restart
         (ssl.SSLEOFError, ssl.SSLZeroReturnError), BrokerUnavailable, "no TLS connection: {error}"
     ),
     Rule(ssl.SSLError, MendableRefusal, "no TLS connection: {error}"),
@@ -53,13 +53,13 @@ class Requests:
     ) -> None:
         self.address = address
         self.seconds = seconds
-        """The bound of a request that has no other."""
+        """The time limit of a request that has no other."""
         self._exceptions: tuple[type[BaseException], ...] = (*exceptions, OSError)
         self._rules = (*rules, *COMMON_RULES)
 
     @asynccontextmanager
     async def bounded(self, seconds: float | None = None) -> AsyncIterator[None]:
-        """Around a request; ``seconds`` is its bound if it is not the usual one, `math.inf` for none.
+        """The context of a request; ``seconds`` is its time limit in place of the usual one, `math.inf` for none.
 
         Raises BrokerUnavailable or BrokerRefused, with one sentence and the client's exception as its cause.
         """
@@ -83,7 +83,7 @@ class Requests:
             raise self.translated(error) from error
 
     async def answer(self, request: Awaitable[T]) -> T:
-        """Of one request: several, or all that comes, may take longer than the bound when the machine is busy."""
+        """The answer to one request: several may exceed the time limit when the machine is busy."""
         async with self.bounded():
             return await request
 
@@ -100,14 +100,14 @@ class Requests:
         return rule.error(f"{self.address}: {rule.sentence.format(error=text)}")
 
     def lost(self, reason: Any = "") -> BrokerUnavailable:
-        """The connection is gone."""
+        """The error of a lost connection."""
         return BrokerUnavailable(
             f"{self.address}: the connection was lost{f': {reason}' if reason else ''}"
         )
 
 
 async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
-    """Do it, also while this task is cancelled again and again. Raises TimeoutError after so many seconds."""
+    """Finish the work, even if this task is cancelled repeatedly. Raises TimeoutError after so many seconds."""
     task = asyncio.create_task(asyncio.wait_for(work, seconds))
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -122,7 +122,7 @@ async def to_the_end(work: Coroutine[Any, Any, object], seconds: float) -> None:
 
 
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all of them, or the first error when all have ended."""
+    """The results of all; or raises the first error, once all have ended."""
     outcomes: list[Any] = await asyncio.gather(*work, return_exceptions=True)
     for failure in (outcome for outcome in outcomes if isinstance(outcome, BaseException)):
         raise failure
@@ -130,7 +130,7 @@ async def together(work: Iterable[Awaitable[T]]) -> list[T]:
 
 
 def abort(transport: Any) -> None:
-    """Close it at once, also if it is closed: with TLS that raises in the first versions of Python 3.11."""
+    """Close at once. A closed transport with TLS raises in the first versions of Python 3.11."""
     with suppress(AttributeError):
         transport.abort()
 

@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """The interfaces of a broker: `Publisher`, `Source` for the consumer, and `DeadLetters` for the commands.
 
-A source also publishes the messages that handlers return; `Broker` is all three. `Source` implements the graceful shutdown for every
-broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
+A source also publishes the messages that handlers return; `Broker` is all three. `Source` implements the shutdown for
+every broker: each delivery is settled once, ``stop`` requeues every message that no worker took, and each settlement
 that cannot reach the broker is logged once as ``settlement_lost``. Each broker writes settlements in its own way.
 """
 
@@ -30,9 +30,9 @@ from .put_off import PutOffs
 log = structlog.get_logger()
 
 MOST_BYTES = 48 * 2**20
-"""Of the bodies that are unacked in this process, where the broker lets it choose how many to ask for."""
+"""The limit for all unacked bodies of this process, where the source chooses how many messages to request."""
 MISSING = "does not exist"
-"""What `Connected.describe` says of a queue, topic, stream or table that is not there."""
+"""The description of a queue, topic, stream or table that does not exist, in `Connected.describe`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Capabilities:
     """The abilities of a broker. One that it lacks is declared as False, never silently emulated."""
 
     delayed_retry: bool = True
-    """`Source.retry` delivers the message again after its delay; else at once."""
+    """`Source.retry` delivers the message again after its delay; otherwise at once."""
     attempts: bool = True
     """``attempt`` counts failures, also across processes."""
     requeue: bool = True
@@ -52,7 +52,7 @@ class Capabilities:
     retains_before_first_consumer: bool = True
     """The broker stores messages that are published before a consumer has ever started."""
     competing_consumers: bool = True
-    """A waiting message goes to any consumer with room; else consumers have fixed shares, or buffer it at once."""
+    """A waiting message goes to any consumer with room; otherwise consumers have fixed shares, or buffer it at once."""
     counts_crashes: bool = True
     """``deliveries`` counts crashes, so that a message that kills its process becomes a dead letter."""
     delayed_publish: bool = False
@@ -68,25 +68,25 @@ class Connected(ABC):
     connectivity: Connectivity
     """Made by each subclass, with the broker's address."""
     largest_body_bytes: ClassVar[int | None] = None
-    """Any body up to this length can be published, whatever is in it. None: only memory limits it."""
+    """The longest body that can be published, with any bytes. None: only memory limits it."""
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self.settings = settings
 
     @abstractmethod
     async def __aenter__(self) -> Self:
-        """Connect once; creates nothing. Raises BrokerUnavailable or BrokerRefused; leaves nothing open if it does."""
+        """Connect once, and create nothing. Raises BrokerUnavailable or BrokerRefused, and then leaves nothing open."""
 
     @abstractmethod
     async def __aexit__(self, *exc_info: object) -> None:
-        """Flush settlements, then close. Bounded in time, whatever the broker does."""
+        """Flush settlements, then close. Bounded in time, even if the broker does not answer."""
 
     @abstractmethod
     async def declare(self) -> None:
-        """Make the part of the topology that is missing. Raises as `__aenter__`; may be called again."""
+        """Create the missing part of the topology. Raises as `__aenter__`; may be called again."""
 
     async def prepare(self) -> None:
-        """Before consuming or publishing: `declare`, or with CONSUMER_DECLARE=no look whether all exists. Raises as `__aenter__`."""
+        """`declare`, or with CONSUMER_DECLARE=no check that the topology exists. Raises as `__aenter__`."""
         if self.settings.declare:
             return await self.declare()
         missing = [name for name, value in (await self.describe()).items() if value == MISSING]
@@ -95,7 +95,7 @@ class Connected(ABC):
             raise BrokerRefused(msg)
 
     async def delete(self) -> None:  # noqa: B027 # some brokers keep nothing
-        """Delete what `declare` has made, and the messages in it: only a rehearsal does that, to a source of its own."""
+        """Delete what `declare` has created, and its messages. Only a rehearsal calls this, on a source of its own."""
 
     @abstractmethod
     async def describe(self) -> dict[str, int | str]:
@@ -104,7 +104,7 @@ class Connected(ABC):
 
 class Publisher(Connected):
     destinations: ClassVar[Mapping[str, str]]
-    """How each kind of destination is written: ``{"queue": "queue:NAME"}``. The first is one that can be consumed."""
+    """The syntax of each kind of destination: ``{"queue": "queue:NAME"}``. A source can consume the first kind."""
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         """Publish each message to its destination; returns when the broker has confirmed every one.
@@ -121,7 +121,7 @@ class Publisher(Connected):
         """As `publish`, with destinations that were checked."""
 
     def destination_of(self, message: OutgoingMessage) -> tuple[str, str]:
-        """The kind and the name of its destination; by default this source. Raises BrokerRefused for a wrong one."""
+        """The kind and the name of the destination; by default this source. Raises BrokerRefused for a wrong one."""
         kind, _, name = message.to.partition(":")
         problem = ""
         if message.delay_seconds and not self.capabilities.delayed_publish:
@@ -148,12 +148,12 @@ class Source(Publisher):
     """
 
     origins: ClassVar[Collection[str]] = ()
-    """Which parts of `Message.origin` CONSUMER_TYPE_FROM may name."""
+    """The parts of `Message.origin` that CONSUMER_TYPE_FROM may name."""
     longest_hold_seconds: ClassVar = math.inf
-    """In a pause, buffered messages are requeued this often."""
+    """During a pause, buffered messages are requeued at this interval."""
     has_patterns = False  # whether a source may be a pattern, such as ``^orders.*``
-    bounds_bytes = True  # whether it asks for few large messages; else the broker delivers as many as the prefetch
-    acks_late = False  # whether an ack is correct also after `_lost_because`, or that says nothing
+    bounds_bytes = True  # whether a source requests fewer messages if they are large; otherwise always the prefetch
+    acks_late = False  # whether an ack is sent without asking `_lost_because`
 
     def __init__(self, settings: ConsumerSettings, prefetch: int = 1) -> None:
         super().__init__(settings)
@@ -162,23 +162,23 @@ class Source(Publisher):
         order_by, most = settings.order_by, settings.max_body_bytes or math.inf
         self.buffer = OrderedBuffer(Gate(value_reader(order_by, most))) if order_by else Buffer()
         self._large_bytes = settings.max_body_bytes or 2**20
-        """The largest body of late; at first a guess."""
+        """The size of the largest recent body; at first an estimate."""
         self.unacked: set[Message] = set()
         """Delivered to this process, and not settled yet."""
         self.in_flight: Iterable[Message] = ()
-        """Those that handlers work on, also when the broker has taken their delivery back. The consumer sets it."""
+        """The messages that handlers work on, even if the broker has taken the delivery back. The consumer sets it."""
         self.put_offs = PutOffs(
             self._is_held, self._release, lambda one: self.buffer.put(one), self._try_to_store
-        )  # the buffer of then: several sources, and limits of handlers, replace it
+        )  # looked up then: `Several` and `Limits` replace the buffer
         """Messages whose retry or dead letter the broker did not store."""
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
         self.suspects = Suspects(settings)
-        """Where the broker counts requeues like crashes, `_requeue` begins a new count for these."""
+        """Messages that may crash the process. If the broker counts requeues too, `_requeue` restarts their count."""
         self.stopped = self.ended = False
-        """Whether `stop` was called, and whether it has begun to requeue: later deliveries go back behind the others."""
+        """Whether `stop` was called, and whether it has begun to requeue: then later deliveries are requeued, too."""
         self.parts: Sequence[Source] = [self]
-        """The sources of this process, if it has several; each knows how many."""
+        """All sources of this process, if there are several; ``share_count`` is their number."""
         self.share_count = 1
         place = settings.type_from
         if place and ":" not in place and place not in self.origins:
@@ -226,11 +226,11 @@ class Source(Publisher):
         await self.flush()
 
     async def requeue_buffered(self, *others: Message) -> None:
-        """Requeue every message that no worker took, and these."""
+        """Requeue every message that no worker took, and ``others``."""
         messages = [*others, *self._take_back()]
         for lost in [one for one in messages if not self._is_held(one)]:
             self._release(lost)
-        # Concurrently: what some brokers await for each shares one bound.
+        # Concurrently, so that one time limit bounds the requests that some brokers await for each message.
         await asyncio.gather(*map(self.requeue, filter(self._is_held, messages)))
 
     @abstractmethod
@@ -241,16 +241,16 @@ class Source(Publisher):
         """Wait until every settlement has reached the broker. Bounded in time."""
 
     async def begin_alone(self, message: Message) -> None:
-        """The handler of this suspect begins: stored where a broker may redeliver one first that only waited."""
+        """Record that this suspect's handler begins, where the broker may redeliver other waiting suspects first."""
 
     def _is_ours(self, message: Message) -> bool:
         return message.source is self
 
     def _has_takeable(self) -> bool:
-        return self in map(attrgetter("source"), self.buffer.takeable)  # quick, for each message
+        return self in map(attrgetter("source"), self.buffer.takeable)  # runs for each message
 
     def _take_back(self) -> list[Message]:
-        """Those of its messages that no handler has yet, to requeue or drop them."""
+        """Remove the messages of this source that no handler has yet, and return them."""
         messages = self.buffer.take_all()
         for other in messages:
             if other.source is not self:
@@ -268,7 +268,7 @@ class Source(Publisher):
         return min(self.prefetch, most or 1) - len(self.unacked)
 
     def _deliver(self, *messages: Message) -> bool:
-        """Offer deliveries to the workers; False once `stop` requeues: then the fetcher must, too."""
+        """Offer deliveries to the workers. Returns False once `stop` requeues: then the fetcher must requeue them."""
         self._large_bytes -= self._large_bytes >> 2
         for message in messages:
             if self._type_of is not None:
@@ -284,7 +284,7 @@ class Source(Publisher):
         return not self.ended
 
     async def _deliver_fetched(self, messages: Sequence[Message]) -> None:
-        """Deliver or requeue them, but for redeliveries of messages in flight, whose handlers settle them."""
+        """Deliver or requeue the messages, except redeliveries of in-flight messages, whose handlers settle them."""
         known = (*self.in_flight, *self.suspects.waiting)
         if not all(map(self._is_held, filter(self._is_ours, known))):
             messages = [one for one in messages if not self._still_in_flight(one)]
@@ -293,7 +293,7 @@ class Source(Publisher):
                 await self.requeue(message)
 
     def _complete(self, message: Message) -> None:
-        """Give it the type that CONSUMER_TYPE_FROM says, if it has none."""
+        """Give a message without a type the type that CONSUMER_TYPE_FROM names."""
         if not message.type and self._type_of is not None:
             message.type = text_of(self._type_of(message))
 
@@ -301,7 +301,7 @@ class Source(Publisher):
         return message in self.unacked and not self._lost_because(message)
 
     def _still_in_flight(self, message: Message) -> Message | None:
-        """The message that a handler works on, if this is a redelivery of it: the handler then settles this delivery."""
+        """The message that a handler works on, if this is its redelivery: the handler then settles this delivery."""
         self._complete(message)
         for known in (*self.in_flight, *self.suspects.waiting):
             made_up = isinstance(known.id, MadeUpId) and isinstance(message.id, MadeUpId)
@@ -343,19 +343,19 @@ class Source(Publisher):
         if message in self.unacked and (self.acks_late or not self._lost_because(message)):
             self._release(message)
             return self._ack(message)
-        self._holds(message, "ack")  # it does not: that is logged
+        self._holds(message, "ack")  # returns False, and logs why
         return asyncio.sleep(0)
 
     async def publish_and_ack(self, message: Message, outgoing: Sequence[OutgoingMessage]) -> None:
-        """Publish what follows from the message, then acknowledge it; in one step where the broker can.
+        """Publish the outgoing messages, then acknowledge the message; in one step where the broker can.
 
-        Raises as `publish`: then the message is still to be settled.
+        Raises as `publish`: then the message is not settled.
         """
         await self.publish(outgoing)
         await self.ack(message)
 
     def put_back(self, message: Message) -> None:
-        """Buffer the message again, as it was delivered: nothing changes at the broker."""
+        """Buffer the message again, as it was delivered, without a request to the broker."""
         if self._holds(message, "requeue"):
             self.buffer.put_back(message)
         else:
@@ -381,7 +381,7 @@ class Source(Publisher):
                 await self._retry(message, delay_seconds, reason)
             else:
                 await self._reject(message, reason)
-        except Exception as error:  # also an encoder's, of a hostile message: no other suffers
+        except Exception as error:  # an encoder also fails on a hostile message, which must not affect other messages
             await self._put_off(message, settlement, error, reason, delay_seconds)
         else:
             self._release(message)
@@ -407,7 +407,7 @@ class Source(Publisher):
     async def _requeue(self, message: Message) -> None: ...
 
     def _holds(self, message: Message, settlement: str) -> bool:
-        """Whether the message can be settled; if not, that is logged."""
+        """Whether the message can be settled; otherwise logs why not."""
         if not (reason := self._lost_because(message)) and message in self.unacked:
             return True
         self._release(message)
@@ -416,7 +416,7 @@ class Source(Publisher):
         return False
 
     def _lost_because(self, message: Message) -> str:
-        """Why the broker has taken this delivery back, as a connection or a lease ends; else empty."""
+        """Why the broker has taken this delivery back, such as a lost connection; otherwise empty."""
         return ""
 
     async def _move(
@@ -424,11 +424,11 @@ class Source(Publisher):
     ) -> None:
         """Retry or reject by publishing first: the message is acked when the broker has confirmed the copy.
 
-        A crash in between makes a duplicate, never a loss. Raises as the publishing does.
+        A crash in between makes a duplicate, never a loss. Raises as ``publishing``.
         ``settle`` is used in place of the ack.
         """
         await publishing
-        # If it was requeued, that happened meanwhile, at the deadline.
+        # The deadline of a shutdown may have requeued the message meanwhile.
         requeued = message not in self.unacked and not self._lost_because(message)
         if not requeued and self._holds(message, settlement):
             self._release(message)
@@ -437,7 +437,7 @@ class Source(Publisher):
     async def _put_off(
         self, message: Message, settlement: str, error: Exception, reason: str, seconds: float = 0.0
     ) -> None:
-        """The broker did not store a retry or a dead letter of this message: try again later, unless it stops."""
+        """A retry or dead letter of this message was not stored: try again later, or requeue it after `stop`."""
         log_settlement_lost(message, settlement, error)
         if not self._is_held(message):
             self._release(message)
@@ -449,7 +449,7 @@ class Source(Publisher):
 
 
 class Broker(Source, DeadLetters):
-    """All three on one connection."""
+    """All three interfaces in one class."""
 
 
 def log_settlement_lost(message: Message, settlement: str, reason: Any) -> None:

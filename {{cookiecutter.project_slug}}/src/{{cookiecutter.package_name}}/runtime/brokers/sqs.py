@@ -4,10 +4,10 @@
 ``sqs://eu-central-1`` is a region of AWS; the credentials come from where AWS's own tools look for them
 (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, the role of the pod, the task or the machine).
 ``sqs://key:secret@host:port/region`` is another server, over TLS unless it is on this machine or the URL has
-``?tls=false``; ``?cafile=ca.pem`` names the CA. ``sqs://vpce-1.sqs.eu-central-1.vpce.amazonaws.com`` is an endpoint of AWS.
+``?tls=false``; ``?cafile=ca.pem`` is the CA. ``sqs://vpce-1.sqs.eu-central-1.vpce.amazonaws.com`` is an endpoint of AWS.
 Characters that a URL reserves are percent-encoded in a secret. ``?visibility_seconds=30`` is the visibility timeout,
-after which the messages of a dead consumer are redelivered; ``?wait_seconds=2`` is how long a poll waits for a
-message, and so the longest that stopping an idle consumer takes.
+after which the messages of a dead consumer are redelivered; ``?wait_seconds=2`` is how long a poll waits for a message,
+and the longest time that an idle consumer needs to stop.
 
 For ``CONSUMER_SOURCE=orders`` the queues are ``orders`` and ``orders-dead``, declared if they do not exist. An existing
 queue keeps its attributes, and its redrive policy names the dead-letter queue.
@@ -15,8 +15,8 @@ queue keeps its attributes, and its redrive policy names the dead-letter queue.
 A retry, a dead letter or what a handler publishes is sent, and confirmed, before the message is deleted: a crash in
 between makes a duplicate, never a loss. Delays are whole seconds, rounded up. A standard queue has no order.
 
-A message from SNS is what was published to the topic, and one from EventBridge is the event's detail; a retry and a dead
-letter store it as it came.
+A message from SNS has the body that was published to the topic, and one from EventBridge the event's detail; a retry
+and a dead letter store the body that SQS delivered.
 """
 
 import asyncio
@@ -88,20 +88,20 @@ VISIBILITY_SECONDS = 30
 WAIT_SECONDS = 2
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
-"""For the answer to a request, beyond the wait of a poll."""
+"""The time limit for the answer to a request, without the wait of a poll."""
 STOP_SECONDS = 2.5
 FLUSH_SECONDS = 2.0
 CLOSE_SECONDS = 0.5
 OUTAGE_SECONDS = 0.5
-"""To write the last settlements, in place of FLUSH_SECONDS, while SQS cannot be reached."""
+"""The time limit for the last settlements, in place of FLUSH_SECONDS, while SQS cannot be reached."""
 GATHER_SECONDS = 0.005
-"""How long settlements wait for others: ten cost one request."""
+"""How long settlements wait for others: ten share one request."""
 LISTING_SECONDS = 60
 """The visibility timeout of dead letters that are being listed, replayed or purged."""
 IDLE_BATCHES = 20
-"""Reading dead letters ends when so many requests in a row bring none that was not read before."""
+"""Reading dead letters ends after so many requests in a row without a letter that was not read before."""
 BATCH_SIZE = 10
-"""The messages that fit in any request."""
+"""The most messages in any request."""
 BATCH_BYTES = 262_144
 """The bytes that every server accepts; AWS itself accepts four times as many. A larger message is sent alone."""
 MAX_BYTES = 1_048_576
@@ -121,7 +121,7 @@ FEW_DELIVERIES = 20
 TOO_FEW = "which is few: restarts and outages count too, so messages become dead letters without an attempt"
 
 ENVELOPE = "x-consumer"
-"""Message attribute, a JSON object, for all that SQS's own attributes cannot hold (they are at most 10, without
+"""Message attribute, a JSON object, for values that SQS's own attributes cannot hold (they are at most 10, without
 empty text or control characters): id, headers, attempts, encoding of the body, due_at; reason and dead_lettered_at
 of a dead letter; ``attributes`` if a producer's own leave no place for this one."""
 TYPE = "type"
@@ -136,13 +136,13 @@ DESTINATION = {
 }
 FIFO = ".fifo"
 FIFO_TOKEN = re.compile("[!-~]{1,128}")
-"""A group or an id by which a FIFO queue drops what it has already."""
+"""A group or an id that a FIFO queue accepts."""
 CONTENT_ENCODING = {"content-encoding", "Content-Encoding"}
 COMPRESSED = (b"\x1f\x8b", b"\x78")
-"""How gzip and zlib begin."""
+"""The first bytes of gzip and of zlib."""
 REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
 AWS = re.compile(r"(.*\.)?(amazonaws\.com(\.cn)?|api\.aws|api\.amazonwebservices\.com\.cn)")
-"""Its host names."""
+"""The host names of AWS."""
 LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 SEND, DELETE, CHANGE_VISIBILITY = (
@@ -202,12 +202,12 @@ class QueueMissing(BrokerUnavailable):
 
 
 def _code_of(error: BaseException | None) -> str:
-    """By which SQS and SNS distinguish their refusals."""
+    """The code by which SQS and SNS distinguish their refusals."""
     return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else ""
 
 
 class SqsRequests(Requests):
-    """Distinguishes SQS's refusals, which are all one exception, by their codes."""
+    """Distinguishes SQS's refusals by their codes, since they all have one exception class."""
 
     def translated(self, error: BaseException) -> BrokerError:
         sentence = f"{self.address}: {' '.join(redacted(str(error)).split())[:300]}"
@@ -292,7 +292,7 @@ def parse_url(text: str) -> Address:
 
 
 class Target(NamedTuple):
-    """Where a message is published to."""
+    """The destination of a message."""
 
     kind: str
     name: str
@@ -305,20 +305,20 @@ class Target(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Receipt:
-    """For settling a delivery, and for sending the same message again."""
+    """The data to settle a delivery, and to send the same message again."""
 
     body: bytes
-    """As it came: in an envelope of SNS, say."""
+    """The body as SQS delivered it, such as an envelope of SNS."""
     handle: str
     invisible_until: float
     """time.monotonic(), in seconds; then SQS redelivers the message. It is extended while the message is unacked."""
     headers: dict[str, Any]
-    """Those of our own producers; other producers' are attributes."""
+    """The headers of our own producers; those of other producers are attributes."""
     attributes: dict[str, Any]
     group: str | None
     """The MessageGroupId, by which SQS shares a queue fairly between tenants."""
     message_id: str
-    """By SQS: one for each message that was sent."""
+    """The id that SQS gave to this sending of the message."""
 
     @property
     def expired(self) -> bool:
@@ -341,7 +341,7 @@ def _slices(items: list[T], length: int) -> list[list[T]]:
 
 
 def _batches(items: Iterable[T], entry_of: Callable[[T], dict[str, Any]]) -> Iterator[list[T]]:
-    """Those that fit in one request each."""
+    """Batches of items that fit in one request each."""
     batch: list[T] = []
     size = 0
     for item in items:
@@ -356,7 +356,7 @@ def _batches(items: Iterable[T], entry_of: Callable[[T], dict[str, Any]]) -> Ite
 
 
 def _size(entry: dict[str, Any]) -> int:
-    """In bytes, as SQS counts them: the body, and name, type and value of each attribute."""
+    """The size in bytes, as SQS counts it: the body, and name, type and value of each attribute."""
     if "MessageBody" not in entry:
         return 0
     size = len(entry["MessageBody"].encode())
@@ -378,7 +378,7 @@ def _pack(
     headers: dict[str, Any],
     history: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The entry of a batch that sends this. Raises BrokerRefused if the headers are not JSON."""
+    """The entry of a batch request that sends these values. Raises BrokerRefused if the headers are not JSON."""
     envelope: dict[str, Any] = {"id": id, **(history or {})}
     if headers:
         envelope["headers"] = headers
@@ -386,7 +386,7 @@ def _pack(
     if text is None:
         envelope["encoding"] = "base64" if body else "empty"
         text = base64.b64encode(body).decode() or "-"
-    if len(attributes) >= MAX_ATTRIBUTES:  # no place for the envelope: all of them go into it
+    if len(attributes) >= MAX_ATTRIBUTES:  # no room for the envelope: all attributes go into it
         envelope["attributes"] = _map_binary(attributes, lambda v: base64.b64encode(v).decode())
         attributes = {}
     try:
@@ -398,7 +398,7 @@ def _pack(
 
 
 def _pack_again(message: Message, **history: Any) -> dict[str, Any]:
-    """The same message, with its history."""
+    """The entry that sends the same message again, with its history."""
     receipt = message.receipt
     if history and message.published_at_seconds:
         history["published_at"] = message.published_at_seconds
@@ -417,7 +417,7 @@ def _unpack(
     sent = _Sent(dict(raw.get("MessageAttributes", {})), bytes_of(raw.get("Body")))
     envelope, body = sent.envelope, sent.body
     about: dict[str, Any] = raw.get("Attributes", {})
-    # SQS's own redrive moves a dead letter as it is: then it is a new message, as after `dead-letters replay`.
+    # SQS's own redrive moves a dead letter unchanged: then it is a new message, as after `dead-letters replay`.
     history = {} if "dead_lettered_at" in envelope else envelope
     default_id, id, type = raw.get("MessageId"), envelope.get("id"), sent.type
     published_at: Any = seconds_of(about.get("SentTimestamp")) / 1000
@@ -471,7 +471,7 @@ def _unpack(
 
 
 class _Sent:
-    """What somebody has sent, to a queue or to a topic: `_pack` reversed."""
+    """The values that a program has sent to a queue or a topic: `_pack` reversed."""
 
     def __init__(self, attributes: dict[str, Any], body: bytes) -> None:
         self.envelope = envelope = json_object(attributes.pop(ENVELOPE, {}).get("StringValue"))
@@ -494,14 +494,14 @@ class _Sent:
 
 
 def _notification(body: bytes) -> dict[str, Any]:
-    """The envelope in which SNS sends to a queue without raw delivery; else empty."""
+    """The envelope of SNS for a queue without raw delivery; otherwise empty."""
     found = json_object(body)
     is_one = found.get("Type") == "Notification" and isinstance(found.get("Message"), str)
     return found if is_one and isinstance(found.get("TopicArn"), str) else {}
 
 
 def _sns_attributes(notification: dict[str, Any]) -> dict[str, Any]:
-    """As those of SQS."""
+    """The attributes of the notification, in the form of SQS."""
     attributes: dict[str, Any] = {}
     found = notification.get("MessageAttributes")
     for name, attribute in found.items() if isinstance(found, dict) else ():
@@ -514,14 +514,14 @@ def _sns_attributes(notification: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event(body: bytes) -> dict[str, Any]:
-    """The event of EventBridge that it is; else empty."""
+    """The event of EventBridge in the body; otherwise empty."""
     found = json_object(body)
     is_one = "detail" in found and isinstance(found.get("detail-type"), str) and "source" in found
     return found if is_one and _dumped(found["detail"]) else {}
 
 
 def _s3_event(body: bytes) -> str:
-    """The one kind of what a notification of S3 tells, such as ``ObjectCreated:Put``; else empty."""
+    """The kind of event in a notification of S3, such as ``ObjectCreated:Put``; empty for several or none."""
     found = json_object(body)
     if found.get("Service") == "Amazon S3":
         return text_of(found.get("Event"))
@@ -535,11 +535,11 @@ def _s3_event(body: bytes) -> str:
 
 
 def _dumped(value: Any) -> bytes:
-    """As JSON; empty for what is too deep."""
+    """The value as JSON; empty if it is nested too deeply."""
     with suppress(RecursionError):
         try:
             return json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # half of a character
+        except UnicodeEncodeError:  # half of a surrogate pair
             return json.dumps(value).encode()
     return b""
 
@@ -551,7 +551,7 @@ def _time_of(text: Any) -> datetime | None:
 
 
 def _postponed(envelope: dict[str, Any], about: dict[str, Any]) -> int:
-    """How many deliveries only found that the message is not due yet: see `SqsBroker._deliver_all`."""
+    """How many deliveries found only that the message was not due yet: see `SqsBroker._deliver_all`."""
     waited = seconds_of(about.get("SentTimestamp")) / 1000 + MAX_DELAY_SECONDS
     seconds = seconds_of(envelope.get("due_at")) - waited
     return math.ceil(max(0.0, seconds) / MAX_VISIBILITY_SECONDS)
@@ -560,14 +560,14 @@ def _postponed(envelope: dict[str, Any], about: dict[str, Any]) -> int:
 def _unfolded(folded: Any) -> dict[str, Any]:
     """The attributes in an envelope; none for anything that `_pack` does not write."""
     try:
-        # Fewer ones would be sent again as SQS's own, which may have neither any name nor any value.
+        # Fewer attributes would be sent again as SQS's own, which may have neither any name nor any value.
         return _map_binary(folded, base64.b64decode) if len(folded) >= MAX_ATTRIBUTES else {}
     except (AttributeError, TypeError, ValueError):
         return {}
 
 
 def _map_binary(attributes: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The attributes with their binary values changed: to text, or back."""
+    """The attributes, with ``change`` applied to their binary values."""
     return {
         name: {
             field: change(value) if field == "BinaryValue" else value
@@ -578,13 +578,13 @@ def _map_binary(attributes: dict[str, Any], change: Callable[[Any], Any]) -> dic
 
 
 def _value(attribute: dict[str, Any]) -> str | bytes | None:
-    """Numbers too are text, with all their digits."""
+    """Numbers are text too, with all their digits."""
     value: str | bytes | None = attribute.get("StringValue", attribute.get("BinaryValue"))
     return value
 
 
 def _token(text: str) -> str:
-    """It, or something that stands for it and that a FIFO queue takes."""
+    """The text, or a hash of it if a FIFO queue does not accept the text."""
     if FIFO_TOKEN.fullmatch(text):
         return text
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
@@ -595,7 +595,7 @@ def _string(value: str) -> dict[str, str]:
 
 
 def _as_text(body: bytes) -> str | None:
-    """None if SQS would not accept it as it is."""
+    """The body as text; None if SQS would not accept it."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -604,7 +604,7 @@ def _as_text(body: bytes) -> str | None:
 
 
 def _dead_letter(message: Message, envelope: dict[str, Any], raw: dict[str, Any]) -> DeadLetter:
-    # The redrive policy leaves no time: the best is the time when the message was sent.
+    # The redrive policy stores no time: the best is the time when the message was sent.
     sent_at = seconds_of(raw.get("Attributes", {}).get("SentTimestamp")) / 1000
     return make_dead_letter(
         message,
@@ -659,18 +659,18 @@ class SqsBroker(Broker):
         self._queue_url = self._dead_url = ""  # empty: the queue does not exist
         self._foreign = set[str]()  # the names of queues that are not as `declare` makes them
         self._most_bytes = dict[str, int]()
-        """Of a message, by the URL of the queue that existed before."""
-        # By the redrive policy of a queue that existed before; 0: no limit.
+        """The most bytes of a message, by the URL of a queue that existed before."""
+        # The limit of an existing queue's redrive policy; 0: no limit.
         self._most_deliveries = 0
         self._requests = SqsRequests(str(self._address), CLIENT_ERRORS, RULES, ANSWER_SECONDS)
         self.connectivity = Connectivity(str(self._address))
         self._tasks: list[asyncio.Task[None]] = []
         # Fetching
-        self._fetching_ended = asyncio.Event()  # by `stop`, or because the source failed
+        self._fetching_ended = asyncio.Event()  # set by `stop`, or because the source failed
         self._wake = asyncio.Event()
         self._polls: set[asyncio.Task[Any]] = set()
         self._poll_limit = 1
-        self._receives = False  # in this outage-free time, so that this user may
+        self._receives = False  # whether a poll was answered since the last outage
         self._requested_count = 0  # messages that the polls may bring
         self._outages_seen = 0  # errors of requests from before the last outage are ignored
         self._request_error: BrokerError | None = None
@@ -707,10 +707,10 @@ class SqsBroker(Broker):
     async def _open(self, service: str, arguments: dict[str, Any]) -> Any:
         config = AioConfig(
             connect_timeout=CONNECT_SECONDS,
-            # Once more at once: a connection that idled for long may be closed just as a request is sent.
+            # Try once more at once: a connection that idled for long may be closed just as a request is sent.
             retries={"mode": "standard", "total_max_attempts": 2},
             max_pool_connections=4 * MAX_REQUESTS,
-            warm_up_loader_caches=True,  # in a thread: reading all that botocore knows of AWS blocks for long
+            warm_up_loader_caches=True,  # in a thread: reading botocore's data about AWS blocks for long
         )
         client = get_session().create_client(service, config=config, **arguments)
         async with self._requests.bounded(CONNECT_SECONDS):
@@ -765,7 +765,7 @@ class SqsBroker(Broker):
     async def _call(
         self, operation: str, /, within_seconds: float | None = None, **parameters: Any
     ) -> Any:
-        """One request, and its repetitions. Raises BrokerUnavailable or BrokerRefused."""
+        """One request, with its repetitions. Raises BrokerUnavailable or BrokerRefused."""
         if self._client is None:
             raise BrokerUnavailable(f"{self._address}: the connection is closed")
         client = self._sns if operation == PUBLISH else self._client
@@ -779,7 +779,7 @@ class SqsBroker(Broker):
         entries: Sequence[dict[str, Any]],
         within_seconds: float | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """Returns SQS's answers about those that failed, by their place among the entries."""
+        """Returns SQS's answers about the entries that failed, by their place among the entries."""
         numbered = [{"Id": str(number), **entry} for number, entry in enumerate(entries)]
         answer = await self._call(operation, within_seconds, QueueUrl=queue_url, Entries=numbered)
         return {int(failure["Id"]): failure for failure in answer.get("Failed", ())}
@@ -787,7 +787,7 @@ class SqsBroker(Broker):
     # -- topology
 
     async def _find_queues(self) -> None:
-        """Find the two queues, and the most bytes of a message that each takes."""
+        """Find the two queues, and the most bytes of a message for each."""
         name = self.settings.source
         self._dead_name, owner = f"{name}-dead", None
         self._queue_url, attributes = await self._find(name)
@@ -890,14 +890,14 @@ class SqsBroker(Broker):
 
     async def _polls_and_settlements(self) -> None:
         while self._polls and self.stopped:
-            await asyncio.wait(self._polls)  # which does not cancel them
+            await asyncio.wait(self._polls)  # this wait does not cancel them
         await self._flushed.wait()
 
     async def _fetch(self) -> None:
         await self.connectivity.keep(self._keep_polling, until=self._fetching_ended)
 
     async def _keep_polling(self) -> None:
-        """Until stopped. Raises BrokerUnavailable or BrokerRefused."""
+        """Poll until `stop`. Raises BrokerUnavailable or BrokerRefused."""
         if not self.connectivity.up:
             if self._current_address() is not self._address:
                 client, self._client = self._client, await self._open_client()
@@ -906,7 +906,7 @@ class SqsBroker(Broker):
             await self.prepare()
             polls = len(self._polls)
             self._start_polls()
-            if len(self._polls) == polls:  # else after the first poll: it needs a right of its own
+            if len(self._polls) == polls:  # or after a poll, which needs a right of its own
                 self.connectivity.established()
         while not self._fetching_ended.is_set():
             self._wake.clear()
@@ -919,7 +919,7 @@ class SqsBroker(Broker):
             await self._wake.wait()
 
     def _start_polls(self) -> None:
-        # Each poll costs the same, whatever it returns: fewer than ten are requested only if workers may be idle.
+        # Each poll costs the same, whatever its count: fewer than ten are requested only if workers may be idle.
         behind = max(0, len(self._settlements) - self.prefetch)  # a retry takes two requests
         while len(self._polls) < self._poll_limit:
             room = self._room() - self._requested_count - behind
@@ -957,11 +957,11 @@ class SqsBroker(Broker):
             self._fail(failure)
         finally:
             self._requested_count -= count
-            self._polls.discard(poll)  # not by a callback: the fetcher looks before that
+            self._polls.discard(poll)  # not by a callback: the fetcher runs before that
             self._wake.set()
 
     def _report(self, error: BrokerError, outages_seen: int) -> None:
-        """For the fetcher: it waits for the end of an outage, and fails after a refusal."""
+        """Report an error to the fetcher, which waits for the end of an outage, and fails after a refusal."""
         if outages_seen == self._outages_seen:
             self._request_error = error
             self._wake.set()
@@ -990,7 +990,7 @@ class SqsBroker(Broker):
         for raw in messages:
             message, envelope = _unpack(raw, invisible_until, self._origin)
             seconds_left = seconds_of(envelope.get("due_at")) - time.time()
-            if seconds_left > 0:  # the longest delay of SQS has passed, but not all of this one
+            if seconds_left > 0:  # SQS's longest delay has passed, but the message is due later
                 seconds = min(math.ceil(seconds_left), MAX_VISIBILITY_SECONDS)
                 self._change_visibility(message, seconds)
             else:
@@ -1023,7 +1023,7 @@ class SqsBroker(Broker):
         seconds = self._address.visibility_seconds
         invisible_until = time.monotonic() + seconds
         entries = [_visibility(message, seconds) for message in messages]
-        # Not repeated once a message may be redelivered: some servers would take it from its new consumer.
+        # Not repeated once a message may be redelivered: some servers would take the message from its new consumer.
         seconds_left = min(m.receipt.invisible_until for m in messages) - time.monotonic()
         within_seconds = min(seconds_left, ANSWER_SECONDS)
         try:
@@ -1086,7 +1086,7 @@ class SqsBroker(Broker):
             raise BrokerRefused(msg)
 
     async def _send_again(self, settlement: Settlement) -> None:
-        """With others in a request, later; one that was put off is sent alone, and its answer awaited."""
+        """Send it later, with others in a request. A message that was put off is sent alone, and its answer awaited."""
         if settlement.message not in self.put_offs.counts:
             self._settle(settlement)
             return
@@ -1094,7 +1094,7 @@ class SqsBroker(Broker):
         self._delete(settlement.message, settlement.verb)
 
     async def _requeue(self, message: Message) -> None:
-        # SQS counts requeues too: a copy has a count of its own.
+        # SQS counts requeues too: a copy starts a new count.
         if self.suspects.may_kill(message):
             message.deliveries = 1
             with suppress(BrokerRefused):
@@ -1151,7 +1151,7 @@ class SqsBroker(Broker):
                 self._flushed.set()
 
     async def _write_settlements(self, settlements: list[Settlement]) -> list[Settlement]:
-        """One request; messages that it has sent again are deleted next. Returns those to be tried again."""
+        """Write one request; delete the messages that it has sent again. Returns the settlements to try again."""
         outages_seen = self._outages_seen
         operation, queue_url, *_ = settlements[0]
         entries = [settlement.entry for settlement in settlements]
@@ -1163,10 +1163,10 @@ class SqsBroker(Broker):
         except BrokerRefused as refusal:
             if operation != SEND:
                 self._report(refusal, outages_seen)
-                if isinstance(refusal, MendableRefusal):  # an outage, which ends
+                if isinstance(refusal, MendableRefusal):  # an outage, which will end
                     return settlements
             elif len(settlements) > 1 and not isinstance(refusal, BrokerDenied):
-                # One of them is the cause.
+                # One of the messages is the cause.
                 outcomes = await asyncio.gather(
                     *(self._write_settlements([s]) for s in settlements)
                 )
@@ -1216,7 +1216,7 @@ class SqsBroker(Broker):
         return kind, name
 
     async def _publish_all(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Those of several handlers share requests."""
+        """Messages of several handlers share requests."""
         targets = [await self._target_of(message) for message in messages]
         entries = [
             self._entry(message, target) for message, target in zip(messages, targets, strict=True)
@@ -1235,7 +1235,7 @@ class SqsBroker(Broker):
 
     def _entry(self, message: OutgoingMessage, target: Target) -> dict[str, Any]:
         """Raises BrokerRefused for a message that cannot be sent."""
-        # It would end the request for the others, too.
+        # Such a type would fail the whole request, with other messages.
         if message.type and not CLEAN_TEXT.fullmatch(message.type):
             msg = f"this message cannot be sent: SQS refuses the type {message.type[:100]!r}"
             raise BrokerRefused(msg)
@@ -1250,7 +1250,7 @@ class SqsBroker(Broker):
         return entry
 
     async def _target_of(self, message: OutgoingMessage) -> Target:
-        """Raises BrokerRefused if it does not exist; SNS says that of a topic when it gets a message."""
+        """Raises BrokerRefused for a missing queue; SNS reports a missing topic only when it gets a message."""
         kind, name = self.destination_of(message)
         if (kind, name) == ("queue", self.settings.source) and self._queue_url:
             return Target(kind, name, self._queue_url)
@@ -1274,11 +1274,11 @@ class SqsBroker(Broker):
         return str(found["QueueUrl"])
 
     async def _topic(self, name: str) -> str:
-        """The ARN of a topic to publish to: by its name, one of the account and the region of the source."""
+        """The ARN of a topic; a topic without an ARN is in the account and the region of the source."""
         if self._sns is None:
             arguments = self._address.client_arguments
             if AWS.fullmatch(urlsplit(self._address.endpoint or "").hostname or ""):
-                arguments["endpoint_url"] = None  # it is one of SQS
+                arguments["endpoint_url"] = None  # an endpoint of SQS, not of SNS
             self._sns = await self._open("sns", arguments)
         if ":" in name:
             return name
@@ -1301,7 +1301,7 @@ class SqsBroker(Broker):
                         await self._send_batch(target, batch)
             else:
                 await asyncio.gather(*(self._send_batch(target, batch) for batch in batches))
-        finally:  # no handler waits for what nobody sends
+        finally:  # so that no handler waits forever
             for _, sent in waiting:
                 if not sent.done():
                     sent.set_exception(BrokerUnavailable(f"{self._address}: it was not sent"))
@@ -1309,7 +1309,7 @@ class SqsBroker(Broker):
     async def _send_batch(
         self, target: Target, batch: list[tuple[dict[str, Any], "asyncio.Future[None]"]]
     ) -> None:
-        """One request; tells the outcome of each."""
+        """One request; sets the outcome of each message."""
         failures: dict[int, dict[str, Any]] = {}
         error: BrokerError | None = None
         try:
@@ -1321,7 +1321,7 @@ class SqsBroker(Broker):
         except BrokerError as failure:
             if _code_of(failure.__cause__) == "NotFound":
                 error = BrokerRefused(f"{self._address}: {target} {MISSING}")
-            elif len(batch) > 1 and type(failure) is BrokerRefused:  # one of them is the cause
+            elif len(batch) > 1 and type(failure) is BrokerRefused:  # one message is the cause
                 for one in batch:
                     await self._send_batch(target, [one])
                 return
@@ -1344,7 +1344,7 @@ class SqsBroker(Broker):
     async def _write_target(
         self, target: Target, entries: list[dict[str, Any]]
     ) -> dict[int, dict[str, Any]]:
-        """As `_write_batch`."""
+        """As `_write_batch`, for a queue or a topic."""
         if target.kind == "queue":
             return await self._write_batch(SEND, target.address, entries)
         numbered = [
@@ -1370,14 +1370,14 @@ class SqsBroker(Broker):
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[dict[str, str]]:
-        """The receipt handles of what was read and not taken, by the ids of SQS: others do not see it meanwhile."""
+        """The receipt handles of letters that were read and not taken, by SQS's ids: others do not see them."""
         hidden: dict[str, str] = {}
         hiding = asyncio.create_task(self._keep_hidden(hidden))
         try:
             yield hidden
         finally:
             hiding.cancel()
-            with suppress(BrokerError, TimeoutError):  # then LISTING_SECONDS end
+            with suppress(BrokerError, TimeoutError):  # then LISTING_SECONDS must pass
                 await to_the_end(self._hide(hidden, 0), ANSWER_SECONDS)
 
     async def _keep_hidden(self, hidden: dict[str, str]) -> None:
@@ -1398,13 +1398,13 @@ class SqsBroker(Broker):
             await asyncio.gather(*changing, return_exceptions=True)
 
     async def _present_letters(self, reading: dict[str, str]) -> AsyncGenerator[DeadLetter, None]:
-        """Not certainly the oldest first, as SQS has no order."""
+        """Not always the oldest first, as SQS has no order."""
         count, idle = await self.count_dead_letters(), 0.0
         while len(reading) < count and idle < IDLE_BATCHES + len(reading) / BATCH_SIZE:
             batch = await self._receive(self._dead_url, BATCH_SIZE, LISTING_SECONDS, 1)
             idle = idle + 1 if batch else math.inf
             new = [raw for raw in batch if raw["MessageId"] not in reading]
-            # If one comes again, its last receipt counts.
+            # If a letter is received again, its last receipt is the valid one.
             reading |= {raw["MessageId"]: raw["ReceiptHandle"] for raw in batch}
             for raw in new:
                 idle = 0.0

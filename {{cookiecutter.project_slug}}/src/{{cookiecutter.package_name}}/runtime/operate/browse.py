@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """`dead-letters browse`: a page for one person, on loopback, with the rights of the command.
 
-Its address has a token, and so has each request, as its path. The host of each request is checked, because another site's
+The path of each request has a token, as the page's address has. The host of each request is checked, as another site's
 name may resolve to this machine. The page shows data from any producer: browse.html shows it as text, and the
 response's security policy allows no other script. A change is a POST request, whose response has its steps:
 when the page is closed, the action ends after its current step.
@@ -31,10 +31,10 @@ from .letters import changing, closing, shown, try_handlers
 
 PAGE = Path(__file__).with_suffix(".html")
 MOST_LETTERS = 10_000
-"""The page has the oldest; a look at more is for `list`."""
+"""The page has the oldest letters; the command `list` shows more."""
 MOST_TRIED = 100
 MOST_BYTES = 2**20
-"""Of a request: the keys of as many letters."""
+"""The limit of a request: the keys of MOST_LETTERS letters."""
 HEAD_SECONDS = 10.0
 METRICS_SECONDS = 2.0
 
@@ -42,7 +42,7 @@ Lines = AsyncGenerator[dict[str, Any], None]
 
 
 class Chosen(Selection):
-    """Letters that the page has, by their keys: ids are the producers', may repeat, and are shown redacted."""
+    """Letters on the page, selected by keys: their ids are the producers', may repeat, and are shown redacted."""
 
     def matches(self, letter: DeadLetter) -> bool:
         return _key_of(letter) in (self.ids or ())
@@ -50,7 +50,7 @@ class Chosen(Selection):
 
 @dataclass
 class Browser:
-    """Answers the requests of the page; one at a time uses the broker."""
+    """Answers the requests of the page; one request at a time uses the broker."""
 
     source: Broker
     router: Router
@@ -160,7 +160,7 @@ class Browser:
                     yield {"done": done}
 
     async def _service(self, _chosen: Selection) -> Lines:
-        """What the probe port of a service on this machine, or at CONSUMER_PROBE_HOST, says."""
+        """The lines of the probe port's pages, on this machine or at CONSUMER_PROBE_HOST."""
         settings = self.source.settings
         for path in ("readyz", "metrics") if settings.probe_port else ():
             try:
@@ -184,7 +184,7 @@ def _key_of(letter: DeadLetter) -> str:
 
 
 def _chosen(*, keys: list[str], rate: float = math.inf) -> Chosen:
-    """What a request says. Raises TypeError or ValueError."""
+    """The letters that a request names. Raises TypeError or ValueError."""
     if not rate >= 1:
         raise ValueError("rate is below 1")
     return Chosen(frozenset(keys), rate=rate)
@@ -193,7 +193,7 @@ def _chosen(*, keys: list[str], rate: float = math.inf) -> Chosen:
 async def _write_steps(
     steps: Lines, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Until the page is closed, or stops the request."""
+    """Write the steps until the page is closed, or stops the request."""
     async with aclosing(steps):
         async for step in steps:
             writer.write(json.dumps(step).encode() + b"\n")
@@ -205,7 +205,7 @@ async def _write_steps(
 async def _unless_closed(
     answering: Coroutine[Any, Any, None], reader: asyncio.StreamReader
 ) -> None:
-    """Cancel it when the page is closed: then a handler that hangs does not keep the broker from the next request."""
+    """Cancel the answer when the page is closed, so that a handler that hangs does not block the next request."""
     closed = asyncio.Event()
 
     async def watch() -> None:
@@ -234,7 +234,7 @@ def _head(
 
 
 async def browse(source: Broker, router: Router, lifespan: Lifespan | None, port: int) -> None:
-    """Serve the page until this is cancelled, as by a signal. Raises UsageError."""
+    """Serve the page until the task is cancelled, as by a signal. Raises UsageError."""
     server, address = await Browser(source, router, lifespan).start(port)
     print(f"{address}\nCtrl+C ends it. Whoever has this address has your rights.", flush=True)
     async with server:

@@ -46,7 +46,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
         if isinstance(chunk, Exception):
             raise UsageError(f"standard input cannot be read: {chunk}")
         room.release()
-        if b"\n" not in chunk:  # a long line: joined once, not for each chunk
+        if b"\n" not in chunk:  # part of a long line, which is joined once, not for each chunk
             rest.append(chunk)
             continue
         *lines, end = b"".join([*rest, chunk]).split(b"\n")
@@ -69,7 +69,7 @@ async def read_messages(argument: str) -> AsyncIterator[list[bytes]]:
 
 def checked_json(text: bytes, where: str) -> bytes:
     try:
-        json.loads(text.decode())  # given bytes, it accepts encodings that no handler does
+        json.loads(text.decode())  # json accepts bytes in encodings that no handler accepts
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {error}") from None
     return text.strip()

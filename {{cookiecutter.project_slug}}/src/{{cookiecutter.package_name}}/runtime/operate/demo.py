@@ -48,7 +48,7 @@ async def _run(
         source = make_source(settings, settings.concurrency)
         consumer = Consumer(source, router, event, settings, service.lifespan, timeline)
         consuming = asyncio.create_task(consumer.run())
-        # Else the demo would wait forever.
+        # Otherwise the demo would wait forever.
         consuming.add_done_callback(lambda _: event.set("demo failed"))
         published = 0
         async with make_source(settings) as publisher:

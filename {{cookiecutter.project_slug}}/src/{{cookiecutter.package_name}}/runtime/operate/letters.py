@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Single dead letters: the filters of the commands, the display of a letter, and `try`, which calls handlers on copies."""
+"""Single dead letters: the filters of commands, the display of a letter, and `try`, which calls handlers on copies."""
 
 import argparse
 import base64
@@ -30,12 +30,12 @@ MOST_DIGITS = 12
 
 
 def closing(steps: AsyncIterator[T]) -> Closing[T]:
-    """Closes a reading of dead letters: until it ends, brokers hide the letters that it has read from others."""
+    """A context that ends the reading of dead letters: until then, brokers may hide these from other readers."""
     return aclosing(cast("AsyncGenerator[T, None]", steps))
 
 
 def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> None:
-    """``limit`` is the default of --limit; None is all."""
+    """``limit`` is the default of --limit; None means all."""
     about_ids = "only letters with this message id; repeatable"
     parser.add_argument("--id", dest="ids", metavar="ID", action="append", help=about_ids)
     parser.add_argument("--type", help="only letters of this type; * stands for any text")
@@ -49,7 +49,7 @@ def add_filters(parser: argparse.ArgumentParser, limit: int | None = None) -> No
 
 
 def selection_of(arguments: argparse.Namespace) -> Selection:
-    """The letters that a command is about; it may have only some of the filters."""
+    """The letters that a command selects; the command may have only some of the filters."""
     given = {name: getattr(arguments, name, None) for name in Selection.__dataclass_fields__}
     if given["ids"] is not None:
         given["ids"] = frozenset(given["ids"])  # there may be thousands
@@ -75,7 +75,7 @@ def whole_number(text: str) -> int:
 
 
 def shown(letter: DeadLetter, *, body: bool = False, headers: bool = False) -> dict[str, Any]:
-    """For JSON: redacted, but for the body, which is as it is, in base64 unless it is UTF-8."""
+    """A letter for JSON: redacted, except the body, which is unchanged, and in base64 unless it is UTF-8."""
     about = {
         "id": letter.id,
         "type": letter.type,
@@ -101,7 +101,7 @@ def _text_of_time(unix_seconds: float) -> str:
 
 
 async def changing(source: Broker, selection: Selection, *, replay: bool) -> Closing[int]:
-    """A replay or a purge, to be entered; it yields how many so far, after each step."""
+    """A replay or a purge, as a context manager; it yields the number so far, after each step."""
     if replay:
         await source.prepare()
         return closing(source.replay_dead_letters(selection))
@@ -109,7 +109,7 @@ async def changing(source: Broker, selection: Selection, *, replay: bool) -> Clo
 
 
 class _Recorder(Settlements):
-    """What handlers publish is checked, and goes nowhere."""
+    """Checks the messages that handlers publish, and does not send them."""
 
     def __init__(self, source: Broker) -> None:
         super().__init__(source.settings)
@@ -118,7 +118,7 @@ class _Recorder(Settlements):
     async def publish(self, messages: Sequence[OutgoingMessage]) -> None:
         for message in messages:
             self._source.destination_of(message)
-            # No broker takes what this refuses.
+            # No broker takes a message that this refuses.
             to_json(dict(message.headers), bytes_mode="base64")
             if len(message.body) > (self._source.largest_body_bytes or math.inf):
                 msg = f"a body of {len(message.body)} bytes is larger than the broker accepts"
@@ -129,8 +129,8 @@ class _Recorder(Settlements):
 async def try_handlers(
     source: Broker, router: Router, lifespan: Lifespan | None, reading: AsyncIterator[DeadLetter]
 ) -> AsyncIterator[dict[str, Any]]:
-    """Call the handler of each letter, one after the other; yields the outcome. What a handler does elsewhere is done."""
-    # All before the first is tried: what a broker hides while it is read is visible again.
+    """Call the handler of each letter in turn; yields the outcomes. Effects outside the broker are real."""
+    # All are read before the first is tried: letters that a broker hides during reading are visible again.
     async with closing(reading) as found:
         letters = [one async for one in found]
     async with lifespan() if lifespan is not None else nullcontext() as opened:

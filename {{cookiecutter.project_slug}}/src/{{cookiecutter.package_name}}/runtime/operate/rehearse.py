@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The rehearsal: the service's handlers under SIGTERM, SIGKILL, double delivery and failures, at moments that a seed selects.
+"""The rehearsal: the service's handlers under SIGTERM, SIGKILL, double delivery and failures, at seeded moments.
 
 Each trial is a child process with the whole service and its own messages (trial.py). A second process handles the
 remaining messages. Then the outcome, and the effects that ``effects`` counts, must equal those of an undisturbed run.
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from .cli import Service
 
 RUN_SECONDS = 20.0
-"""Then a child process gets SIGTERM; it has `CLOSE_SECONDS` more than its drain time, a little more than by its watchdog."""
+"""Then a child process gets SIGTERM; it has its drain time and `CLOSE_SECONDS`: its watchdog ends it before."""
 CLOSE_SECONDS = 12.0
-LEASE_SECONDS = 90.0  # more, for a server to deliver again what a killed process had
+LEASE_SECONDS = 90.0  # added, for a server to redeliver what a killed process had
 BLOCKED_SECONDS = 0.2
 MOST = {"SIGTERM": 4, "deadline": 2, "failure": 4, "SIGKILL": 12}  # moments of each handler
 KEPT_ALL = "nothing lost, nothing doubled, each shutdown in time"
@@ -57,13 +57,13 @@ SETTINGS: dict[str, Any] = {
     **{"batch_seconds": 0.02, "probe_port": 0},
     **{"breaker_failures": 0, "connect_seconds": 10, "log_format": "json", "log_level": "info"},
 }
-"""In place of the service's own: what would reach others, or make a trial slow."""
+"""Replaces the service's own settings that would reach others, or make a trial slow."""
 BETWEEN = "between the work and its acknowledgement"
 OPTIONS = "client_id|subject|filter_subjects|deliver_policy|group_instance_id|auto_offset_reset"
 OPTION = re.compile(rf"(?<=[?&])({OPTIONS})=[^&#]*&?")
-"""Of the broker's URL, what belongs to the service's own queue and its consumers."""
+"""The options of a broker's URL that belong to the service's own queue and its consumers."""
 REST = {"settled", "rejected", "published"}
-"""What counts of the process that finishes the rest."""
+"""The notes to take from the process that finishes the rest."""
 ADVICE = {
     "lost": "let a failure raise, and record message.id in the transaction that does the work: idempotency.md",
     "effects doubled": "make it idempotent: record message.id in the transaction that does the work: idempotency.md",
@@ -112,7 +112,7 @@ class Run:
     effects: Counter[str] = field(default_factory=Counter)
 
     def all(self, name: str) -> list[Any]:
-        """What the trial noted under this name."""
+        """The values that the trial noted under this name."""
         return [one[name] for one in self.lines if name in one and "event" not in one]
 
     def why(self, otherwise: str) -> str:
@@ -132,7 +132,7 @@ class Run:
 
 
 class Rehearsal:
-    """Of all handlers on one broker; ``findings`` and ``handlers`` are its result."""
+    """The rehearsal of all handlers on one broker; ``findings`` and ``handlers`` are its result."""
 
     def __init__(
         self, service: "Service", url: str, directory: Path, arguments: argparse.Namespace
@@ -150,7 +150,7 @@ class Rehearsal:
         self._progress = Progress("rehearsed", f"on {self.settings.broker_scheme}")
 
     def run(self, examples: list[OutgoingMessage]) -> None:
-        """Raises UsageError where the rehearsal cannot be held, in one sentence."""
+        """Raises UsageError, with one sentence, if the rehearsal is impossible."""
         router = self._service.router()
         with self._progress:
             self._effects = self._read_effects()
@@ -208,11 +208,11 @@ class Rehearsal:
             self._find(name, "event loop blocked", f"for {min(blocked):.1f} s at {where}")
         if left := [*first.all("left")[0], *second.all("left")[0]]:
             self._find(name, "work left behind", f"it returned while {left[0]} was at work")
-            return  # when its effects come is left to chance
-        # If they differ, as by their times or numbers, only their count is compared.
+            return  # the time of its effects is random
+        # If the effects differ, such as by times or numbers, only their count is compared.
         self._counts_only = second.effects != first.effects
         most = min(self.settings.concurrency, 3) if self._embedded and self._varies else 1
-        if handler.batched and most > 1:  # what it does for the batch is once, for three as for one
+        if handler.batched and most > 1:  # a batch may have one effect for three messages
             several = self._try(count=most, traced=False).effects.total()
             most = most if several == most * second.effects.total() else 1
         for trial in self._plan(handler, moments, most, chance):
@@ -223,7 +223,7 @@ class Rehearsal:
             self._judge(name, trial[0], self._try(*trial), self._comparable(second.effects))
 
     def _is_usable(self, name: str, run: Run) -> bool:
-        """Whether the example is handled; else that is a finding, or an error."""
+        """Whether the example is handled; otherwise adds a finding, or raises an error."""
         ended = run.all("ended")
         if not run.events("consuming"):
             cause = run.why(f"lifespan did not open within {RUN_SECONDS:g} s")
@@ -242,11 +242,11 @@ class Rehearsal:
     def _plan(
         self, handler: Handler, moments: list[Any], most: int, chance: Random
     ) -> list[tuple[Kind, int, int]]:
-        """What is done to it at which moment, and to how many messages at a time. The first ones show most."""
+        """The kinds of trial, their moments, and the number of messages at a time. The first ones show most."""
         numbered = list(enumerate(moments, 1))
-        chance.shuffle(numbered)  # of a line that runs often, any time
+        chance.shuffle(numbered)  # a line that runs often may be disturbed at any of its runs
         distinct = {(kind, where, may_fail): n for n, (kind, where, may_fail) in numbered}
-        is_final = handler.rejects(self._failure) or handler.max_attempts == 1  # it is declared so
+        is_final = handler.rejects(self._failure) or handler.max_attempts == 1  # as declared
         places: dict[Kind, list[int]] = {
             "SIGTERM": [n for (kind, _, _), n in distinct.items() if kind != "line"] or [1],
             "deadline": [n for (kind, _, _), n in distinct.items() if kind == "suspended"],
@@ -257,7 +257,7 @@ class Rehearsal:
         planned = [(kind, AFTER, 1) for kind in signals]
         for kind, found in places.items():
             planned += [(kind, number, 1) for number in found[: MOST[kind]]]
-        if not self._embedded:  # its leases are as long as they are
+        if not self._embedded:  # its leases have their real length
             return planned[:2] + chance.sample(planned[2:], min(len(planned) - 2, 2))
         if most > 1:
             number = chance.randint(1, most * len(moments) or 1)
@@ -269,7 +269,7 @@ class Rehearsal:
     def _try(
         self, kind: Kind = "undisturbed", moment: int = 0, count: int = 1, *, traced: bool = True
     ) -> Run:
-        if self._embedded:  # without what an earlier trial has left
+        if self._embedded:  # without the messages that an earlier trial has left
             self.settings = self.settings.model_copy(update={"source": f"trial-{self._count}"})
         messages: list[OutgoingMessage] = []
         names: dict[str, str] = {}
@@ -284,7 +284,7 @@ class Rehearsal:
         run = self._serve(messages, trial, concurrency=count, **drain)
         run.ids = {one.id for one in messages}
         if run.left and kind != "undisturbed":
-            if self._embedded:  # else its dead consumer keeps its messages for 30 s
+            if self._embedded:  # otherwise its dead consumer keeps its messages for 30 s
                 with closing(sqlite3.connect(self._file)) as file, file:
                     file.execute("UPDATE consumers SET expires_at = 0")
             rest = Trial("undisturbed", 0, len(run.left), self._failure, traced=False)
@@ -307,7 +307,7 @@ class Rehearsal:
         async def publish(source: Broker) -> None:
             await source.declare()
             if not source.capabilities.retains_before_first_consumer:
-                await source.start()  # its session begins
+                await source.start()  # so that its session begins
                 await source.stop()
             await source.publish(messages)
 
@@ -320,7 +320,7 @@ class Rehearsal:
         return self._fork(work, settings.drain_seconds, lease)
 
     def _read_effects(self) -> Counter[str]:
-        """How often there is each: of numbers, by their name; of other things, by their repr."""
+        """How often each effect occurs: a mapping's values by name; other objects by their repr."""
         if (effects := self._service.effects) is None:
             return Counter()
 
@@ -339,7 +339,7 @@ class Rehearsal:
     def _fork(
         self, work: Callable[[], int | None], drain_seconds: float = 0, more: float = 0
     ) -> Run:
-        """Run it in a child process. In the end, that and all that it has started are killed."""
+        """Run the work in a child process. At the end the child's process group is killed."""
         sys.stdout.flush()
         if sys.platform == "win32":
             raise UsageError("rehearse needs fork and SIGKILL: run it on Linux or macOS")
@@ -363,7 +363,7 @@ class Rehearsal:
     # -- the verdict
 
     def _judge(self, name: str, kind: Kind, run: Run, expected: Counter[str]) -> None:
-        if not (struck := run.all("struck")):  # it took another way this time
+        if not (struck := run.all("struck")):  # the handler took another way this time
             return
         names = {"failure": type(self._failure).__name__, "deadline": "the drain deadline"}
         where = f"at {_short(struck[0])}" if struck[0] else BETWEEN
@@ -416,7 +416,7 @@ class Rehearsal:
 
 
 def run_rehearsal(service: "Service", arguments: argparse.Namespace) -> int:
-    """On the embedded broker, and where it is asked for, on the service's own. Returns the exit code."""
+    """Rehearse on the embedded broker and, on request, on the service's own. Returns the exit code."""
     own = [OutgoingMessage(body, one) for one, body in service.examples.items()]
     if not (examples := _read(arguments.messages) if arguments.messages else own):
         where = arguments.messages or "EXAMPLES in handlers/__init__.py"
@@ -474,7 +474,7 @@ def _as_text(report: dict[str, Any], findings: list[Finding], effects: object) -
 
 
 def _read(file: Path) -> list[OutgoingMessage]:
-    """A JSON object for each message, also as `dead-letters list --body` and `show` write them. Raises UsageError."""
+    """The messages of a file of JSON objects, such as the output of `dead-letters list --body`. Raises UsageError."""
     try:
         lines = re.split(r"\n(?=\{)", file.read_text("utf-8"))
         return [_read_one(json.loads(line)) for line in lines if line.strip()]
@@ -526,7 +526,7 @@ def _be_a_child(work: Callable[[], int | None], output: Path) -> None:
         os._exit(exit_code)
 
 
-def _end_with_the_rehearsal() -> None:  # also when that is killed
+def _end_with_the_rehearsal() -> None:  # also when the rehearsal is killed
     parent = parent_process()
     if sys.platform != "win32" and parent is not None:
         parent.join()
@@ -534,7 +534,7 @@ def _end_with_the_rehearsal() -> None:  # also when that is killed
 
 
 def _vary(body: bytes, number: int) -> tuple[bytes, dict[str, str]]:
-    """Another message like the example: its references and ids end with other digits. And what each was."""
+    """A message like the example, whose references and ids end with other digits; and the original of each."""
     varied: dict[str, str] = {}
 
     def replace(match: re.Match[bytes]) -> bytes:
@@ -547,7 +547,7 @@ def _vary(body: bytes, number: int) -> tuple[bytes, dict[str, str]]:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """A note, or an event of the log; else nothing."""
+    """A note, or an event of the log; empty for another line."""
     with suppress(ValueError):
         found = json.loads(line)
         return found if isinstance(found, dict) else {}

@@ -55,7 +55,7 @@ class Timeline(Telemetry):
 
     def _note(self, record: logging.LogRecord) -> bool:
         event: Any = record.msg
-        name = event["event"] if isinstance(event, dict) else ""  # of a library
+        name = event["event"] if isinstance(event, dict) else ""  # empty for a library's record
         if name == "step_done":
             self._marks.append((time.monotonic(), STEPS[event["step"]]))
         elif name in MARKS:
@@ -64,7 +64,7 @@ class Timeline(Telemetry):
         return record.levelno >= self._level  # the log is unchanged
 
     def drawn(self, zero: float | None) -> str:
-        """A line for each handler in flight at the signal, which came at zero, and one for each event after it."""
+        """A line for each handler in flight at the signal (at ``zero``), and one for each event after it."""
         if zero is None or not self._marks:
             return "there was no shutdown"
         end = self._marks[-1][0]

@@ -91,7 +91,7 @@ class Both(Telemetry):
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry | None:
-    """Both, or the one that is configured: by the probe port, or by the ``OTEL_...`` variables. Raises SettingsError."""
+    """Both, or the configured one: by the probe port, or by the ``OTEL_...`` variables. Raises SettingsError."""
     sent = None
     if any(name.startswith("OTEL_") and name.endswith("_ENDPOINT") for name in os.environ):
         from . import opentelemetry  # imported here: the SDK's import takes as long as all others

@@ -53,7 +53,7 @@ log = structlog.get_logger()
 SCOPE = "cookiecutter-consumer"
 PROTOCOL = "http/protobuf"
 REGISTERED_SYSTEMS = {"sqs": "aws_sqs", "postgres": "postgresql"}
-"""Names of the conventions that differ from this package's."""
+"""Names of the conventions that differ from this package's names."""
 SYSTEMS_WITH_GROUPS = {"kafka", "nats", "redis", "mqtt"}
 OTHER_LABELS = {"error": "error.type"}
 """Attributes with a name of the conventions."""
@@ -108,7 +108,7 @@ class OpenTelemetry(Telemetry):
         )
 
     def watch(self, consumer: "Consumer") -> None:
-        """Readings are read at each export: a call of the SDK for each message costs twenty times as much."""
+        """Readings are read at each export: an SDK call for each message costs twenty times as much."""
         super().watch(consumer)
         for reading in self.readings(consumer):
             self._observe(consumer, reading)
@@ -125,7 +125,7 @@ class OpenTelemetry(Telemetry):
         )
 
     def _observe(self, consumer: "Consumer", reading: Reading) -> None:
-        """The conventions have no names for these."""
+        """Export a reading that has no name in the conventions."""
         names = [OTHER_LABELS.get(label, f"consumer.{label}") for label in reading.labels]
 
         def observe(_: CallbackOptions) -> Iterable[Observation]:
@@ -141,7 +141,7 @@ class OpenTelemetry(Telemetry):
             self._meter.create_observable_gauge(*about)
 
     def _about(self, operation: str, destination: str) -> Attributes:
-        """The attributes of an operation on this source or destination; of no name, if there are several in a batch."""
+        """The attributes of an operation on this destination; without a name if a batch has several."""
         key = operation, destination
         if key not in self._operations and len(self._operations) >= MOST_VALUES:
             key = operation, OTHER
@@ -183,19 +183,19 @@ class OpenTelemetry(Telemetry):
             sender = Context()  # a batch has no one sender, whose baggage it could carry
         span = self._tracer.start_span(
             _span_name(about),
-            Context(),  # a trace of its own, whatever span may be current
+            Context(),  # a separate trace, even during another span
             SpanKind.CONSUMER,
             attributes,
             links,
         )
-        # Not detached: what the handler returned is published later. The next message has its own.
+        # Not detached: the handler's results are published later. The next message has a context of its own.
         context.attach(trace.set_span_in_context(span, sender))
         structlog.contextvars.bind_contextvars(**ids_of(span))
         return Handling(handler, len(messages), span, about, time.perf_counter())
 
     def handled(self, handling: Handling, failure: BaseException | None) -> None:
         attributes = handling.about
-        # Only its type: its text is in the log, where passwords are masked.
+        # Only its type: the text is in the log, where passwords are masked.
         if failure is not None and (
             error := self.failed(handling.handler, failure, handling.messages)
         ):
@@ -242,13 +242,13 @@ class OpenTelemetry(Telemetry):
                 self._sent.add(len(messages), metered)
 
     async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
-        # In a daemon thread, as the SDK exceeds its own bounds: a collector that accepts and never
+        # In a daemon thread, since the SDK exceeds its own time limits: a collector that accepts and never
         # answers must block neither the event loop nor the interpreter's exit.
         loop, flushed = asyncio.get_running_loop(), asyncio.Event()
 
         def flush() -> None:
             for provider in self._providers:
-                with suppress(Exception):  # a reader that had no time left
+                with suppress(Exception):  # a reader may have no time left
                     provider.shutdown()
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(flushed.set)
@@ -262,7 +262,7 @@ class OpenTelemetry(Telemetry):
 
 
 class RedactingExporter(OTLPSpanExporter):
-    """Handlers and instrumentation write into spans, such as the text of an exception."""
+    """Redacts text that handlers and instrumentation write into spans, such as that of an exception."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export([redacted_span(span) for span in spans])
@@ -304,7 +304,7 @@ def _redacted(attributes: types.Attributes) -> types.Attributes:
 class FailedExports(logging.Handler):
     """Logs the failures of a collector as our own event, at first and then once a minute.
 
-    The exporters log a long sentence for each attempt, of which each interval has several.
+    The exporters log a long sentence for each attempt, and make several attempts in each interval.
     """
 
     def __init__(self) -> None:
@@ -313,7 +313,7 @@ class FailedExports(logging.Handler):
         self._outages: dict[int | None, Seldom] = {}  # by thread: traces and metrics have one each
 
     def succeeded(self) -> None:
-        """An export, in this thread."""
+        """An export has succeeded in this thread."""
         self._outages.pop(threading.get_ident(), None)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -327,7 +327,7 @@ FAILED_EXPORTS = FailedExports()
 
 
 def _only(names: Iterable[str]) -> str:
-    """The name, if all have the same; else empty, as the conventions have none for several."""
+    """The name if all are equal; otherwise empty, since the conventions have no name for several."""
     found = {*names}
     return found.pop() if len(found) == 1 else ""
 
@@ -354,7 +354,7 @@ _HEADERS = _Headers()
 
 
 def ids_of(span: Span) -> dict[str, str]:
-    """As the log and Prometheus' exemplars have them."""
+    """The ids as they are in the log and in Prometheus' exemplars."""
     about = span.get_span_context()
     return {
         "trace_id": trace.format_trace_id(about.trace_id),
@@ -363,7 +363,7 @@ def ids_of(span: Span) -> dict[str, str]:
 
 
 def current_trace() -> dict[str, str] | None:
-    """For an exemplar; None if the trace is not sampled, and so is stored nowhere."""
+    """The ids for an exemplar; None if the trace is not sampled, and so is not stored."""
     span = trace.get_current_span()
     return ids_of(span) if span.get_span_context().trace_flags.sampled else None
 
@@ -426,7 +426,7 @@ def make_telemetry(service: str, settings: ConsumerSettings) -> OpenTelemetry | 
 
 
 def check_protocol(signal: str) -> None:
-    """The SDK would send HTTP to a port of gRPC, and retry for ever."""
+    """Raises SettingsError for gRPC: the SDK would send HTTP to its port, and retry forever."""
     for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if protocol := os.environ.get(name):
             if protocol != PROTOCOL:
@@ -436,7 +436,7 @@ def check_protocol(signal: str) -> None:
 
 
 def resource_of(service: str) -> Resource:
-    """What ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` say, and the rest of what a service should say."""
+    """The attributes from ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES``, with defaults for the usual ones."""
     ours = {"service.name": service, "service.instance.id": str(uuid.uuid4())}
     for distribution in metadata.distributions(name=service):
         ours["service.version"] = distribution.version

@@ -40,7 +40,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> int:
-        """Returns the number of its bucket."""
+        """Returns the index of the bucket."""
         bucket = bisect_left(self._bounds, seconds)
         self._counts[bucket] += 1
         self._sum += seconds
@@ -99,5 +99,5 @@ class PrometheusTelemetry(Telemetry, Collector):
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> PrometheusTelemetry | None:
-    """The probe port serves the metrics; without it, none are collected."""
+    """The probe port serves the metrics; without the port, none are collected."""
     return PrometheusTelemetry(REGISTRY) if settings.probe_port else None

@@ -1,9 +1,9 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A real Kafka: one that is running, one that is installed, or Docker's.
+"""A real Kafka: a running one, an installed one, or one in Docker.
 
-CONSUMER_TEST_BROKER_URL names one that is running. CONSUMER_TEST_BROKER_COMMAND is how to start one that is
-installed, with ``{port}`` where the port goes, on which it listens and which it advertises, and ``{directory}``
-for its files: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
+CONSUMER_TEST_BROKER_URL names a running one. CONSUMER_TEST_BROKER_COMMAND starts an installed one, with ``{port}``
+in place of the port on which it listens and which it advertises, and ``{directory}``
+in place of its folder: ``my-kafka --listen 127.0.0.1:{port} --data {directory}``.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ T = TypeVar("T")
 IMAGE = "apache/kafka:4.1.0"
 PARTITIONS = 4
 SESSION_SECONDS = 6
-"""The least that brokers allow by default."""
+"""The shortest that brokers allow by default."""
 IMPATIENT = f"rebalance_timeout_seconds=4&session_timeout_seconds={SESSION_SECONDS}"
 OPTIONS = f"?partitions={PARTITIONS}&{IMPATIENT}"
 
@@ -57,7 +57,7 @@ class KafkaServer(Server):
 
     async def _left(self, admin: AIOKafkaAdminClient, topic: str, group: str) -> list[Any]:
         """The records that the group has not committed yet."""
-        if topic not in await admin.list_topics():  # asking for it by name would create it
+        if topic not in await admin.list_topics():  # to request its metadata would create it
             return []
         [described] = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, p["partition"]) for p in described["partitions"]]
@@ -115,7 +115,7 @@ async def _ask(
 
 
 def _due_at(record: Any) -> float:
-    return float(dict(record.headers).get("x-consumer-due-at", 0))  # none, if it is replayed
+    return float(dict(record.headers).get("x-consumer-due-at", 0))  # 0 if it is replayed
 
 
 class PrivateKafka(KafkaServer, PrivateServer):
@@ -127,7 +127,7 @@ class PrivateKafka(KafkaServer, PrivateServer):
 
 
 def most_repeated(prefetch: int) -> float:
-    """The in-flight messages, and those that were acked since the last commit."""
+    """The in-flight messages, and the messages acked since the last commit."""
     return prefetch + 50
 
 
@@ -185,7 +185,7 @@ def _environment(port: int) -> list[str]:
 
 
 def _answers(port: int) -> bool:
-    """Whether there is a broker: the port alone may be open before that."""
+    """Whether there is a broker: the port alone may be open earlier."""
 
     async def has_brokers(admin: AIOKafkaAdminClient) -> bool:
         return bool((await admin.describe_cluster())["brokers"])

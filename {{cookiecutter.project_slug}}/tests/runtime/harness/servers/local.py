@@ -15,16 +15,16 @@ from . import ServerMissing
 
 START_SECONDS = 90
 DOCKER_SECONDS = 10
-"""The timeout of the question whether the daemon runs."""
+"""The time limit to find out whether the daemon runs."""
 
 # When the tests are killed, the pipe to their children ends; and so does the group of each child.
 DIES_WITH_US = 'exec 3<&0; (read _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
 
 
 class ServerProcess:
-    """An installed server as a child process, with all its files in a directory of its own.
+    """An installed server as a child process, with all its files in its own directory.
 
-    ``answers`` tells whether the server is ready. Raises RuntimeError if it does not become so: it is not missing.
+    ``answers`` tells whether the server is ready. Raises RuntimeError if it does not get ready: it is not missing.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ServerProcess:
         return process
 
     def kill(self) -> None:
-        """SIGKILL to the whole group."""
+        """Send SIGKILL to the whole process group."""
         kill_group(self._process)
 
     def restart(self) -> None:
@@ -60,7 +60,7 @@ class ServerProcess:
         self._process = self._start()
 
     def send(self, signum: signal.Signals) -> None:
-        """To the server alone."""
+        """Send the signal to the server alone."""
         self._process.send_signal(signum)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class ServerContainer(ServerProcess):
             raise
 
     def kill(self) -> None:
-        with suppress(ServerMissing):  # it does not run
+        with suppress(ServerMissing):  # the daemon does not run
             docker("kill", self.id)
         super().kill()
 
@@ -107,7 +107,7 @@ class ServerContainer(ServerProcess):
 def spawn(
     command: list[str], directory: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a group of its own, which ends with these tests however they end."""
+    """Start a program in its own process group, which ends with these tests in any case."""
     with (directory / "output").open("ab") as output:
         return subprocess.Popen(
             ["sh", "-c", DIES_WITH_US, "sh", *command],
@@ -139,7 +139,7 @@ def docker(*arguments: str, seconds: float | None = None) -> str:
 
 @cache
 def has_docker() -> bool:
-    """Whether there is a client, and a daemon that answers it."""
+    """Whether there is a client, and a daemon that answers."""
     with suppress(OSError, subprocess.TimeoutExpired, ServerMissing):
         docker("version", seconds=DOCKER_SECONDS)
         return True
@@ -147,7 +147,7 @@ def has_docker() -> bool:
 
 
 def free_port() -> int:
-    """A connection that ended keeps it from all but a server for a minute: it is in TIME_WAIT."""
+    """An ended connection keeps the port in TIME_WAIT: for a minute only a server can have it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with socket.create_connection(listener.getsockname()):
             listener.accept()[0].close()  # the first to close

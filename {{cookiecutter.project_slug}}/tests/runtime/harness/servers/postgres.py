@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A real PostgreSQL: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+"""A real PostgreSQL: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is deleted afterwards."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from .local import ServerContainer, ServerProcess, free_ports, has_docker
 IMAGE = "postgres:17.6"
 PASSWORD = "of-the-tests"
 
-# Debian and Red Hat put the server's programs beside the path, and so does Homebrew with older versions.
+# Debian and Red Hat install the server's programs outside the path, and so does Homebrew for older versions.
 FOLDERS = (
     "usr/lib/postgresql/*/bin",
     "usr/pgsql-*/bin",
@@ -29,7 +29,7 @@ FOLDERS = (
     "usr/local/opt/postgresql*/bin",
 )
 
-# Without its postmaster a backend ends by itself; until the last has, the next postmaster refuses to start.
+# Without its postmaster a backend ends by itself; until the last one has ended, the next postmaster refuses to start.
 START = """
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$@"; sleep 0.25; done
 """
@@ -54,7 +54,7 @@ LIVE = "SELECT count(*) FROM consumer.consumers WHERE source = $1 AND expires_at
 
 
 class PostgresServer(Server):
-    """Reads the tables as any other client sees them."""
+    """Reads the tables like any other client of the server."""
 
     lease_option = "lease_seconds=1"
 
@@ -81,7 +81,7 @@ class PostgresServer(Server):
                 return
 
     def query(self, statement: str, *arguments: object) -> list[Any]:
-        """The rows of one statement, on a connection of its own."""
+        """The rows of one statement, on its own connection."""
 
         async def ask() -> list[Any]:
             connection = await asyncpg.connect(self.url, timeout=10)
@@ -96,7 +96,7 @@ class PostgresServer(Server):
 
 
 class PrivatePostgres(PostgresServer, PrivateServer):
-    """A private PostgreSQL, on this port; ``data`` is its directory where that can be reached."""
+    """A private PostgreSQL on this port; ``data`` is its directory if that can be reached."""
 
     def __init__(self, port: int, instance: ServerProcess, data: Path | None = None) -> None:
         super().__init__(url_of(port))
@@ -125,7 +125,7 @@ def _installed(programs: Path, directory: Path) -> Iterator[PrivatePostgres]:
         (data / "pg_hba.conf").write_text(ACCESS)
         (port,) = free_ports(1)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
-        # In its folder: a killed server would leave it in /dev/shm.
+        # Files in its folder: a killed server would leave memory in /dev/shm.
         settings["dynamic_shared_memory_type"] = "mmap"
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         postgres = [str(programs / "postgres"), "-D", str(data), *options]
@@ -167,7 +167,7 @@ def _in_docker(directory: Path) -> Iterator[PrivatePostgres]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """Leases are rows, and outlive the server; only an outage longer than a lease could repeat messages."""
+    """Leases are rows, and survive the server; only an outage longer than a lease could repeat messages."""
     return 0
 
 

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A TCP proxy in a thread, to break a broker's connections in each of the ways that networks do."""
+"""A TCP proxy in a thread, to break a broker's connections in each way in which networks break them."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ SCHEME_WITH_TLS = {"amqp": "amqps", "kafka": "kafkas", "mqtt": "mqtts", "redis":
 class Proxy:
     """Forwards bytes to the host and port of a URL, until a method changes that.
 
-    ``tls`` makes it speak TLS on its own side. ``url`` is the broker's, by way of the proxy.
+    ``tls`` makes the proxy speak TLS to its clients. ``url`` is the broker's URL through the proxy.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -61,7 +61,7 @@ class Proxy:
         self._run(self._refuse)
 
     def black_hole(self) -> None:
-        """Accept and keep connections, and forward nothing: neither bytes nor an end."""
+        """Accept and keep connections, and forward neither bytes nor an end."""
         self._run(self._block)
 
     def resume(self) -> None:
@@ -69,7 +69,7 @@ class Proxy:
         self._run(self._listen)
 
     def translate(self, data: bytes) -> bytes:
-        """The broker's bytes for the client: for a broker that sends its address, with the proxy's address."""
+        """The broker's bytes for the client: an address of the broker is replaced by the proxy's."""
         return data
 
     def _run(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -85,7 +85,7 @@ class Proxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        if self._server is None:  # it arrived at the moment of the refusal
+        if self._server is None:  # the connection arrived during the refusal
             self._reset(writer)
         else:
             self._start(self._connect(reader, writer))
@@ -131,9 +131,9 @@ class Proxy:
     def _reset(self, writer: asyncio.StreamWriter) -> None:
         try:
             sock = writer.get_extra_info("socket")
-        except AttributeError:  # of a TLS connection that is closed already
+        except AttributeError:  # a TLS connection that is already closed
             sock = None
-        if sock is not None and sock.fileno() >= 0:  # or it is closed already
+        if sock is not None and sock.fileno() >= 0:  # otherwise it is already closed
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
@@ -144,7 +144,7 @@ class Proxy:
     async def _refuse(self) -> None:
         if self._server is not None:
             server, self._server = self._server, None
-            # If the server closes first, connections that asyncio has accepted and not yet begun stay open.
+            # If the server closes first, connections that asyncio has accepted and not begun stay open.
             for listener in server.sockets:
                 self._loop.remove_reader(listener.fileno())
             await asyncio.sleep(0)
@@ -164,7 +164,7 @@ class Proxy:
 
 
 class KafkaProxy(Proxy):
-    """Kafka tells its clients the addresses of its brokers: here it advertises the proxy's."""
+    """Kafka tells its clients the addresses of its brokers: this proxy replaces them by its own."""
 
     def translate(self, data: bytes) -> bytes:
         theirs, ours = (b"127.0.0.1" + struct.pack(">i", p) for p in (self._target_port, self.port))

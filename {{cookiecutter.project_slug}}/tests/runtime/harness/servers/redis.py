@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A real Redis: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+"""A real Redis: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is deleted afterwards."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from .local import ServerContainer, ServerProcess, free_ports, has_docker
 IMAGE = "redis:8.2.1"
 SCHEMES = ("redis", "rediss", "unix")
 DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-"""No confirmed message is lost when the server is killed."""
+"""With these, a kill of the server loses no confirmed message."""
 
 
 class RedisServer(Server):
@@ -31,7 +31,7 @@ class RedisServer(Server):
         return closing(cast(Any, redis.Redis).from_url(self.url, protocol=2))
 
     def beside(self, queue: str) -> str:
-        """How the names of the other keys of a queue begin."""
+        """The prefix of a queue's other keys."""
         return queue
 
     def counts(self, queue: str) -> Counts:
@@ -85,7 +85,7 @@ def private(directory: Path) -> Iterator[PrivateServer]:
     instance: ServerProcess
     if program is not None:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-        command += ["--unixsocket", "redis.sock"]  # relative: a path of a socket cannot be long
+        command += ["--unixsocket", "redis.sock"]  # relative, since a socket's path must be short
         instance = ServerProcess([*command, *DURABLE], directory, lambda: _answers(port))
     elif has_docker():
         instance = ServerContainer(
@@ -113,7 +113,7 @@ def find_program() -> str | None:
 
 
 def _answers(port: int) -> bool:
-    """Whether it has loaded its stored data."""
+    """Whether the server has loaded its stored data."""
     with closing(cast(Any, redis.Redis)(port=port, socket_timeout=2, retry=None)) as client:
         try:
             return bool(client.ping())

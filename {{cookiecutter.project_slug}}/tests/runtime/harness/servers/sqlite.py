@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The embedded broker as the tests see it: a file that any SQLite client can read."""
+"""The embedded broker in the tests: a file that any SQLite client can read."""
 
 import sqlite3
 import time
@@ -22,7 +22,7 @@ FROM messages WHERE source = :queue
 
 
 class SqliteFile(Server):
-    """A file has no server process: nothing to kill, nothing to start."""
+    """A file has no server process to kill or to start."""
 
     lease_option = "lease_seconds=1"
 
@@ -36,7 +36,7 @@ class SqliteFile(Server):
         with closing(sqlite3.connect(self.file)) as connection:
             try:
                 row = connection.execute(COUNTS, {"queue": queue, "now": time.time()}).fetchone()
-            except sqlite3.OperationalError:  # the service is just making its tables
+            except sqlite3.OperationalError:  # the service is creating its tables
                 return Counts(0, 0, 0)
         return Counts(*row)
 

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A server that speaks SQS: the one that CONSUMER_TEST_BROKER_URL names, or moto as a private process.
+"""A server with the API of SQS: the one that CONSUMER_TEST_BROKER_URL names, or moto as a private process.
 
 moto keeps everything in memory, so killing it would prove nothing about the durability of SQS. A private server
 is therefore behind a proxy, and an outage cuts every connection to it.
@@ -28,9 +28,9 @@ from .proxy import Proxy
 KEY, SECRET = "test", "p/ss+w@rd"
 
 # moto has no locks around its queues: two requests at once would get the same message, or lose one that is
-# sent while another is deleted. Threads that are not interrupted need none. A poll that waits looks only once
-# a second whether a message has become visible again, unlike SQS. And counting the whole queue for each
-# message delivered, by a slow clock, takes ten times as long as all the rest. And a second Server header,
+# sent while another is deleted. Uninterrupted threads need no locks. A poll that waits checks only once
+# a second whether a message has become visible again, unlike SQS. Counting the whole queue for each
+# delivered message, by a slow clock, takes ten times as long as everything else. A second Server header,
 # next to the HTTP server's own, is an error to a strict client (python -X dev).
 MOTO = """
 import sys
@@ -65,7 +65,7 @@ class SqsServer(Server):
 
     @property
     def client(self) -> Any:
-        """To speak to the server without the runtime."""
+        """A client for the server, without the runtime."""
         if self._client is None:
             self._client = get_session().create_client("sqs", **self._arguments)
         return self._client
@@ -89,7 +89,7 @@ class SqsServer(Server):
                 self.client.delete_queue(QueueUrl=url)
 
     def queue_url(self, name: str) -> str:
-        """Empty if there is no such queue."""
+        """The URL of the queue; empty if it does not exist."""
         try:
             return str(self.client.get_queue_url(QueueName=name)["QueueUrl"])
         except ClientError as error:
@@ -98,7 +98,7 @@ class SqsServer(Server):
             return ""
 
     def attributes(self, name: str) -> dict[str, str]:
-        """Empty if there is no such queue."""
+        """The attributes of the queue; empty if it does not exist."""
         url = self.queue_url(name)
         if not url:
             return {}
@@ -121,7 +121,7 @@ class PrivateSqs(SqsServer, PrivateServer):
         self._proxy = proxy
 
     def kill(self) -> None:
-        """As seen from a consumer: every connection ends, and no new one is accepted."""
+        """End every connection and accept no new one, like an outage for a consumer."""
         self._proxy.refuse()
 
     def restart(self) -> None:
@@ -166,7 +166,7 @@ def shared(directory: Path) -> Iterator[Server]:
 
 
 def _answers(port: int) -> bool:
-    """Whether it listens."""
+    """Whether the server listens."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
         return True
     return False

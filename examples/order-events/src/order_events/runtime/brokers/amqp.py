@@ -14,9 +14,9 @@ from pamqp.commands import Basic
 
 PERSISTENT = 2
 COUNTS = ("x-delivery-count", "x-acquired-count")
-"""Of earlier deliveries; RabbitMQ 4.3 counts requeues in the second one only."""
+"""Headers that count earlier deliveries; RabbitMQ 4.3 counts requeues in the second one only."""
 OF_THE_DELIVERY = {"CC", *COUNTS}
-"""Headers that no copy has: the broker would deliver to the queues of CC again; the counts are of the old delivery."""
+"""Headers that no copy has: CC would deliver to more queues again; the counts are the old delivery's."""
 
 SIZES = dict.fromkeys(b"tbB", 1) | dict.fromkeys(b"su", 2) | dict.fromkeys(b"Iif", 4)
 SIZES |= dict.fromkeys(b"lLdT", 8) | dict.fromkeys(b"D", 5) | dict.fromkeys(b"V\0", 0)
@@ -57,7 +57,7 @@ def _table(value: bytes) -> tuple[int, Any]:
 
 
 def _timestamp(value: bytes) -> tuple[int, Any]:
-    """None beyond the year 9999."""
+    """None after the year 9999."""
     try:
         return decode.timestamp(value)
     except (ValueError, ArithmeticError, OSError):
@@ -81,7 +81,7 @@ def _read_deliver(self: Any, data: bytes) -> None:
 
 
 def _table_value(value: Any) -> bytes:
-    """A float as a double, in place of 32 bits."""
+    """Encodes a float as a double; pamqp would use 32 bits."""
     return b"d" + encode.double(value) if isinstance(value, float) else _encode_value(value)
 
 
@@ -93,7 +93,7 @@ FIELDS = [(n, flag, decode.METHODS[_Header.amqp_type(n)]) for n, flag in _Header
 _Header.unmarshal, Basic.Deliver.unmarshal = _read_properties, _read_deliver  # type: ignore[method-assign]  # on purpose
 _encode_value, encode.encode_table_value = encode.encode_table_value, _table_value
 constants.DOMAIN_REGEX["queue-name"] = re.compile("(?s).*")  # RabbitMQ takes any text
-# The answer then has the reason of a refusal.
+# So that the answer has the reason of a refusal.
 commands.Connection.Open.valid_responses = ["Connection.OpenOk", "Connection.Close"]
 
 

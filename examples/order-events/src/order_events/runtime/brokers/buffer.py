@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""The deliveries that no worker has taken yet: the one thing that ``anext(source)`` awaits.
+"""The deliveries that no worker has taken yet: ``anext(source)`` awaits nothing else.
 
 A *fetcher* (a client's callback, or one task) puts deliveries in; workers take them out. Cancelling a worker that
 waits loses no message, whereas the awaitables of most client libraries may. If the fetcher fails, every
@@ -17,24 +17,24 @@ from ..message import Message
 
 
 class Buffer:
-    """A queue of deliveries for many workers; see `ordering.OrderedBuffer` for those that wait for others.
+    """A queue of deliveries for many workers; `ordering.OrderedBuffer` also has deliveries that wait for others.
 
     While it has deliveries, at least one worker is awake; a woken worker that leaves messages behind wakes
     two more. So all handlers start within a few turns of the event loop, and yet a worker whose handler never waits
-    empties the buffer by itself, without waking a hundred others in vain.
+    empties the buffer by itself, without waking a hundred others needlessly.
     """
 
-    gates: Sequence[Any] = ()  # of an OrderedBuffer, which alone must hear of settled messages
+    gates: Sequence[Any] = ()  # of an OrderedBuffer: only it needs `settled`
 
     def __init__(self) -> None:
         self.takeable: deque[Message] = deque()
-        """Those that a worker can take now."""
+        """The messages that a worker can take now."""
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._woken_count = 0
-        """How many workers were woken that have not run yet."""
+        """How many woken workers have not run yet."""
         self._closed = False
         self.held = False
-        """In a pause: whether workers must leave the deliveries here."""
+        """Whether workers must leave the deliveries here, during a pause."""
         self.failure: BaseException | None = None
         """Why the fetcher failed, if it did."""
 
@@ -56,7 +56,7 @@ class Buffer:
         return messages
 
     def put_back(self, message: Message) -> None:
-        """A message that `get` returned, behind the others: no worker handles it now."""
+        """Add a message again that `get` returned, behind the others: no worker handles it now."""
         self.put(message)
 
     def hold(self) -> None:
@@ -103,7 +103,7 @@ class Buffer:
             await waiter
         except BaseException:
             if not waiter.done() or waiter.cancelled():
-                with suppress(ValueError):  # a put at the same instant has taken it out
+                with suppress(ValueError):  # a put at the same instant has removed it
                     self._waiters.remove(waiter)
             else:
                 self._woken_count -= 1

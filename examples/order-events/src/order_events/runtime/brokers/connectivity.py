@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
-"""Between two attempts to reach a broker during an outage."""
+"""The first and the longest pause between two attempts to reach a broker."""
 
 
 class Connectivity:
@@ -23,15 +23,15 @@ class Connectivity:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        """The broker's, without credentials."""
+        """The broker's address, without credentials."""
         self.up = False
         self.reason = ""  # of the outage
         self.outage_count = 0
         """How many times the broker was lost since the start."""
         self._failures = 0
-        self._told = True  # the outage, in the log
-        self._outage: Seldom | None = None  # also when the source itself has closed the connection
-        self._refusal = Seldom()  # apart: somebody has to act
+        self._told = True  # whether the log has the outage
+        self._outage: Seldom | None = None  # stays when the source itself closes the connection
+        self._refusal = Seldom()  # logged apart from outages: somebody has to act
 
     def established(self) -> None:
         self._failures = 0
@@ -46,7 +46,7 @@ class Connectivity:
         if self.up or refused:
             self._outage = self._outage or Seldom()
         if self.up and not refused:
-            self._refusal = Seldom()  # the next one is told, however soon
+            self._refusal = Seldom()  # the next refusal is logged at once
         if (lost := self._outage) and (self._refusal if refused else lost).is_due():
             self._told = True
             log.warning(
@@ -57,7 +57,7 @@ class Connectivity:
         self.outage_count, self.up = self.outage_count + self.up, False
 
     async def keep(self, work: Callable[[], Awaitable[None]], until: asyncio.Event) -> None:
-        """Repeat the work until the event is set; after an outage with growing pauses, after a refusal with the longest.
+        """Repeat the work until the event is set; pauses grow after outages, and are the longest after refusals.
 
         The work calls `established` once it is connected. It is not cancelled; other exceptions pass through.
         """

@@ -16,11 +16,11 @@ from ..message import DeadLetter, Message
 from ..redaction import redacted_value
 
 STEP_BYTES = 2**23
-"""Of the letters that are moved in one step."""
+"""The limit for the bodies of the letters that are moved in one step."""
 
 
 class Page:
-    """How many letters one request reads: one at first, then twice as many each time, as far as the largest allows."""
+    """How many letters one request reads: one at first, later twice as many each time, fewer if one is large."""
 
     def __init__(self, second: int = 2, most: int = 100) -> None:
         self.count, self._second, self._most, self._largest = 1, second, most, 1
@@ -36,10 +36,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All dead letters, unless it says less."""
+    """Which dead letters to use; by default all."""
 
     ids: Collection[str] | None = None
-    """As they are, or as they are shown: redacted."""
+    """The ids as they are, or redacted, as they are shown."""
     type: str | None = None
     """``*`` stands for any text, as in HANDLERS."""
     reason: str = ""
@@ -48,9 +48,9 @@ class Selection:
     """Dead-lettered before this Unix time; an unknown time is 0."""
     after: float = 0.0
     limit: float = math.inf
-    """At most so many, the oldest first."""
+    """The most letters, the oldest first."""
     rate: float = math.inf
-    """At most so many a second are moved or deleted."""
+    """The most letters a second that are moved or deleted."""
 
     def matches(self, letter: DeadLetter) -> bool:
         pattern = None if self.type is None else re.sub(r"[\[?]", r"[\g<0>]", self.type)
@@ -64,7 +64,7 @@ class Selection:
     async def among(
         self, letters: AsyncIterator[DeadLetter], complete: Callable[[Message], None]
     ) -> AsyncGenerator[DeadLetter, None]:
-        """Those that match once they are complete, up to the limit."""
+        """The letters that match after ``complete``, up to the limit."""
         left = self.limit
         if left > 0:
             async for letter in letters:
@@ -80,26 +80,26 @@ EVERY = Selection()
 
 
 class DeadLetters(ABC):
-    """A broker says how to read its dead letters, and how to take some of those that were read; the rest is here."""
+    """A broker implements how to read its dead letters, and how to take some of them; the rest is here."""
 
     dead_letters_at_once: ClassVar[int] = 100
-    """How many are moved or deleted in one step; a kill doubles at most so many."""
+    """How many letters are moved or deleted in one step; a kill duplicates at most as many."""
     _complete: Callable[[Message], None]
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[Any]:
-        """Open while `_present_letters` and `_take_letters` are used, which get what it yields; then the others stay."""
+        """A context for `_present_letters` and `_take_letters`, which get its value; at its end the rest stays."""
         yield None
 
     @abstractmethod
     def _present_letters(self, reading: Any) -> AsyncGenerator[DeadLetter, None]:
-        """Those that are present now, the oldest first; ``receipt`` is the broker's handle of each."""
+        """The letters that are present now, the oldest first; ``receipt`` is the broker's handle of each."""
 
     @abstractmethod
     def _take_letters(
         self, reading: Any, letters: Sequence[DeadLetter], *, replay: bool
     ) -> AsyncIterator[int]:
-        """Move some of those that were read to the queue, or delete them. Yields how many, once that is confirmed."""
+        """Move some of the letters that were read to the queue, or delete them. Yields how many were confirmed."""
 
     @abstractmethod
     async def count_dead_letters(self) -> int: ...
@@ -107,7 +107,7 @@ class DeadLetters(ABC):
     async def dead_letters(
         self, limit: float = math.inf, selection: Selection = EVERY
     ) -> AsyncIterator[DeadLetter]:
-        """The oldest dead letters that are selected; all stay where they are."""
+        """The oldest of the selected dead letters, without changing any."""
         selection = replace(selection, limit=min(limit, selection.limit))
         async with (
             self._reading() as reading,

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from ..message import DeadLetter, Message, OutgoingMessage
 
 PREFIX = "x-consumer-"
-"""Of the runtime's own headers; all others are the message's."""
+"""The prefix of the runtime's own headers; all other headers belong to the message."""
 ATTEMPTS = f"{PREFIX}attempts"
 """Header: how often a handler failed on the message. A broker's own counter counts deliveries."""
 REASON = f"{PREFIX}reason"
@@ -28,7 +28,7 @@ REASON = f"{PREFIX}reason"
 DEAD_LETTERED_AT = f"{PREFIX}dead-lettered-at"
 """Header: when the message became a dead letter, in Unix seconds."""
 PUBLISHED_AT = f"{PREFIX}published-at"
-"""Header, where the protocol has no such time or a copy loses it: when the message was published, in Unix seconds."""
+"""Header: when the message was published, in Unix seconds, if the protocol has no such time or a copy loses it."""
 SHORTENED = f"{PREFIX}shortened"
 """Header of a dead letter that was too large for the broker: the length of the whole body, in bytes."""
 
@@ -40,19 +40,19 @@ PROPERTIES = {
     "reply-to": "reply_to",
     KEY: "key",
 }
-"""The headers for these fields of a message, on brokers without a property for them."""
+"""The headers that carry these fields of a message, on brokers without a property for them."""
 PUBLISHED = [one for one in PROPERTIES.items() if one[1] in OutgoingMessage.__dataclass_fields__]
 PROPERTIES |= {name.title(): field for name, field in PROPERTIES.items()}
 MOST_ID_BYTES = 255
-"""Of a CloudEvent's id, which may have any length: AMQP's property takes no more."""
+"""The limit for the id of a CloudEvent, which may have any length: AMQP's message_id takes no more."""
 CLOUD_EVENTS = ("ce_", "ce-", "cloudEvents:", "cloudEvents_")
 """How the headers of a CloudEvent begin: on Kafka; on NATS, SQS and HTTP; on AMQP."""
 MOST_EVENT_BYTES = 5_000_000
-"""Of a structured event, whose id and type are read before CONSUMER_MAX_BODY_BYTES is looked at."""
+"""The limit for a structured event: its id and type are read before CONSUMER_MAX_BODY_BYTES is checked."""
 
 
 class MadeUpId(str):
-    """Of a message that came without one: each delivery of it gets another."""
+    """The id of a message that was published without one: each delivery gets another."""
 
 
 def make_message(
@@ -68,9 +68,9 @@ def make_message(
     properties: Mapping[str, Any] | None = None,
     fallback_id: Any = "",
 ) -> Message:
-    """The delivery as handlers see it; ``failures`` is what ATTEMPTS says, ``fallback_id`` the id of the broker, if any.
+    """The delivery as handlers see it; ``failures`` is the value of ATTEMPTS, ``fallback_id`` a broker's own id.
 
-    ``properties`` are the fields of PROPERTIES, for a broker that has them; else they are read from the headers.
+    ``properties`` are the fields of PROPERTIES, if the broker has them; otherwise they are read from the headers.
     """
     body = body if isinstance(body, bytes) else bytes_of(body)
     headers = headers if isinstance(headers, dict) else {}
@@ -98,7 +98,7 @@ def make_message(
 
 
 def _cloud_event(body: bytes, headers: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
-    """The attributes of a CloudEvent, binary or structured; none for another message."""
+    """The attributes of a CloudEvent, binary or structured; empty for another message."""
     if content_type.startswith("application/cloudevents+json"):
         return json_object(body) if len(body) <= MOST_EVENT_BYTES else {}
     for prefix in CLOUD_EVENTS:
@@ -108,23 +108,23 @@ def _cloud_event(body: bytes, headers: Mapping[str, Any], content_type: str) -> 
 
 
 def _short(id: Any) -> str:
-    """An id that every broker can store: a longer one becomes a hash of it, which is as distinct."""
+    """An id that every broker can store: a longer id is replaced by its hash."""
     text = text_of(id)
     encoded = text.encode()
     return text if len(encoded) <= MOST_ID_BYTES else hashlib.sha256(encoded).hexdigest()
 
 
 def headers_of(message: OutgoingMessage) -> dict[str, Any]:
-    """Its headers, and its properties among them: for brokers without such properties."""
+    """The headers of the message, with its properties among them, for brokers without such properties."""
     texts = {name: text for name, field in PUBLISHED if (text := getattr(message, field))}
     return {**message.headers, **texts}
 
 
 def value_reader(place: str, most_bytes: float = math.inf) -> Callable[[Message], object]:
-    """Reads one value of a message; None where it has none. Never raises.
+    """A function that reads one value of a message, or None if the message has none. It never raises.
 
-    ``key`` is its key, ``header:customer-id`` a header, ``body:customer.id`` a field of a JSON body; another name is of `Message.origin`.
-    A larger body, which becomes a dead letter, is not decoded.
+    ``key`` is the key, ``header:customer-id`` a header, ``body:customer.id`` a field of a JSON body; any other place
+    is a field of `Message.origin`. A body of more than ``most_bytes``, which becomes a dead letter, is not decoded.
     """
     place, _, name = place.partition(":")
 
@@ -151,10 +151,10 @@ def value_reader(place: str, most_bytes: float = math.inf) -> Callable[[Message]
 def make_dead_letter(
     message: Message, receipt: Any, *, reason: Any, attempts: Any, dead_lettered_at: Any
 ) -> DeadLetter:
-    """The dead letter as ``dead-letters list`` shows it, from the message that a replay would make of it."""
+    """The dead letter for ``dead-letters list``, from the message that a replay would make of it."""
     values = {field.name: getattr(message, field.name) for field in fields(message)}
     values |= {"receipt": receipt, "attempt": 1}
-    if isinstance(message.id, MadeUpId):  # one that is the same at each look
+    if isinstance(message.id, MadeUpId):  # an id that stays the same each time it is read
         values["id"] = hashlib.sha256(message.body).hexdigest()[:32]
     return DeadLetter(
         **values,
@@ -167,9 +167,9 @@ def make_dead_letter(
 def fit_dead_letter(
     body: bytes, headers: dict[str, Any], fits: Callable[[bytes, dict[str, Any]], bool]
 ) -> tuple[bytes, dict[str, Any]]:
-    """The body and the headers that the broker can store: first without foreign headers, then the start of the body.
+    """Body and headers that the broker can store: first foreign headers are dropped, then the body is shortened.
 
-    ``fits`` says whether they are within the broker's limit. The smallest form is returned even if it is not.
+    ``fits`` says whether they are within the broker's limit. The smallest form is returned even if it does not fit.
     """
     if fits(body, headers):
         return body, headers
@@ -182,25 +182,25 @@ def fit_dead_letter(
 
 
 def bytes_of(value: object) -> bytes:
-    """Bytes as they are, text in UTF-8; nothing for None, which some brokers have for an empty body."""
+    """Bytes unchanged, text in UTF-8; empty for None, which some brokers deliver for an empty body."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     return b"" if value is None else str(value).encode(errors="replace")
 
 
 def text_of(value: object) -> str:
-    """Text that every broker can store: valid UTF-8, with U+FFFD for the rest; empty for None."""
+    """Text that every broker can store: valid UTF-8, with U+FFFD in place of other bytes; empty for None."""
     if isinstance(value, str):
         if value.isascii():
             return value
-        return value.encode(errors="replace").decode()  # JSON may hold lone surrogates
+        return value.encode(errors="replace").decode()  # JSON may contain lone surrogates
     if isinstance(value, (bytes, bytearray, memoryview)):
         return str(value, "utf-8", "replace")
     return "" if value is None else str(value)
 
 
 def count_of(value: object) -> int:
-    """The whole number above 0 that it is, as a number or as text; else 0."""
+    """The value as a whole number above 0, if it is a number or text of one; otherwise 0."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):
@@ -209,8 +209,8 @@ def count_of(value: object) -> int:
 
 
 def seconds_of(value: Any) -> float:
-    """The finite number of at least 0 that it is, as a number or as text, or the Unix time of a datetime; else 0."""
-    try:  # not with None, as most often: an exception costs more than all else here
+    """The value as a finite number of at least 0, if it is a number, text of one, or a datetime; otherwise 0."""
+    try:  # None, the usual value, must not raise: an exception costs more than the rest
         seconds = float(value.timestamp() if isinstance(value, datetime) else value or 0)
     except (TypeError, ValueError, OverflowError):
         return 0.0
@@ -218,13 +218,13 @@ def seconds_of(value: Any) -> float:
 
 
 def time_of(value: Any) -> float:
-    """As `seconds_of`, of a Unix time after 2001; else 0, as for a producer's own number."""
+    """As `seconds_of`, but 0 for a Unix time before 2001, such as a producer's own number."""
     seconds = value if isinstance(value, float) else seconds_of(value)
     return seconds if 1e9 < seconds < 1e11 else 0.0
 
 
 def json_object(text: Any) -> dict[str, Any]:
-    """The JSON object that the text or bytes hold; an empty one for anything else."""
+    """The JSON object in the text or bytes; empty for anything else."""
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError):

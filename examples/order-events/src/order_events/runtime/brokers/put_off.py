@@ -1,7 +1,7 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
 """Messages whose retry or dead letter the broker did not store: they stay unacked in this process, and are tried again.
 
-If they were requeued, they would be redelivered at once, endlessly. No worker waits for them; other messages are handled.
+A requeue would redeliver them at once, endlessly. No worker waits for them; other messages are handled.
 """
 
 import asyncio
@@ -13,16 +13,16 @@ from ..message import Message
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
-"""Until the next try."""
+"""The first and the longest wait before another try."""
 END_SECONDS = 0.5
-"""For tries that are under way when the source stops."""
+"""The time limit for tries that are under way when the source stops."""
 
 Store = Callable[[Message, str, str, float], Coroutine[Any, Any, None]]
-"""With the settlement ("retry" or "reject"), its reason, and the delay of a retry in seconds."""
+"""Takes the message, the settlement ("retry" or "reject"), its reason, and the delay of a retry in seconds."""
 
 
 class PutOffs:
-    """The functions are the source's: ``held`` says whether the message can still be settled."""
+    """One source's put-off messages. The functions are the source's: ``held`` says if a message can be settled."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class PutOffs:
         store: Store,
     ) -> None:
         self.reason = ""
-        """Why, while there are some; else empty."""
+        """Why messages are put off; empty if none is."""
         self._held, self._release, self._deliver, self._store = held, release, deliver, store
         self.counts: dict[Message, int] = {}
-        """How often each was put off that is not settled yet."""
+        """How often each unsettled message was put off."""
         self.timers: dict[Message, asyncio.TimerHandle] = {}
         self._storing: dict[asyncio.Task[None], Message] = {}
 
@@ -44,7 +44,7 @@ class PutOffs:
     ) -> None:
         """Try again after a pause that grows with each time.
 
-        A dead letter is stored again, and a retry whose delay is not over. Else the retry happens in this process.
+        A dead letter, or a retry whose delay has not passed, is stored again; another retry happens in this process.
         """
         self.reason = why
         count = self.counts[message] = self.counts.get(message, 0) + 1
@@ -75,7 +75,7 @@ class PutOffs:
                 self.reason = ""
 
     async def end(self) -> list[Message]:
-        """No further try: returns the messages that are still here."""
+        """Stop trying, and return the messages that are still put off."""
         messages = list(self.timers)
         for timer in self.timers.values():
             timer.cancel()

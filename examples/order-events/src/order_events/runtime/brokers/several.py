@@ -37,7 +37,7 @@ def _of_each(method: str) -> Callable[..., Any]:
 
 
 class Several(Broker):
-    """See the module. ``make`` makes the source of one name, for a prefetch."""
+    """``make`` makes the source of one name, with a prefetch."""
 
     ack, retry, reject = map(_by_its_source, ("ack", "retry", "reject"))
     requeue, put_back = map(_by_its_source, ("requeue", "put_back"))
@@ -53,7 +53,7 @@ class Several(Broker):
     ) -> None:
         each = [settings.model_copy(update={"source": name}) for name in settings.sources]
         prefetches = [prefetch] * len(each)
-        if settings.prefetch is not None:  # of all together
+        if settings.prefetch is not None:  # the prefetch of all sources together
             few, more = divmod(prefetch, len(each))
             prefetches = [max(1, few + (place < more)) for place in range(len(each))]
         self._make: Callable[[], list[Broker]] = lambda: [*map(make, each, prefetches)]
@@ -76,7 +76,7 @@ class Several(Broker):
                 for source in self.sources:
                     await opened.enter_async_context(source)
             except BaseException:
-                self.sources = self._make()  # each is used once
+                self.sources = self._make()  # a source is used only once
                 self._unite()
                 raise
             opened.pop_all()
@@ -109,7 +109,7 @@ class Several(Broker):
         await together(source.stop() for source in self.sources)
 
     async def _stop_fetching(self) -> None:
-        """Each source does that in its `stop`."""
+        """Each source stops fetching in its own `stop`."""
 
     async def flush(self) -> None:
         await together(source.flush() for source in self.sources)
@@ -139,7 +139,7 @@ class Several(Broker):
                 at, place, letter, letters = heappop(heads)
                 letter.receipt = place, letter.receipt
                 yield letter
-                if (letter := await anext(letters, None)) is not None:  # each keeps its own order
+                if (letter := await anext(letters, None)) is not None:  # each source has its order
                     heappush(heads, (max(at, letter.dead_lettered_at), place, letter, letters))
 
     async def _take_letters(

@@ -5,12 +5,12 @@
 and `declare` creates it. It must be on a local disk, not on a network share.
 
 A consumer is a row with an expiry time, its lease. The consumer renews it while it lives, also while a handler runs
-for hours. An unacked message carries its consumer's number. When a consumer dies, another one finds its row expired
+for hours. An unacked message has its consumer's number. When a consumer dies, another one finds its row expired
 and removes it; its messages are then ready again with the same ``attempt``. ``?lease_seconds=30`` in the URL is the
 length of the lease; a consumer whose event loop is blocked for longer counts as dead.
 
 A confirmed publish survives a power failure. Settlements are batched and written with the next transaction, within
-milliseconds; after a kill in between, those messages are redelivered.
+milliseconds; after a kill in between, their messages are redelivered.
 
 Times are the machine's wall clock. If it is set back, delayed retries and the messages of dead consumers are late by
 as much; if it is set forward by more than the lease, unacked messages may be redelivered.
@@ -43,15 +43,15 @@ LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 """How often to look for changes by other processes."""
 LOCK_SECONDS = 0.25
-"""How long SQLite waits for a lock, which blocks every other request to it."""
+"""How long SQLite waits for a lock, which blocks every other request of this process to the file."""
 PATIENCE_SECONDS = LONGEST_PAUSE_SECONDS = 5.0
-"""How long other programs may keep the file locked before that is an outage."""
+"""How long other programs may lock the file before this counts as an outage."""
 STOP_SECONDS = 2.0
 CLOSE_SECONDS = 3.0
 
 APPLICATION_ID = 0x63637131  # in the file's header: it belongs to this broker
 SCHEMA_VERSION = 1
-# Each index is partial, so taking a message costs the same however many others are delayed or in flight.
+# Each index is partial, so taking a message costs the same with any number of delayed or in-flight ones.
 # IF NOT EXISTS: two processes may create the same file at once.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -96,7 +96,7 @@ PUBLISH = """
 INSERT INTO messages (source, id, type, headers, body, due_at)
 VALUES (:source, :id, :type, :headers, :body, :due_at)
 """
-# With the ack of the message that leads to it, if that is still held.
+# Publishes with the ack of the incoming message, if this consumer still has it.
 PUBLISH_TOO = """
 INSERT INTO messages (source, id, type, headers, body, due_at)
 SELECT :source{0}, :id{0}, :type{0}, :headers{0}, :body{0}, :due_at{0}
@@ -113,10 +113,10 @@ WHERE source = :source AND consumer IS NULL AND {} LIMIT :limit
 """
 FIND_DUE = FIND.format("due_at > 0 AND due_at <= :now ORDER BY due_at")
 FIND_READY = FIND.format("due_at = 0 ORDER BY seq")
-FIND_ODD = FIND.format("due_at < 0 ORDER BY due_at")  # as only another program writes it
+FIND_ODD = FIND.format("due_at < 0 ORDER BY due_at")  # only another program writes it
 TAKE = "UPDATE messages SET consumer = ? WHERE seq = ?"
 
-# Settling counts only while the lease does: the last statement changes one row, or none.
+# A settlement counts only during the lease: otherwise the last statement changes no row.
 ACK = ("DELETE FROM messages WHERE seq = :seq AND consumer = :consumer",)
 RETRY = (
     """UPDATE messages SET consumer = NULL, due_at = :due_at, failures = :failures, crashes = 0
@@ -193,10 +193,10 @@ class SqliteBroker(Broker):
         self._file_identity: tuple[int, int] | None = None
         self._thread: ThreadPoolExecutor | None = None  # the only user of the connection
         self._connection: sqlite3.Connection | None = None
-        # For reads in the event loop: a request to the thread would double the CPU time of an idle consumer.
+        # Reads in the event loop: a request to the thread would double the CPU time of an idle consumer.
         self._watch: sqlite3.Connection | None = None
         self.connectivity = Connectivity(str(self._file))
-        self._consumer = 0  # our row in the table of consumers; no row has the number 0
+        self._consumer = 0  # our row in the table of consumers; 0 before there is one
         self._renew_at = -math.inf  # time.monotonic(), in seconds
         self._fetcher: asyncio.Task[None] | None = None
         self._fetching = False
@@ -244,7 +244,7 @@ class SqliteBroker(Broker):
             self._end_thread()
 
     def _open(self, declaring: bool) -> None:
-        """Without ``declaring``, a file that does not exist or is empty stays so, and is not open."""
+        """Without ``declaring``, a file that does not exist or is empty stays so, and is not opened."""
         _check_rights(self._file)
         if not (declaring or os.access(self._file, os.F_OK)):
             return
@@ -255,7 +255,7 @@ class SqliteBroker(Broker):
                 connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, isolation_level=None)
                 self._connection = connection
                 connection.text_factory = bytes  # other programs' text may be invalid UTF-8
-                connection.execute("PRAGMA synchronous = FULL")  # of each connection
+                connection.execute("PRAGMA synchronous = FULL")  # for each connection
                 self._watch = sqlite3.connect(self._file, timeout=0, check_same_thread=False)
                 self._file_identity = _identity(self._file)
             exists = self._find_tables(connection)
@@ -313,7 +313,7 @@ class SqliteBroker(Broker):
     async def flush(self) -> None:
         if self._fetcher is None or self._fetcher.done():
             return
-        self._flushed.clear()  # until the transaction in progress has been answered too
+        self._flushed.clear()  # until the transaction in progress has been answered, too
         self._wake.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
@@ -350,7 +350,7 @@ class SqliteBroker(Broker):
         return super()._room() if self._fetching else 0
 
     def _has_work(self) -> bool:
-        """Whether a transaction is needed. Looking takes no lock, and happens 20 times a second."""
+        """Whether a transaction is needed. This check takes no lock, and runs 20 times a second."""
         if self._settlements or time.monotonic() >= self._renew_at:
             return True
         if self._room() <= 0:
@@ -365,7 +365,7 @@ class SqliteBroker(Broker):
     async def _exchange_once(self) -> None:
         settlements = self._settlements.copy()
         consumer, lost, rows = await self._call(self._exchange, settlements, self._room())
-        # Not earlier: during an outage they are kept, and written again.
+        # After the call: during an outage they are kept, and written again.
         del self._settlements[: len(settlements)]
         if consumer != self._consumer:
             # The lease expired, and the messages are redelivered: drop those that no worker took.
@@ -383,7 +383,7 @@ class SqliteBroker(Broker):
                 headers=json_object(text) if text else {},
                 failures=failures,
                 published_at=at,
-                receipt={"seq": seq, "consumer": consumer},  # its row, and who got it
+                receipt={"seq": seq, "consumer": consumer},  # the row and the consumer that got it
                 origin=self._origin,
             )
             message.deliveries += count_of(crashes) if crashes else 0
@@ -401,8 +401,8 @@ class SqliteBroker(Broker):
         with self._transaction() as connection:
             lost = _settle(connection, settlements)
             if not renewing:
-                # Another consumer, with a fast clock, may have removed this consumer's row; messages taken with
-                # a number that no row has would stay unacked forever.
+                # Another consumer with a fast clock may have removed this consumer's row; messages that were taken with
+                # the number of no row would stay unacked forever.
                 (alive,) = connection.execute(IS_ALIVE, (consumer,)).fetchone()
                 renewing = not alive
             if renewing:
@@ -478,7 +478,7 @@ class SqliteBroker(Broker):
         """Raises BrokerRefused for headers that are not JSON."""
         headers = headers_of(message)
         _, source = self.destination_of(message)
-        try:  # here: what SQLite cannot take would end the transaction of everybody's settlements
+        try:  # here: a value that SQLite cannot store would end the transaction with all settlements
             for text in (source, message.id, message.type):
                 text.encode()
             packed = json.dumps(headers) if headers else ""
@@ -525,7 +525,7 @@ class SqliteBroker(Broker):
         return int(found[0]) if found else 0
 
     async def _read(self, query: str, **parameters: Any) -> Any:
-        """The first row; None if there is none, or no file."""
+        """The first row; None if there is no row or no file."""
         return next(iter(await self._read_all(query, **parameters)), None)
 
     async def _read_all(self, query: str, **parameters: Any) -> list[Any]:
@@ -581,7 +581,7 @@ def _parse(text: str) -> tuple[Path, float]:
 
 
 def _check_rights(file: Path) -> None:
-    """Before SQLite opens it: a reader without the right to write leaves files that keep the owner out."""
+    """Check before SQLite opens the file: a reader without write access leaves files that keep the owner out."""
     for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
         effective = os.access in os.supports_effective_ids
         with suppress(FileNotFoundError):

@@ -97,13 +97,13 @@ class BrokerUrl:
     def tls_context(self) -> ssl.SSLContext:
         """A client's context that verifies the broker. Raises BrokerRefused.
 
-        To be called for each connection, since certificates are renewed on disk.
+        Call it for each connection, since certificates may be renewed on disk.
         """
         cafile, certfile, keyfile = map(self.options.get, TLS_OPTIONS)
         try:
             context = ssl.create_default_context(cafile=cafile)
             if certfile is not None:
-                context.load_cert_chain(certfile, keyfile, password="")  # else OpenSSL asks for one
+                context.load_cert_chain(certfile, keyfile, password="")  # or OpenSSL asks for one
         except (OSError, ValueError) as error:
             raise MendableRefusal(
                 f"CONSUMER_BROKER_URL: cafile, certfile or keyfile (without a passphrase): {error}"
@@ -112,7 +112,7 @@ class BrokerUrl:
 
 
 class CurrentUrl(Generic[U]):
-    """To be called for each attempt to connect: CONSUMER_BROKER_URL_FILE has another password when it was rotated.
+    """Call it for each attempt to connect: CONSUMER_BROKER_URL_FILE may have a rotated password.
 
     ``parse`` makes the broker's URL of the text, and raises BrokerRefused; its ``str`` is the address.
     """
@@ -123,7 +123,7 @@ class CurrentUrl(Generic[U]):
         self._url = parse(self._text)
 
     def __call__(self) -> U:
-        with suppress(OSError, UnicodeError, BrokerRefused):  # then the last one may still be right
+        with suppress(OSError, UnicodeError, BrokerRefused):  # the last URL may still be right
             if (text := Path(self._file).read_text("utf-8").strip()) != self._text:
                 keep_secret({"secret": text})
                 if str(url := self._parse(text)) == str(self._url):  # no other broker gets it

@@ -50,10 +50,10 @@ EXIT_BROKEN_PIPE = 128 + 13  # SIGPIPE, by its number: Windows has no such name
 
 @dataclass(kw_only=True)
 class Service:
-    """What `main` runs.
+    """The service that `main` runs.
 
-    ``name`` is the service's name and its default queue; ``settings_class`` are the service's own; ``lifespan``
-    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for other formats
+    ``name`` is the service's name and its default queue; ``settings_class`` is that of its own settings; ``lifespan``
+    opens and closes what handlers share; ``around`` wraps every call of a handler; ``decoders`` are for formats other
     than JSON, by content type; ``examples`` are messages for `demo` and `rehearse`, by type. For `rehearse`, ``effects``
     returns what handlers did, and ``failure`` is what they raise when a dependency fails.
     """
@@ -109,7 +109,7 @@ def _make_parser(name: str) -> argparse.ArgumentParser:
         prog=name,
         description="Message consumer with graceful shutdown.",
         epilog="Settings are CONSUMER_... environment variables; see .env.example.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # so the version is one line
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # so that the version stays on one line
     )
     parser.add_argument("--version", action="version", version=_versions(name))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -301,11 +301,11 @@ def _browse_dead_letters(service: Service, arguments: argparse.Namespace) -> int
     router = service.router()
 
     async def serve_page(source: Broker) -> int:
-        await source.count_dead_letters()  # raises, where there are none
+        await source.count_dead_letters()  # raises if the broker stores none
         await browse(source, router, service.lifespan, arguments.port)
         return ExitCode.DRAINED
 
-    with suppress(CancellationRequested):  # the way to end it
+    with suppress(CancellationRequested):  # a signal ends the command
         return _with_source(service, serve_page)
     return ExitCode.DRAINED
 
@@ -335,7 +335,7 @@ def _new_handler(_service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _with_source(service: Service, use: Use) -> int:
-    """Connect once and use the source; a signal ends it with CancellationRequested(signal)."""
+    """Connect once and use the source; a signal raises CancellationRequested(signal)."""
     settings = service.settings()
     configure_logs("console", "error")
     source = make_source(settings)

@@ -33,9 +33,9 @@ def run_reloading() -> int:
             child.send_signal(signum)
 
     def start() -> subprocess.Popen[bytes]:
-        # In a session of its own: Ctrl-C reaches the child once, by `forward`.
+        # The child has its own session: Ctrl-C reaches it once, by `forward`.
         children.append(subprocess.Popen(command, start_new_session=True))
-        if stopping.is_set():  # before there was a child to tell
+        if stopping.is_set():  # the signal came before the child existed
             children[-1].terminate()
         return children[-1]
 
@@ -46,7 +46,7 @@ def run_reloading() -> int:
     try:
         dotenv = Path(".env").read_bytes() if Path(".env").exists() else b""
         for changes in watch(Path(__file__).parents[2], stop_event=stopping, **options):
-            before = dotenv  # not watched, as editors replace the file
+            before = dotenv  # read, not watched, since editors replace the file
             with suppress(OSError):
                 dotenv = Path(".env").read_bytes()
             changed = [*(path for _, path in changes), *[".env"] * (dotenv != before)]
@@ -59,7 +59,7 @@ def run_reloading() -> int:
             elif child.poll() is not None and not told:
                 told, code = True, child.returncode
                 print(f"ended with exit code {code}; waiting for a change", file=sys.stderr)
-    except (OSError, RuntimeError) as error:  # as at the limit of inotify
+    except (OSError, RuntimeError) as error:  # such as at the limit of inotify
         child.terminate()
         raise UsageError(f"run --reload cannot watch the files: {error}") from error
     finally:

@@ -28,8 +28,8 @@ from ..telemetry import Outcome, Telemetry
 
 RUNTIME, LIBRARY = str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).parent)
 LONGEST_RUN_SECONDS = 10.0
-"""A handler that runs for longer, or for longer than the drain time, gets SIGTERM."""
-LONGEST_DELAY_SECONDS = 0.02  # of the backoff too: RabbitMQ has a queue for each length
+"""A handler that runs longer than this, or than the drain time, gets SIGTERM."""
+LONGEST_DELAY_SECONDS = 0.02  # also the longest backoff: RabbitMQ has a queue for each length
 MOST_MOMENTS = 10_000
 AFTER = -1
 """The moment between the work and its acknowledgement."""
@@ -38,23 +38,23 @@ Kind = Literal["undisturbed", "SIGTERM", "SIGKILL", "deadline", "failure"]
 
 
 def note(**what: Any) -> None:
-    """In one write, so that SIGKILL cuts no line."""
+    """Write a note in one write, so that SIGKILL cuts no line."""
     os.write(1, f"{json.dumps(what)}\n".encode())
 
 
 @functools.cache
 def is_ours(file: str) -> bool:
-    """Whether it is code of the service, not of the runtime or a library."""
+    """Whether the file has code of the service, not of the runtime or a library."""
     return not file.startswith((RUNTIME, LIBRARY, "<")) and "-packages" not in file
 
 
 class Trial(Telemetry):
-    """Disturbs a consumer, whose telemetry it is, and ends it when ``expected`` messages are settled."""
+    """The telemetry of a consumer: it disturbs the consumer, and ends it when ``expected`` messages are settled."""
 
     def __init__(
         self, kind: Kind, moment: int, expected: int, failure: BaseException, traced: bool
     ) -> None:
-        """The first moment is 1; in 0, nothing happens."""
+        """The first moment is 1; with 0, the trial disturbs nothing."""
         super().__init__()
         self._kind, self._moment = kind, moment
         self._expected, self._failure, self._traced = expected, failure, traced
@@ -100,7 +100,7 @@ class Trial(Telemetry):
         source.publish = record
         source.publish_and_ack = functools.partial(Source.publish_and_ack, source)  # in two steps
 
-    # -- what the consumer tells
+    # -- called by the consumer
 
     def handling(self, handler: str, messages: Sequence[Message]) -> float:
         self._threads = set(threading.enumerate())
@@ -131,7 +131,7 @@ class Trial(Telemetry):
         if not self._event.is_set():
             os.kill(os.getpid(), Signals.SIGTERM)
 
-    # -- what outlives its handler
+    # -- tasks and threads that outlive their handler
 
     def _make_task(self, loop: Any, work: Any, **options: Any) -> Any:
         task = asyncio.Task(work, loop=loop, **options)
@@ -186,7 +186,7 @@ class Trial(Telemetry):
 
     @types.coroutine
     def _step(self, call: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        steps = call.__await__()  # by the name `call`, the consumer finds its stack
+        steps = call.__await__()  # `limits.stack_of_task` finds the stack by the name `call`
         thrown: BaseException | None = None
         while True:
             self._step_began_at = time.monotonic()
@@ -202,7 +202,7 @@ class Trial(Telemetry):
             try:
                 if self._reach("suspended", self._where) and self._kind == "deadline":
                     try:
-                        yield from self._loop.create_future()  # what it waits for does not come
+                        yield from self._loop.create_future()  # never done, so the handler waits
                     except BaseException:
                         if awaited is not None:
                             awaited.cancel()
@@ -227,7 +227,7 @@ class Trial(Telemetry):
             self._longest_line_seconds, self._longest_line = seconds, self._where
         if event == "line":
             self._where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            # Not in the head of a `with` that ends, which would then not close.
+            # Not in the head of a `with` that ends: it would not close its context.
             forward = frame.f_lineno > self._last_lines.get(frame, 0)
             self._last_lines[frame] = frame.f_lineno
             if self._reach("line", self._where, forward) and self._kind == "failure":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..consumer import Consumer
 
 KINDS = ("both", "prometheus", "opentelemetry")
-"""The first of them that the service has is made."""
+"""The service uses the first of these that it has."""
 
 CLOSE_SECONDS = 2.0
 """How long `Telemetry.close` may take, unless there is less time left."""
@@ -33,7 +33,7 @@ NO_HANDLER = "none"
 """Stands for the handler of a message whose type no handler has."""
 MOST_VALUES = 50
 OTHER = "_OTHER"
-"""Stands for the types of errors, and the destinations, beyond so many, as in the conventions of OpenTelemetry."""
+"""Stands for the types of errors, and the destinations, above MOST_VALUES, as in the conventions of OpenTelemetry."""
 
 State = Literal["starting", "consuming", "draining", "stopped"]
 
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     kind: Literal["counter", "gauge", "seconds", "histogram"]
     """``seconds`` is a gauge with that unit."""
     name: str
-    """Below ``consumer.``; Prometheus' has ``_`` in place of dots, and ends with the unit."""
+    """The name below ``consumer.``; for Prometheus, ``_`` replaces the dots, and the unit is appended."""
     meaning: str
     value: Any
     """A number, or numbers by a tuple of the labels' values; None if there is none yet."""
@@ -57,13 +57,13 @@ class Reading(NamedTuple):
 
 
 class Telemetry:
-    """Counts only, and exports nothing: the telemetry of a service without any.
+    """Counts only, and exports nothing: for a service without telemetry.
 
-    `readings` and `close` apart, all methods are called in the event loop, for each message: they must not wait or raise.
+    All methods except `readings` and `close` run in the event loop, many for each message: they must not wait or raise.
     """
 
     exports: ClassVar[str] = "off"
-    """What the log event `starting` says: prometheus, otlp, both or off."""
+    """The value in the log event `starting`: prometheus, otlp, both or off."""
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, Outcome], int] = {}
@@ -74,7 +74,7 @@ class Telemetry:
         """Messages that handlers published, by destination."""
         self.version = "unknown"
         self.event_loop_lag: Callable[[], float] = lambda: 0.0
-        """In seconds, of the last minute."""
+        """The longest lag of the last minute, in seconds."""
         self._last_at: float | None = None
 
     def watch(self, consumer: "Consumer") -> None:
@@ -91,11 +91,11 @@ class Telemetry:
         """The handler has ended, in the same task. Its messages are settled next."""
 
     def refused(self, handler: str, message: Message, rejection: BaseException) -> None:
-        """A message that reaches no handler: unknown type (`NO_HANDLER`) or invalid payload. It is settled next."""
+        """A message reaches no handler: unknown type (`NO_HANDLER`) or invalid payload. It is settled next."""
         self.failed(handler, rejection)
 
     def failed(self, handler: str, failure: BaseException, messages: int = 1) -> str:
-        """Count the messages of a failure; returns its type. A `Retry` is planned: not counted, and empty."""
+        """Count the messages of a failure; returns its type. A `Retry` is planned: not counted, without a type."""
         if isinstance(failure, Retry):
             return ""
         error = type(failure).__qualname__
@@ -110,7 +110,7 @@ class Telemetry:
         self._last_at = time.time()
 
     def publishing(self, messages: Sequence[OutgoingMessage]) -> AbstractContextManager[object]:
-        """Around the publishing of messages, to which it may add headers."""
+        """A context for publishing messages, to which it may add headers."""
         return nullcontext()
 
     def count_published(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -120,14 +120,14 @@ class Telemetry:
             self.published[message.to if known else OTHER] += 1
 
     def scrape(self, accept: str) -> tuple[bytes, str] | None:
-        """The body of ``/metrics`` and its content type; None without that page."""
+        """The body of ``/metrics`` and its content type; None if there is no such page."""
         return None
 
     async def close(self, within_seconds: float = CLOSE_SECONDS) -> None:
-        """Export the rest, bounded in time, whatever the collector does."""
+        """Export what is left, within this time, even if the collector does not answer."""
 
     def readings(self, consumer: "Consumer") -> list[Reading]:
-        """All metrics but the durations. May be called in another thread."""
+        """All metrics except the durations. May be called in another thread."""
         outcomes, failed = self.outcomes.copy(), self.failures.copy()
         published = {(destination,): count for destination, count in self.published.copy().items()}
         in_flight, now = [*consumer.in_flight], time.monotonic()
@@ -161,20 +161,20 @@ class Telemetry:
 
 
 def queue_seconds(message: Message) -> float | None:
-    """How long the message waited for its first attempt; None for the others, and if no time of publishing is known."""
+    """How long the message waited for its first attempt; None for later ones, or without a publishing time."""
     if message.attempt > 1 or message.was_tried or not message.published_at_seconds:
         return None
     seconds = time.time() - message.published_at_seconds
-    return seconds if seconds > 0 else 0.0  # the clocks of two machines differ
+    return seconds if seconds > 0 else 0.0  # negative if the clocks of two machines differ
 
 
 def make_telemetry(service: str, settings: ConsumerSettings) -> Telemetry:
-    """The telemetry of this service, whose name is ``service``. Raises SettingsError."""
+    """The telemetry of the service with this name. Raises SettingsError."""
     made = Telemetry()
     for kind in KINDS:
         if find_spec(f".{kind}", __name__):
             made = import_module(f".{kind}", __name__).make_telemetry(service, settings) or made
             break
-    for distribution in metadata.distributions(name=service):  # none, if it is run from its sources
+    for distribution in metadata.distributions(name=service):  # none if it runs from its sources
         made.version = distribution.version
     return made

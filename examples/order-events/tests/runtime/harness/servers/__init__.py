@@ -1,8 +1,8 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""Real brokers for the tests: one module for each. The tests run on every broker whose module lies here.
+"""Real brokers for the tests, with one module for each. The tests run on every broker with a module in this folder.
 
-Each module has ``shared(directory)``, a context manager that gives a `Server` which all tests may use at once, each
-with a queue of its own. A broker that is a program on the network also has ``private(directory)``, which gives a
+Each module has ``shared(directory)``, a context manager with a `Server` that all tests may use at once, each with its
+own queue. A broker that is a program on the network also has ``private(directory)``, a context manager with a
 `PrivateServer` that a test may kill and restart, and ``most_repeated(prefetch)``: how many messages that were handled
 may be redelivered after that. Both raise `ServerMissing` where no server is available.
 """
@@ -38,14 +38,14 @@ class Counts:
     """Waiting for a retry delay to pass."""
     dead: int
     held: int = field(default=0, compare=False)
-    """Leased by a consumer, which may be dead; 0 where the end of its connection requeues them at once."""
+    """Leased by a consumer, which may be dead; 0 if the end of a connection requeues its messages at once."""
 
 
 class Server(ABC):
-    """One server, and what the broker itself says of a queue."""
+    """One server, and the broker's own counts of a queue."""
 
     url: str
-    """For CONSUMER_BROKER_URL."""
+    """The URL for CONSUMER_BROKER_URL."""
     lease_option = ""
     """The option of the URL with the shortest time after which the messages of a dead consumer are redelivered."""
 
@@ -55,20 +55,20 @@ class Server(ABC):
         return f"{self.url}{separator}{self.lease_option}" if self.lease_option else self.url
 
     async def introduce_consumer(self, settings: "ConsumerSettings") -> None:
-        """Start this consumer once, where a broker retains no messages for one that it has never seen."""
+        """Start this consumer once, if the broker retains messages only for a consumer that it has seen."""
         return
 
     @abstractmethod
     def counts(self, queue: str) -> Counts:
-        """Counts of messages; one that is in flight at a live consumer may be missing from all of them."""
+        """Counts of messages; a message in flight at a live consumer may be missing from all of them."""
 
     @abstractmethod
     def consumers(self, queue: str) -> int:
-        """How many consumers the broker sees on the queue; -1 where a broker cannot tell."""
+        """How many consumers the broker sees on the queue; -1 if the broker does not count them."""
 
     @abstractmethod
     def delete(self, queue: str) -> None:
-        """Remove the queue and all that belongs to it; no error if it does not exist."""
+        """Delete the queue and everything that belongs to it; no error if it does not exist."""
 
 
 class PrivateServer(Server):
@@ -95,10 +95,10 @@ def skip_without_server(missing: ServerMissing) -> NoReturn:
 
 
 BROKERS = [name for _, name, _ in iter_modules(__path__) if name not in ("local", "proxy")]
-"""In a service its own broker; in the template all of them."""
+"""A service has only its own broker; the template has all of them."""
 SERVED_BROKERS = [
     name  # read, not imported: a missing client library is reported by the tests that need it
     for name in BROKERS
     if "\ndef private(" in Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
 ]
-"""The brokers that are a program on the network, which can be killed, and be unresponsive."""
+"""The brokers that are a program on the network, which can be killed, or be unresponsive."""

@@ -1,5 +1,5 @@
 # cookiecutter-consumer 0.1.0 | vendored, do not edit it here | SPDX-License-Identifier: 0BSD
-"""A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is gone afterwards."""
+"""A real RabbitMQ: the one that CONSUMER_TEST_BROKER_URL names, or a private one that is deleted afterwards."""
 
 import asyncio
 import os
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 IMAGE = "rabbitmq:4.1.4"
 DISK_FREE_BYTES = 10**7
-"""Less free disk than that is an alarm."""
+"""Less free disk than this is an alarm."""
 
 BACK_OFFS_SECONDS = [(1, 300), (0.1, 0.4)]
-"""The values of CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS in tests; their queues are counted."""
+"""The values of CONSUMER_RETRY_SECONDS and CONSUMER_RETRY_MAX_SECONDS in tests; their retry queues are counted."""
 
-# The packages' own rabbitmq-server wants to be root and becomes another user; the script behind it does not.
+# The packages' own rabbitmq-server requires root and changes its user; the script that it calls does not.
 SCRIPTS = (
     "/usr/lib/rabbitmq/bin/rabbitmq-server",
     "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server",
@@ -67,13 +67,13 @@ class RabbitServer(Server):
 
 
 def _queues(queue: str) -> list[str]:
-    """All that the runtime may have made for it."""
+    """All queues that the runtime may have created for it."""
     retries = [f"{queue}.retry.{ms}" for one in BACK_OFFS_SECONDS for ms in delays_ms(*one)]
     return [queue, f"{queue}.dead", *retries]
 
 
 async def _declared(connection: AbstractConnection, name: str) -> tuple[int, int]:
-    """The number of ready messages, and of consumers; 0 if there is no such queue."""
+    """The number of ready messages, and of consumers; 0 if the queue does not exist."""
     try:
         async with connection.channel() as channel:
             queue = await channel.declare_queue(name, passive=True)
@@ -104,14 +104,14 @@ def find_script() -> str | None:
 
 @contextmanager
 def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
-    """Own port, own data, own Erlang port mapper; a rabbitmq.conf that lies there is used."""
+    """Its own port, data and Erlang port mapper; it uses a rabbitmq.conf in the directory."""
     port, distribution_port, epmd_port = free_ports(3)
     with (directory / "rabbitmq.conf").open("a") as configuration:
         configuration.write(f"disk_free_limit.absolute = {DISK_FREE_BYTES}\n")
     (directory / "enabled_plugins").write_text("[].")
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(directory),  # the Erlang cookie lies there
+        "HOME": str(directory),  # the directory of the Erlang cookie
         "LANG": "C.UTF-8",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -128,7 +128,7 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
             "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
         ),
     }
-    # Started here, because one that the node starts would outlive it.
+    # Started here, because a mapper that the node starts would survive it.
     epmd = spawn(["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"], directory, environment)
     try:
         node = ServerProcess([script], directory, lambda: _answers(port), environment)
@@ -141,7 +141,7 @@ def _installed(script: str, directory: Path) -> Iterator[PrivateRabbit]:
 @contextmanager
 def _in_docker(directory: Path) -> Iterator[PrivateRabbit]:
     (port,) = free_ports(1)
-    # The data is found again under the host's name, so that must stay.
+    # The data belongs to the host's name, so that must stay the same.
     container = ServerContainer(
         IMAGE, 5672, port, directory, lambda: _answers(port), "--hostname", "rabbitmq"
     )
@@ -150,12 +150,12 @@ def _in_docker(directory: Path) -> Iterator[PrivateRabbit]:
 
 
 def most_repeated(prefetch: int) -> float:
-    """The in-flight messages, and those acked in the last instant: all unacked, as the broker saw it."""
+    """The in-flight messages, and those acked in the last instant: the broker saw all of them unacked."""
     return prefetch
 
 
 def private(directory: Path) -> AbstractContextManager[PrivateServer]:
-    # Not the one that is shared: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
+    # Not the shared server: RabbitMQ 3.10 that deletes a quorum queue just after its start loses the
     # supervisor of its dead-letter workers (rabbit_fifo_dlx_sup), and every later queue of this kind fails.
     if (script := find_script()) is not None:
         return _installed(script, directory)
@@ -174,7 +174,7 @@ def shared(directory: Path) -> AbstractContextManager[Server]:
 
 
 def _answers(port: int) -> bool:
-    """Whether a broker opens the conversation: the port alone may be open long before that."""
+    """Whether a broker answers: the port alone may be open long before."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
             connection.sendall(b"AMQP\0\0\x09\x01")
