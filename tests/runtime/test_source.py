@@ -532,12 +532,11 @@ async def test_a_redelivery_of_an_in_flight_message_is_settled_by_its_handler() 
 async def test_a_fetch_without_a_message_forgets_no_large_one() -> None:
     """Else an idle source would ask for more of them than fit into its memory."""
     made = Storing()
-    await made._deliver_fetched([Message(bytes(2**23)), message()])
+    await made._deliver_fetched([message(), Message(bytes(2**23))])
     for _ in range(20):
         await made._deliver_fetched([])
     assert made._large_bytes == 2**23
-    for _ in range(20):
-        await made._deliver_fetched([message()])
+    await made._deliver_fetched([message() for _ in range(20)])
     assert made._large_bytes < 2**16
 
 

@@ -1159,7 +1159,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
                     pass  # its handler settles this delivery
                 else:
                     messages.append(message)
-            if messages and not self._deliver(*messages):
+            if not self._deliver(*messages):
                 for message in messages:
                     await self.requeue(message)
         if batch:

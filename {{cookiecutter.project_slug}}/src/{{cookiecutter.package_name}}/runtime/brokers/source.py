@@ -269,18 +269,18 @@ class Source(Publisher):
 
     def _deliver(self, *messages: Message) -> bool:
         """Offer deliveries to the workers. Returns False once `stop` requeues: then the fetcher must requeue them."""
-        self._large_bytes -= self._large_bytes >> 2
         for message in messages:
             if self._type_of is not None:
                 self._complete(message)
             message.source = self
             if "source" not in message.origin:
                 message.origin = {**message.origin, "source": self.settings.source}
-            if (size := len(message.body)) > self._large_bytes:
-                self._large_bytes = size
+            size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
+            self._large_bytes = size if size > shrunk else shrunk
         self.unacked.update(messages)
-        for message in () if self.ended else messages:
-            self.buffer.put(message)
+        if not self.ended:
+            for message in messages:
+                self.buffer.put(message)
         return not self.ended
 
     async def _deliver_fetched(self, messages: Sequence[Message]) -> None:
@@ -288,7 +288,7 @@ class Source(Publisher):
         known = (*self.in_flight, *self.suspects.waiting)
         if not all(map(self._is_held, filter(self._is_ours, known))):
             messages = [one for one in messages if not self._still_in_flight(one)]
-        if messages and not self._deliver(*messages):
+        if not self._deliver(*messages):
             for message in messages:
                 await self.requeue(message)
 
