@@ -379,8 +379,7 @@ class Consumer:
             name_in_flight(self.in_flight)
 
     def _add_to_batch(self, handler: Handler, message: Message, payload: Any) -> None:
-        batch = self._open_batches.get(handler)
-        if batch is None:
+        if (batch := self._open_batches.get(handler)) is None:
             batch = self._open_batches[handler] = _Batch(self.limits.calls_of(None))
             self._start(self._process_batch(handler, batch), name=f"batch-{handler.name}")
         message.call = batch.call

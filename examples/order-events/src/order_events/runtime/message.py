@@ -119,25 +119,22 @@ class Message:
     headers: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     published_at_seconds: float = 0.0  # Unix time; 0 if unknown
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """The message's origin, such as exchange and routing_key, subject, or topic, partition and offset."""
+    receipt: Any = None  # the broker's own handle of this delivery, for its source only
     key: str = ""
     content_type: str = ""
     content_encoding: str = ""
     correlation_id: str = ""
     reply_to: str = ""
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    """The message's origin, such as exchange and routing_key, subject, or topic, partition and offset."""
     handler: str = ""  # the key in HANDLERS of its handler
     taken_at: float = 0.0  # when a worker took it; time.monotonic()
     call: Any = None  # its handler's call: see `limits.Call`
-    receipt: Any = None
-    """The broker's own handle of this delivery, for its source only."""
-    source: Any = None
-    """The source that delivered it."""
+    source: Any = None  # the source that delivered it
     context: HandlerContext | None = None
     deliveries: int = 1
     """1, and one more for each delivery that ended with neither a settlement nor a shutdown, as by a crash."""
-    published_count: int = 0
-    """How many messages its handler has published: the id of each contains this number."""
+    published_count: int = 0  # by its handler: the id of each message contains this number
     was_tried: bool = False
     """Whether this process has called its handler without counting an attempt."""
 

@@ -74,15 +74,16 @@ def make_message(
     """
     body = body if isinstance(body, bytes) else bytes_of(body)
     headers = headers if isinstance(headers, dict) else {}
-    texts: dict[str, Any] = {}
-    if properties is not None:
-        texts = {name: text_of(value) for name, value in properties.items() if value}
-    elif headers:
-        found = PROPERTIES.keys() & headers
-        texts = {PROPERTIES[name]: text_of(headers[name]) for name in found}
-    if not (id and type) and (headers or texts):
-        event = _cloud_event(body, headers, texts.get("content_type", ""))
-        id, type = id or _short(event.get("id")), type or event.get("type")
+    texts: dict[str, str] | None = None
+    if headers or properties:
+        if properties is None:
+            found = PROPERTIES.keys() & headers
+            texts = {PROPERTIES[name]: text_of(headers[name]) for name in found}
+        else:
+            texts = {name: text_of(value) for name, value in properties.items() if value}
+        if not (id and type):
+            event = _cloud_event(body, headers, texts.get("content_type", ""))
+            id, type = id or _short(event.get("id")), type or event.get("type")
     message = Message(  # without keywords, which would cost as much as all values
         body,
         text_of(id or fallback_id) or MadeUpId(uuid.uuid4().hex),
@@ -90,10 +91,11 @@ def make_message(
         headers,
         count_of(failures) + 1 if failures else 1,
         time_of(published_at) if published_at else 0.0,
+        origin,
+        receipt,
     )
-    message.receipt, message.origin = receipt, origin
-    for name in texts:
-        setattr(message, name, texts[name])
+    for name, text in texts.items() if texts else ():
+        setattr(message, name, text)
     return message
 
 
@@ -201,10 +203,9 @@ def text_of(value: object) -> str:
 
 def count_of(value: object) -> int:
     """The value as a whole number above 0, if it is a number or text of one; otherwise 0."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    if isinstance(value, str):
-        value = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
+    if isinstance(value, bytes | str):
+        text = text_of(value)
+        value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
     return value if isinstance(value, int) and 0 < value < 1_000_000_000 else 0
 
 

@@ -168,8 +168,8 @@ class Source(Publisher):
         self.in_flight: Iterable[Message] = ()
         """The messages that handlers work on, even if the broker has taken the delivery back. The consumer sets it."""
         self.put_offs = PutOffs(
-            self._is_held, self._release, self._buffer_again, self._try_to_store
-        )
+            self._is_held, self._release, lambda one: self.buffer.put(one), self._try_to_store
+        )  # looked up then: `Several` and `Limits` replace the buffer
         """Messages whose retry or dead letter the broker did not store."""
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
@@ -243,9 +243,6 @@ class Source(Publisher):
     async def begin_alone(self, message: Message) -> None:
         """Record that this suspect's handler begins, where the broker may redeliver other waiting suspects first."""
 
-    def _buffer_again(self, message: Message) -> None:
-        self.buffer.put(message)  # looked up now: `Several` and `Limits` replace the buffer
-
     def _is_ours(self, message: Message) -> bool:
         return message.source is self
 
@@ -270,19 +267,30 @@ class Source(Publisher):
         most = MOST_BYTES // known if self.bounds_bytes else self.prefetch
         return min(self.prefetch, most or 1) - len(self.unacked)
 
-    def _deliver(self, message: Message) -> bool:
-        """Offer a delivery to the workers. Returns False once `stop` requeues: then the fetcher must requeue it."""
-        if self._type_of is not None:
-            self._complete(message)
-        message.source = self
-        if "source" not in message.origin:
-            message.origin = {**message.origin, "source": self.settings.source}
-        self.unacked.add(message)
-        size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
-        self._large_bytes = size if size > shrunk else shrunk
+    def _deliver(self, *messages: Message) -> bool:
+        """Offer deliveries to the workers. Returns False once `stop` requeues: then the fetcher must requeue them."""
+        for message in messages:
+            if self._type_of is not None:
+                self._complete(message)
+            message.source = self
+            if "source" not in message.origin:
+                message.origin = {**message.origin, "source": self.settings.source}
+            size, shrunk = len(message.body), self._large_bytes - (self._large_bytes >> 2)
+            self._large_bytes = size if size > shrunk else shrunk
+        self.unacked.update(messages)
         if not self.ended:
-            self.buffer.put(message)
+            for message in messages:
+                self.buffer.put(message)
         return not self.ended
+
+    async def _deliver_fetched(self, messages: Sequence[Message]) -> None:
+        """Deliver or requeue the messages, except redeliveries of in-flight messages, whose handlers settle them."""
+        known = (*self.in_flight, *self.suspects.waiting)
+        if not all(map(self._is_held, filter(self._is_ours, known))):
+            messages = [one for one in messages if not self._still_in_flight(one)]
+        if not self._deliver(*messages):
+            for message in messages:
+                await self.requeue(message)
 
     def _complete(self, message: Message) -> None:
         """Give a message without a type the type that CONSUMER_TYPE_FROM names."""
@@ -291,11 +299,6 @@ class Source(Publisher):
 
     def _is_held(self, message: Message) -> bool:
         return message in self.unacked and not self._lost_because(message)
-
-    def _some_in_flight_is_lost(self) -> bool:
-        """Whether `_still_in_flight` can find a message: one check for many deliveries."""
-        known = (*self.in_flight, *self.suspects.waiting)
-        return not all(map(self._is_held, filter(self._is_ours, known)))
 
     def _still_in_flight(self, message: Message) -> Message | None:
         """The message that a handler works on, if this is its redelivery: the handler then settles this delivery."""

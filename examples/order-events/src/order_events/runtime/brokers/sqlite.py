@@ -374,7 +374,7 @@ class SqliteBroker(Broker):
                 self._release(message)
         for settlement in lost:
             log_settlement_lost(settlement.message, settlement.verb, "its lease had expired")
-        some_lost = self._some_in_flight_is_lost()
+        messages = []
         for body, id, type, text, failures, at, crashes, seq in rows:
             message = make_message(
                 body,
@@ -387,8 +387,8 @@ class SqliteBroker(Broker):
                 origin=self._origin,
             )
             message.deliveries += count_of(crashes) if crashes else 0
-            if not ((some_lost and self._still_in_flight(message)) or self._deliver(message)):
-                await self.requeue(message)
+            messages.append(message)
+        await self._deliver_fetched(messages)
 
     def _exchange(
         self, settlements: list[Settlement], room: int
