@@ -549,6 +549,26 @@ class TestWaking:
             published = await publish(publisher, 1)
             assert await ack_all(source, 1) == published
 
+    async def test_a_connection_that_is_terminated_within_a_request_is_an_outage(
+        self, connect: Connect, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """asyncpg has no protocol then, and raises AttributeError."""
+        async with connect(prefetch=1) as source, connect(prefetch=0) as publisher:
+            await in_use(source)
+            get_statement = asyncpg.Connection._get_statement
+
+            async def terminating(connection: Any, *arguments: Any, **options: Any) -> Any:
+                statement = await get_statement(connection, *arguments, **options)
+                if connection is ended:
+                    connection.terminate()
+                return statement
+
+            ended = source._connection
+            monkeypatch.setattr(asyncpg.Connection, "_get_statement", terminating)
+            published = await publish(publisher, 1)
+            assert await ack_all(source, 1) == published
+        assert find(events, "reconnecting")
+
     async def test_an_idle_consumer_sends_no_request(self, connect: Connect, proxy: Proxy) -> None:
         async with connect(url=proxy.url) as source, connect(prefetch=0) as elsewhere:
             await publish(source, 1)

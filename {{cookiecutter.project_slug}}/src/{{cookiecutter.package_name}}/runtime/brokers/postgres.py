@@ -558,10 +558,13 @@ class PostgresBroker(Broker):
             try:
                 async with _transaction(connection) if self._pgbouncer else nullcontext():
                     yield
-            except BaseException:
+            except BaseException as error:
+                was_closed = connection.is_closed()
                 # asyncpg ends a cancelled query by a task that asks the server, which may be unresponsive.
                 connection.terminate()
                 await asyncio.sleep(0)  # until that task has ended
+                if was_closed and isinstance(error, AttributeError):  # asyncpg's, in mid-request
+                    raise self._requests.lost() from error
                 raise
 
     async def _connect(self) -> None:
