@@ -1193,6 +1193,25 @@ class TestTopics:
             assert ids_before
             await source.ack(after)
 
+    async def test_a_topic_that_is_created_again_long_after_its_deletion_is_read(
+        self, connect: Connect, broker: Server, queue: str, shorten: Callable[..., None]
+    ) -> None:
+        shorten(1, "DISCOVER_SECONDS")
+        async with connect() as source, connect(prefetch=0) as other:
+            await publish(source, 1)
+            assert await ack_all(source, 1)
+            await asyncio.to_thread(broker.delete, queue)
+
+            async def partitions() -> int:
+                return len([tp for tp in source._consumer.assignment() if tp.topic == queue])
+
+            await eventually(0, partitions)
+            await other.declare()
+            await produce(broker, queue, value=b"new", partition=0)
+            (after,) = await take(source, 1)
+            await source.ack(after)
+        assert after.body == b"new"
+
     async def test_ids_do_not_repeat_in_a_topic_that_is_created_again(
         self, connect: Connect, broker: Server, queue: str
     ) -> None:

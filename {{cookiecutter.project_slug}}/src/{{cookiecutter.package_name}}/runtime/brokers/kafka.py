@@ -117,7 +117,7 @@ CHECK_SECONDS = 1.0
 """How often to check that the broker can be reached, since aiokafka does not report outages."""
 POLL_SECONDS = 1.0
 DISCOVER_SECONDS = 30.0
-"""The delay until a new topic that a pattern matches is read."""
+"""The delay until a new partition is read, or a topic that a pattern matches or that was created again."""
 HEARTBEAT_SECONDS = 1.0
 """The delay until other consumers hear that one joined or left."""
 SESSION_SECONDS = 30.0
@@ -1073,7 +1073,7 @@ class KafkaBroker(Broker, ConsumerRebalanceListener):  # type: ignore[misc]  # a
             partition_assignment_strategy=self._assignors,
             group_instance_id=self._instance or None,
             isolation_level=self._isolation_level,
-            metadata_max_age_ms=round(1000 * (DISCOVER_SECONDS if self._pattern else 300)),
+            metadata_max_age_ms=round(1000 * DISCOVER_SECONDS),
             # The answer to a join may wait for all other members, or until one of them counts as dead.
             **self._client_arguments(
                 max(self._rebalance_seconds, self._session_seconds) + ANSWER_SECONDS
