@@ -266,6 +266,32 @@ async def test_more_poison_messages_than_the_prefetch_do_not_keep_it_paused(
     assert rejected == [2] * poison
 
 
+@embedded
+async def test_a_pause_that_has_passed_before_its_timer_is_set_ends(
+    settings_for: Callable[..., ConsumerSettings],
+    compressed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the process is stopped for a moment, or whoever reads its log is slow."""
+    settings = settings_for(concurrency=2, retry_seconds=0.05)
+    warning = pause_module.log.warning
+
+    def slow(*arguments: Any, **fields: Any) -> None:
+        warning(*arguments, **fields)
+        time.sleep(2 * pause_module.LONGEST_SECONDS)
+
+    monkeypatch.setattr(pause_module.log, "warning", slow, raising=False)
+    await publish(settings)
+    failing = iter([True] * 12)
+
+    async def handle(body: bytes) -> None:
+        if next(failing, False):
+            raise RuntimeError
+
+    async with running(settings, handle) as consumer:
+        await until(lambda: consumer.handled_count == MESSAGES)
+
+
 @pytest.mark.parametrize("broker", RETRIES_FIRST, indirect=True, scope="session")
 @pytest.mark.parametrize("prefetch", [MESSAGES, 1])
 async def test_poison_messages_that_come_back_before_others_do_not_keep_it_paused(
