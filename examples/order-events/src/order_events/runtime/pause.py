@@ -157,7 +157,9 @@ class Breaker:
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        seconds = min(self.seconds_left or math.inf, self._source.longest_hold_seconds)
+        # The pause may have passed before its timer is set, if the process was stopped meanwhile.
+        passed = 0.0 if self._source.buffer.held and self._probe is None else math.inf
+        seconds = min(self.seconds_left or passed, self._source.longest_hold_seconds)
         if seconds < math.inf:
             self._timer = self._loop.call_later(seconds, self._on_timer)
 
