@@ -1203,7 +1203,7 @@ class TestTopics:
             await asyncio.to_thread(broker.delete, queue)
 
             async def partitions() -> int:
-                return len([tp for tp in source._consumer.assignment() if tp.topic == queue])
+                return len([tp for tp in source._partitions if tp.topic == queue])
 
             await eventually(0, partitions)
             await other.declare()
