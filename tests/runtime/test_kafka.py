@@ -1176,8 +1176,9 @@ class TestTopics:
             assert (await source.describe())[queue] == 0
 
     async def test_a_topic_that_is_deleted_while_it_is_consumed_is_not_created_again(
-        self, connect: Connect, broker: Server, queue: str, events: list[Event]
+        self, connect: Connect, broker: Server, queue: str, shorten: Callable[..., None]
     ) -> None:
+        shorten(1, "DISCOVER_SECONDS")
         async with connect() as source, connect(prefetch=0) as other:
             ids_before = await publish(source, 1)
             (before,) = await take(source, 1)
