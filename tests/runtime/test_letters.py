@@ -279,7 +279,7 @@ def test_a_commit_of_kafka_marks_what_is_settled_and_nothing_else(
     kafka: Any = pytest.importorskip("runtime.brokers.kafka")
     end = begin + count
     unsettled = {begin + place for place in places if place < count}
-    one = kafka._Partition(None, unacked=unsettled, position=end).commit(most_bytes)
+    one = kafka._Partition(("orders", 0), unacked=unsettled, position=end).commit(most_bytes)
     assert one.offset == min(unsettled, default=end)
     assert len(one.metadata) <= most_bytes
     marked, left = kafka._marks_of(one)
@@ -288,7 +288,9 @@ def test_a_commit_of_kafka_marks_what_is_settled_and_nothing_else(
         assert settled == {*range(one.offset, end)} - unsettled
     assert settled <= {*range(one.offset, end)} - unsettled
     # The next owner, before it has read anything.
-    assert kafka._Partition(None, marked, left).commit(most_bytes) == one or not one.metadata
+    assert (
+        kafka._Partition(("orders", 0), marked, left).commit(most_bytes) == one or not one.metadata
+    )
 
 
 @pytest.mark.parametrize("metadata", ["", "other program's", "eJw=", "€", "x-consumer-settled:e"])
