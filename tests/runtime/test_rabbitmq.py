@@ -226,11 +226,6 @@ async def publish_alone(source: RabbitBroker) -> None:
         await source.publish([OutgoingMessage(b"", to="exchange:amq.direct/nowhere")])
 
 
-async def list_letters(source: RabbitBroker) -> None:
-    async for _ in source.dead_letters():
-        pass
-
-
 class TestOutages:
     @pytest.mark.parametrize("step", ["open", "basic_consume"])
     async def test_a_failed_start_can_be_repeated_and_consumes_once(
@@ -446,7 +441,7 @@ class TestOutages:
 
 
 class TestCancelledRequests:
-    @pytest.mark.parametrize("request_of", [count, publish_alone, list_letters])
+    @pytest.mark.parametrize("request_of", [count, publish_alone])
     async def test_a_request_that_is_cancelled_while_its_channel_closes_leaves_the_connection_open(
         self,
         connect: Connect,

@@ -336,7 +336,7 @@ class _Publisher:
             await channel.basic_publish(**names, mandatory=True, wait=False)
         finally:
             # aiormq sends a cancelled close again, and the broker answers the second close by closing the connection.
-            await asyncio.shield(_task(channel.close(), "close a channel"))
+            await asyncio.shield(_task(channel.close(), "close"))
 
 
 class _Deliveries:
@@ -555,9 +555,8 @@ class RabbitBroker(Broker):
         try:
             yield channel
         finally:
-            closing = asyncio.shield(_task(channel.close(), "close a channel"))
             with suppress(BrokerError):  # closed by an error, or with the connection
-                await self._requests.answer(closing)
+                await self._requests.answer(asyncio.shield(_task(channel.close(), "close")))
 
     def _topology(self, retries: dict[int, str]) -> dict[str, dict[str, Any]]:
         """The arguments of each queue; each queue comes after the queue to which it dead-letters."""

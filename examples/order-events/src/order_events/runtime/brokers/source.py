@@ -167,9 +167,10 @@ class Source(Publisher):
         """Delivered to this process, and not settled yet."""
         self.in_flight: Iterable[Message] = ()
         """The messages that handlers work on, even if the broker has taken the delivery back. The consumer sets it."""
+        # A lambda, because `Several` and `Limits` replace the buffer later.
         self.put_offs = PutOffs(
             self._is_held, self._release, lambda one: self.buffer.put(one), self._try_to_store
-        )  # looked up then: `Several` and `Limits` replace the buffer
+        )
         """Messages whose retry or dead letter the broker did not store."""
         self.requeued_count = 0
         """How many messages `stop` and `requeue` requeued."""
